@@ -1,0 +1,88 @@
+// Package jsonfile keeps one JSON document in one file.
+//
+// A document is replaced by writing a temporary file beside it and renaming
+// that over the old one, so a reader sees the old document or the new one and
+// never a part of either. It is not a database: there is no locking between
+// writers of the same path, which the caller orders.
+package jsonfile
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Write replaces the document at path by v, with mode 0600. It survives the
+// death of this process at any instant, but not a power cut: use [WriteSync]
+// for a document that must be on disk before the next step.
+func Write(path string, v any) error { return write(path, v, false) }
+
+// WriteSync is [Write] that returns only when the document and its directory
+// entry are on stable storage.
+func WriteSync(path string, v any) error { return write(path, v, true) }
+
+// Read decodes the document at path into v. The error of a missing file
+// satisfies errors.Is(err, fs.ErrNotExist).
+func Read(path string, v any) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("decode %s: %w", path, err)
+	}
+	return nil
+}
+
+func write(path string, v any, sync bool) (err error) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", path, err)
+	}
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(f.Name())
+		}
+	}()
+	if _, err = f.Write(data); err != nil {
+		_ = f.Close()
+		return err
+	}
+	if sync {
+		if err = unix.Fdatasync(int(f.Fd())); err != nil {
+			_ = f.Close()
+			return fmt.Errorf("sync %s: %w", f.Name(), err)
+		}
+	}
+	if err = f.Close(); err != nil {
+		return err
+	}
+	if err = os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	if !sync {
+		return nil
+	}
+	return SyncDir(dir)
+}
+
+// SyncDir writes the entries of dir to stable storage.
+func SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = d.Close() }()
+	if err := d.Sync(); err != nil {
+		return fmt.Errorf("sync %s: %w", dir, err)
+	}
+	return nil
+}
