@@ -1,0 +1,96 @@
+# make run    builds everything and leaves a pod running on a node of its own
+# make stop   ends that node and leaves nothing behind
+# make test   unit, golden, script and end-to-end tests
+# More targets: lint race fuzz bench critest images clean.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+
+GO ?= go
+BIN := $(CURDIR)/bin
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOFUMPT := mvdan.cc/gofumpt@v0.12.0
+
+# What a node needs, what the image builder needs, what the tests need besides.
+NODE_PACKAGES := runc crun iptables nftables iproute2 containernetworking-plugins ca-certificates
+TEST_PACKAGES := $(NODE_PACKAGES) gcc libc6-dev e2fsprogs
+BENCH_PACKAGES := $(TEST_PACKAGES) containerd
+
+# go test's own arguments, and how long one package may take.
+TESTFLAGS ?=
+TEST_TIMEOUT ?= 30m
+FUZZTIME ?= 10s
+# An image to run instead of the default one, by any reference that pulls.
+IMAGE ?=
+
+.PHONY: build
+build:
+	@mkdir -p $(BIN)
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+
+.PHONY: images
+images: packages-node
+	$(GO) run ./e2e/cmd/imagebox build
+
+.PHONY: run
+run: packages-node build
+	$(GO) build -o $(BIN)/ ./e2e/cmd/...
+	$(BIN)/demo run -bin $(BIN) $(if $(IMAGE),-image '$(IMAGE)')
+
+.PHONY: stop
+stop:
+	@mkdir -p $(BIN)
+	$(GO) build -o $(BIN)/ ./e2e/cmd/... ./cmd/...
+	$(BIN)/demo stop -bin $(BIN)
+
+.PHONY: test
+test: packages-test
+	$(GO) test -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./...
+
+.PHONY: race
+race: packages-test
+	$(GO) test -race -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./...
+
+.PHONY: lint
+lint:
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	@unformatted=$$($(GO) run $(GOFUMPT) -l $$(git ls-files '*.go')); \
+	if [[ -n $$unformatted ]]; then printf 'not gofumpt-formatted:\n%s\n' "$$unformatted"; exit 1; fi
+
+# Every fuzz target in turn, for FUZZTIME each.
+.PHONY: fuzz
+fuzz:
+	@$(GO) list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./... | while read -r package; do \
+		for target in $$($(GO) test -list '^Fuzz' "$$package" | grep '^Fuzz' || true); do \
+			echo "fuzz $$package $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "$$package"; \
+		done; \
+	done
+
+# Side by side with Debian's containerd; prints a table.
+.PHONY: bench
+bench: packages-bench build
+	$(GO) run ./e2e/bench -bin $(BIN)
+
+# The CRI conformance tool of the Kubernetes project, given as a binary.
+.PHONY: critest
+critest: packages-test build
+	$(GO) build -o $(BIN)/ ./e2e/cmd/...
+	$(BIN)/critest -bin $(BIN) -critest '$(CRITEST)' $(CRITEST_FLAGS)
+
+.PHONY: clean
+clean:
+	rm -rf $(BIN)
+
+.PHONY: packages-node packages-test packages-bench
+packages-node:
+	@e2e/install-packages $(NODE_PACKAGES)
+packages-test:
+	@e2e/install-packages $(TEST_PACKAGES)
+packages-bench:
+	@e2e/install-packages $(BENCH_PACKAGES)
