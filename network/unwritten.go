@@ -1,0 +1,5 @@
+package network
+
+import "github.com/containerd/errdefs"
+
+var errUnwritten = errdefs.ErrNotImplemented

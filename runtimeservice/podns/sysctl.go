@@ -1,0 +1,96 @@
+package podns
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// sysctl is one kernel parameter: its path below /proc/sys and its value.
+type sysctl struct{ path, value string }
+
+func (s sysctl) set() error {
+	f, err := os.OpenFile(filepath.Join("/proc/sys", s.path), os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("set sysctl %s: %w", s.path, err)
+	}
+	_, err = f.WriteString(s.value)
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return fmt.Errorf("set sysctl %s to %q: %w", s.path, s.value, err)
+	}
+	return nil
+}
+
+// CheckSysctls reports the first name of args.Sysctls that the namespaces of
+// args do not own, as errdefs.ErrInvalidArgument: setting it would change the
+// node. A pod may set net.* in its own network namespace, kernel.shm*,
+// kernel.msg*, kernel.sem and fs.mqueue.* in its own IPC namespace, and
+// kernel.domainname in its own UTS namespace. Pin checks by itself.
+func CheckSysctls(args Args) error {
+	_, err := parseSysctls(args.Sysctls, args)
+	return err
+}
+
+func parseSysctls(values map[string]string, args Args) ([]sysctl, error) {
+	list := make([]sysctl, 0, len(values))
+	for name, value := range values {
+		path, err := sysctlPath(name)
+		if err != nil {
+			return nil, err
+		}
+		kind, own := owner(path, args)
+		if kind == "" {
+			return nil, fmt.Errorf("sysctl %s belongs to no namespace: %w", name, errdefs.ErrInvalidArgument)
+		}
+		if !own {
+			return nil, fmt.Errorf("sysctl %s needs a %s namespace of the pod's own: %w", name, kind, errdefs.ErrInvalidArgument)
+		}
+		list = append(list, sysctl{path, value})
+	}
+	slices.SortFunc(list, func(a, b sysctl) int { return strings.Compare(a.path, b.path) })
+	return list, nil
+}
+
+// sysctlPath turns a name into a path below /proc/sys as sysctl(8) does: the
+// first separator decides which of '.' and '/' separates, the other one is
+// then part of a name (an interface called eth0.100).
+func sysctlPath(name string) (string, error) {
+	path := name
+	if i := strings.IndexAny(name, "./"); i >= 0 && name[i] == '.' {
+		path = strings.Map(func(r rune) rune {
+			switch r {
+			case '.':
+				return '/'
+			case '/':
+				return '.'
+			}
+			return r
+		}, name)
+	}
+	if !filepath.IsLocal(path) || filepath.Clean(path) != path || strings.ContainsRune(path, 0) {
+		return "", fmt.Errorf("sysctl name %q: %w", name, errdefs.ErrInvalidArgument)
+	}
+	return path, nil
+}
+
+// owner returns the kind of namespace that a parameter belongs to and whether
+// the pod of args has one of its own.
+func owner(path string, args Args) (kind string, own bool) {
+	switch {
+	case strings.HasPrefix(path, "net/"):
+		return Net, args.Net
+	case strings.HasPrefix(path, "fs/mqueue/"), path == "kernel/sem",
+		strings.HasPrefix(path, "kernel/shm"), strings.HasPrefix(path, "kernel/msg"):
+		return IPC, args.IPC
+	case path == "kernel/domainname":
+		return UTS, args.UTS
+	}
+	return "", false
+}

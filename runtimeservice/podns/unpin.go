@@ -1,0 +1,88 @@
+package podns
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// nsfsMagic is the file system type of namespace files (linux/magic.h).
+const nsfsMagic = 0x6e736673
+
+// Unpin takes away every pin in dir, also those half made, and leaves the
+// directory itself and everything else in it. The namespaces end with their
+// last process. It is idempotent: pins, files or the directory not being there
+// is success. It does not wait for the kernel to take the namespaces down.
+func Unpin(dir string) error {
+	return unpin(dir, []string{Net, IPC, UTS, PID, User})
+}
+
+func unpin(dir string, names []string) error {
+	var errs []error
+	for _, name := range names {
+		if err := unpinFile(filepath.Join(dir, name)); err != nil {
+			errs = append(errs, fmt.Errorf("unpin %s namespace: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// unpinFile detaches all mounts from path and removes the file below.
+func unpinFile(path string) error {
+	if err := detach(path); err != nil {
+		return err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+		return err
+	}
+	return nil
+}
+
+// detach takes every mount off path (there is more than one if a crash fell
+// between two attempts). Nothing mounted or no path is success.
+func detach(path string) error {
+	for {
+		switch err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err {
+		case nil:
+		case unix.EINVAL, unix.ENOENT, unix.ENOTDIR: // EINVAL: not a mount point
+			return nil
+		default:
+			return &fs.PathError{Op: "unmount", Path: path, Err: err}
+		}
+	}
+}
+
+// Pinned reports whether path is a pin: a mounted namespace file and not the
+// plain file that a crash or a reboot leaves.
+func Pinned(path string) (bool, error) {
+	var st unix.Statfs_t
+	err := unix.Statfs(path, &st)
+	if errors.Is(err, fs.ErrNotExist) || err == unix.ENOTDIR {
+		return false, nil
+	}
+	if err != nil {
+		return false, &fs.PathError{Op: "statfs", Path: path, Err: err}
+	}
+	return st.Type == nsfsMagic, nil
+}
+
+// touch makes the empty file that a pin is mounted on.
+func touch(path string) error {
+	pinned, err := Pinned(path)
+	if err != nil {
+		return err
+	}
+	if pinned {
+		return fmt.Errorf("%s: %w", path, errdefs.ErrAlreadyExists)
+	}
+	fd, err := unix.Open(path, unix.O_CREAT|unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o444)
+	if err != nil {
+		return &fs.PathError{Op: "create", Path: path, Err: err}
+	}
+	return unix.Close(fd)
+}
