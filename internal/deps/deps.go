@@ -12,6 +12,7 @@ import (
 	_ "github.com/cyphar/filepath-securejoin/pathrs-lite"
 	_ "github.com/distribution/reference"
 	_ "github.com/fsnotify/fsnotify"
+	_ "github.com/go-logr/logr"
 	_ "github.com/google/go-cmp/cmp"
 	_ "github.com/klauspost/compress/gzip"
 	_ "github.com/klauspost/compress/zstd"

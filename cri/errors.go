@@ -1,0 +1,96 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	criapierrors "k8s.io/cri-api/pkg/errors"
+)
+
+// toStatus gives err the gRPC code that a CRI client acts on. It is the only
+// place in which that happens. In order of precedence:
+//
+//   - an error that carries a status already keeps its code;
+//   - the sentinels of k8s.io/cri-api keep their text in front and are Unknown,
+//     because the kubelet recognises them by the beginning of an Unknown message;
+//   - errdefs sentinels, anywhere in the chain, by the table in codeOf;
+//   - context.DeadlineExceeded and context.Canceled;
+//   - anything else is Unknown.
+//
+// The message is the text of the whole chain.
+func toStatus(err error) error {
+	if err == nil {
+		return nil
+	}
+	if s, ok := status.FromError(err); ok {
+		return s.Err()
+	}
+	if sentinel := criSentinel(err); sentinel != nil {
+		return status.Error(codes.Unknown, withPrefix(sentinel.Error(), err.Error()))
+	}
+	return status.Error(codeOf(err), err.Error())
+}
+
+func codeOf(err error) codes.Code {
+	table := []struct {
+		is   func(error) bool
+		code codes.Code
+	}{
+		{errdefs.IsInvalidArgument, codes.InvalidArgument},
+		{errdefs.IsNotFound, codes.NotFound},
+		{errdefs.IsAlreadyExists, codes.AlreadyExists},
+		{errdefs.IsFailedPrecondition, codes.FailedPrecondition},
+		{errdefs.IsConflict, codes.FailedPrecondition},
+		{errdefs.IsNotModified, codes.FailedPrecondition},
+		{errdefs.IsNotImplemented, codes.Unimplemented},
+		{errdefs.IsPermissionDenied, codes.PermissionDenied},
+		{errdefs.IsUnauthorized, codes.Unauthenticated},
+		{errdefs.IsResourceExhausted, codes.ResourceExhausted},
+		{errdefs.IsUnavailable, codes.Unavailable},
+		{errdefs.IsAborted, codes.Aborted},
+		{errdefs.IsOutOfRange, codes.OutOfRange},
+		{errdefs.IsDataLoss, codes.DataLoss},
+		{errdefs.IsInternal, codes.Internal},
+		{isDeadlineExceeded, codes.DeadlineExceeded},
+		{errdefs.IsCanceled, codes.Canceled},
+	}
+	for _, row := range table {
+		if row.is(err) {
+			return row.code
+		}
+	}
+	return codes.Unknown
+}
+
+func isDeadlineExceeded(err error) bool { return errors.Is(err, context.DeadlineExceeded) }
+
+func criSentinel(err error) error {
+	for _, sentinel := range []error{
+		criapierrors.ErrRegistryUnavailable,
+		criapierrors.ErrSignatureValidationFailed,
+		criapierrors.ErrRROUnsupported,
+		criapierrors.ErrImageVolumeMountFailed,
+	} {
+		if errors.Is(err, sentinel) {
+			return sentinel
+		}
+	}
+	return nil
+}
+
+func withPrefix(prefix, text string) string {
+	if strings.HasPrefix(text, prefix) {
+		return text
+	}
+	return prefix + ": " + text
+}
+
+// invalidArgument marks an error of the caller's making.
+func invalidArgument(err error) error {
+	return fmt.Errorf("%w: %w", errdefs.ErrInvalidArgument, err)
+}

@@ -1,0 +1,125 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	"k8s.io/klog/v2"
+)
+
+// sessions is the streaming.Runtime that runs exec, attach and port-forward
+// streams on the Runtime, with the care that calls get: a logger, a metric, an end
+// when the server stops, and a panic that ends only its own session.
+type sessions struct {
+	server  *Server
+	runtime Runtime
+
+	mu      sync.Mutex
+	ended   bool // no session begins any more
+	running sync.WaitGroup
+}
+
+// Exec implements streaming.Runtime.
+func (s *sessions) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errs io.WriteCloser,
+	tty bool, resize <-chan remotecommand.TerminalSize,
+) error {
+	return s.run(ctx, session{kind: "exec", key: "container", id: id}, func(ctx context.Context) error {
+		return s.runtime.ServeExec(ctx, id, cmd, in, out, errs, tty, resize)
+	})
+}
+
+// Attach implements streaming.Runtime.
+func (s *sessions) Attach(ctx context.Context, id string, in io.Reader, out, errs io.WriteCloser,
+	tty bool, resize <-chan remotecommand.TerminalSize,
+) error {
+	return s.run(ctx, session{kind: "attach", key: "container", id: id}, func(ctx context.Context) error {
+		return s.runtime.ServeAttach(ctx, id, in, out, errs, tty, resize)
+	})
+}
+
+// PortForward implements streaming.Runtime. The context that the library passes
+// does not end with the connection; the stream does.
+func (s *sessions) PortForward(ctx context.Context, id string, port int32, stream io.ReadWriteCloser) error {
+	return s.run(ctx, session{kind: "port-forward", key: "pod", id: id}, func(ctx context.Context) error {
+		return s.runtime.ServePortForward(ctx, id, port, stream)
+	})
+}
+
+// session names a stream in log and metrics.
+type session struct{ kind, key, id string }
+
+func (s *sessions) run(ctx context.Context, what session, serve func(context.Context) error) (err error) {
+	if !s.begin() {
+		return errStopping()
+	}
+	defer s.running.Done()
+	gauge := s.server.metrics.sessions.WithLabelValues(what.kind)
+	gauge.Inc()
+	defer gauge.Dec()
+	log := s.server.log.WithValues("session", what.kind, "call", s.server.lastID.Add(1), what.key, what.id)
+	ctx, cancel := s.server.untilStop(klog.NewContext(ctx, log))
+	defer cancel()
+	started := time.Now()
+	defer func() {
+		if p := recover(); p != nil {
+			err = s.server.recovered(log, p)
+		}
+		log.V(verbosityChange).Info("Session ended", "took", time.Since(started), "err", err)
+		err = exitStatus(err)
+	}()
+	return serve(ctx)
+}
+
+func (s *sessions) begin() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return false
+	}
+	s.running.Add(1)
+	return true
+}
+
+// wait lets no session begin any more and waits for the running ones, up to limit.
+func (s *sessions) wait(limit time.Duration) {
+	s.mu.Lock()
+	s.ended = true
+	s.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		s.running.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(limit):
+	}
+}
+
+// exited is an exit code in the form in which k8s.io/cri-streaming wants it, by
+// type assertion: k8s.io/utils/exec.ExitError.
+type exited struct {
+	error
+	code int
+}
+
+func (e exited) String() string  { return e.Error() }
+func (e exited) Exited() bool    { return true }
+func (e exited) ExitStatus() int { return e.code }
+func (e exited) Unwrap() error   { return e.error }
+
+func exitStatus(err error) error {
+	var e interface {
+		error
+		ExitStatus() int
+	}
+	if !errors.As(err, &e) {
+		return err
+	}
+	return exited{error: fmt.Errorf("exit code %d", e.ExitStatus()), code: e.ExitStatus()}
+}

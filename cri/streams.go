@@ -1,0 +1,194 @@
+package cri
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	"k8s.io/cri-streaming/pkg/streaming"
+	"k8s.io/cri-streaming/pkg/streaming/portforward"
+	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+)
+
+const (
+	headerTimeout = 10 * time.Second
+	// sessionGrace is how long sessions may take to end after they are told to.
+	sessionGrace = 2 * time.Second
+)
+
+// streamServer is the HTTP server behind the URLs of Exec, Attach and
+// PortForward. The protocols (SPDY and WebSocket) are those of
+// k8s.io/cri-streaming; ours are the listener, which ends a session's context with
+// its connection, and the end of it all.
+type streamServer struct {
+	urls     streaming.Server
+	sessions *sessions
+	listener *watchedListener
+	http     *http.Server
+}
+
+func newStreamServer(s *Server, rt Runtime) (*streamServer, error) {
+	o := s.opts.Streaming
+	tlsConfig, err := o.tlsConfig()
+	if err != nil {
+		return nil, fmt.Errorf("serve streams: %w", err)
+	}
+	l, err := net.Listen("tcp", o.Address)
+	if err != nil {
+		return nil, fmt.Errorf("serve streams: %w", err)
+	}
+	base := &url.URL{Scheme: "http", Host: l.Addr().String(), Path: "/"}
+	if tlsConfig != nil {
+		base.Scheme = "https"
+	}
+	sess := &sessions{server: s, runtime: rt}
+	urls, err := streaming.NewServer(streaming.Config{
+		BaseURL:                         base,
+		StreamIdleTimeout:               o.IdleTimeout,
+		StreamCreationTimeout:           o.CreationTimeout,
+		SupportedRemoteCommandProtocols: remotecommand.SupportedStreamingProtocols,
+		SupportedPortForwardProtocols:   portforward.SupportedProtocols,
+	}, sess)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("serve streams: %w", err), l.Close())
+	}
+	watched := &watchedListener{Listener: l, conns: map[*watchedConn]struct{}{}}
+	return &streamServer{urls: urls, sessions: sess, listener: watched, http: &http.Server{
+		Handler:           urls,
+		TLSConfig:         tlsConfig,
+		Protocols:         onlyHTTP1(),
+		ReadHeaderTimeout: headerTimeout,
+		ConnContext:       watched.connContext,
+		ErrorLog:          slog.NewLogLogger(logr.ToSlogHandler(s.log), slog.LevelDebug),
+	}}, nil
+}
+
+// onlyHTTP1 keeps HTTP/2 out, whose connections cannot be taken over by a stream.
+func onlyHTTP1() *http.Protocols {
+	p := new(http.Protocols)
+	p.SetHTTP1(true)
+	return p
+}
+
+func (o StreamingOptions) tlsConfig() (*tls.Config, error) {
+	if o.TLSCert == "" {
+		return nil, nil
+	}
+	cert, err := tls.LoadX509KeyPair(o.TLSCert, o.TLSKey)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}, nil
+}
+
+func (s *streamServer) serve() error {
+	var err error
+	if s.http.TLSConfig != nil {
+		err = s.http.ServeTLS(s.listener, "", "")
+	} else {
+		err = s.http.Serve(s.listener)
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// close ends the sessions, which have been told to stop, and then whatever
+// connection is left.
+func (s *streamServer) close() error {
+	err := s.http.Close()
+	if cerr := s.listener.Close(); cerr != nil && !errors.Is(cerr, net.ErrClosed) {
+		err = errors.Join(err, cerr)
+	}
+	s.sessions.wait(sessionGrace)
+	s.listener.closeConns()
+	return err
+}
+
+// watchedListener knows its open connections, also those that a stream took over
+// from the HTTP server.
+type watchedListener struct {
+	net.Listener
+
+	mu    sync.Mutex
+	conns map[*watchedConn]struct{}
+}
+
+// Accept implements net.Listener.
+func (l *watchedListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	w := &watchedConn{Conn: c, listener: l, dead: make(chan struct{})}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.conns[w] = struct{}{}
+	return w, nil
+}
+
+// connContext is an http.Server's ConnContext: the context ends when the
+// connection does, which net/http itself no longer notices after a take-over.
+func (l *watchedListener) connContext(ctx context.Context, c net.Conn) context.Context {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	w, ok := c.(*watchedConn)
+	if !ok {
+		return ctx
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		<-w.dead
+		cancel()
+	}()
+	return ctx
+}
+
+func (l *watchedListener) closeConns() {
+	l.mu.Lock()
+	conns := l.conns
+	l.conns = map[*watchedConn]struct{}{}
+	l.mu.Unlock()
+	for c := range conns {
+		_ = c.Close()
+	}
+}
+
+// watchedConn notices that its peer is gone by any read that fails.
+type watchedConn struct {
+	net.Conn
+	listener *watchedListener
+	dead     chan struct{}
+	once     sync.Once
+}
+
+// Read implements net.Conn.
+func (c *watchedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.die()
+	}
+	return n, err
+}
+
+// Close implements net.Conn.
+func (c *watchedConn) Close() error {
+	c.die()
+	c.listener.mu.Lock()
+	delete(c.listener.conns, c)
+	c.listener.mu.Unlock()
+	return c.Conn.Close()
+}
+
+func (c *watchedConn) die() { c.once.Do(func() { close(c.dead) }) }
