@@ -1,0 +1,65 @@
+package images
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/micarun/mica/internal/testimage"
+	"github.com/micarun/mica/internal/testregistry"
+)
+
+// Dir returns the directory that keeps packages, layers and the registry:
+// mica-images in the user's cache directory ($XDG_CACHE_HOME or ~/.cache).
+func Dir() (string, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("find cache directory: %w", err)
+	}
+	return filepath.Join(cache, "mica-images"), nil
+}
+
+// Registry returns a registry over the images in dir; they need not be built
+// yet.
+func Registry(dir string) *testregistry.Registry {
+	return testregistry.New(testregistry.Options{Dir: filepath.Join(dir, "registry")})
+}
+
+// Build builds what is missing of list into dir. root is the root directory of
+// this module. report is told every image as it is finished.
+func Build(ctx context.Context, dir, root string, list []testimage.Image, report func(testimage.Built)) (err error) {
+	builder, err := testimage.Open(ctx, testimage.Options{Dir: dir, Root: root, Store: Registry(dir)})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, builder.Close()) }()
+	for _, image := range list {
+		built, err := builder.Build(ctx, image)
+		if err != nil {
+			return err
+		}
+		report(built)
+	}
+	return nil
+}
+
+// ModuleRoot returns the root directory of this module: the nearest directory
+// with a go.mod at or above the working directory.
+func ModuleRoot() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", fmt.Errorf("find module root: %w", err)
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir, nil
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			return "", errors.New("find module root: no go.mod at or above the working directory")
+		}
+		dir = parent
+	}
+}
