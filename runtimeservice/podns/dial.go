@@ -2,7 +2,6 @@ package podns
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"strconv"
@@ -15,22 +14,25 @@ import (
 func DialTCP(ctx context.Context, nsPath string, port uint16) (net.Conn, error) {
 	var conn net.Conn
 	err := Do(nsPath, func() error {
-		var errs []error
-		for _, host := range []string{"127.0.0.1", "::1"} {
-			var dialer net.Dialer
-			// An address literal is dialled by the calling goroutine, so
-			// the socket is made on this thread.
-			c, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(int(port))))
-			if err == nil {
-				conn = c
-				return nil
+		c, err4 := dialHere(ctx, "127.0.0.1", port)
+		if err4 != nil {
+			var err6 error
+			if c, err6 = dialHere(ctx, "::1", port); err6 != nil {
+				return fmt.Errorf("%w; %w", err4, err6)
 			}
-			errs = append(errs, err)
 		}
-		return errors.Join(errs...)
+		conn = c
+		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("connect to port %d of the pod: %w", port, err)
 	}
 	return conn, nil
+}
+
+// dialHere connects from the namespace of the calling thread: an address
+// literal is resolved and dialled by the calling goroutine.
+func dialHere(ctx context.Context, host string, port uint16) (net.Conn, error) {
+	var dialer net.Dialer
+	return dialer.DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(int(port))))
 }

@@ -1,6 +1,7 @@
 package podns
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 
@@ -33,13 +34,17 @@ func Do(nsPath string, f func() error) error {
 
 // onThread runs f on an operating system thread that is not the main thread,
 // that runs nothing else meanwhile, and that ends afterwards together with
-// everything that f changed about it.
+// everything that f changed about it. An f that ends its goroutine instead of
+// returning (runtime.Goexit) is an error.
 func onThread(f func() error) error {
 	done := make(chan error, 1)
-	go func() { done <- lockedRun(f) }()
+	go func() {
+		err := errors.New("thread ended early")
+		defer func() { done <- err }()
+		err = lockedRun(f)
+	}()
 	return <-done
 }
-
 
 // lockedRun locks the calling goroutine to its thread for good, so that the Go
 // runtime ends the thread with the goroutine (runtime.LockOSThread). On the
