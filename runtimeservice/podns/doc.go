@@ -19,6 +19,8 @@
 //     of the process ever runs in a pod's namespace by accident. It is never
 //     the main thread of the process, which the Go runtime cannot end and
 //     which would keep the namespace alive for as long as the process.
+//     A child process that was started with Pdeathsig may die with such a
+//     thread, if it happens to be the one that started it: do not use both.
 //   - Pin leaves either all pins that were asked for or none.
 //   - Unpin succeeds on every state of the directory that a crash can leave.
 //

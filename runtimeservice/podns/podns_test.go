@@ -131,6 +131,7 @@ func TestPinMakesNamespacesOfThePodsOwn(t *testing.T) {
 		"net/ipv4/conf/lo/forwarding":         "1",
 		"kernel.shm_rmid_forced":              "1",
 		"kernel.sem":                          "32000 1024000000 500 32000",
+		"fs.mqueue.msg_max":                   "20",
 	}})
 	var inodes []uint64
 	for _, name := range []string{Net, IPC, UTS} {
@@ -147,11 +148,11 @@ func TestPinMakesNamespacesOfThePodsOwn(t *testing.T) {
 	eventually(t, "no thread of ours in the pod's namespaces", func() bool { return threadsIn(t, inodes...) == 0 })
 
 	out, err := exec.Command("nsenter", "--net="+dir+"/net", "--ipc="+dir+"/ipc", "--uts="+dir+"/uts", "sh", "-c",
-		"hostname; cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/ipv4/conf/lo/forwarding /proc/sys/kernel/shm_rmid_forced /proc/sys/kernel/sem | tr '\\t' ' '").CombinedOutput()
+		"hostname; cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/ipv4/conf/lo/forwarding /proc/sys/kernel/shm_rmid_forced /proc/sys/kernel/sem /proc/sys/fs/mqueue/msg_max | tr '\\t' ' '").CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if got, want := string(out), "a-pod\n80\n1\n1\n32000 1024000000 500 32000\n"; got != want {
+	if got, want := string(out), "a-pod\n80\n1\n1\n32000 1024000000 500 32000\n20\n"; got != want {
 		t.Errorf("inside the pod:\n%swant:\n%s", got, want)
 	}
 	if name, _ := os.Hostname(); name == "a-pod" {
@@ -352,7 +353,7 @@ func TestShareReachesOtherMountNamespaces(t *testing.T) {
 	before := pinAll(t, Args{Dir: filepath.Join(root, "before")})
 
 	cmd := exec.Command("sleep", "60")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 	must(t, cmd.Start())
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	pid := fmt.Sprint(cmd.Process.Pid)
@@ -431,39 +432,40 @@ func TestThreadsAreThrownAway(t *testing.T) {
 }
 
 // The Go runtime parks the main thread instead of ending it, so work that
-// changes the thread must step aside to another one.
+// changes the thread must step aside to another one. Only the initialization of
+// a program is certain to run on the main thread, so the test runs this binary
+// again and looks at what [mainThreadProbe] does there.
 func TestWorkNeverRunsOnTheMainThread(t *testing.T) {
-	release := make(chan struct{})
-	found := make(chan bool)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer close(release)
-	// Locked goroutines take the idle threads one by one until one of them
-	// gets the main thread.
-	for range 200 {
-		wg.Go(func() {
-			runtime.LockOSThread()
-			defer runtime.UnlockOSThread()
-			isMain := unix.Gettid() == unix.Getpid()
-			if isMain {
-				err := lockedRun(func() error {
-					if unix.Gettid() == unix.Getpid() {
-						return errors.New("ran on the main thread")
-					}
-					return nil
-				})
-				if err != nil {
-					t.Error(err)
-				}
-			}
-			found <- isMain
-			<-release
-		})
-		if <-found {
-			return
-		}
+	cmd := exec.Command(os.Args[0], "-test.run=^$")
+	cmd.Env = append(os.Environ(), probeVariable+"=1")
+	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "stepped aside\n" {
+		t.Errorf("%v: %s", err, out)
 	}
-	t.Fatal("no goroutine got the main thread")
+}
+
+const probeVariable = "PODNS_TEST_MAIN_THREAD"
+
+var _ = mainThreadProbe()
+
+func mainThreadProbe() struct{} {
+	if os.Getenv(probeVariable) == "" {
+		return struct{}{}
+	}
+	isMain := func() bool { return unix.Gettid() == unix.Getpid() }
+	if !isMain() {
+		fmt.Println("initialization does not run on the main thread")
+	} else if err := lockedRun(func() error {
+		if isMain() {
+			return errors.New("ran on the main thread")
+		}
+		return nil
+	}); err != nil {
+		fmt.Println(err)
+	} else {
+		fmt.Println("stepped aside")
+	}
+	os.Exit(0)
+	return struct{}{}
 }
 
 func TestDialTCP(t *testing.T) {
