@@ -42,12 +42,17 @@ func Pause() testimage.Image {
 
 // Python is an image of some 350 MB in six layers, as applications have it.
 func Python() testimage.Image {
+	const lib = "/usr/lib/x86_64-linux-gnu/"
 	layers := append(busybox(),
 		testimage.Layer{Packages: []string{"python3"}},
-		testimage.Layer{Packages: []string{"python3", "python3-numpy"}},
+		testimage.Layer{Packages: []string{"python3", "python3-numpy"}, Files: []testimage.File{
+			// What the packages' scripts would set up as alternatives.
+			{Path: lib + "libblas.so.3", Symlink: "blas/libblas.so.3"},
+			{Path: lib + "liblapack.so.3", Symlink: "lapack/liblapack.so.3"},
+		}},
 		testimage.Layer{Packages: []string{"python3", "python3-numpy", "python3-sympy", "python3-lxml", "python3-pil"}},
 		testimage.Layer{Packages: []string{"python3-scipy"}, Only: true},
-		testimage.Layer{Files: []testimage.File{{Path: "/app/main.py", Content: "import sympy\nprint(sympy.factorint(2**64 - 1))\n"}}},
+		testimage.Layer{Files: []testimage.File{{Path: "/app/main.py", Content: "import numpy\nprint('sum', int(numpy.arange(100).sum()))\n"}}},
 	)
 	return testimage.Image{
 		Names:  []string{"mica/python:latest"},
