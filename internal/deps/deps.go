@@ -2,12 +2,14 @@
 package deps
 
 import (
+	_ "github.com/containerd/continuity/fs"
 	_ "github.com/containerd/errdefs"
 	_ "github.com/containerd/platforms"
 	_ "github.com/containernetworking/cni/libcni"
 	_ "github.com/containernetworking/cni/pkg/invoke"
 	_ "github.com/containernetworking/cni/pkg/types/100"
 	_ "github.com/containernetworking/plugins/pkg/ns"
+	_ "github.com/coreos/go-systemd/v22/daemon"
 	_ "github.com/cyphar/filepath-securejoin"
 	_ "github.com/cyphar/filepath-securejoin/pathrs-lite"
 	_ "github.com/distribution/reference"
@@ -19,6 +21,7 @@ import (
 	_ "github.com/moby/profiles/seccomp"
 	_ "github.com/moby/sys/capability"
 	_ "github.com/moby/sys/mountinfo"
+	_ "github.com/moby/sys/signal"
 	_ "github.com/moby/sys/user"
 	_ "github.com/opencontainers/cgroups"
 	_ "github.com/opencontainers/cgroups/fs"
@@ -42,6 +45,8 @@ import (
 	_ "golang.org/x/time/rate"
 	_ "google.golang.org/grpc"
 	_ "google.golang.org/grpc/health"
+	_ "k8s.io/client-go/tools/portforward"
+	_ "k8s.io/client-go/tools/remotecommand"
 	_ "k8s.io/cri-api/pkg/apis"
 	_ "k8s.io/cri-api/pkg/apis/runtime/v1"
 	_ "k8s.io/cri-api/pkg/errors"
@@ -49,11 +54,8 @@ import (
 	_ "k8s.io/cri-client/pkg/logs"
 	_ "k8s.io/cri-streaming/pkg/streaming"
 	_ "k8s.io/cri-streaming/pkg/streaming/remotecommand"
-	_ "k8s.io/client-go/tools/remotecommand"
-	_ "k8s.io/client-go/tools/portforward"
 	_ "k8s.io/klog/v2"
 	_ "oras.land/oras-go/v2/registry/remote"
 	_ "oras.land/oras-go/v2/registry/remote/auth"
 	_ "sigs.k8s.io/knftables"
-	_ "github.com/coreos/go-systemd/v22/daemon"
 )

@@ -1,0 +1,257 @@
+package runtimeservice
+
+import (
+	"fmt"
+	"maps"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/internal/jsonfile"
+)
+
+// Phase is where a container stands in its life. It is derived from the state.
+type Phase string
+
+// The phases of a container, in order.
+const (
+	Creating Phase = "creating"
+	Created  Phase = "created"
+	Running  Phase = "running"
+	Exited   Phase = "exited"
+)
+
+// Reasons of an exit, beside those that the keeper reports.
+const (
+	reasonCompleted  = "Completed"
+	reasonError      = "Error"
+	reasonOOMKilled  = "OOMKilled"
+	reasonStartError = "StartError"
+	reasonRebooted   = "NodeRebooted"
+	reasonUnknown    = "Unknown"
+)
+
+// Exit codes that no process returned.
+const (
+	exitStartError = 128 // the OCI runtime could not start the process
+	exitUnknown    = 255 // the code was lost; never shown as success
+)
+
+// ContainerRecord is what is known of a container before its first side
+// effect. It is written once and never changes.
+type ContainerRecord struct {
+	ID      string
+	PodID   string
+	Config  stored[runtimeapi.ContainerConfig, *runtimeapi.ContainerConfig]
+	Handler string
+	Created time.Time
+	// ImageID is the digest of the image's config; ImageRef a repository
+	// digest of it where there is one, else the ID again.
+	ImageID, ImageRef string
+	// LogPath is the absolute path of the CRI log, "" for none.
+	LogPath string
+	// CgroupParent is the pod's cgroup, in which the container's own lies.
+	CgroupParent string
+	// StopSignal is the name of the signal that asks the container to end.
+	StopSignal string
+}
+
+// ContainerUser is the identity of a container's first process.
+type ContainerUser struct {
+	UID, GID     uint32
+	Supplemental []uint32
+}
+
+// ContainerState is what changes while a container lives.
+type ContainerState struct {
+	BootID   string // of the boot in which the container was created
+	Ready    bool   // the OCI runtime has created it
+	Pid      int
+	User     ContainerUser // as resolved in the image
+	Started  time.Time
+	Finished time.Time
+	ExitCode int
+	Reason   string
+	Message  string
+	// Resources are the last ones that were set, the record's at first.
+	Resources stored[runtimeapi.LinuxContainerResources, *runtimeapi.LinuxContainerResources]
+}
+
+func (s ContainerState) phase() Phase {
+	switch {
+	case !s.Finished.IsZero():
+		return Exited
+	case !s.Started.IsZero():
+		return Running
+	case s.Ready:
+		return Created
+	}
+	return Creating
+}
+
+// Container is one container of a pod.
+type Container struct {
+	ContainerRecord
+	dir    string        // of the record and the state
+	op     opLock        // held while it is created, started, released or removed
+	exited chan struct{} // closed once the state says Exited
+
+	mu    sync.Mutex // guards what follows; taken after op, never around I/O but the state file's
+	state ContainerState
+	// starting is when StartContainer asked the keeper, zero before. The exit
+	// of a short-lived container can come before that call's answer.
+	starting time.Time
+}
+
+func newContainer(dir string, rec ContainerRecord) *Container {
+	return &Container{ContainerRecord: rec, dir: dir, op: newOpLock(), exited: make(chan struct{})}
+}
+
+func (c *Container) id() string       { return c.ID }
+func (c *Container) identity() string { return containerIdentity(c.PodID, c.Config.Msg.GetMetadata()) }
+
+func (c *Container) config() *runtimeapi.ContainerConfig { return c.Config.Msg }
+
+// containerIdentity is what the kubelet repeats when it retries CreateContainer.
+func containerIdentity(podID string, m *runtimeapi.ContainerMetadata) string {
+	return fmt.Sprintf("%s_%s_%d", podID, m.GetName(), m.GetAttempt())
+}
+
+func (c *Container) snapshot() ContainerState {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.state
+}
+
+func (c *Container) phase() Phase { return c.snapshot().phase() }
+
+// update changes the state: a copy is changed and persisted, then takes the
+// old one's place. If f or the disk fails, the state stays as it was. An exit
+// is on stable storage when update returns, since nobody can tell it again.
+func (c *Container) update(f func(*ContainerState) error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	next := c.state
+	if err := f(&next); err != nil {
+		return err
+	}
+	write := jsonfile.Write
+	ended := next.phase() == Exited && c.state.phase() != Exited
+	if ended {
+		write = jsonfile.WriteSync
+	}
+	if err := write(filepath.Join(c.dir, stateFile), next); err != nil {
+		return fmt.Errorf("write state of container %s: %w", c.ID, err)
+	}
+	c.state = next
+	if ended {
+		close(c.exited)
+	}
+	return nil
+}
+
+// require returns ErrFailedPrecondition unless the container is in one of the
+// phases.
+func (c *Container) require(action string, phases ...Phase) error {
+	got := c.phase()
+	for _, p := range phases {
+		if got == p {
+			return nil
+		}
+	}
+	return fmt.Errorf("cannot %s container %q (%s): %s: %w", action, c.config().GetMetadata().GetName(), c.ID, got, errdefs.ErrFailedPrecondition)
+}
+
+func (ph Phase) cri() runtimeapi.ContainerState {
+	switch ph {
+	case Created:
+		return runtimeapi.ContainerState_CONTAINER_CREATED
+	case Running:
+		return runtimeapi.ContainerState_CONTAINER_RUNNING
+	case Exited:
+		return runtimeapi.ContainerState_CONTAINER_EXITED
+	}
+	return runtimeapi.ContainerState_CONTAINER_UNKNOWN
+}
+
+// image is the image as the CRI wants it told back.
+func (c *Container) image() *runtimeapi.ImageSpec {
+	spec := c.config().GetImage()
+	name := spec.GetUserSpecifiedImage()
+	if name == "" {
+		name = spec.GetImage()
+	}
+	return &runtimeapi.ImageSpec{
+		Image:              name,
+		Annotations:        maps.Clone(spec.GetAnnotations()),
+		UserSpecifiedImage: spec.GetUserSpecifiedImage(),
+		RuntimeHandler:     spec.GetRuntimeHandler(),
+	}
+}
+
+// status is the container as the CRI shows it.
+func (c *Container) status() *runtimeapi.ContainerStatus {
+	st := c.snapshot()
+	cfg := c.config()
+	status := &runtimeapi.ContainerStatus{
+		Id:          c.ID,
+		Metadata:    cfg.GetMetadata(),
+		State:       st.phase().cri(),
+		CreatedAt:   c.Created.UnixNano(),
+		StartedAt:   unixNano(st.Started),
+		FinishedAt:  unixNano(st.Finished),
+		ExitCode:    int32(st.ExitCode),
+		Image:       c.image(),
+		ImageRef:    c.ImageRef,
+		ImageId:     c.ImageID,
+		Reason:      st.Reason,
+		Message:     st.Message,
+		Labels:      maps.Clone(cfg.GetLabels()),
+		Annotations: maps.Clone(cfg.GetAnnotations()),
+		Mounts:      cfg.GetMounts(),
+		LogPath:     c.LogPath,
+		StopSignal:  criSignal(c.StopSignal),
+		User: &runtimeapi.ContainerUser{Linux: &runtimeapi.LinuxContainerUser{
+			Uid: int64(st.User.UID), Gid: int64(st.User.GID), SupplementalGroups: int64s(st.User.Supplemental),
+		}},
+	}
+	if st.Resources.Msg != nil {
+		status.Resources = &runtimeapi.ContainerResources{Linux: st.Resources.Msg}
+	}
+	return status
+}
+
+// listed is the container as the CRI lists it.
+func (c *Container) listed() *runtimeapi.Container {
+	cfg := c.config()
+	return &runtimeapi.Container{
+		Id:           c.ID,
+		PodSandboxId: c.PodID,
+		Metadata:     cfg.GetMetadata(),
+		Image:        c.image(),
+		ImageRef:     c.ImageRef,
+		ImageId:      c.ImageID,
+		State:        c.phase().cri(),
+		CreatedAt:    c.Created.UnixNano(),
+		Labels:       maps.Clone(cfg.GetLabels()),
+		Annotations:  maps.Clone(cfg.GetAnnotations()),
+	}
+}
+
+func unixNano(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+func int64s(in []uint32) []int64 {
+	out := make([]int64, len(in))
+	for i, v := range in {
+		out[i] = int64(v)
+	}
+	return out
+}

@@ -1,0 +1,51 @@
+package runtimeservice
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// ContainerStatus answers with one container. Errors: ErrNotFound,
+// ErrInvalidArgument.
+func (s *Service) ContainerStatus(_ context.Context, req *runtimeapi.ContainerStatusRequest) (*runtimeapi.ContainerStatusResponse, error) {
+	c, err := s.containers.get(req.GetContainerId())
+	if err != nil {
+		return nil, fmt.Errorf("container status: %w", err)
+	}
+	resp := &runtimeapi.ContainerStatusResponse{Status: c.status()}
+	if req.GetVerbose() {
+		resp.Info, err = s.containerInfo(c)
+	}
+	return resp, err
+}
+
+// containerInfo is the verbose part, with the fields that tools read from
+// other runtimes: sandboxID, pid, runtimeSpec.
+func (s *Service) containerInfo(c *Container) (map[string]string, error) {
+	st := c.snapshot()
+	info := map[string]any{
+		"sandboxID":   c.PodID,
+		"pid":         st.Pid,
+		"phase":       st.phase(),
+		"imageID":     c.ImageID,
+		"bundle":      s.bundle(c.ID),
+		"cgroup":      s.containerCgroup(c),
+		"runtimeType": c.Handler,
+		"config":      c.Config,
+	}
+	// An ended container has no bundle any more.
+	data, err := os.ReadFile(filepath.Join(s.bundle(c.ID), specFile))
+	switch {
+	case err == nil:
+		info["runtimeSpec"] = json.RawMessage(data)
+	case !errors.Is(err, os.ErrNotExist):
+		return nil, fmt.Errorf("read bundle of container %s: %w", c.ID, err)
+	}
+	return infoJSON(info)
+}

@@ -1,0 +1,316 @@
+package runtimeservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"github.com/micarun/mica/imageservice"
+	"github.com/micarun/mica/internal/failpoint"
+	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/overlay"
+	"github.com/micarun/mica/runtimeservice/keeper"
+	"github.com/micarun/mica/runtimeservice/podns"
+	"github.com/micarun/mica/runtimeservice/spec"
+)
+
+const specFile = "config.json"
+
+// CreateContainer makes a container in a ready pod, up to the point where its
+// process waits to be started. A call for a container that an earlier call is
+// making, or has made and nobody has started, answers with that container.
+// Errors: ErrInvalidArgument, ErrNotFound (pod, image, target, user),
+// ErrAlreadyExists, ErrFailedPrecondition (pod not ready), and those of the
+// stage that failed.
+func (s *Service) CreateContainer(ctx context.Context, req *runtimeapi.CreateContainerRequest) (*runtimeapi.CreateContainerResponse, error) {
+	pod, err := s.pods.get(req.GetPodSandboxId())
+	if err != nil {
+		return nil, fmt.Errorf("create container: %w", err)
+	}
+	cfg := req.GetConfig()
+	if err := spec.ValidateContainer(cfg, pod.config()); err != nil {
+		return nil, fmt.Errorf("create container: %w", err)
+	}
+	reuse := func(c *Container) error {
+		if err := c.require("create", Created); err != nil {
+			return errors.Join(err, errdefs.ErrAlreadyExists)
+		}
+		return nil
+	}
+	c, err := s.containers.create(ctx, containerIdentity(pod.ID, cfg.GetMetadata()), s.opts.ContainerTimeout, reuse, func(ctx context.Context) (*Container, error) {
+		return s.createContainer(ctx, pod, cfg)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.CreateContainerResponse{ContainerId: c.ID}, nil
+}
+
+// createContainer makes the container or, where a step fails, removes it again.
+func (s *Service) createContainer(ctx context.Context, pod *Pod, cfg *runtimeapi.ContainerConfig) (*Container, error) {
+	fail := func(err error) (*Container, error) {
+		return nil, fmt.Errorf("create container %q in pod %s: %w", cfg.GetMetadata().GetName(), pod.ID, err)
+	}
+	img, err := s.images.Get(cfg.GetImage().GetImage())
+	if err != nil {
+		return fail(err)
+	}
+	c, err := s.recordContainer(pod, cfg, img)
+	if err != nil {
+		return fail(err)
+	}
+	if err := c.op.lock(ctx, "create container"); err != nil {
+		return fail(err)
+	}
+	defer c.op.unlock()
+	if err := s.containers.add(c); err != nil {
+		_ = os.RemoveAll(c.dir)
+		return fail(err)
+	}
+	if err := s.buildContainer(ctx, pod, c, img); err != nil {
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.TeardownTimeout)
+		defer cancel()
+		if downErr := s.eraseContainer(clean, c); downErr != nil {
+			klog.FromContext(ctx).Error(downErr, "Tear-down of a container that failed to be created is left to its pod's", "container", c.ID)
+		}
+		return fail(err)
+	}
+	s.emit(c.ID, pod, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+	return c, nil
+}
+
+// recordContainer writes down the container before anything is done for it.
+func (s *Service) recordContainer(pod *Pod, cfg *runtimeapi.ContainerConfig, img imageservice.Image) (*Container, error) {
+	rec := ContainerRecord{
+		ID: newID(), PodID: pod.ID, Handler: pod.Handler, Created: time.Now(),
+		ImageID: img.ID.String(), ImageRef: img.ID.String(),
+		StopSignal:   stopSignal(cfg, img),
+		CgroupParent: pod.CgroupParent,
+	}
+	rec.Config.Msg = cfg
+	if len(img.Digests) > 0 {
+		rec.ImageRef = img.Digests[0]
+	}
+	if dir, file := pod.config().GetLogDirectory(), cfg.GetLogPath(); dir != "" && file != "" {
+		rec.LogPath = filepath.Join(dir, file)
+	}
+	c := newContainer(filepath.Join(s.containersDir(), rec.ID), rec)
+	if err := os.Mkdir(c.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("record container: %w", err)
+	}
+	if err := jsonfile.Write(filepath.Join(c.dir, recordFile), rec); err != nil {
+		_ = os.RemoveAll(c.dir)
+		return nil, fmt.Errorf("record container: %w", err)
+	}
+	return c, failpoint.Hit("container-recorded")
+}
+
+// buildContainer is the straight way from a record to a created container. Its
+// failure path is eraseContainer.
+func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, img imageservice.Image) error {
+	// The pod stops being ready before a stop lists its containers, and this
+	// one is listed already.
+	if err := pod.require("create container in", PodReady); err != nil {
+		return err
+	}
+	rootfs, err := s.mountRootfs(ctx, c, img)
+	if err != nil {
+		return fmt.Errorf("prepare root filesystem: %w", err)
+	}
+	if err := failpoint.Hit("container-mounted"); err != nil {
+		return err
+	}
+	bundle := s.bundle(c.ID)
+	if err := os.Mkdir(bundle, 0o711); err != nil {
+		return fmt.Errorf("make bundle: %w", err)
+	}
+	user, err := spec.ResolveUser(rootfs, c.config().GetLinux().GetSecurityContext(), img.Config.Config.User)
+	if err != nil {
+		return fmt.Errorf("resolve user: %w", err)
+	}
+	ociSpec, err := s.containerSpec(ctx, specArgs{pod: pod, c: c, img: img, rootfs: rootfs, user: user})
+	if err != nil {
+		return err
+	}
+	if err := jsonfile.Write(filepath.Join(bundle, specFile), ociSpec); err != nil {
+		return fmt.Errorf("write bundle: %w", err)
+	}
+	pid, err := s.createProcess(ctx, c)
+	if err != nil {
+		return fmt.Errorf("create by OCI runtime: %w", err)
+	}
+	if err := failpoint.Hit("container-created"); err != nil {
+		return err
+	}
+	return c.update(func(st *ContainerState) error {
+		st.BootID, st.Ready, st.Pid = s.bootID, true, pid
+		st.Resources.Msg = c.config().GetLinux().GetResources()
+		st.User = ContainerUser{UID: user.UID, GID: user.GID, Supplemental: user.Additional}
+		return nil
+	})
+}
+
+// mountRootfs makes the writable layer and mounts the root filesystem.
+func (s *Service) mountRootfs(ctx context.Context, c *Container, img imageservice.Image) (string, error) {
+	args := overlay.CreateArgs{ID: c.ID}
+	if n := len(img.Layers); n > 0 {
+		args.Parent = img.Layers[n-1]
+	}
+	if _, err := s.layers.Create(ctx, args); err != nil {
+		return "", err
+	}
+	// Volatile: a container does not outlive the boot that it was made in, so
+	// nobody reads what a power cut took from its layer.
+	return s.layers.Mount(ctx, overlay.MountArgs{ID: c.ID, Volatile: true})
+}
+
+// createProcess has the keeper create the container from its bundle.
+func (s *Service) createProcess(ctx context.Context, c *Container) (int, error) {
+	h, err := s.handler(c.Handler)
+	if err != nil {
+		return 0, err
+	}
+	if c.LogPath != "" {
+		if err := os.MkdirAll(filepath.Dir(c.LogPath), 0o755); err != nil {
+			return 0, fmt.Errorf("make log directory: %w", err)
+		}
+	}
+	cfg := c.config()
+	return s.keeper.Create(ctx, keeper.CreateArgs{
+		ID: c.ID, Runtime: h.Args(), Bundle: s.bundle(c.ID), LogPath: c.LogPath,
+		Terminal: cfg.GetTty(), Stdin: cfg.GetStdin(), StdinOnce: cfg.GetStdinOnce(),
+		MemoryCgroup: s.cgroups.MemoryDir(s.containerCgroup(c)),
+		Timeout:      s.opts.ContainerTimeout,
+	})
+}
+
+// specArgs is what a container's OCI spec is made from.
+type specArgs struct {
+	pod    *Pod
+	c      *Container
+	img    imageservice.Image
+	rootfs string
+	user   spec.User
+}
+
+// containerSpec looks up what the pure generator needs and runs it.
+func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, error) {
+	cfg, podCfg := a.c.config(), a.pod.config()
+	sc := cfg.GetLinux().GetSecurityContext()
+	h, err := s.handler(a.c.Handler)
+	if err != nil {
+		return nil, err
+	}
+	in := spec.ContainerInput{
+		ID: a.c.ID, PodID: a.pod.ID, Config: cfg, Pod: podCfg, Image: a.img.Config.Config, Host: s.host,
+		Features: &h.features.oci, RootfsPath: a.rootfs, User: a.user,
+		CgroupsPath: s.cgroups.ContainerPath(a.c.CgroupParent, a.c.ID),
+		Mounts:      s.podMounts(a.pod, sc.GetReadonlyRootfs()),
+	}
+	if in.Namespaces, err = s.containerNamespaces(ctx, a.pod, a.c); err != nil {
+		return nil, err
+	}
+	if in.MountSources, err = s.mountSources(ctx, a.c); err != nil {
+		return nil, fmt.Errorf("prepare mounts: %w", err)
+	}
+	volumes, err := s.imageVolumes(a)
+	if err != nil {
+		return nil, fmt.Errorf("prepare the image's volumes: %w", err)
+	}
+	in.Mounts = append(in.Mounts, volumes...)
+	if in.Devices, in.DeviceRules, err = spec.ResolveDevices(cfg.GetDevices()); err != nil {
+		return nil, fmt.Errorf("resolve devices: %w", err)
+	}
+	if in.SeccompProfile, err = spec.ReadSeccomp(sc); err != nil {
+		return nil, fmt.Errorf("read seccomp profile: %w", err)
+	}
+	ociSpec, err := spec.Container(in)
+	if err != nil {
+		return nil, fmt.Errorf("generate OCI spec: %w", err)
+	}
+	return ociSpec, nil
+}
+
+// containerNamespaces says which namespaces the container joins.
+func (s *Service) containerNamespaces(ctx context.Context, p *Pod, c *Container) (spec.Namespaces, error) {
+	dir := s.podStateDir(p.ID)
+	ns := spec.Namespaces{Net: filepath.Join(dir, podns.Net), UTS: filepath.Join(dir, podns.UTS), IPC: filepath.Join(dir, podns.IPC)}
+	if p.hostNetwork() {
+		ns.Net, ns.UTS = spec.HostNamespace, spec.HostNamespace
+	}
+	if p.hostIPC() {
+		ns.IPC = spec.HostNamespace
+	}
+	var err error
+	opts := c.config().GetLinux().GetSecurityContext().GetNamespaceOptions()
+	switch opts.GetPid() {
+	case runtimeapi.NamespaceMode_NODE:
+		ns.PID = spec.HostNamespace
+	case runtimeapi.NamespaceMode_POD:
+		ns.PID, err = s.sharedPIDNamespace(ctx, p)
+	case runtimeapi.NamespaceMode_TARGET:
+		ns.PID, err = s.targetPIDNamespace(p, opts.GetTargetId())
+	}
+	return ns, err
+}
+
+// targetPIDNamespace is the PID namespace of another container of the pod.
+func (s *Service) targetPIDNamespace(p *Pod, targetID string) (string, error) {
+	target, err := s.containers.get(targetID)
+	if err != nil {
+		return "", fmt.Errorf("join the PID namespace of the target: %w", err)
+	}
+	if target.PodID != p.ID {
+		return "", fmt.Errorf("join the PID namespace of container %s: it is in another pod: %w", target.ID, errdefs.ErrInvalidArgument)
+	}
+	if err := target.require("join the PID namespace of", Running); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("/proc/%d/ns/pid", target.snapshot().Pid), nil
+}
+
+// sharedPIDNamespace is the PID namespace that containers of the pod share. Its
+// init is started for the first container that asks for it, so that a pod
+// without such containers has no process of its own.
+func (s *Service) sharedPIDNamespace(ctx context.Context, p *Pod) (string, error) {
+	if err := p.initOp.lock(ctx, "start init of pod "+p.ID); err != nil {
+		return "", err
+	}
+	defer p.initOp.unlock()
+	dir := s.podStateDir(p.ID)
+	pin := filepath.Join(dir, podns.PID)
+	if p.snapshot().InitPid != 0 {
+		return pin, nil
+	}
+	if err := os.WriteFile(pin, nil, 0o444); err != nil {
+		return "", fmt.Errorf("make the pin of the shared PID namespace: %w", err)
+	}
+	cgroup := initCgroup(p)
+	if _, err := s.cgroups.EnsureParent(ctx, cgroup); err != nil {
+		return "", fmt.Errorf("make cgroup of the pod's init: %w", err)
+	}
+	args := keeper.InitArgs{ID: p.ID, Binary: s.opts.InitBinary, PIDNSPin: pin, CgroupProcs: s.cgroups.ProcsFiles(cgroup)}
+	if !p.hostNetwork() {
+		args.NetNS, args.UTSNS = filepath.Join(dir, podns.Net), filepath.Join(dir, podns.UTS)
+	}
+	if !p.hostIPC() {
+		args.IPCNS = filepath.Join(dir, podns.IPC)
+	}
+	pid, err := s.keeper.StartInit(ctx, args)
+	if err != nil {
+		return "", fmt.Errorf("start init of the shared PID namespace: %w", err)
+	}
+	return pin, p.update(func(st *PodState) error { st.InitPid = pid; return nil })
+}
+
+// initCgroup is a leaf of its own for the pod's init: in cgroup v2 a cgroup that
+// distributes controllers holds no processes.
+func initCgroup(p *Pod) string { return filepath.Join(p.CgroupParent, "mica-init") }

@@ -1,0 +1,136 @@
+package runtimeservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"github.com/micarun/mica/runtimeservice/keeper"
+)
+
+// followExits takes in what the keeper tells of ended processes until ctx ends.
+func (s *Service) followExits(ctx context.Context) {
+	for {
+		select {
+		case ev, ok := <-s.keeper.Events():
+			if !ok {
+				return
+			}
+			s.takeExit(ctx, ev)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *Service) takeExit(ctx context.Context, ev keeper.Event) {
+	log := klog.FromContext(ctx)
+	if pod, err := s.pods.get(ev.ID); err == nil {
+		s.podInitEnded(ctx, pod)
+		return
+	}
+	c, err := s.containers.get(ev.ID)
+	if err != nil {
+		return // removed meanwhile
+	}
+	if err := s.recordExit(c, ev.Exit); err != nil {
+		log.Error(err, "Exit of a container is not recorded", "container", c.ID)
+		return
+	}
+	s.background.Go(func() { s.release(ctx, c) })
+}
+
+// recordExit makes the exit part of the container's state, once.
+func (s *Service) recordExit(c *Container, exit keeper.Exit) error {
+	var started, ended bool
+	err := c.update(func(st *ContainerState) error {
+		if st.phase() == Exited {
+			return nil
+		}
+		ended = true
+		if st.Started.IsZero() && !c.starting.IsZero() {
+			st.Started, started = c.starting, true
+		}
+		st.Finished, st.ExitCode = exit.At, exit.Code
+		st.Reason, st.Message = exitReason(exit)
+		st.Pid = 0
+		return nil
+	})
+	if err != nil || !ended {
+		return err
+	}
+	pod, err := s.pods.get(c.PodID)
+	if err != nil {
+		return nil // its pod is gone, nobody asks for its events
+	}
+	if started {
+		s.emit(c.ID, pod, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	}
+	s.emit(c.ID, pod, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	return nil
+}
+
+func exitReason(exit keeper.Exit) (reason, message string) {
+	switch {
+	case exit.Reason != "":
+		return reasonUnknown, exit.Reason
+	case exit.OOMKilled:
+		return reasonOOMKilled, ""
+	case exit.Code == 0:
+		return reasonCompleted, ""
+	}
+	return reasonError, ""
+}
+
+// lostExit is the exit of a container of which nobody can tell the code.
+func lostExit(why string) keeper.Exit {
+	return keeper.Exit{Code: exitUnknown, At: time.Now(), Reason: why}
+}
+
+// release gives back what an ended container held: cgroup, mount, bundle. A
+// failure is tried again by the container's removal.
+func (s *Service) release(ctx context.Context, c *Container) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.TeardownTimeout)
+	defer cancel()
+	err := c.op.lock(ctx, "release container "+c.ID)
+	if err == nil {
+		defer c.op.unlock()
+		if _, getErr := s.containers.get(c.ID); getErr != nil {
+			return // removed meanwhile
+		}
+		err = s.tearDownContainer(ctx, c)
+	}
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "Ended container keeps some of its resources until it is removed", "container", c.ID)
+	}
+}
+
+// podInitEnded is called when the init of a shared PID namespace is gone, and
+// with it every process of the pod: new containers could not join.
+func (s *Service) podInitEnded(ctx context.Context, p *Pod) {
+	err := p.update(func(st *PodState) error {
+		st.Phase, st.InitPid = PodNotReady, 0
+		return nil
+	})
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "End of a pod's init is not recorded", "pod", p.ID)
+	}
+}
+
+// kill sends SIGKILL to the container's first process. A container that the
+// keeper does not know is recorded as ended.
+func (s *Service) kill(ctx context.Context, c *Container) error {
+	err := s.keeper.Kill(ctx, c.ID, sigKill, false)
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return s.recordExit(c, lostExit("the keeper does not know the container"))
+	}
+	return fmt.Errorf("kill container %s: %w", c.ID, err)
+}

@@ -1,0 +1,164 @@
+package runtimeservice
+
+import (
+	"fmt"
+	"maps"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/internal/jsonfile"
+)
+
+// PodPhase is where a pod stands in its life.
+type PodPhase string
+
+// The phases of a pod, in order. A pod that is Creating or was found so after
+// a crash has no promise to anybody; it is finished or torn down.
+const (
+	PodCreating PodPhase = "creating"
+	PodReady    PodPhase = "ready"
+	PodNotReady PodPhase = "notready"
+)
+
+// PodRecord is what is known of a pod before its first side effect. It is
+// written once and never changes, so tear-down can rely on it alone.
+type PodRecord struct {
+	ID      string
+	Config  stored[runtimeapi.PodSandboxConfig, *runtimeapi.PodSandboxConfig]
+	Handler string // RuntimeClass handler, "" for the default
+	Created time.Time
+	// CgroupParent is the cgroup that the pod's containers are placed in, in
+	// the form of the cgroup driver.
+	CgroupParent string
+	// OwnCgroup says that nobody else looks after CgroupParent, so it is made
+	// and removed with the pod. A kubelet looks after those it names.
+	OwnCgroup bool
+}
+
+// PodState is what changes while a pod lives.
+type PodState struct {
+	Phase  PodPhase
+	BootID string // of the boot in which the phase was reached
+	// IPs of the pod's interface, the primary one first; none for a pod on
+	// the node's network.
+	IPs []string
+	// InitPid is the process that holds the shared PID namespace, 0 while no
+	// container has asked for one.
+	InitPid int
+	// Overhead and Resources are the last ones that were set for the whole pod.
+	Overhead, Resources stored[runtimeapi.LinuxContainerResources, *runtimeapi.LinuxContainerResources]
+}
+
+// Pod is a set of pinned namespaces, a cgroup and a record. It has no process
+// of its own, but for the tiny init of a shared PID namespace.
+type Pod struct {
+	PodRecord
+	dir string // of the record and the state
+	op  opLock // held by RunPodSandbox's building, Stop and Remove
+	// initOp is held while the init of the shared PID namespace is started;
+	// taken after a container's op, never with the pod's.
+	initOp opLock
+
+	mu    sync.Mutex // guards state; taken after op, never around I/O but the state file's
+	state PodState
+}
+
+func newPod(dir string, rec PodRecord) *Pod {
+	return &Pod{PodRecord: rec, dir: dir, op: newOpLock(), initOp: newOpLock(), state: PodState{Phase: PodCreating}}
+}
+
+func (p *Pod) id() string       { return p.ID }
+func (p *Pod) identity() string { return podIdentity(p.meta()) }
+
+func (p *Pod) config() *runtimeapi.PodSandboxConfig { return p.Config.Msg }
+func (p *Pod) meta() *runtimeapi.PodSandboxMetadata { return p.Config.Msg.GetMetadata() }
+func (p *Pod) namespaces() *runtimeapi.NamespaceOption {
+	return p.Config.Msg.GetLinux().GetSecurityContext().GetNamespaceOptions()
+}
+
+func (p *Pod) hostNetwork() bool { return p.namespaces().GetNetwork() == runtimeapi.NamespaceMode_NODE }
+func (p *Pod) hostIPC() bool     { return p.namespaces().GetIpc() == runtimeapi.NamespaceMode_NODE }
+
+// podIdentity is what the kubelet repeats when it retries RunPodSandbox.
+func podIdentity(m *runtimeapi.PodSandboxMetadata) string {
+	return fmt.Sprintf("%s_%s_%s_%d", m.GetName(), m.GetNamespace(), m.GetUid(), m.GetAttempt())
+}
+
+func (p *Pod) snapshot() PodState {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.state
+}
+
+// update changes the state: a copy is changed and persisted, then takes the
+// old one's place. If f or the disk fails, the state stays as it was.
+func (p *Pod) update(f func(*PodState) error) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	next := p.state
+	if err := f(&next); err != nil {
+		return err
+	}
+	if err := jsonfile.Write(filepath.Join(p.dir, stateFile), next); err != nil {
+		return fmt.Errorf("write state of pod %s: %w", p.ID, err)
+	}
+	p.state = next
+	return nil
+}
+
+// require returns ErrFailedPrecondition unless the pod is in the phase.
+func (p *Pod) require(action string, phase PodPhase) error {
+	if got := p.snapshot().Phase; got != phase {
+		return fmt.Errorf("cannot %s pod %q (%s): %s: %w", action, p.meta().GetName(), p.ID, got, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+func (ph PodPhase) cri() runtimeapi.PodSandboxState {
+	if ph == PodReady {
+		return runtimeapi.PodSandboxState_SANDBOX_READY
+	}
+	return runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+}
+
+// status is the pod as the CRI shows it.
+func (p *Pod) status() *runtimeapi.PodSandboxStatus {
+	st := p.snapshot()
+	cfg := p.config()
+	status := &runtimeapi.PodSandboxStatus{
+		Id:             p.ID,
+		Metadata:       cfg.GetMetadata(),
+		State:          st.Phase.cri(),
+		CreatedAt:      p.Created.UnixNano(),
+		Network:        &runtimeapi.PodSandboxNetworkStatus{},
+		Labels:         maps.Clone(cfg.GetLabels()),
+		Annotations:    maps.Clone(cfg.GetAnnotations()),
+		RuntimeHandler: p.Handler,
+		Linux:          &runtimeapi.LinuxPodSandboxStatus{Namespaces: &runtimeapi.Namespace{Options: p.namespaces()}},
+	}
+	if len(st.IPs) > 0 {
+		status.Network.Ip = st.IPs[0]
+		for _, ip := range st.IPs[1:] {
+			status.Network.AdditionalIps = append(status.Network.AdditionalIps, &runtimeapi.PodIP{Ip: ip})
+		}
+	}
+	return status
+}
+
+// listed is the pod as the CRI lists it.
+func (p *Pod) listed() *runtimeapi.PodSandbox {
+	cfg := p.config()
+	return &runtimeapi.PodSandbox{
+		Id:             p.ID,
+		Metadata:       cfg.GetMetadata(),
+		State:          p.snapshot().Phase.cri(),
+		CreatedAt:      p.Created.UnixNano(),
+		Labels:         maps.Clone(cfg.GetLabels()),
+		Annotations:    maps.Clone(cfg.GetAnnotations()),
+		RuntimeHandler: p.Handler,
+	}
+}

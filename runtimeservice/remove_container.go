@@ -1,0 +1,46 @@
+package runtimeservice
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// RemoveContainer removes the container, its writable layer and its record,
+// and kills it first if it runs. Its log file stays: it is the kubelet's. A
+// container that is unknown is no error.
+func (s *Service) RemoveContainer(ctx context.Context, req *runtimeapi.RemoveContainerRequest) (*runtimeapi.RemoveContainerResponse, error) {
+	c, err := s.containers.get(req.GetContainerId())
+	if errdefs.IsNotFound(err) {
+		return &runtimeapi.RemoveContainerResponse{}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("remove container: %w", err)
+	}
+	err = s.detached(ctx, s.opts.TeardownTimeout, "remove container "+c.ID, func(ctx context.Context) error {
+		return s.removeContainer(ctx, c)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.RemoveContainerResponse{}, nil
+}
+
+func (s *Service) removeContainer(ctx context.Context, c *Container) error {
+	if err := c.op.lock(ctx, "remove container "+c.ID); err != nil {
+		return err
+	}
+	defer c.op.unlock()
+	if _, err := s.containers.get(c.ID); err != nil {
+		return nil // the call before this one has removed it
+	}
+	if err := s.eraseContainer(ctx, c); err != nil {
+		return fmt.Errorf("remove container %q: %w", c.config().GetMetadata().GetName(), err)
+	}
+	if pod, err := s.pods.get(c.PodID); err == nil {
+		s.emit(c.ID, pod, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
+	}
+	return nil
+}

@@ -1,0 +1,48 @@
+package runtimeservice
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// RemovePodSandbox stops the pod and removes it with all its containers. A pod
+// that is unknown is no error. The removal goes on when the caller gives up,
+// and a retry waits for it.
+func (s *Service) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
+	pod, err := s.pods.get(req.GetPodSandboxId())
+	if errdefs.IsNotFound(err) {
+		return &runtimeapi.RemovePodSandboxResponse{}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("remove pod: %w", err)
+	}
+	err = s.detached(ctx, s.opts.TeardownTimeout, "remove pod "+pod.ID, func(ctx context.Context) error {
+		return s.removePod(ctx, pod)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.RemovePodSandboxResponse{}, nil
+}
+
+func (s *Service) removePod(ctx context.Context, p *Pod) error {
+	if err := p.op.lock(ctx, "remove pod "+p.ID); err != nil {
+		return err
+	}
+	defer p.op.unlock()
+	if _, err := s.pods.get(p.ID); err != nil {
+		return nil // the call before this one has removed it
+	}
+	ready := p.snapshot().Phase == PodReady
+	if err := s.erasePod(ctx, p); err != nil {
+		return fmt.Errorf("remove pod %q (%s): %w", p.meta().GetName(), p.ID, err)
+	}
+	if ready {
+		s.emit(p.ID, p, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	}
+	s.emit(p.ID, p, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
+	return nil
+}

@@ -1,0 +1,193 @@
+package runtimeservice
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"github.com/micarun/mica/internal/failpoint"
+	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/network"
+	"github.com/micarun/mica/runtimeservice/podns"
+	"github.com/micarun/mica/runtimeservice/spec"
+)
+
+// RunPodSandbox makes a pod: its namespaces, its network and its cgroup. A
+// call for a pod that an earlier call is making, or has made from the same
+// config, answers with that pod. Errors: ErrInvalidArgument,
+// ErrAlreadyExists, ErrNotFound (handler), and those of the stage that failed.
+func (s *Service) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error) {
+	cfg := req.GetConfig()
+	if err := spec.ValidatePod(cfg); err != nil {
+		return nil, fmt.Errorf("run pod: %w", err)
+	}
+	h, err := s.handler(req.GetRuntimeHandler())
+	if err != nil {
+		return nil, fmt.Errorf("run pod: %w", err)
+	}
+	if err := s.checkPodNamespaces(cfg, h); err != nil {
+		return nil, fmt.Errorf("run pod: %w", err)
+	}
+	reuse := func(p *Pod) error {
+		if !proto.Equal(p.config(), cfg) || p.Handler != req.GetRuntimeHandler() {
+			return fmt.Errorf("run pod: name %q is borne by pod %s with another config: %w", p.identity(), p.ID, errdefs.ErrAlreadyExists)
+		}
+		return p.require("run", PodReady)
+	}
+	pod, err := s.pods.create(ctx, podIdentity(cfg.GetMetadata()), s.opts.PodTimeout, reuse, func(ctx context.Context) (*Pod, error) {
+		return s.createPod(ctx, cfg, req.GetRuntimeHandler())
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: pod.ID}, nil
+}
+
+// checkPodNamespaces refuses what the handler or this host cannot give.
+func (s *Service) checkPodNamespaces(cfg *runtimeapi.PodSandboxConfig, h handler) error {
+	ns := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	if ns.GetUsernsOptions().GetMode() == runtimeapi.NamespaceMode_POD && !h.features.userNamespaces {
+		return fmt.Errorf("pod %q: user namespaces are not supported by handler %q: %w", cfg.GetMetadata().GetName(), h.name, errdefs.ErrFailedPrecondition)
+	}
+	return podns.CheckSysctls(podNamespaces(cfg, ""))
+}
+
+// createPod makes the pod or, where a step fails, removes it again.
+func (s *Service) createPod(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string) (*Pod, error) {
+	pod, err := s.recordPod(cfg, handler)
+	if err != nil {
+		return nil, err
+	}
+	if err := pod.op.lock(ctx, "run pod"); err != nil {
+		return nil, err
+	}
+	defer pod.op.unlock()
+	if err := s.pods.add(pod); err != nil {
+		_ = os.RemoveAll(pod.dir)
+		return nil, err
+	}
+	if err := s.buildPod(ctx, pod); err != nil {
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.TeardownTimeout)
+		defer cancel()
+		if downErr := s.erasePod(clean, pod); downErr != nil {
+			klog.FromContext(ctx).Error(downErr, "Tear-down of a pod that failed to start is left to the next start", "pod", pod.ID)
+		}
+		return nil, fmt.Errorf("run pod %q: %w", cfg.GetMetadata().GetName(), err)
+	}
+	s.emit(pod.ID, pod, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+	s.emit(pod.ID, pod, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	return pod, nil
+}
+
+// recordPod writes down the pod before anything is done for it.
+func (s *Service) recordPod(cfg *runtimeapi.PodSandboxConfig, handler string) (*Pod, error) {
+	rec := PodRecord{ID: newID(), Handler: handler, Created: time.Now()}
+	rec.Config.Msg = cfg
+	criParent := cfg.GetLinux().GetCgroupParent()
+	parent, err := s.cgroups.PodParent(criParent, rec.ID)
+	if err != nil {
+		return nil, fmt.Errorf("run pod: %w", err)
+	}
+	rec.CgroupParent, rec.OwnCgroup = parent, criParent == ""
+	pod := newPod(filepath.Join(s.podsDir(), rec.ID), rec)
+	if err := os.Mkdir(pod.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("record pod: %w", err)
+	}
+	if err := jsonfile.Write(filepath.Join(pod.dir, recordFile), rec); err != nil {
+		_ = os.RemoveAll(pod.dir)
+		return nil, fmt.Errorf("record pod: %w", err)
+	}
+	return pod, failpoint.Hit("pod-recorded")
+}
+
+// buildPod is the straight way from a record to a ready pod. Its failure path
+// is erasePod.
+func (s *Service) buildPod(ctx context.Context, p *Pod) error {
+	if _, err := s.cgroups.EnsureParent(ctx, p.CgroupParent); err != nil {
+		return fmt.Errorf("make cgroup: %w", err)
+	}
+	dir := s.podStateDir(p.ID)
+	if err := os.Mkdir(dir, 0o711); err != nil {
+		return fmt.Errorf("make state directory: %w", err)
+	}
+	if err := podns.Pin(ctx, podNamespaces(p.config(), dir)); err != nil {
+		return fmt.Errorf("make namespaces: %w", err)
+	}
+	if err := failpoint.Hit("pod-pinned"); err != nil {
+		return err
+	}
+	ips, err := s.attachPod(ctx, p)
+	if err != nil {
+		return fmt.Errorf("set up network: %w", err)
+	}
+	if err := s.writePodFiles(p, ips); err != nil {
+		return fmt.Errorf("write pod files: %w", err)
+	}
+	if err := failpoint.Hit("pod-built"); err != nil {
+		return err
+	}
+	return p.update(func(st *PodState) error {
+		linux := p.config().GetLinux()
+		st.Phase, st.BootID, st.IPs = PodReady, s.bootID, ips
+		st.Overhead.Msg, st.Resources.Msg = linux.GetOverhead(), linux.GetResources()
+		return nil
+	})
+}
+
+func podNamespaces(cfg *runtimeapi.PodSandboxConfig, dir string) podns.Args {
+	ns := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	ownNet := ns.GetNetwork() != runtimeapi.NamespaceMode_NODE
+	return podns.Args{
+		Dir: dir,
+		Net: ownNet,
+		// A pod on the node's network bears the node's name.
+		UTS:      ownNet,
+		IPC:      ns.GetIpc() != runtimeapi.NamespaceMode_NODE,
+		Hostname: cfg.GetHostname(),
+		Sysctls:  cfg.GetLinux().GetSysctls(),
+	}
+}
+
+func (s *Service) attachPod(ctx context.Context, p *Pod) ([]string, error) {
+	if p.hostNetwork() {
+		return nil, nil
+	}
+	result, err := s.network.Add(ctx, s.networkPod(p))
+	if err != nil {
+		return nil, err
+	}
+	ips := make([]string, len(result.IPs))
+	for i, ip := range result.IPs {
+		ips[i] = ip.String()
+	}
+	return ips, nil
+}
+
+func (s *Service) networkPod(p *Pod) network.Pod {
+	cfg := p.config()
+	pod := network.Pod{
+		ID:           p.ID,
+		Name:         p.meta().GetName(),
+		Namespace:    p.meta().GetNamespace(),
+		UID:          p.meta().GetUid(),
+		NetNS:        filepath.Join(s.podStateDir(p.ID), podns.Net),
+		Annotations:  cfg.GetAnnotations(),
+		CgroupParent: p.CgroupParent,
+		DNS: network.DNS{
+			Servers: cfg.GetDnsConfig().GetServers(), Searches: cfg.GetDnsConfig().GetSearches(), Options: cfg.GetDnsConfig().GetOptions(),
+		},
+	}
+	for _, m := range cfg.GetPortMappings() {
+		pod.PortMappings = append(pod.PortMappings, network.PortMapping{
+			HostPort: m.GetHostPort(), ContainerPort: m.GetContainerPort(), Protocol: m.GetProtocol().String(), HostIP: m.GetHostIp(),
+		})
+	}
+	return pod
+}

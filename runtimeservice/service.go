@@ -1,0 +1,212 @@
+package runtimeservice
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/imageservice"
+	"github.com/micarun/mica/network"
+	"github.com/micarun/mica/overlay"
+	"github.com/micarun/mica/runtimeservice/cgroup"
+	"github.com/micarun/mica/runtimeservice/keeper"
+	"github.com/micarun/mica/runtimeservice/oci"
+	"github.com/micarun/mica/runtimeservice/spec"
+)
+
+const (
+	recordFile = "record.json"
+	stateFile  = "state.json"
+)
+
+// Options say where a Service keeps its files and how long its work may take.
+// The zero value of a field means its default.
+type Options struct {
+	// DataDir is the data root; records lie below DataDir/cri.
+	DataDir string
+	// StateDir holds what does not outlive a boot.
+	StateDir string
+	// InitBinary is the executable of the tiny init of pods that share one PID
+	// namespace.
+	InitBinary string
+	// PodTimeout bounds the making of a pod, whatever its caller's deadline
+	// is; 4 minutes by default.
+	PodTimeout time.Duration
+	// ContainerTimeout bounds the creation and the start of a container; 4
+	// minutes by default.
+	ContainerTimeout time.Duration
+	// TeardownTimeout bounds one tear-down, not counting a container's grace
+	// period; 2 minutes by default.
+	TeardownTimeout time.Duration
+	// ShmSize is the size of a pod's /dev/shm in bytes; 64 MiB by default.
+	ShmSize int64
+	// ExecSyncLimit is how many bytes of each output stream ExecSync returns;
+	// 16 MiB by default, as the CRI asks for.
+	ExecSyncLimit int
+	// DrainTimeout bounds the wait for output that a process left behind by
+	// an exec still holds open; 1 second by default.
+	DrainTimeout time.Duration
+}
+
+func (o Options) withDefaults() Options {
+	o.PodTimeout = either(o.PodTimeout, 4*time.Minute)
+	o.ContainerTimeout = either(o.ContainerTimeout, 4*time.Minute)
+	o.TeardownTimeout = either(o.TeardownTimeout, 2*time.Minute)
+	o.ShmSize = either(o.ShmSize, 64<<20)
+	o.ExecSyncLimit = either(o.ExecSyncLimit, 16<<20)
+	o.DrainTimeout = either(o.DrainTimeout, time.Second)
+	return o
+}
+
+func either[T comparable](v, def T) T {
+	var zero T
+	if v == zero {
+		return def
+	}
+	return v
+}
+
+// Deps are the rooms of the house that a Service works with. It closes none
+// of them.
+type Deps struct {
+	Images  *imageservice.Service
+	Layers  *overlay.Store
+	Network *network.Network
+	Keeper  *keeper.Client
+	Cgroups *cgroup.Manager
+	Host    spec.Host
+	// Runtimes maps RuntimeClass handlers to OCI runtimes; "" is the default.
+	Runtimes map[string]*oci.Runtime
+}
+
+// Service is the CRI RuntimeService. It is safe for concurrent use.
+type Service struct {
+	runtimeapi.UnimplementedRuntimeServiceServer
+
+	opts       Options
+	images     *imageservice.Service
+	layers     *overlay.Store
+	network    *network.Network
+	keeper     *keeper.Client
+	cgroups    *cgroup.Manager
+	host       spec.Host
+	handlers   map[string]handler
+	bootID     string
+	pods       *table[*Pod]
+	containers *table[*Container]
+	events     *broadcaster
+	// background counts goroutines that Close waits for.
+	background sync.WaitGroup
+	stop       context.CancelFunc
+}
+
+// Open reads the records below o.DataDir, brings every pod and container to
+// what the keeper and the disk say of it, removes what no record claims, and
+// returns the service, ready to serve. A pod or container that can't be
+// recovered does not keep the others from it: it is logged and torn down.
+func Open(ctx context.Context, o Options, d Deps) (*Service, error) {
+	s := &Service{
+		opts: o.withDefaults(), images: d.Images, layers: d.Layers, network: d.Network, keeper: d.Keeper,
+		cgroups: d.Cgroups, host: d.Host,
+		pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"), events: newBroadcaster(),
+	}
+	if err := s.prepare(ctx, d.Runtimes); err != nil {
+		return nil, fmt.Errorf("open runtime service: %w", err)
+	}
+	if err := s.recover(ctx); err != nil {
+		return nil, fmt.Errorf("recover runtime service: %w", err)
+	}
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	s.stop = cancel
+	s.background.Go(func() { s.followExits(run) })
+	return s, nil
+}
+
+func (s *Service) prepare(ctx context.Context, runtimes map[string]*oci.Runtime) error {
+	for _, dir := range []string{s.podsDir(), s.containersDir(), filepath.Join(s.opts.StateDir, "pods"), filepath.Join(s.opts.StateDir, "containers")} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return err
+		}
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return fmt.Errorf("read boot ID: %w", err)
+	}
+	s.bootID = strings.TrimSpace(string(boot))
+	s.handlers, err = loadHandlers(ctx, runtimes)
+	return err
+}
+
+// Close waits for creations and tear-downs under way, until ctx ends, and
+// lets go of the keeper's events. Pods and containers go on.
+func (s *Service) Close(ctx context.Context) error {
+	s.stop()
+	s.events.close()
+	done := make(chan struct{})
+	go func() {
+		s.background.Wait()
+		close(done)
+	}()
+	if err := s.pods.drain(ctx); err != nil {
+		return err
+	}
+	if err := s.containers.drain(ctx); err != nil {
+		return err
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for work in the background: %w", ctx.Err())
+	}
+}
+
+func (s *Service) podsDir() string       { return filepath.Join(s.opts.DataDir, "cri", "pods") }
+func (s *Service) containersDir() string { return filepath.Join(s.opts.DataDir, "cri", "containers") }
+
+// podStateDir holds the pod's pinned namespaces and its files under /etc.
+func (s *Service) podStateDir(id string) string { return filepath.Join(s.opts.StateDir, "pods", id) }
+
+// bundle is the OCI bundle of a container.
+func (s *Service) bundle(id string) string { return filepath.Join(s.opts.StateDir, "containers", id) }
+
+func (s *Service) handler(name string) (handler, error) {
+	h, ok := s.handlers[name]
+	if !ok {
+		return handler{}, fmt.Errorf("find runtime handler %q: not configured: %w", name, errdefs.ErrNotFound)
+	}
+	return h, nil
+}
+
+// detached runs f on a context that outlives the caller's and ends after
+// limit, and waits for f or the caller's end, whichever is first. A caller
+// that gave up finds the work done, or joins it, when it calls again.
+func (s *Service) detached(ctx context.Context, limit time.Duration, what string, f func(context.Context) error) error {
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+	done := make(chan error, 1)
+	s.background.Go(func() {
+		defer cancel()
+		done <- f(work)
+	})
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("%s: still under way: %w", what, ctx.Err())
+	}
+}
+
+func newID() string {
+	var b [32]byte
+	_, _ = rand.Read(b[:]) // never fails, by its documentation
+	return hex.EncodeToString(b[:])
+}

@@ -1,0 +1,99 @@
+package runtimeservice
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/internal/failpoint"
+)
+
+// StartContainer starts the process of a created container. A container whose
+// process cannot be started ends with reason StartError. Errors: ErrNotFound,
+// ErrFailedPrecondition (not created, or its pod not ready), and the OCI
+// runtime's own.
+func (s *Service) StartContainer(ctx context.Context, req *runtimeapi.StartContainerRequest) (*runtimeapi.StartContainerResponse, error) {
+	c, err := s.containers.get(req.GetContainerId())
+	if err != nil {
+		return nil, fmt.Errorf("start container: %w", err)
+	}
+	err = s.detached(ctx, s.opts.ContainerTimeout, "start container "+c.ID, func(ctx context.Context) error {
+		return s.startContainer(ctx, c)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.StartContainerResponse{}, nil
+}
+
+func (s *Service) startContainer(ctx context.Context, c *Container) error {
+	if err := c.op.lock(ctx, "start container "+c.ID); err != nil {
+		return err
+	}
+	defer c.op.unlock()
+	pod, err := s.pods.get(c.PodID)
+	if err != nil {
+		return fmt.Errorf("start container %s: %w", c.ID, err)
+	}
+	if err := pod.require("start container in", PodReady); err != nil {
+		return err
+	}
+	if err := c.require("start", Created); err != nil {
+		return err
+	}
+	c.beginStart()
+	if err := s.keeper.Start(ctx, c.ID); err != nil {
+		return s.failStart(ctx, c, err)
+	}
+	if err := failpoint.Hit("container-started"); err != nil {
+		return err
+	}
+	return s.recordStart(c, pod)
+}
+
+// beginStart notes when the start was asked for, for an exit that is told
+// before the start is.
+func (c *Container) beginStart() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.starting = time.Now()
+}
+
+// recordStart makes the start part of the container's state, unless the exit
+// was faster and has done so.
+func (s *Service) recordStart(c *Container, pod *Pod) error {
+	var first bool
+	err := c.update(func(st *ContainerState) error {
+		if first = st.Started.IsZero(); first {
+			st.Started = c.starting
+		}
+		return nil
+	})
+	if err == nil && first {
+		s.emit(c.ID, pod, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	}
+	return err
+}
+
+// failStart ends a container whose process could not be started. The error is
+// the container's message too, since the kubelet shows that.
+func (s *Service) failStart(ctx context.Context, c *Container, cause error) error {
+	cause = fmt.Errorf("start container %q (%s): %w", c.config().GetMetadata().GetName(), c.ID, cause)
+	err := c.update(func(st *ContainerState) error {
+		if st.phase() == Exited && st.Reason != reasonError {
+			return nil
+		}
+		st.Started, st.Finished = c.starting, time.Now()
+		st.ExitCode, st.Reason, st.Message, st.Pid = exitStartError, reasonStartError, cause.Error(), 0
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("%w; and its end is not recorded: %w", cause, err)
+	}
+	if err := s.tearDownContainer(context.WithoutCancel(ctx), c); err != nil {
+		return fmt.Errorf("%w; and its tear-down is left to its removal: %w", cause, err)
+	}
+	return cause
+}

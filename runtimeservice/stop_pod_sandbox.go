@@ -1,0 +1,52 @@
+package runtimeservice
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// StopPodSandbox ends every process of the pod at once and gives its network,
+// namespaces and mounts back; records, logs and writable layers stay. A pod
+// that is unknown or stopped is no error. The stop goes on when the caller
+// gives up, and a retry waits for it.
+func (s *Service) StopPodSandbox(ctx context.Context, req *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
+	pod, err := s.pods.get(req.GetPodSandboxId())
+	if errdefs.IsNotFound(err) {
+		return &runtimeapi.StopPodSandboxResponse{}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stop pod: %w", err)
+	}
+	err = s.detached(ctx, s.opts.TeardownTimeout, "stop pod "+pod.ID, func(ctx context.Context) error {
+		return s.stopPod(ctx, pod)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.StopPodSandboxResponse{}, nil
+}
+
+func (s *Service) stopPod(ctx context.Context, p *Pod) error {
+	if err := p.op.lock(ctx, "stop pod "+p.ID); err != nil {
+		return err
+	}
+	defer p.op.unlock()
+	var was PodPhase
+	err := p.update(func(st *PodState) error {
+		was, st.Phase = st.Phase, PodNotReady
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := s.tearDownPod(ctx, p); err != nil {
+		return fmt.Errorf("stop pod %q (%s): %w", p.meta().GetName(), p.ID, err)
+	}
+	if was == PodReady {
+		s.emit(p.ID, p, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	}
+	return nil
+}

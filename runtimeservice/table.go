@@ -1,0 +1,167 @@
+package runtimeservice
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// object is what a table holds: a pod or a container.
+type object interface {
+	// id is the object's full ID, 64 hexadecimal digits.
+	id() string
+	// identity is the name that at most one object of its kind bears at a time.
+	identity() string
+}
+
+// table holds all objects of one kind by ID and by identity, and joins calls
+// that make the object of one identity. It is safe for concurrent use.
+type table[T object] struct {
+	kind string // "pod" or "container", for errors
+
+	mu      sync.RWMutex
+	byID    map[string]T
+	byName  map[string]T
+	flights map[string]*flight[T]
+}
+
+// flight is a creation under way.
+type flight[T object] struct {
+	done chan struct{}
+	obj  T
+	err  error
+}
+
+func newTable[T object](kind string) *table[T] {
+	return &table[T]{kind: kind, byID: map[string]T{}, byName: map[string]T{}, flights: map[string]*flight[T]{}}
+}
+
+// get finds the object whose ID is id or uniquely starts with it. The error
+// is ErrNotFound, or ErrInvalidArgument for an empty or an ambiguous ID.
+func (t *table[T]) get(id string) (T, error) {
+	var none T
+	if id == "" {
+		return none, fmt.Errorf("find %s: empty ID: %w", t.kind, errdefs.ErrInvalidArgument)
+	}
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if obj, ok := t.byID[id]; ok {
+		return obj, nil
+	}
+	found, matches := none, 0
+	for full, obj := range t.byID {
+		if strings.HasPrefix(full, id) {
+			found = obj
+			matches++
+		}
+	}
+	switch matches {
+	case 0:
+		return none, fmt.Errorf("find %s %q: %w", t.kind, id, errdefs.ErrNotFound)
+	case 1:
+		return found, nil
+	}
+	return none, fmt.Errorf("find %s %q: %d IDs start so: %w", t.kind, id, matches, errdefs.ErrInvalidArgument)
+}
+
+// all returns every object, in no order.
+func (t *table[T]) all() []T {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return slices.Collect(maps.Values(t.byID))
+}
+
+// add makes obj visible by its ID and reserves its identity. It returns
+// ErrAlreadyExists if another object bears the identity.
+func (t *table[T]) add(obj T) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if other, ok := t.byName[obj.identity()]; ok {
+		return fmt.Errorf("add %s %s: name %q is borne by %s: %w", t.kind, obj.id(), obj.identity(), other.id(), errdefs.ErrAlreadyExists)
+	}
+	t.byID[obj.id()] = obj
+	t.byName[obj.identity()] = obj
+	return nil
+}
+
+// remove forgets obj and frees its identity.
+func (t *table[T]) remove(obj T) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.byID, obj.id())
+	if other, ok := t.byName[obj.identity()]; ok && other.id() == obj.id() {
+		delete(t.byName, obj.identity())
+	}
+}
+
+// create answers with the object of the given identity: the one that is being
+// made by an earlier call, the one that exists if reuse accepts it, or a new
+// one from build. build runs on a context of its own that ends after limit, so
+// a caller that gives up does not end it; its result then serves the retry.
+// build must add its object to the table, and take it out again if it fails.
+func (t *table[T]) create(ctx context.Context, identity string, limit time.Duration, reuse func(T) error, build func(context.Context) (T, error)) (T, error) {
+	var none T
+	t.mu.Lock()
+	if f, ok := t.flights[identity]; ok {
+		t.mu.Unlock()
+		return f.wait(ctx, t.kind, identity)
+	}
+	if obj, ok := t.byName[identity]; ok {
+		t.mu.Unlock()
+		if err := reuse(obj); err != nil {
+			return none, err
+		}
+		return obj, nil
+	}
+	f := &flight[T]{done: make(chan struct{})}
+	t.flights[identity] = f
+	t.mu.Unlock()
+
+	buildCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+	go func() {
+		defer cancel()
+		f.obj, f.err = build(buildCtx)
+		t.mu.Lock()
+		delete(t.flights, identity)
+		t.mu.Unlock()
+		close(f.done)
+	}()
+	return f.wait(ctx, t.kind, identity)
+}
+
+func (f *flight[T]) wait(ctx context.Context, kind, identity string) (T, error) {
+	select {
+	case <-f.done:
+		return f.obj, f.err
+	case <-ctx.Done():
+		var none T
+		return none, fmt.Errorf("create %s %q: still under way, a retry joins it: %w", kind, identity, ctx.Err())
+	}
+}
+
+// drain waits until no creation is under way or ctx ends.
+func (t *table[T]) drain(ctx context.Context) error {
+	for {
+		t.mu.RLock()
+		var next *flight[T]
+		for _, f := range t.flights {
+			next = f
+			break
+		}
+		t.mu.RUnlock()
+		if next == nil {
+			return nil
+		}
+		select {
+		case <-next.done:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s creations: %w", t.kind, ctx.Err())
+		}
+	}
+}

@@ -1,0 +1,196 @@
+package runtimeservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/internal/failpoint"
+	"github.com/micarun/mica/runtimeservice/podns"
+)
+
+// tearDownPod takes away everything that lives of a pod: processes, network,
+// namespaces, mounts, cgroup. Only its record is left. It reads the record and
+// the disk, and does nothing where nothing is left, so it serves a failed
+// start, Stop, Remove and recovery alike, at any point of the pod's life. The
+// caller holds pod.op. It goes on after an error, so that one absent plugin
+// keeps nothing else, and returns all errors.
+func (s *Service) tearDownPod(ctx context.Context, p *Pod) error {
+	errs := []error{s.stopAllContainers(ctx, p)}
+	errs = append(errs, s.keeper.Delete(ctx, p.ID), failpoint.Hit("pod-processes-ended")) // its init, if it has one
+	if !p.hostNetwork() {
+		errs = append(errs, s.network.Del(ctx, s.networkPod(p)))
+	}
+	errs = append(errs, failpoint.Hit("pod-network-down"))
+	dir := s.podStateDir(p.ID)
+	errs = append(errs, podns.Unpin(dir), unmount(filepath.Join(dir, shmDir)))
+	if errors.Join(errs...) == nil {
+		// Kept until then, since the steps above need it when they are repeated.
+		errs = append(errs, os.RemoveAll(dir))
+	}
+	errs = append(errs, s.cgroups.RemoveParent(ctx, initCgroup(p)))
+	if p.OwnCgroup {
+		errs = append(errs, s.cgroups.RemoveParent(ctx, p.CgroupParent))
+	}
+	return errors.Join(errs...)
+}
+
+// erasePod tears the pod down and removes it and its containers with their
+// records. The caller holds pod.op.
+func (s *Service) erasePod(ctx context.Context, p *Pod) error {
+	if err := p.update(func(st *PodState) error { st.Phase = PodNotReady; return nil }); err != nil {
+		return err
+	}
+	var group errgroup.Group
+	for _, c := range s.containersOf(p.ID) {
+		group.Go(func() error { return s.removeContainer(ctx, c) })
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	if err := s.tearDownPod(ctx, p); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(p.dir); err != nil {
+		return fmt.Errorf("remove record of pod %s: %w", p.ID, err)
+	}
+	s.pods.remove(p)
+	return nil
+}
+
+// stopAllContainers ends the processes of all containers of a pod that is no
+// longer ready, and releases what they held. Containers that are just being
+// created are waited for.
+func (s *Service) stopAllContainers(ctx context.Context, p *Pod) error {
+	var group errgroup.Group
+	for _, c := range s.containersOf(p.ID) {
+		group.Go(func() error {
+			if err := c.op.lock(ctx, "stop container "+c.ID); err != nil {
+				return err
+			}
+			defer c.op.unlock()
+			return s.tearDownContainer(ctx, c)
+		})
+	}
+	return group.Wait()
+}
+
+// tearDownContainer ends the container's processes and takes away what they
+// lived in: the OCI runtime's state, the cgroup, the mount of the root
+// filesystem, the bundle. Its record, its exit and its writable layer stay.
+// Like tearDownPod it reads only the record and the disk. The caller holds c.op.
+func (s *Service) tearDownContainer(ctx context.Context, c *Container) error {
+	if err := s.killContainer(ctx, c); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("container-killed"); err != nil {
+		return err
+	}
+	if err := s.keeper.Delete(ctx, c.ID); err != nil {
+		return fmt.Errorf("delete container %s: %w", c.ID, err)
+	}
+	bundle := s.bundle(c.ID)
+	if err := s.layers.Unmount(ctx, c.ID); err != nil {
+		return fmt.Errorf("unmount root filesystem of container %s: %w", c.ID, err)
+	}
+	if err := unmountBelow(bundle); err != nil {
+		return fmt.Errorf("unmount volumes of container %s: %w", c.ID, err)
+	}
+	if err := os.RemoveAll(bundle); err != nil {
+		return fmt.Errorf("remove bundle of container %s: %w", c.ID, err)
+	}
+	return nil
+}
+
+// killContainer ends every process of the container and returns when its exit
+// is recorded. A container that is created but not started exits by it too.
+func (s *Service) killContainer(ctx context.Context, c *Container) error {
+	switch c.phase() {
+	case Created, Running:
+	default:
+		return s.killCgroup(ctx, c)
+	}
+	if err := s.kill(ctx, c); err != nil {
+		return err
+	}
+	select {
+	case <-c.exited:
+	case <-ctx.Done():
+		return fmt.Errorf("kill container %s: wait for its exit: %w", c.ID, ctx.Err())
+	}
+	return s.killCgroup(ctx, c)
+}
+
+// killCgroup ends the processes that a container without a PID namespace of
+// its own leaves behind.
+func (s *Service) killCgroup(ctx context.Context, c *Container) error {
+	if ownPIDNamespace(c) {
+		return nil // the kernel ends the namespace's processes with its first
+	}
+	if err := s.cgroups.KillAll(ctx, s.containerCgroup(c)); err != nil {
+		return fmt.Errorf("kill processes left by container %s: %w", c.ID, err)
+	}
+	return nil
+}
+
+func ownPIDNamespace(c *Container) bool {
+	ns := c.config().GetLinux().GetSecurityContext().GetNamespaceOptions()
+	return ns.GetPid() == runtimeapi.NamespaceMode_CONTAINER
+}
+
+// containerCgroup is the cgroup that the container lies in, for cgroup's
+// methods.
+func (s *Service) containerCgroup(c *Container) string {
+	return s.cgroups.ContainerDir(c.CgroupParent, c.ID)
+}
+
+// eraseContainer tears the container down and removes its writable layer and
+// its record. The caller holds c.op.
+func (s *Service) eraseContainer(ctx context.Context, c *Container) error {
+	if err := s.tearDownContainer(ctx, c); err != nil {
+		return err
+	}
+	if err := s.layers.Remove(ctx, c.ID); err != nil {
+		return fmt.Errorf("remove writable layer of container %s: %w", c.ID, err)
+	}
+	if err := failpoint.Hit("container-layer-removed"); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(c.dir); err != nil {
+		return fmt.Errorf("remove record of container %s: %w", c.ID, err)
+	}
+	s.containers.remove(c)
+	return nil
+}
+
+// unmount detaches the mount at path; nothing mounted there is no error.
+func unmount(path string) error {
+	err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if err == nil || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return fmt.Errorf("unmount %s: %w", path, err)
+}
+
+// unmountBelow detaches every mount below dir, the deepest first.
+func unmountBelow(dir string) error {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return fmt.Errorf("list mounts below %s: %w", dir, err)
+	}
+	slices.SortFunc(mounts, func(a, b *mountinfo.Info) int { return len(b.Mountpoint) - len(a.Mountpoint) })
+	for _, m := range mounts {
+		if err := unmount(m.Mountpoint); err != nil {
+			return err
+		}
+	}
+	return nil
+}

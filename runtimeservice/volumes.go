@@ -1,0 +1,118 @@
+package runtimeservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"github.com/containerd/continuity/fs"
+	"github.com/containerd/errdefs"
+	securejoin "github.com/cyphar/filepath-securejoin"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
+
+	"github.com/micarun/mica/runtimeservice/spec"
+)
+
+// mountSources resolves the source of every mount of the container: host paths
+// as they are or as a new directory, images by a read-only view of their
+// layers below the bundle.
+func (s *Service) mountSources(ctx context.Context, c *Container) ([]string, error) {
+	mounts := c.config().GetMounts()
+	sources, err := spec.PrepareMounts(mounts)
+	if err != nil {
+		return nil, err
+	}
+	for i, m := range mounts {
+		if m.GetImage().GetImage() == "" {
+			continue
+		}
+		if sources[i], err = s.mountImage(ctx, c, m, i); err != nil {
+			return nil, fmt.Errorf("%w: mount image %s at %s: %w", crierrors.ErrImageVolumeMountFailed, m.GetImage().GetImage(), m.GetContainerPath(), err)
+		}
+	}
+	return sources, nil
+}
+
+// mountImage mounts an image for an image volume and returns the path of the
+// part of it that was asked for.
+func (s *Service) mountImage(ctx context.Context, c *Container, m *runtimeapi.Mount, index int) (string, error) {
+	img, err := s.images.Get(m.GetImage().GetImage())
+	if err != nil {
+		return "", err
+	}
+	if len(img.Layers) == 0 {
+		return "", fmt.Errorf("image %s has no layers: %w", img.ID, errdefs.ErrInvalidArgument)
+	}
+	view := filepath.Join(s.bundle(c.ID), "images", strconv.Itoa(index))
+	if err := os.MkdirAll(view, 0o711); err != nil {
+		return "", err
+	}
+	if err := s.layers.MountView(ctx, img.Layers[len(img.Layers)-1], view); err != nil {
+		return "", err
+	}
+	if m.GetImageSubPath() == "" {
+		return view, nil
+	}
+	sub, err := securejoin.SecureJoin(view, m.GetImageSubPath())
+	if err != nil {
+		return "", fmt.Errorf("resolve sub path %q: %w", m.GetImageSubPath(), err)
+	}
+	if _, err := os.Lstat(sub); errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("sub path %q: %w", m.GetImageSubPath(), errdefs.ErrNotFound)
+	} else if err != nil {
+		return "", fmt.Errorf("sub path %q: %w", m.GetImageSubPath(), err)
+	}
+	return sub, nil
+}
+
+// imageVolumes makes a directory on the host for every volume that the image
+// declares and the container does not mount over, filled with what the image
+// has there. They live as long as the container.
+func (s *Service) imageVolumes(a specArgs) ([]spec.Mount, error) {
+	var mounts []spec.Mount
+	for i, dest := range slices.Sorted(maps.Keys(a.img.Config.Config.Volumes)) {
+		dest = path.Clean("/" + dest)
+		if mountedOver(a.c.config().GetMounts(), dest) {
+			continue
+		}
+		dir := filepath.Join(a.c.dir, "volumes", strconv.Itoa(i))
+		if err := fillVolume(dir, a.rootfs, dest); err != nil {
+			return nil, fmt.Errorf("volume %s: %w", dest, err)
+		}
+		mounts = append(mounts, spec.Mount{Source: dir, Destination: dest, Relabel: true})
+	}
+	return mounts, nil
+}
+
+func mountedOver(mounts []*runtimeapi.Mount, dest string) bool {
+	return slices.ContainsFunc(mounts, func(m *runtimeapi.Mount) bool { return path.Clean(m.GetContainerPath()) == dest })
+}
+
+func fillVolume(dir, rootfs, dest string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	// The image may have a symbolic link there, to anywhere.
+	src, err := securejoin.SecureJoin(rootfs, dest)
+	if err != nil {
+		return err
+	}
+	st, err := os.Stat(src)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !st.IsDir() {
+		return fmt.Errorf("not a directory in the image: %w", errdefs.ErrInvalidArgument)
+	}
+	return fs.CopyDir(dir, src)
+}
