@@ -1,0 +1,145 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// Load reads the file at path and the files conf.d/*.toml beside it over the
+// defaults, and validates the result. The file may be absent if path is
+// DefaultPath; conf.d may always be. The error joins every problem found.
+func Load(path string) (Config, error) {
+	names, err := files(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("load configuration: %w", err)
+	}
+	c := Default()
+	view := newView(c)
+	var problems []error
+	for _, name := range names {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return Config{}, fmt.Errorf("load configuration: %w", err)
+		}
+		problems = append(problems, decode(view, name, data)...)
+	}
+	if len(problems) > 0 {
+		return Config{}, errors.Join(problems...)
+	}
+	transfer(reflect.ValueOf(&c).Elem(), view.Elem())
+	if err := c.Validate(); err != nil {
+		return Config{}, fmt.Errorf("configuration %s: %w", strings.Join(names, ", "), err)
+	}
+	return c, nil
+}
+
+// Parse reads one file's content over the defaults, without validating it. name
+// stands in errors.
+func Parse(name string, data []byte) (Config, error) {
+	c := Default()
+	view := newView(c)
+	if problems := decode(view, name, data); len(problems) > 0 {
+		return Config{}, errors.Join(problems...)
+	}
+	transfer(reflect.ValueOf(&c).Elem(), view.Elem())
+	return c, nil
+}
+
+// Dump writes the configuration as one TOML file that Load reads back the same.
+func (c Config) Dump() ([]byte, error) {
+	var b bytes.Buffer
+	enc := toml.NewEncoder(&b)
+	if err := enc.Encode(newView(c).Interface()); err != nil {
+		return nil, fmt.Errorf("dump configuration: %w", err)
+	}
+	return b.Bytes(), nil
+}
+
+// newView returns a pointer to a mirror with c's values.
+func newView(c Config) reflect.Value {
+	mirror, _ := mirrorOf(reflect.TypeOf(c), "")
+	view := reflect.New(mirror)
+	transfer(view.Elem(), reflect.ValueOf(c))
+	return view
+}
+
+// files lists what Load reads, in order.
+func files(path string) ([]string, error) {
+	var names []string
+	switch _, err := os.Stat(path); {
+	case err == nil:
+		names = append(names, path)
+	case path != DefaultPath || !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
+	// Glob sorts by name, and reports only patterns that are malformed.
+	more, err := filepath.Glob(filepath.Join(filepath.Dir(path), "conf.d", "*.toml"))
+	if err != nil {
+		return nil, err
+	}
+	return append(names, more...), nil
+}
+
+// decode reads data over view. Every problem names its place in the file.
+func decode(view reflect.Value, name string, data []byte) []error {
+	err := unmarshal(view, data)
+	var unknown *toml.StrictMissingError
+	var wrong *toml.DecodeError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &unknown):
+		var problems []error
+		for _, e := range unknown.Errors {
+			row, col := e.Position()
+			problems = append(problems, fmt.Errorf("%s:%d:%d: unknown key %s", name, row, col, strings.Join(e.Key(), ".")))
+		}
+		return problems
+	case errors.As(err, &wrong):
+		row, col := wrong.Position()
+		text := explain(wrong.Error())
+		if key := strings.Join(wrong.Key(), "."); key != "" {
+			text = key + ": " + text
+		}
+		return []error{fmt.Errorf("%s:%d:%d: %s", name, row, col, text)}
+	}
+	return []error{fmt.Errorf("%s:%d: %w", name, lineOf(view, data, err), err)}
+}
+
+func unmarshal(view reflect.Value, data []byte) error {
+	return toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(view.Interface())
+}
+
+// lineOf finds the line of an error that tells no position, as those of
+// encoding.TextUnmarshaler do for values that are not strings: the first line
+// with which the file has that error.
+func lineOf(view reflect.Value, data []byte, want error) int {
+	scratch := reflect.New(view.Type().Elem())
+	lines := bytes.SplitAfter(data, []byte("\n"))
+	for n := range lines {
+		if err := unmarshal(scratch, bytes.Join(lines[:n+1], nil)); err != nil && err.Error() == want.Error() {
+			return n + 1
+		}
+	}
+	return len(lines)
+}
+
+// explain rewords what go-toml says of a value of the wrong kind, which spells out
+// Go types.
+func explain(text string) string {
+	text = strings.TrimPrefix(text, "toml: ")
+	kind, ok := strings.CutPrefix(text, "cannot decode TOML ")
+	if !ok {
+		return text
+	}
+	kind, _, _ = strings.Cut(kind, " ")
+	return fmt.Sprintf("a %s does not fit, want %s", kind, text[strings.LastIndexByte(text, ' ')+1:])
+}

@@ -1,0 +1,224 @@
+package config
+
+import (
+	"encoding"
+	"fmt"
+	"reflect"
+	"strings"
+	"time"
+	"unicode"
+)
+
+// A mirror is the type of a Config as TOML sees it: the same tree, with durations
+// that read "30s", a key on every field, and without the fields that are not for
+// users. It is derived by reflection, so that the packages' Options stay plain Go
+// and new fields become keys by being there.
+
+// duration is time.Duration in a mirror. It is a struct because a number in the
+// file, which has no unit, must not fit it.
+type duration struct{ time.Duration }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	switch {
+	case err != nil:
+		return fmt.Errorf("%q is not a duration such as \"30s\" or \"1h30m\"", text)
+	case v < 0:
+		return fmt.Errorf("%q is a negative duration", text)
+	}
+	d.Duration = v
+	return nil
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (d duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// hidden tells the keys that are not for users: they follow from others (see
+// Config.Resolved).
+func hidden(key string) bool {
+	switch key {
+	case "images.root", "network.cache_dir", "network.default.data_dir",
+		"pods.data_dir", "pods.state_dir", "keeper.dir",
+		"runtimes.*.name", "runtimes.*.root":
+		return true
+	}
+	return false
+}
+
+// mirrorOf returns the mirror of t, which stands at key. ok is false for what TOML
+// cannot hold: functions, interfaces, channels.
+func mirrorOf(t reflect.Type, key string) (mirror reflect.Type, ok bool) {
+	if t == reflect.TypeFor[time.Duration]() {
+		return reflect.TypeFor[duration](), true
+	}
+	if reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]()) {
+		return t, true
+	}
+	switch t.Kind() {
+	case reflect.Func, reflect.Interface, reflect.Chan, reflect.UnsafePointer:
+		return nil, false
+	case reflect.Struct:
+		return mirrorStruct(t, key), true
+	case reflect.Pointer, reflect.Slice, reflect.Map:
+		below := key
+		if t.Kind() == reflect.Map {
+			below = join(key, "*")
+		}
+		elem, ok := mirrorOf(t.Elem(), below)
+		if !ok {
+			return nil, false
+		}
+		return compose(t, elem), true
+	}
+	return t, true
+}
+
+func compose(t, elem reflect.Type) reflect.Type {
+	switch t.Kind() {
+	case reflect.Pointer:
+		return reflect.PointerTo(elem)
+	case reflect.Slice:
+		return reflect.SliceOf(elem)
+	}
+	return reflect.MapOf(t.Key(), elem)
+}
+
+func mirrorStruct(t reflect.Type, key string) reflect.Type {
+	var fields []reflect.StructField
+	for i := range t.NumField() {
+		f := t.Field(i)
+		name := keyOf(f)
+		if name == "" || hidden(join(key, name)) {
+			continue
+		}
+		if mirror, ok := mirrorOf(f.Type, join(key, name)); ok {
+			fields = append(fields, reflect.StructField{Name: f.Name, Type: mirror, Tag: tagOf(t, name)})
+		}
+	}
+	return reflect.StructOf(fields)
+}
+
+// tagOf returns the tag of a mirror's field. Zero values of the packages' Options
+// mean their default and are not written; those of our own structs are.
+func tagOf(owner reflect.Type, key string) reflect.StructTag {
+	if owner.PkgPath() != reflect.TypeFor[Config]().PkgPath() {
+		key += ",omitempty"
+	}
+	return reflect.StructTag(`toml:"` + key + `"`)
+}
+
+// keyOf returns the key of a field: its toml tag, or its name in snake case. ""
+// means that it has none.
+func keyOf(f reflect.StructField) string {
+	if !f.IsExported() {
+		return ""
+	}
+	name, _, _ := strings.Cut(f.Tag.Get("toml"), ",")
+	switch name {
+	case "-":
+		return ""
+	case "":
+		return snake(f.Name)
+	}
+	return name
+}
+
+// snake turns TLSCertPath into tls_cert_path.
+func snake(name string) string {
+	runes := []rune(name)
+	var b strings.Builder
+	for i, r := range runes {
+		afterLower := i > 0 && !unicode.IsUpper(runes[i-1])
+		startsWord := i > 0 && i+1 < len(runes) && unicode.IsLower(runes[i+1])
+		if unicode.IsUpper(r) && (afterLower || startsWord) {
+			b.WriteByte('_')
+		}
+		b.WriteRune(unicode.ToLower(r))
+	}
+	return b.String()
+}
+
+func join(key, name string) string {
+	if key == "" {
+		return name
+	}
+	return key + "." + name
+}
+
+// transfer copies src into dst, one of which is a mirror of the other. What a
+// mirror lacks is left as it is.
+func transfer(dst, src reflect.Value) {
+	switch {
+	case src.Type() == dst.Type():
+		dst.Set(src)
+	case src.Type() == reflect.TypeFor[duration]():
+		dst.Set(src.Field(0))
+	case dst.Type() == reflect.TypeFor[duration]():
+		dst.Field(0).Set(src)
+	case src.Kind() == reflect.Struct:
+		transferStruct(dst, src)
+	case src.Kind() == reflect.Pointer:
+		if src.IsNil() {
+			dst.SetZero()
+			return
+		}
+		dst.Set(reflect.New(dst.Type().Elem()))
+		transfer(dst.Elem(), src.Elem())
+	case src.Kind() == reflect.Slice:
+		if src.IsNil() {
+			dst.SetZero()
+			return
+		}
+		dst.Set(reflect.MakeSlice(dst.Type(), src.Len(), src.Len()))
+		for i := range src.Len() {
+			transfer(dst.Index(i), src.Index(i))
+		}
+	case src.Kind() == reflect.Map:
+		transferMap(dst, src)
+	}
+}
+
+func transferStruct(dst, src reflect.Value) {
+	for i := range src.NumField() {
+		field := src.Type().Field(i)
+		if to := dst.FieldByName(field.Name); field.IsExported() && to.IsValid() {
+			transfer(to, src.Field(i))
+		}
+	}
+}
+
+func transferMap(dst, src reflect.Value) {
+	if src.IsNil() {
+		dst.SetZero()
+		return
+	}
+	m := reflect.MakeMapWithSize(dst.Type(), src.Len())
+	for it := src.MapRange(); it.Next(); {
+		v := reflect.New(dst.Type().Elem()).Elem()
+		transfer(v, it.Value())
+		m.SetMapIndex(it.Key(), v)
+	}
+	dst.Set(m)
+}
+
+// keysOf lists the keys below a mirror type; "*" stands for any name in a map.
+func keysOf(t reflect.Type, key string) []string {
+	switch t.Kind() {
+	case reflect.Pointer:
+		return keysOf(t.Elem(), key)
+	case reflect.Map:
+		return keysOf(t.Elem(), join(key, "*"))
+	case reflect.Struct:
+		if reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]()) {
+			break
+		}
+		var keys []string
+		for i := range t.NumField() {
+			f := t.Field(i)
+			keys = append(keys, keysOf(f.Type, join(key, keyOf(f)))...)
+		}
+		return keys
+	}
+	return []string{key}
+}
