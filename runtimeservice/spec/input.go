@@ -10,6 +10,8 @@ import (
 // Host holds the facts about this node that decide what a specification may
 // ask for. DetectHost reads them once at start; tests write their own.
 type Host struct {
+	// Hostname is the node's, which pods on its network share.
+	Hostname string
 	// Capabilities is the bounding set that this process holds, in the
 	// spelling "CAP_CHOWN". It is what a privileged container gets.
 	Capabilities []string
@@ -107,9 +109,19 @@ type ContainerInput struct {
 	SeccompProfile []byte
 	// ProcessLabel and MountLabel are the SELinux labels, from SELinuxLabels.
 	ProcessLabel, MountLabel string
-	// AppArmorDefault is the name of the loaded default profile, "" for none.
+	// AppArmorDefault is the name of the loaded default profile. Where it is
+	// "", a container that asks for no profile runs unconfined, and one that
+	// asks for RuntimeDefault is refused.
 	AppArmorDefault string
+	// Rlimits are the configured default limits of containers; they are
+	// clamped to what Host allows.
+	Rlimits []specs.POSIXRlimit
+	// Sysctls are those of the pod that its pinned namespaces do not carry
+	// yet.
+	Sysctls map[string]string
+	// CDI injects the named devices; nil refuses them.
+	CDI func(s *specs.Spec, devices []string) error
 	// Edits run last, in order, on the finished specification: the single
-	// place for CDI and NRI.
+	// place for NRI and the like.
 	Edits []func(*specs.Spec) error
 }

@@ -2,35 +2,230 @@ package spec
 
 import (
 	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 
+	"github.com/moby/sys/mountinfo"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// maxSeccompProfile bounds the file of a Localhost profile, in bytes.
+const maxSeccompProfile = 4 << 20
+
 // PrepareMounts resolves the sources of CRI mounts: symbolic links are
-// followed, a missing host path is made as a directory, and propagation is
-// checked against the mount that the source lies on. It returns one source
-// for each mount; that of an image mount is "" for the caller to fill in.
-func PrepareMounts(mounts []*runtimeapi.Mount) ([]string, error) { return nil, errors.ErrUnsupported }
+// followed, a missing host path is made as a directory of mode 0755, and
+// propagation is checked against the mount that the source lies on. It
+// returns one source for each mount; that of an image mount is "" for the
+// caller to fill in. Targets inside the root filesystem are not touched: the
+// OCI runtime makes and opens them without leaving the root.
+func PrepareMounts(mounts []*runtimeapi.Mount) ([]string, error) {
+	sources := make([]string, len(mounts))
+	for i, m := range mounts {
+		if m.GetImage() != nil {
+			continue
+		}
+		source, err := prepareSource(m.GetHostPath())
+		if err != nil {
+			return nil, fmt.Errorf("prepare mount %s: %w", m.GetContainerPath(), err)
+		}
+		if err := checkPropagation(source, m.GetPropagation()); err != nil {
+			return nil, fmt.Errorf("prepare mount %s: %w", m.GetContainerPath(), err)
+		}
+		sources[i] = source
+	}
+	return sources, nil
+}
+
+func prepareSource(host string) (string, error) {
+	if !filepath.IsAbs(host) {
+		return "", invalid("host path %q is not absolute", host)
+	}
+	if _, err := os.Lstat(host); errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(host, 0o755); err != nil {
+			return "", fmt.Errorf("make host path: %w", err)
+		}
+	}
+	source, err := filepath.EvalSymlinks(host)
+	if err != nil {
+		return "", fmt.Errorf("resolve host path: %w", err)
+	}
+	return source, nil
+}
+
+// checkPropagation refuses propagation that the mount below source cannot
+// give: mounts travel only through a shared peer group (mount_namespaces(7)).
+func checkPropagation(source string, p runtimeapi.MountPropagation) error {
+	if p == runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
+		return nil
+	}
+	parents, err := mountinfo.GetMounts(mountinfo.ParentsFilter(source))
+	if err != nil {
+		return fmt.Errorf("read mounts: %w", err)
+	}
+	var under *mountinfo.Info
+	for _, m := range parents {
+		if under == nil || len(m.Mountpoint) >= len(under.Mountpoint) {
+			under = m
+		}
+	}
+	if under == nil {
+		return unsupported("no mount found below %s", source)
+	}
+	shared := strings.Contains(under.Optional, "shared:")
+	slave := strings.Contains(under.Optional, "master:")
+	if p == runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL && !shared {
+		return unsupported("bidirectional propagation: %s lies on %s, which is not shared", source, under.Mountpoint)
+	}
+	if !shared && !slave {
+		return unsupported("propagation from the host: %s lies on %s, which is private", source, under.Mountpoint)
+	}
+	return nil
+}
 
 // ResolveDevices reads the device nodes for CRI device requests. A directory
 // stands for all device nodes below it.
 func ResolveDevices(devices []*runtimeapi.Device) ([]specs.LinuxDevice, []specs.LinuxDeviceCgroup, error) {
-	return nil, nil, errors.ErrUnsupported
+	var nodes []specs.LinuxDevice
+	var rules []specs.LinuxDeviceCgroup
+	for _, d := range devices {
+		found, err := resolveDevice(d)
+		if err != nil {
+			return nil, nil, fmt.Errorf("resolve device %s: %w", d.GetHostPath(), err)
+		}
+		access := d.GetPermissions()
+		if access == "" {
+			access = "rwm"
+		}
+		for _, node := range found {
+			nodes = slices.DeleteFunc(nodes, func(n specs.LinuxDevice) bool { return n.Path == node.Path })
+			nodes = append(nodes, node)
+			rules = append(rules, specs.LinuxDeviceCgroup{
+				Allow: true, Type: node.Type, Major: &node.Major, Minor: &node.Minor, Access: access,
+			})
+		}
+	}
+	return nodes, rules, nil
+}
+
+func resolveDevice(d *runtimeapi.Device) ([]specs.LinuxDevice, error) {
+	host, err := filepath.EvalSymlinks(d.GetHostPath())
+	if err != nil {
+		return nil, err
+	}
+	target := d.GetContainerPath()
+	if target == "" {
+		target = d.GetHostPath()
+	}
+	info, err := os.Lstat(host)
+	if err != nil {
+		return nil, err
+	}
+	if info.IsDir() {
+		return devicesBelow(host, target, nil)
+	}
+	node, ok, err := deviceNode(host, target)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, invalid("not a device node")
+	}
+	return []specs.LinuxDevice{node}, nil
+}
+
+// HostDevices returns all device nodes in /dev, for a privileged container,
+// but for those that a container has of its own.
+func HostDevices() ([]specs.LinuxDevice, error) {
+	return devicesBelow("/dev", "/dev", []string{"/dev/pts", "/dev/shm", "/dev/fd", "/dev/mqueue", "/dev/console"})
+}
+
+// devicesBelow returns the device nodes below host as if below target.
+// Entries that vanish meanwhile are passed over.
+func devicesBelow(host, target string, skip []string) ([]specs.LinuxDevice, error) {
+	var out []specs.LinuxDevice
+	err := filepath.WalkDir(host, func(p string, e fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case err != nil:
+			return err
+		case slices.Contains(skip, p) && e.IsDir():
+			return filepath.SkipDir
+		case slices.Contains(skip, p) || e.Type()&fs.ModeDevice == 0:
+			return nil
+		}
+		node, ok, err := deviceNode(p, filepath.Join(target, strings.TrimPrefix(p, host)))
+		if ok && err == nil {
+			out = append(out, node)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+	return out, err
+}
+
+// deviceNode describes the device node at host; ok is false for other files.
+func deviceNode(host, target string) (node specs.LinuxDevice, ok bool, err error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(host, &st); err != nil {
+		return specs.LinuxDevice{}, false, &fs.PathError{Op: "lstat", Path: host, Err: err}
+	}
+	kind := ""
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFCHR:
+		kind = "c"
+	case unix.S_IFBLK:
+		kind = "b"
+	default:
+		return specs.LinuxDevice{}, false, nil
+	}
+	mode := os.FileMode(st.Mode & 0o7777)
+	return specs.LinuxDevice{
+		Path: filepath.Clean(target), Type: kind, FileMode: &mode, UID: &st.Uid, GID: &st.Gid,
+		Major: int64(unix.Major(st.Rdev)), Minor: int64(unix.Minor(st.Rdev)),
+	}, true, nil
 }
 
 // ReadSeccomp returns the text of the Localhost seccomp profile that the
-// security context names, and nil where it names none.
+// security context names, and nil where it names none. Profiles of more than
+// 4 MiB are refused.
 func ReadSeccomp(sc *runtimeapi.LinuxContainerSecurityContext) ([]byte, error) {
-	return nil, errors.ErrUnsupported
+	profile, err := seccompProfile(sc)
+	if err != nil || profile.GetProfileType() != runtimeapi.SecurityProfile_Localhost {
+		return nil, err
+	}
+	f, err := os.OpenFile(profile.GetLocalhostRef(), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("read seccomp profile: %w", err)
+	}
+	defer f.Close()
+	return readBounded(f, maxSeccompProfile)
 }
 
-// ResolveUser finds the user of a container: from the security context, else
-// from image (the USER of the image, "name[:group]" or numbers), inside the
-// root filesystem at rootfs.
-func ResolveUser(rootfs string, sc *runtimeapi.LinuxContainerSecurityContext, image string) (User, error) {
-	return User{}, errors.ErrUnsupported
+// readBounded reads a regular file of at most limit bytes.
+func readBounded(f *os.File, limit int64) ([]byte, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, invalid("%s is not a regular file", f.Name())
+	}
+	text, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(text)) > limit {
+		return nil, invalid("%s is larger than %d bytes", f.Name(), limit)
+	}
+	return text, nil
 }
-
-// DetectHost reads the facts about this node and process.
-func DetectHost() (Host, error) { return Host{}, errors.ErrUnsupported }

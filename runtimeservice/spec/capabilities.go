@@ -1,0 +1,101 @@
+package spec
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/moby/sys/capability"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// defaultCapabilities is what a container gets that asks for nothing, the same
+// fourteen as in Docker and containerd.
+func defaultCapabilities() []string {
+	return []string{
+		"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD",
+		"CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP",
+		"CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+	}
+}
+
+// capabilities works out the capability sets. ALL is applied first, on both
+// lists, then the single names: adds before drops. The inheritable set stays
+// empty but for ambient capabilities, which have to be in every set
+// (capabilities(7)).
+func (b *builder) capabilities() (*specs.LinuxCapabilities, error) {
+	held := b.in.Host.Capabilities
+	if b.sc.GetPrivileged() {
+		return capabilitySets(sorted(held), nil), nil
+	}
+	req := b.sc.GetCapabilities()
+	add, addAll, err := parseCapabilities(req.GetAddCapabilities())
+	if err != nil {
+		return nil, err
+	}
+	drop, dropAll, err := parseCapabilities(req.GetDropCapabilities())
+	if err != nil {
+		return nil, err
+	}
+	ambient, ambientAll, err := parseCapabilities(req.GetAddAmbientCapabilities())
+	if err != nil {
+		return nil, err
+	}
+	set := intersect(defaultCapabilities(), held)
+	if addAll {
+		set = slices.Clone(held)
+	}
+	if dropAll {
+		set = nil
+	}
+	if ambientAll {
+		ambient = slices.Clone(held)
+	}
+	for _, c := range slices.Concat(add, ambient) {
+		if !slices.Contains(held, c) {
+			return nil, unsupported("capability %s: not held by this node's runtime", c)
+		}
+		set = append(set, c)
+	}
+	set = slices.DeleteFunc(set, func(c string) bool { return slices.Contains(drop, c) })
+	ambient = slices.DeleteFunc(ambient, func(c string) bool { return slices.Contains(drop, c) })
+	return capabilitySets(sorted(set), sorted(ambient)), nil
+}
+
+func capabilitySets(set, ambient []string) *specs.LinuxCapabilities {
+	return &specs.LinuxCapabilities{
+		Bounding: set, Effective: set, Permitted: set, Inheritable: ambient, Ambient: ambient,
+	}
+}
+
+// parseCapabilities brings names into the form CAP_X and takes ALL out.
+func parseCapabilities(names []string) (caps []string, all bool, err error) {
+	for _, name := range names {
+		c := strings.ToUpper(name)
+		if c == "ALL" || c == "CAP_ALL" {
+			all = true
+			continue
+		}
+		if !strings.HasPrefix(c, "CAP_") {
+			c = "CAP_" + c
+		}
+		if !slices.ContainsFunc(capability.ListKnown(), func(k capability.Cap) bool { return capabilityName(k) == c }) {
+			return nil, false, invalid("unknown capability %q", name)
+		}
+		caps = append(caps, c)
+	}
+	return caps, all, nil
+}
+
+// capabilityName spells c as the OCI specification does.
+func capabilityName(c capability.Cap) string { return "CAP_" + strings.ToUpper(c.String()) }
+
+func intersect(a, b []string) []string {
+	return slices.DeleteFunc(slices.Clone(a), func(s string) bool { return !slices.Contains(b, s) })
+}
+
+// sorted returns a sorted copy without duplicates.
+func sorted(s []string) []string {
+	s = slices.Clone(s)
+	slices.Sort(s)
+	return slices.Compact(s)
+}

@@ -1,0 +1,214 @@
+package spec
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
+)
+
+// mounts lists, in the order in which they are made: the default mounts that
+// nothing replaces, then the runtime's and the request's, parents before
+// children. Of two with the same destination the request's wins.
+func (b *builder) mounts() error {
+	requested, err := b.requestedMounts()
+	if err != nil {
+		return err
+	}
+	taken := map[string]bool{}
+	for _, m := range requested {
+		taken[m.Destination] = true
+	}
+	for _, m := range b.in.Mounts {
+		own := ownMount(m)
+		if !taken[own.Destination] {
+			requested = append(requested, own)
+		}
+	}
+	for _, m := range requested {
+		taken[m.Destination] = true
+	}
+	slices.SortStableFunc(requested, func(a, b specs.Mount) int { return depth(a.Destination) - depth(b.Destination) })
+	for _, m := range b.defaultMounts() {
+		hidden := taken[m.Destination] || (taken["/dev"] && strings.HasPrefix(m.Destination, "/dev/")) ||
+			(taken["/sys"] && strings.HasPrefix(m.Destination, "/sys/"))
+		if !hidden {
+			b.spec.Mounts = append(b.spec.Mounts, m)
+		}
+	}
+	b.spec.Mounts = append(b.spec.Mounts, requested...)
+	b.spec.Linux.RootfsPropagation = rootfsPropagation(b.in.Config.GetMounts())
+	if b.in.Host.SELinux {
+		b.spec.Linux.MountLabel = b.in.MountLabel
+	}
+	return nil
+}
+
+func depth(destination string) int {
+	return strings.Count(strings.TrimSuffix(destination, "/"), "/")
+}
+
+// defaultMounts are the pseudo file systems of every container.
+func (b *builder) defaultMounts() []specs.Mount {
+	access := "ro"
+	if b.sc.GetPrivileged() {
+		access = "rw"
+	}
+	sys := specs.Mount{
+		Destination: "/sys", Type: "sysfs", Source: "sysfs",
+		Options: []string{"nosuid", "noexec", "nodev", access},
+	}
+	if b.userNamespace() && b.in.Namespaces.Net == HostNamespace {
+		// sysfs belongs to the owner of the network namespace: only the
+		// node's own can be shown.
+		sys = specs.Mount{
+			Destination: "/sys", Type: "bind", Source: "/sys",
+			Options: []string{"rbind", "rprivate", "nosuid", "noexec", "nodev", access},
+		}
+	}
+	return []specs.Mount{
+		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+		{
+			Destination: "/dev", Type: "tmpfs", Source: "tmpfs",
+			Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"},
+		},
+		{
+			Destination: "/dev/pts", Type: "devpts", Source: "devpts",
+			Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"},
+		},
+		{
+			Destination: "/dev/shm", Type: "tmpfs", Source: "shm",
+			Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"},
+		},
+		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
+		sys,
+		{
+			Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup",
+			Options: []string{"nosuid", "noexec", "nodev", "relatime", access},
+		},
+	}
+}
+
+// ownMount turns a mount of the runtime itself into OCI's form.
+func ownMount(m Mount) specs.Mount {
+	options := []string{"rbind", "rprivate", "rw"}
+	if m.ReadOnly {
+		options[2] = "ro"
+	}
+	return specs.Mount{
+		Destination: path.Clean(m.Destination), Type: "bind", Source: m.Source, Options: append(options, m.Options...),
+	}
+}
+
+// requestedMounts turns CRI mounts into OCI's form.
+func (b *builder) requestedMounts() ([]specs.Mount, error) {
+	mounts := b.in.Config.GetMounts()
+	if b.in.MountSources != nil && len(b.in.MountSources) != len(mounts) {
+		return nil, invalid("%d mount sources for %d mounts", len(b.in.MountSources), len(mounts))
+	}
+	var out []specs.Mount
+	for i, m := range mounts {
+		source := m.GetHostPath()
+		if b.in.MountSources != nil {
+			source = b.in.MountSources[i]
+		}
+		mount, err := b.requestedMount(m, source)
+		if err != nil {
+			return nil, fmt.Errorf("mount %s: %w", m.GetContainerPath(), err)
+		}
+		out = append(out, mount)
+	}
+	return out, nil
+}
+
+func (b *builder) requestedMount(m *runtimeapi.Mount, source string) (specs.Mount, error) {
+	if !path.IsAbs(source) {
+		return specs.Mount{}, invalid("source %q is not an absolute path", source)
+	}
+	options := []string{"rbind", propagation(m)}
+	switch {
+	case m.GetRecursiveReadOnly():
+		if !b.in.Host.RecursiveReadOnly || !b.listsOption("rro") {
+			return specs.Mount{}, fmt.Errorf("recursive read-only: %w", crierrors.ErrRROUnsupported)
+		}
+		options = append(options, "rro")
+	case m.GetReadonly() || m.GetImage() != nil:
+		options = append(options, "ro")
+	default:
+		options = append(options, "rw")
+	}
+	for _, o := range m.GetMountOptions() {
+		if err := b.checkMountOption(o); err != nil {
+			return specs.Mount{}, err
+		}
+		options = append(options, o)
+	}
+	mount := specs.Mount{Destination: path.Clean(m.GetContainerPath()), Type: "bind", Source: source, Options: options}
+	if len(m.GetUidMappings())+len(m.GetGidMappings()) > 0 {
+		if !b.idmap() {
+			return specs.Mount{}, unsupported("id-mapped mount: the OCI runtime does not support it")
+		}
+		mount.UIDMappings, mount.GIDMappings = idMappings(m.GetUidMappings()), idMappings(m.GetGidMappings())
+	}
+	return mount, nil
+}
+
+func propagation(m *runtimeapi.Mount) string {
+	switch m.GetPropagation() {
+	case runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:
+		return "rshared"
+	case runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER:
+		return "rslave"
+	}
+	return "rprivate"
+}
+
+// rootfsPropagation is the widest that any of the mounts needs; "" leaves the
+// OCI runtime's default, which is private.
+func rootfsPropagation(mounts []*runtimeapi.Mount) string {
+	widest := ""
+	for _, m := range mounts {
+		switch p := propagation(m); {
+		case p == "rshared":
+			return p
+		case p == "rslave":
+			widest = p
+		}
+	}
+	return widest
+}
+
+// checkMountOption accepts the flags of a bind mount and nothing that would
+// change its kind, access or propagation behind the other fields' back.
+func (b *builder) checkMountOption(o string) error {
+	flags := []string{
+		"nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "atime", "nodiratime", "diratime",
+		"relatime", "norelatime", "strictatime", "nostrictatime", "nosymfollow", "symfollow",
+	}
+	if !slices.Contains(flags, o) && !slices.Contains(flags, strings.TrimPrefix(o, "r")) {
+		return invalid("mount option %q", o)
+	}
+	if known := b.in.Features; known != nil && known.MountOptions != nil && !b.listsOption(o) {
+		return unsupported("mount option %q: the OCI runtime does not know it", o)
+	}
+	return nil
+}
+
+// listsOption says whether the OCI runtime lists a mount option.
+func (b *builder) listsOption(o string) bool {
+	return b.in.Features != nil && slices.Contains(b.in.Features.MountOptions, o)
+}
+
+// idmap says whether the OCI runtime maps the owners of mounts.
+func (b *builder) idmap() bool {
+	f := b.in.Features
+	if f == nil || f.Linux == nil || f.Linux.MountExtensions == nil || f.Linux.MountExtensions.IDMap == nil {
+		return false
+	}
+	enabled := f.Linux.MountExtensions.IDMap.Enabled
+	return enabled != nil && *enabled
+}

@@ -1,0 +1,82 @@
+package spec
+
+import (
+	"maps"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// namespaces lists the namespaces to join or make, and what belongs to them:
+// hostname, sysctls and user mappings.
+func (b *builder) namespaces() error {
+	l, ns := b.spec.Linux, b.in.Namespaces
+	l.Namespaces = []specs.LinuxNamespace{{Type: specs.MountNamespace}}
+	for _, n := range []struct {
+		kind specs.LinuxNamespaceType
+		path string
+	}{
+		{specs.PIDNamespace, ns.PID},
+		{specs.IPCNamespace, ns.IPC},
+		{specs.UTSNamespace, ns.UTS},
+		{specs.NetworkNamespace, ns.Net},
+	} {
+		if n.path != HostNamespace {
+			l.Namespaces = append(l.Namespaces, specs.LinuxNamespace{Type: n.kind, Path: n.path})
+		}
+	}
+	// As containerd has it: a privileged container sees the node's cgroups,
+	// and on v1, where the namespace hides less, everybody does.
+	if b.in.Host.CgroupV2 && !b.sc.GetPrivileged() {
+		l.Namespaces = append(l.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+	}
+	if ns.UTS == "" {
+		b.spec.Hostname = b.in.Pod.GetHostname()
+	}
+	if len(b.in.Sysctls) > 0 {
+		l.Sysctl = maps.Clone(b.in.Sysctls)
+	}
+	return b.userMappings()
+}
+
+// userNamespace says whether the pod runs in a user namespace.
+func (b *builder) userNamespace() bool { return podUserNamespace(b.in.Pod) != nil }
+
+// podUserNamespace returns the pod's user namespace options, nil where it
+// lives in the node's. CRI's default mode POD without mappings means the
+// node's: no kubelet sends it otherwise.
+func podUserNamespace(pod *runtimeapi.PodSandboxConfig) *runtimeapi.UserNamespace {
+	o := pod.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
+	if o.GetMode() != runtimeapi.NamespaceMode_POD || len(o.GetUids())+len(o.GetGids()) == 0 {
+		return nil
+	}
+	return o
+}
+
+func (b *builder) userMappings() error {
+	path, o := b.in.Namespaces.User, podUserNamespace(b.in.Pod)
+	if o == nil {
+		if path != "" && path != HostNamespace {
+			return invalid("user namespace %q for a pod without mappings", path)
+		}
+		return nil
+	}
+	if path == HostNamespace {
+		return unsupported("the pod asks for a user namespace of its own")
+	}
+	if b.sc.GetPrivileged() {
+		return invalid("a privileged container cannot be in a user namespace")
+	}
+	b.spec.Linux.Namespaces = append(b.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: path})
+	b.spec.Linux.UIDMappings = idMappings(o.GetUids())
+	b.spec.Linux.GIDMappings = idMappings(o.GetGids())
+	return nil
+}
+
+func idMappings(in []*runtimeapi.IDMapping) []specs.LinuxIDMapping {
+	var out []specs.LinuxIDMapping
+	for _, m := range in {
+		out = append(out, specs.LinuxIDMapping{ContainerID: m.GetContainerId(), HostID: m.GetHostId(), Size: m.GetLength()})
+	}
+	return out
+}

@@ -1,0 +1,225 @@
+package spec
+
+import (
+	"bytes"
+	"cmp"
+	"path"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// defaultPath is PATH for images that set none, as Docker and containerd have it.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// ProcessArgs describes a process to run in an existing container.
+type ProcessArgs struct {
+	// Spec is the container's own specification; it is not changed.
+	Spec *specs.Spec
+	// Args is the command line; it must not be empty.
+	Args []string
+	// Terminal asks for a pseudo terminal.
+	Terminal bool
+}
+
+// Process returns the process for an exec in the container of a.Spec: its
+// user, environment, limits and confinement, with the given command line.
+func Process(a ProcessArgs) (*specs.Process, error) {
+	if a.Spec == nil || a.Spec.Process == nil {
+		return nil, invalid("specify exec: container has no process")
+	}
+	if len(a.Args) == 0 || a.Args[0] == "" {
+		return nil, invalid("specify exec: command is empty")
+	}
+	for _, arg := range a.Args {
+		if strings.ContainsRune(arg, 0) {
+			return nil, invalid("specify exec: argument %q holds a NUL byte", arg)
+		}
+	}
+	p := *a.Spec.Process
+	p.Args = slices.Clone(a.Args)
+	p.Terminal = a.Terminal
+	p.ConsoleSize = nil
+	p.Env = slices.Clone(p.Env)
+	if a.Terminal && !hasEnv(p.Env, "TERM") {
+		p.Env = append(p.Env, "TERM=xterm")
+	}
+	return &p, nil
+}
+
+func (b *builder) process() error {
+	args, err := commandLine(b.in)
+	if err != nil {
+		return err
+	}
+	cwd, err := workingDir(b.in)
+	if err != nil {
+		return err
+	}
+	env, err := environment(b.in)
+	if err != nil {
+		return err
+	}
+	caps, err := b.capabilities()
+	if err != nil {
+		return err
+	}
+	adj, err := oomScoreAdj(b.in)
+	if err != nil {
+		return err
+	}
+	b.spec.Process = &specs.Process{
+		Terminal:        b.in.Config.GetTty(),
+		User:            processUser(b.in.User),
+		Args:            args,
+		Env:             env,
+		Cwd:             cwd,
+		Capabilities:    caps,
+		Rlimits:         clampRlimits(b.in.Rlimits, b.in.Host),
+		NoNewPrivileges: b.sc.GetNoNewPrivs(),
+		OOMScoreAdj:     &adj,
+		SelinuxLabel:    b.processLabel(),
+	}
+	return nil
+}
+
+func processUser(u User) specs.User {
+	return specs.User{UID: u.UID, GID: u.GID, AdditionalGids: slices.Clone(u.Additional)}
+}
+
+// commandLine joins the image's and the request's command as the Kubernetes
+// documentation of "command" and "args" has it: a command replaces both parts
+// of the image's, args alone replace only its arguments.
+func commandLine(in ContainerInput) ([]string, error) {
+	command, args := in.Config.GetCommand(), in.Config.GetArgs()
+	if len(command) == 0 {
+		command = in.Image.Entrypoint
+		if len(args) == 0 {
+			args = in.Image.Cmd
+		}
+	}
+	line := slices.Concat(command, args)
+	if len(line) == 0 {
+		return nil, invalid("no command: neither the request nor the image has one")
+	}
+	if line[0] == "" {
+		return nil, invalid("command is an empty string")
+	}
+	for _, arg := range line {
+		if strings.ContainsRune(arg, 0) {
+			return nil, invalid("argument %q holds a NUL byte", arg)
+		}
+	}
+	return line, nil
+}
+
+func workingDir(in ContainerInput) (string, error) {
+	if dir := in.Config.GetWorkingDir(); dir != "" {
+		if !path.IsAbs(dir) {
+			return "", invalid("working directory %q is not absolute", dir)
+		}
+		return dir, nil
+	}
+	return path.Join("/", in.Image.WorkingDir), nil
+}
+
+// environment is, later entries winning: TERM, HOSTNAME, the image's and the
+// request's; then PATH and HOME where those set none.
+func environment(in ContainerInput) ([]string, error) {
+	var env []string
+	if in.Config.GetTty() {
+		env = append(env, "TERM=xterm")
+	}
+	if name := cmp.Or(in.Pod.GetHostname(), in.Host.Hostname); name != "" {
+		env = append(env, "HOSTNAME="+name)
+	}
+	for _, e := range in.Image.Env {
+		name, _, ok := strings.Cut(e, "=")
+		if !ok || name == "" || strings.ContainsRune(e, 0) {
+			return nil, invalid("image environment entry %q", e)
+		}
+		env = setEnv(env, e)
+	}
+	for _, e := range in.Config.GetEnvs() {
+		if e.GetKey() == "" || strings.ContainsAny(e.GetKey(), "=\x00") || bytes.IndexByte(e.GetValue(), 0) >= 0 {
+			return nil, invalid("environment variable %q", e.GetKey())
+		}
+		env = setEnv(env, e.GetKey()+"="+string(e.GetValue()))
+	}
+	if !hasEnv(env, "HOME") && in.User.Home != "" {
+		env = append(env, "HOME="+in.User.Home)
+	}
+	if !hasEnv(env, "PATH") {
+		env = slices.Insert(env, 0, "PATH="+defaultPath)
+	}
+	return env, nil
+}
+
+// setEnv replaces the entry of the same name in place, else appends.
+func setEnv(env []string, entry string) []string {
+	name, _, _ := strings.Cut(entry, "=")
+	for i, e := range env {
+		if strings.HasPrefix(e, name+"=") {
+			env[i] = entry
+			return env
+		}
+	}
+	return append(env, entry)
+}
+
+func hasEnv(env []string, name string) bool {
+	return slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, name+"=") })
+}
+
+// oomScoreAdj is the requested adjustment, raised to the lowest that the
+// kernel lets this process give.
+func oomScoreAdj(in ContainerInput) (int, error) {
+	adj := in.Config.GetLinux().GetResources().GetOomScoreAdj()
+	if adj < -1000 || adj > 1000 {
+		return 0, invalid("oom_score_adj %d is not in -1000..1000", adj)
+	}
+	return max(int(adj), in.Host.OOMScoreAdjMin), nil
+}
+
+// clampRlimits lowers limits to those that this process holds, unless it may
+// raise them.
+func clampRlimits(limits []specs.POSIXRlimit, h Host) []specs.POSIXRlimit {
+	limits = slices.Clone(limits)
+	if h.RaiseRlimits {
+		return limits
+	}
+	for i := range limits {
+		for _, held := range h.Rlimits {
+			if held.Type == limits[i].Type {
+				limits[i].Hard = min(limits[i].Hard, held.Hard)
+				limits[i].Soft = min(limits[i].Soft, limits[i].Hard)
+			}
+		}
+	}
+	return limits
+}
+
+// annotations are those that containerd gives to a container, which runtimes
+// such as kata read.
+func (b *builder) annotations() error {
+	in := b.in
+	b.spec.Annotations = map[string]string{
+		"io.kubernetes.cri.container-type":    "container",
+		"io.kubernetes.cri.container-name":    in.Config.GetMetadata().GetName(),
+		"io.kubernetes.cri.image-name":        imageName(in.Config.GetImage()),
+		"io.kubernetes.cri.sandbox-id":        in.PodID,
+		"io.kubernetes.cri.sandbox-name":      in.Pod.GetMetadata().GetName(),
+		"io.kubernetes.cri.sandbox-namespace": in.Pod.GetMetadata().GetNamespace(),
+		"io.kubernetes.cri.sandbox-uid":       in.Pod.GetMetadata().GetUid(),
+	}
+	return nil
+}
+
+func imageName(image *runtimeapi.ImageSpec) string {
+	if name := image.GetUserSpecifiedImage(); name != "" {
+		return name
+	}
+	return image.GetImage()
+}

@@ -1,0 +1,166 @@
+package spec
+
+import (
+	"strings"
+
+	"github.com/moby/profiles/seccomp"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// defaultMaskedPaths and defaultReadonlyPaths are those of Docker and of the
+// kubelet's ProcMount Default.
+func defaultMaskedPaths() []string {
+	return []string{
+		"/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+		"/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi",
+		"/sys/devices/virtual/powercap", "/sys/firmware",
+	}
+}
+
+func defaultReadonlyPaths() []string {
+	return []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+}
+
+// paths sets masked and read-only paths. An empty list means the defaults,
+// except in a user namespace: there it is how the kubelet says "procMount:
+// Unmasked", which Kubernetes allows in user namespaces only.
+func (b *builder) paths() error {
+	if b.sc.GetPrivileged() {
+		return nil
+	}
+	masked, readonly := b.sc.GetMaskedPaths(), b.sc.GetReadonlyPaths()
+	if !b.userNamespace() {
+		if len(masked) == 0 {
+			masked = defaultMaskedPaths()
+		}
+		if len(readonly) == 0 {
+			readonly = defaultReadonlyPaths()
+		}
+	}
+	b.spec.Linux.MaskedPaths, b.spec.Linux.ReadonlyPaths = masked, readonly
+	return nil
+}
+
+// seccomp sets the filter. CRI defines that a missing profile means
+// unconfined. It runs after capabilities, which the default profile depends on.
+func (b *builder) seccomp() error {
+	if b.sc.GetPrivileged() {
+		return nil
+	}
+	profile, err := seccompProfile(b.sc)
+	if err != nil {
+		return err
+	}
+	if profile == nil || profile.GetProfileType() == runtimeapi.SecurityProfile_Unconfined {
+		return nil
+	}
+	if !b.in.Host.Seccomp {
+		return unsupported("seccomp profile %s: this kernel has no seccomp", profile.GetProfileType())
+	}
+	if profile.GetProfileType() == runtimeapi.SecurityProfile_RuntimeDefault {
+		b.spec.Linux.Seccomp, err = seccomp.GetDefaultProfile(b.spec)
+		return err
+	}
+	if len(b.in.SeccompProfile) == 0 {
+		return invalid("seccomp profile %q is empty", profile.GetLocalhostRef())
+	}
+	b.spec.Linux.Seccomp, err = seccomp.LoadProfile(string(b.in.SeccompProfile), b.spec)
+	if err != nil {
+		return invalid("seccomp profile %q: %v", profile.GetLocalhostRef(), err)
+	}
+	if b.spec.Linux.Seccomp == nil || b.spec.Linux.Seccomp.DefaultAction == "" {
+		return invalid("seccomp profile %q has no default action", profile.GetLocalhostRef())
+	}
+	return nil
+}
+
+// seccompProfile returns the requested profile, also from the deprecated
+// field, nil where none is named.
+func seccompProfile(sc *runtimeapi.LinuxContainerSecurityContext) (*runtimeapi.SecurityProfile, error) {
+	if p := sc.GetSeccomp(); p != nil {
+		return checkProfile("seccomp", p)
+	}
+	return parseProfile("seccomp", sc.GetSeccompProfilePath()) //nolint:staticcheck // older clients send only this
+}
+
+// apparmorProfile is the same for AppArmor.
+func apparmorProfile(sc *runtimeapi.LinuxContainerSecurityContext) (*runtimeapi.SecurityProfile, error) {
+	if p := sc.GetApparmor(); p != nil {
+		return checkProfile("apparmor", p)
+	}
+	return parseProfile("apparmor", sc.GetApparmorProfile()) //nolint:staticcheck // older clients send only this
+}
+
+// parseProfile reads the deprecated textual form of a profile.
+func parseProfile(kind, text string) (*runtimeapi.SecurityProfile, error) {
+	ref, local := strings.CutPrefix(text, "localhost/")
+	switch {
+	case text == "":
+		return nil, nil
+	case text == "unconfined":
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}, nil
+	case text == "runtime/default" || text == "docker/default":
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}, nil
+	case local:
+		return checkProfile(kind, &runtimeapi.SecurityProfile{
+			ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: ref,
+		})
+	}
+	return nil, invalid("unknown %s profile %q", kind, text)
+}
+
+func checkProfile(kind string, p *runtimeapi.SecurityProfile) (*runtimeapi.SecurityProfile, error) {
+	switch p.GetProfileType() {
+	case runtimeapi.SecurityProfile_Localhost:
+		if p.GetLocalhostRef() == "" {
+			return nil, invalid("%s profile Localhost names none", kind)
+		}
+		if kind == "seccomp" && !strings.HasPrefix(p.GetLocalhostRef(), "/") {
+			return nil, invalid("seccomp profile %q is not an absolute path", p.GetLocalhostRef())
+		}
+	case runtimeapi.SecurityProfile_RuntimeDefault, runtimeapi.SecurityProfile_Unconfined:
+		if p.GetLocalhostRef() != "" {
+			return nil, invalid("%s profile %s with a localhost_ref", kind, p.GetProfileType())
+		}
+	default:
+		return nil, invalid("unknown %s profile type %d", kind, p.GetProfileType())
+	}
+	return p, nil
+}
+
+// apparmor sets the profile. A missing profile means the default one where
+// there is one loaded.
+func (b *builder) apparmor() error {
+	profile, err := apparmorProfile(b.sc)
+	if err != nil {
+		return err
+	}
+	if b.sc.GetPrivileged() {
+		return nil
+	}
+	if !b.in.Host.AppArmor {
+		if profile.GetProfileType() == runtimeapi.SecurityProfile_Localhost {
+			return unsupported("apparmor profile %q: this kernel has no AppArmor", profile.GetLocalhostRef())
+		}
+		return nil
+	}
+	switch {
+	case profile == nil:
+		b.spec.Process.ApparmorProfile = b.in.AppArmorDefault
+	case profile.GetProfileType() == runtimeapi.SecurityProfile_RuntimeDefault:
+		if b.in.AppArmorDefault == "" {
+			return unsupported("apparmor profile RuntimeDefault: no default profile is loaded")
+		}
+		b.spec.Process.ApparmorProfile = b.in.AppArmorDefault
+	case profile.GetProfileType() == runtimeapi.SecurityProfile_Localhost:
+		b.spec.Process.ApparmorProfile = strings.TrimPrefix(profile.GetLocalhostRef(), "localhost/")
+	}
+	return nil
+}
+
+func (b *builder) processLabel() string {
+	if !b.in.Host.SELinux || b.sc.GetPrivileged() {
+		return ""
+	}
+	return b.in.ProcessLabel
+}

@@ -1,0 +1,270 @@
+package spec
+
+import (
+	"path"
+	"slices"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// maxHostname is HOST_NAME_MAX of sethostname(2).
+const maxHostname = 64
+
+// cdiAnnotation prefixes the container annotations that name CDI devices, for
+// clients older than the CDI_devices field.
+const cdiAnnotation = "cdi.k8s.io/"
+
+// ValidatePod checks a pod request against CRI's rules, without looking at
+// the node. Its errors are ErrInvalidArgument.
+func ValidatePod(pod *runtimeapi.PodSandboxConfig) error {
+	if pod.GetMetadata().GetName() == "" {
+		return invalid("pod has no metadata name")
+	}
+	if pod.GetWindows() != nil {
+		return invalid("pod has a windows configuration")
+	}
+	if len(pod.GetHostname()) > maxHostname || strings.ContainsAny(pod.GetHostname(), "/\x00\n ") {
+		return invalid("hostname %q", pod.GetHostname())
+	}
+	if d := pod.GetLogDirectory(); d != "" && !cleanAbs(d) {
+		return invalid("log directory %q is not an absolute path without ..", d)
+	}
+	l := pod.GetLinux()
+	if slices.Contains(strings.Split(l.GetCgroupParent(), "/"), "..") {
+		return invalid("cgroup parent %q", l.GetCgroupParent())
+	}
+	sc := l.GetSecurityContext()
+	if sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil {
+		return invalid("run_as_group without run_as_user")
+	}
+	for _, p := range []*runtimeapi.SecurityProfile{sc.GetSeccomp(), sc.GetApparmor()} {
+		if p != nil {
+			if _, err := checkProfile("pod", p); err != nil {
+				return err
+			}
+		}
+	}
+	if err := validateNamespaces(sc.GetNamespaceOptions(), true); err != nil {
+		return err
+	}
+	return validateSysctls(l.GetSysctls(), sc.GetNamespaceOptions())
+}
+
+// ValidateContainer checks a container request against CRI's rules, without
+// looking at the node. Its errors are ErrInvalidArgument.
+func ValidateContainer(c *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig) error {
+	if c.GetMetadata().GetName() == "" {
+		return invalid("container has no metadata name")
+	}
+	if pod.GetMetadata().GetName() == "" {
+		return invalid("pod has no metadata name")
+	}
+	if c.GetWindows() != nil {
+		return invalid("container has a windows configuration")
+	}
+	if err := validateLog(c, pod); err != nil {
+		return err
+	}
+	for _, m := range c.GetMounts() {
+		if err := validateMount(m); err != nil {
+			return err
+		}
+	}
+	for _, d := range c.GetDevices() {
+		if !path.IsAbs(d.GetHostPath()) || (d.GetContainerPath() != "" && !path.IsAbs(d.GetContainerPath())) {
+			return invalid("device %q at %q: path is not absolute", d.GetHostPath(), d.GetContainerPath())
+		}
+		if strings.Trim(d.GetPermissions(), "rwm") != "" {
+			return invalid("device %q: permissions %q", d.GetHostPath(), d.GetPermissions())
+		}
+	}
+	if c.GetStdinOnce() && !c.GetStdin() {
+		return invalid("stdin_once without stdin")
+	}
+	return validateSecurity(c.GetLinux().GetSecurityContext(), pod)
+}
+
+func validateLog(c *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig) error {
+	p := c.GetLogPath()
+	if p == "" {
+		return nil
+	}
+	if path.IsAbs(p) || slices.Contains(strings.Split(p, "/"), "..") || strings.ContainsRune(p, 0) {
+		return invalid("log path %q is not below the log directory", p)
+	}
+	if pod.GetLogDirectory() == "" {
+		return invalid("log path %q without a log directory of the pod", p)
+	}
+	return nil
+}
+
+func validateMount(m *runtimeapi.Mount) error {
+	dst := m.GetContainerPath()
+	switch {
+	case !path.IsAbs(dst) || path.Clean(dst) == "/" || strings.ContainsRune(dst, 0):
+		return invalid("mount: container path %q", dst)
+	case m.GetImage() != nil && m.GetHostPath() != "":
+		return invalid("mount %s: host path and image exclude each other", dst)
+	case m.GetImage() == nil && m.GetImageSubPath() != "":
+		return invalid("mount %s: image_sub_path without image", dst)
+	case m.GetImage() != nil && slices.Contains(strings.Split(m.GetImageSubPath(), "/"), ".."):
+		return invalid("mount %s: image_sub_path %q", dst, m.GetImageSubPath())
+	case m.GetImage() == nil && !path.IsAbs(m.GetHostPath()):
+		return invalid("mount %s: host path %q is not absolute", dst, m.GetHostPath())
+	case m.GetRecursiveReadOnly() && !m.GetReadonly():
+		return invalid("mount %s: recursive_read_only without readonly", dst)
+	case m.GetRecursiveReadOnly() && m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
+		return invalid("mount %s: recursive_read_only with propagation", dst)
+	}
+	if _, ok := runtimeapi.MountPropagation_name[int32(m.GetPropagation())]; !ok {
+		return invalid("mount %s: propagation %d", dst, m.GetPropagation())
+	}
+	return nil
+}
+
+func validateSecurity(sc *runtimeapi.LinuxContainerSecurityContext, pod *runtimeapi.PodSandboxConfig) error {
+	podSC := pod.GetLinux().GetSecurityContext()
+	if sc.GetPrivileged() && !podSC.GetPrivileged() {
+		return invalid("privileged container in a pod that is not")
+	}
+	if sc.GetRunAsUser() != nil && sc.GetRunAsUsername() != "" {
+		return invalid("run_as_user and run_as_username exclude each other")
+	}
+	if sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil && sc.GetRunAsUsername() == "" {
+		return invalid("run_as_group without run_as_user or run_as_username")
+	}
+	if _, ok := runtimeapi.SupplementalGroupsPolicy_name[int32(sc.GetSupplementalGroupsPolicy())]; !ok {
+		return invalid("supplemental groups policy %d", sc.GetSupplementalGroupsPolicy())
+	}
+	for _, p := range slices.Concat(sc.GetMaskedPaths(), sc.GetReadonlyPaths()) {
+		if !path.IsAbs(p) {
+			return invalid("masked or read-only path %q is not absolute", p)
+		}
+	}
+	if _, err := seccompProfile(sc); err != nil {
+		return err
+	}
+	if _, err := apparmorProfile(sc); err != nil {
+		return err
+	}
+	if sc.GetNamespaceOptions() == nil {
+		return nil
+	}
+	if err := validateNamespaces(sc.GetNamespaceOptions(), false); err != nil {
+		return err
+	}
+	return validateUserNamespace(sc.GetNamespaceOptions(), podSC.GetNamespaceOptions())
+}
+
+// validateNamespaces checks the modes: network and IPC belong to the pod or
+// the node, only containers can target another one's processes.
+func validateNamespaces(o *runtimeapi.NamespaceOption, pod bool) error {
+	for name, mode := range map[string]runtimeapi.NamespaceMode{"network": o.GetNetwork(), "ipc": o.GetIpc()} {
+		if mode != runtimeapi.NamespaceMode_POD && mode != runtimeapi.NamespaceMode_NODE {
+			return invalid("%s namespace mode %s", name, mode)
+		}
+	}
+	switch o.GetPid() {
+	case runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_NODE:
+	case runtimeapi.NamespaceMode_TARGET:
+		if pod {
+			return invalid("pid namespace mode TARGET of a pod")
+		}
+		if o.GetTargetId() == "" {
+			return invalid("pid namespace mode TARGET without target_id")
+		}
+	default:
+		return invalid("pid namespace mode %s", o.GetPid())
+	}
+	u := o.GetUsernsOptions()
+	if u == nil {
+		return nil
+	}
+	if u.GetMode() != runtimeapi.NamespaceMode_POD && u.GetMode() != runtimeapi.NamespaceMode_NODE {
+		return invalid("user namespace mode %s", u.GetMode())
+	}
+	if u.GetMode() == runtimeapi.NamespaceMode_NODE && len(u.GetUids())+len(u.GetGids()) > 0 {
+		return invalid("user namespace mode NODE with mappings")
+	}
+	if (len(u.GetUids()) == 0) != (len(u.GetGids()) == 0) {
+		return invalid("user namespace with mappings for users or groups only")
+	}
+	return nil
+}
+
+// validateUserNamespace refuses a container that asks for other mappings than
+// its pod's.
+func validateUserNamespace(container, pod *runtimeapi.NamespaceOption) error {
+	c, p := container.GetUsernsOptions(), pod.GetUsernsOptions()
+	if c == nil {
+		return nil
+	}
+	if c.GetMode() != p.GetMode() || !sameMappings(c.GetUids(), p.GetUids()) || !sameMappings(c.GetGids(), p.GetGids()) {
+		return invalid("user namespace of the container differs from its pod's")
+	}
+	return nil
+}
+
+func sameMappings(a, b []*runtimeapi.IDMapping) bool {
+	return slices.EqualFunc(a, b, func(x, y *runtimeapi.IDMapping) bool {
+		return x.GetHostId() == y.GetHostId() && x.GetContainerId() == y.GetContainerId() && x.GetLength() == y.GetLength()
+	})
+}
+
+// validateSysctls accepts what a namespace of the pod confines, see
+// namespaces(7).
+func validateSysctls(sysctls map[string]string, o *runtimeapi.NamespaceOption) error {
+	for raw, value := range sysctls {
+		name := strings.ReplaceAll(raw, "/", ".")
+		if slices.Contains(strings.Split(name, "."), "") || strings.ContainsAny(raw+value, "\x00\n") {
+			return invalid("sysctl %q", raw)
+		}
+		switch {
+		case strings.HasPrefix(name, "net."):
+			if o.GetNetwork() == runtimeapi.NamespaceMode_NODE {
+				return invalid("sysctl %q in the node's network namespace", raw)
+			}
+		case ipcSysctl(name):
+			if o.GetIpc() == runtimeapi.NamespaceMode_NODE {
+				return invalid("sysctl %q in the node's IPC namespace", raw)
+			}
+		default:
+			return invalid("sysctl %q is not confined to a namespace", raw)
+		}
+	}
+	return nil
+}
+
+func ipcSysctl(name string) bool {
+	return strings.HasPrefix(name, "fs.mqueue.") || strings.HasPrefix(name, "kernel.shm") ||
+		strings.HasPrefix(name, "kernel.msg") || name == "kernel.sem"
+}
+
+// cdiNames returns the CDI devices of a request, also those that older clients
+// write into annotations, without duplicates.
+func cdiNames(c *runtimeapi.ContainerConfig) []string {
+	var names []string
+	for _, d := range c.GetCDIDevices() {
+		names = append(names, d.GetName())
+	}
+	var keys []string
+	for key := range c.GetAnnotations() {
+		if strings.HasPrefix(key, cdiAnnotation) {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
+	for _, key := range keys {
+		for _, name := range strings.Split(c.GetAnnotations()[key], ",") {
+			if !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	return names
+}
+
+func cleanAbs(p string) bool {
+	return path.IsAbs(p) && !slices.Contains(strings.Split(p, "/"), "..") && !strings.ContainsRune(p, 0)
+}
