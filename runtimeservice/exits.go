@@ -21,7 +21,8 @@ func (s *Service) followExits(ctx context.Context) {
 			if !ok {
 				return
 			}
-			s.takeExit(ctx, ev)
+			// Each on its own: an exit waits for the disk.
+			s.background.Go(func() { s.takeExit(ctx, ev) })
 		case <-ctx.Done():
 			return
 		}
@@ -42,7 +43,7 @@ func (s *Service) takeExit(ctx context.Context, ev keeper.Event) {
 		log.Error(err, "Exit of a container is not recorded", "container", c.ID)
 		return
 	}
-	s.background.Go(func() { s.release(ctx, c) })
+	s.release(ctx, c)
 }
 
 // recordExit makes the exit part of the container's state, once.

@@ -20,6 +20,7 @@ import (
 	"github.com/micarun/mica/runtimeservice/cgroup"
 	"github.com/micarun/mica/runtimeservice/keeper"
 	"github.com/micarun/mica/runtimeservice/oci"
+	"github.com/micarun/mica/runtimeservice/podns"
 	"github.com/micarun/mica/runtimeservice/spec"
 )
 
@@ -38,6 +39,11 @@ type Options struct {
 	// InitBinary is the executable of the tiny init of pods that share one PID
 	// namespace.
 	InitBinary string
+	// Version is the program's own version, as Version answers.
+	Version string
+	// SandboxImage is the pause image that the verbose status names for
+	// kubeadm, which compares it with its own. None is ever pulled or run.
+	SandboxImage string
 	// PodTimeout bounds the making of a pod, whatever its caller's deadline
 	// is; 4 minutes by default.
 	PodTimeout time.Duration
@@ -58,6 +64,8 @@ type Options struct {
 }
 
 func (o Options) withDefaults() Options {
+	o.Version = either(o.Version, "unknown")
+	o.SandboxImage = either(o.SandboxImage, "registry.k8s.io/pause:3.10.2")
 	o.PodTimeout = either(o.PodTimeout, 4*time.Minute)
 	o.ContainerTimeout = either(o.ContainerTimeout, 4*time.Minute)
 	o.TeardownTimeout = either(o.TeardownTimeout, 2*time.Minute)
@@ -136,6 +144,10 @@ func (s *Service) prepare(ctx context.Context, runtimes map[string]*oci.Runtime)
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return err
 		}
+	}
+	// Pins must reach the mount namespaces that containers are made in.
+	if err := podns.Share(filepath.Join(s.opts.StateDir, "pods")); err != nil {
+		return err
 	}
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {

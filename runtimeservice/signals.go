@@ -1,6 +1,8 @@
 package runtimeservice
 
 import (
+	"maps"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -29,8 +31,9 @@ func stopSignal(cfg *runtimeapi.ContainerConfig, img imageservice.Image) string 
 	if err != nil {
 		return defaultStop // an image can't keep its containers from ending
 	}
-	for name, number := range signal.SignalMap {
-		if number == sig && criSignal("SIG"+name) != runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT {
+	// Sorted, so that of two names of one number the usual one comes first.
+	for _, name := range slices.Sorted(maps.Keys(signal.SignalMap)) {
+		if signal.SignalMap[name] == sig && criSignal("SIG"+name) != runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT {
 			return "SIG" + name
 		}
 	}
