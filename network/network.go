@@ -2,12 +2,17 @@ package network
 
 import (
 	"context"
-	"encoding/json"
-	"net"
-	"net/netip"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
 	"time"
 
+	"github.com/containernetworking/cni/libcni"
+
+	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/pkg/invoke"
+	"golang.org/x/sync/semaphore"
 )
 
 // Options say where a [Network] finds its configuration and keeps its state.
@@ -38,140 +43,128 @@ type Options struct {
 	Exec invoke.Exec
 }
 
-// DefaultNetwork is the embedded network: a bridge with addresses of host-local,
-// masquerading and host ports, run by the plugins bridge, host-local and
-// portmap of BinDirs.
-type DefaultNetwork struct {
-	// Name is the network's name. Default: mica.
-	Name string
-	// Bridge is the name of the bridge interface. Default: mica0.
-	Bridge string
-	// Subnet is the IPv4 subnet of the pods, of which the bridge takes the
-	// first address. Default: 10.88.0.0/16.
-	Subnet netip.Prefix
-	// Subnet6 is an IPv6 subnet beside it; the zero value is none.
-	Subnet6 netip.Prefix
-	// DataDir holds the leases, as host-local writes them.
-	// Default: leases below the CacheDir.
-	DataDir string
-	// MTU of the pods' interfaces; 0 is the kernel's choice.
-	MTU int
-}
-
-// Pod is what a network needs to know of a pod. ID names the attachment; Del,
-// Check and the records need only it.
-type Pod struct {
-	// ID is the pod's ID: the container ID of CNI.
-	ID string
-	// Name, Namespace and UID are Kubernetes' names, passed to the plugins.
-	Name, Namespace, UID string
-	// NetNS is the path of the pinned network namespace. Add needs it.
-	NetNS string
-	// PortMappings are the host ports; those with HostPort 0 are ignored.
-	PortMappings []PortMapping
-	// Annotations are searched for kubernetes.io/ingress-bandwidth and
-	// egress-bandwidth.
-	Annotations map[string]string
-	// CgroupParent is passed to plugins that ask for it (cgroupPath).
-	CgroupParent string
-	// DNS is passed to plugins that ask for it.
-	DNS DNS
-	// IPs are addresses asked for; plugins with the capability ips obey.
-	IPs []netip.Prefix
-	// MAC is the hardware address asked for; plugins with the capability
-	// mac obey.
-	MAC net.HardwareAddr
-}
-
-// PortMapping leads a port of the node to a port of a pod. Its JSON form is
-// that of the CNI capability portMappings.
-type PortMapping struct {
-	// HostPort and ContainerPort are 1 to 65535.
-	HostPort      int32 `json:"hostPort"`
-	ContainerPort int32 `json:"containerPort"`
-	// Protocol is tcp, udp or sctp, in any case; "" is tcp.
-	Protocol string `json:"protocol"`
-	// HostIP is the address of the node that is led; "" is every one.
-	HostIP string `json:"hostIP,omitempty"`
-}
-
-// DNS is a pod's resolver configuration, as the CNI capability dns has it.
-type DNS struct {
-	Servers  []string `json:"servers,omitempty"`
-	Searches []string `json:"searches,omitempty"`
-	Options  []string `json:"options,omitempty"`
-}
-
-// Result is what an attachment got.
-type Result struct {
-	// IPs are the addresses of the pod's interface, the primary one first.
-	IPs []netip.Addr
-	// Interfaces are all interfaces that the plugins named, those of the
-	// node too.
-	Interfaces []Interface
-	// Raw is the CNI result as JSON, in version 1.0.0 or later.
-	Raw json.RawMessage
-}
-
-// Interface is one network interface of a [Result].
-type Interface struct {
-	Name, MAC string
-	// Sandbox is the network namespace of a pod's interface, "" on the node.
-	Sandbox string
-}
-
-// Info is what a node's verbose status says about the network.
-type Info struct {
-	// Config is the loaded configuration as JSON, in the shape that
-	// containerd gives it (cniconfig).
-	Config json.RawMessage
-	// LastLoadStatus is "OK" or the reason why no configuration is loaded
-	// or why files were passed over.
-	LastLoadStatus string
-}
-
-// InterfaceStats are the counters of one interface since it was made.
-type InterfaceStats struct {
-	Name string
-	// RxBytes and the others are seen from the pod.
-	RxBytes, RxPackets, RxErrors, RxDropped uint64
-	TxBytes, TxPackets, TxErrors, TxDropped uint64
-}
-
 // Network attaches pods. All methods are safe for concurrent use; operations
 // on one pod run one after the other.
 type Network struct {
-	opts Options
+	opts    Options
+	cni     *libcni.CNIConfig
+	records records
+	watch   *watcher
+	// gate lets any number of ADD, DEL and CHECK through, or one GC of the
+	// plugins, as the CNI specification asks for. It is taken before pods.
+	gate   *semaphore.Weighted
+	pods   podLocks
+	status statusCache
+
+	// mu guards what follows. It is held for no longer than a look.
+	mu sync.Mutex
+	// conf is the configuration in use; what it points to never changes.
+	conf *conf
+	// claimed holds the pods that were added since Open and not deleted: GC
+	// leaves them alone, whatever its caller knew when it made its list.
+	claimed map[string]bool
+	// warned holds what was logged already and is not to be logged again.
+	warned map[string]bool
 }
 
-// Open loads the configuration and starts to watch it.
-func Open(ctx context.Context, opts Options) (*Network, error) { return nil, errUnwritten }
+// Open makes the directories, loads the configuration and starts to watch it.
+// No configuration, or a broken one, is not an error here but in
+// [Network.Status]. Options that cannot work are errdefs.ErrInvalidArgument.
+// Logging goes to the logger of ctx for as long as the network is open.
+func Open(ctx context.Context, opts Options) (*Network, error) {
+	opts, err := opts.complete()
+	if err != nil {
+		return nil, err
+	}
+	n := &Network{
+		opts:    opts,
+		cni:     libcni.NewCNIConfigWithCacheDir(opts.BinDirs, opts.CacheDir, opts.Exec),
+		records: records{dir: filepath.Join(opts.CacheDir, "attachments")},
+		gate:    semaphore.NewWeighted(gateWidth),
+		claimed: map[string]bool{},
+		warned:  map[string]bool{},
+	}
+	for _, dir := range []string{n.records.dir, filepath.Join(opts.CacheDir, "results")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	if n.watch, err = newWatcher(opts.ConfDir); err != nil {
+		return nil, fmt.Errorf("watch %s: %w", opts.ConfDir, err)
+	}
+	n.reload(ctx)
+	n.watch.start(ctx, n.reload)
+	return n, nil
+}
 
-// Close ends the watching. Attachments stay.
-func (n *Network) Close() error { return errUnwritten }
+// Close ends the watching. Attachments stay as they are, for the next Open.
+func (n *Network) Close() error { return n.watch.close() }
 
-// Status returns nil when pods can be attached, and the reason otherwise.
-func (n *Network) Status(ctx context.Context) error { return errUnwritten }
+func (o Options) complete() (Options, error) {
+	if o.ConfDir == "" || o.CacheDir == "" {
+		return o, fmt.Errorf("network: ConfDir and CacheDir are required: %w", errdefs.ErrInvalidArgument)
+	}
+	if len(o.BinDirs) == 0 {
+		o.BinDirs = []string{"/opt/cni/bin", "/usr/lib/cni"}
+	}
+	if o.Timeout == 0 {
+		o.Timeout = 2 * time.Minute
+	}
+	if o.StatusTimeout == 0 {
+		o.StatusTimeout = 10 * time.Second
+	}
+	if o.Exec == nil {
+		o.Exec = &executables{}
+	}
+	if o.Default == nil {
+		return o, nil
+	}
+	d, err := o.Default.complete(o.CacheDir)
+	o.Default = &d
+	return o, err
+}
 
-// Info returns the loaded configuration and how loading it went.
-func (n *Network) Info() Info { return Info{} }
+// gateWidth is the number of operations at a time that none ever waits for.
+const gateWidth = 1 << 30
 
-// Add attaches a pod.
-func (n *Network) Add(ctx context.Context, pod Pod) (Result, error) { return Result{}, errUnwritten }
+// begin waits until an operation on a pod may start.
+func (n *Network) begin(ctx context.Context, id string) (end func(), err error) {
+	if err := n.gate.Acquire(ctx, 1); err != nil {
+		return nil, fmt.Errorf("wait for garbage collection: %w", err)
+	}
+	unlock, err := n.pods.lock(ctx, id)
+	if err != nil {
+		n.gate.Release(1)
+		return nil, fmt.Errorf("wait for another operation: %w", err)
+	}
+	return func() { unlock(); n.gate.Release(1) }, nil
+}
 
-// Del detaches a pod. It is idempotent.
-func (n *Network) Del(ctx context.Context, pod Pod) error { return errUnwritten }
+// current returns the configuration in use.
+func (n *Network) current() *conf {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.conf
+}
 
-// Check asks the plugins whether the attachment of a pod is as they made it.
-func (n *Network) Check(ctx context.Context, pod Pod) error { return errUnwritten }
+// claim keeps GC from a pod, or lets it.
+func (n *Network) claim(id string, on bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if on {
+		n.claimed[id] = true
+	} else {
+		delete(n.claimed, id)
+	}
+}
 
-// GC detaches every pod that is not in live, and drops leases, cached results
-// and host-port rules that none of live claims.
-func (n *Network) GC(ctx context.Context, live []string) error { return errUnwritten }
-
-// UpdateRuntimeConfig takes the node's pod CIDRs (comma-separated).
-func (n *Network) UpdateRuntimeConfig(ctx context.Context, podCIDR string) error { return errUnwritten }
-
-// Stats returns the counters of every interface but loopback in the network
-// namespace pinned at nsPath.
-func Stats(nsPath string) ([]InterfaceStats, error) { return nil, errUnwritten }
+// once reports whether what was never passed to it before.
+func (n *Network) once(what string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.warned[what] {
+		return false
+	}
+	n.warned[what] = true
+	return true
+}

@@ -1,0 +1,218 @@
+package network
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/utils"
+	"github.com/containernetworking/cni/pkg/version"
+	"k8s.io/klog/v2"
+)
+
+// conf is one loaded configuration. It never changes.
+type conf struct {
+	// list is the network, nil if there is none; err then says why.
+	list *libcni.NetworkConfigList
+	err  error
+	// source is the file of the network, "" for the default network.
+	source string
+	// inlined is the network as JSON with all plugins in it, also those that
+	// come from files of their own.
+	inlined json.RawMessage
+	// broken are the files that were passed over, each error naming one.
+	broken []error
+}
+
+// confExtensions are those of the files that are looked at.
+var confExtensions = []string{".conf", ".conflist", ".json"}
+
+// loadConf reads dir: the lexically first valid file is the network. Without
+// any file, valid or not, the default network is, if there is one.
+func loadConf(dir string, def *DefaultNetwork) *conf {
+	files, err := libcni.ConfFiles(dir, confExtensions)
+	if err != nil {
+		return &conf{err: fmt.Errorf("read network configurations: %w", err)}
+	}
+	slices.Sort(files)
+	c := &conf{}
+	for _, file := range files {
+		list, err := loadFile(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // gone since it was listed
+		}
+		if err == nil {
+			err = c.use(list, file)
+		}
+		if err == nil {
+			return c
+		}
+		c.broken = append(c.broken, fmt.Errorf("%s: %w", file, err))
+	}
+	switch {
+	case len(c.broken) > 0:
+		c.err = fmt.Errorf("no valid network configuration: %w", errors.Join(c.broken...))
+	case def == nil:
+		c.err = fmt.Errorf("no network configuration in %s", dir)
+	default:
+		c.err = c.useDefault(*def)
+	}
+	return c
+}
+
+func (c *conf) useDefault(def DefaultNetwork) error {
+	data, err := def.conflist()
+	if err != nil {
+		return fmt.Errorf("generate default network: %w", err)
+	}
+	list, err := libcni.NetworkConfFromBytes(data)
+	if err != nil {
+		return fmt.Errorf("generate default network: %w", err)
+	}
+	return c.use(list, "")
+}
+
+// use checks what libcni does not, and takes list as the network.
+func (c *conf) use(list *libcni.NetworkConfigList, source string) error {
+	if err := utils.ValidateNetworkName(list.Name); err != nil {
+		return fmt.Errorf("network name: %w", err)
+	}
+	if len(list.Plugins) == 0 {
+		return errors.New("no plugins")
+	}
+	for _, p := range list.Plugins {
+		if p.Network.Type == "" || strings.ContainsRune(p.Network.Type, os.PathSeparator) {
+			return fmt.Errorf("plugin type %q is not a file name", p.Network.Type)
+		}
+	}
+	if list.CNIVersion == "" {
+		list.CNIVersion = "0.1.0" // the specification's first, without the key
+	}
+	newer, err := version.GreaterThan(list.CNIVersion, version.Current())
+	if err != nil {
+		return fmt.Errorf("cniVersion: %w", err)
+	}
+	if newer {
+		return fmt.Errorf("cniVersion %s is newer than %s", list.CNIVersion, version.Current())
+	}
+	inlined, err := inline(list)
+	if err != nil {
+		return err
+	}
+	c.list, c.source, c.inlined = list, source, inlined
+	return nil
+}
+
+// loadFile reads a file of one plugin (*.conf, *.json) or of a list of them.
+// What makes a list is its key "plugins": tools write both under all three
+// names, and *.conflist may name its plugins by a directory instead.
+func loadFile(file string) (*libcni.NetworkConfigList, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var keys map[string]json.RawMessage
+	if err := json.Unmarshal(data, &keys); err != nil {
+		return nil, err
+	}
+	if _, ok := keys["plugins"]; ok || filepath.Ext(file) == ".conflist" {
+		return libcni.NetworkConfFromFile(file)
+	}
+	plugin, err := libcni.NetworkPluginConfFromBytes(data)
+	if err != nil {
+		return nil, err
+	}
+	// The list of one is made here and not by libcni, whose function for it
+	// is deprecated.
+	one, err := json.Marshal(map[string]any{
+		"name":       plugin.Network.Name,
+		"cniVersion": plugin.Network.CNIVersion,
+		"plugins":    []json.RawMessage{data},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return libcni.NetworkConfFromBytes(one)
+}
+
+// inline returns list as JSON that needs no other file.
+func inline(list *libcni.NetworkConfigList) (json.RawMessage, error) {
+	whole := map[string]any{}
+	if err := json.Unmarshal(list.Bytes, &whole); err != nil {
+		return nil, err
+	}
+	plugins := make([]json.RawMessage, 0, len(list.Plugins))
+	for _, p := range list.Plugins {
+		plugins = append(plugins, p.Bytes)
+	}
+	whole["plugins"] = plugins
+	whole["cniVersion"] = list.CNIVersion
+	whole["loadOnlyInlinedPlugins"] = true
+	delete(whole, "cniVersions")
+	return json.Marshal(whole)
+}
+
+// ready returns the network, or why there is none as errdefs.ErrUnavailable.
+func (c *conf) ready() (*libcni.NetworkConfigList, error) {
+	if c.err != nil {
+		return nil, fmt.Errorf("network not ready: %w: %w", c.err, errdefs.ErrUnavailable)
+	}
+	return c.list, nil
+}
+
+// missing returns the plugins of list, also those for addresses, that have no
+// executable, as an error that holds ErrPluginMissing, and the rest of the list.
+func (n *Network) missing(list *libcni.NetworkConfigList) (present []*libcni.PluginConfig, err error) {
+	var errs []error
+	for _, plugin := range list.Plugins {
+		_, err := n.opts.Exec.FindInPath(plugin.Network.Type, n.opts.BinDirs)
+		if ipam := plugin.Network.IPAM.Type; err == nil && ipam != "" {
+			_, err = n.opts.Exec.FindInPath(ipam, n.opts.BinDirs)
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		present = append(present, plugin)
+	}
+	return present, errors.Join(errs...)
+}
+
+// reload loads the configuration and logs what changed by it.
+func (n *Network) reload(ctx context.Context) {
+	c := loadConf(n.opts.ConfDir, n.opts.Default)
+	n.mu.Lock()
+	before := n.conf
+	n.conf = c
+	n.mu.Unlock()
+	n.watch.follow(c)
+
+	log := klog.FromContext(ctx)
+	for _, err := range c.broken {
+		if n.once(err.Error()) {
+			log.Error(err, "Network configuration passed over")
+		}
+	}
+	switch {
+	case before != nil && before.err == nil && c.err == nil && string(before.inlined) == string(c.inlined):
+	case c.err == nil:
+		log.Info("Network configuration loaded", "network", c.list.Name, "cniVersion", c.list.CNIVersion, "source", c.where())
+	case before == nil || before.err == nil || before.err.Error() != c.err.Error():
+		log.Info("Network not ready", "reason", c.err.Error())
+	}
+}
+
+func (c *conf) where() string {
+	if c.source == "" {
+		return "default"
+	}
+	return c.source
+}

@@ -1,0 +1,111 @@
+package network
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"github.com/containernetworking/cni/pkg/utils"
+)
+
+// DefaultNetwork is the embedded network: a bridge with addresses of host-local,
+// masquerading and host ports, run by the plugins bridge, host-local and
+// portmap of BinDirs.
+type DefaultNetwork struct {
+	// Name is the network's name. Default: mica.
+	Name string
+	// Bridge is the name of the bridge interface. Default: mica0.
+	Bridge string
+	// Subnet is the IPv4 subnet of the pods, of which the bridge takes the
+	// first address. Default: 10.88.0.0/16.
+	Subnet netip.Prefix
+	// Subnet6 is an IPv6 subnet beside it; the zero value is none.
+	Subnet6 netip.Prefix
+	// DataDir holds the leases, as host-local writes them.
+	// Default: leases below the CacheDir.
+	DataDir string
+	// MTU of the pods' interfaces; 0 is the kernel's choice.
+	MTU int
+}
+
+func (d DefaultNetwork) complete(cacheDir string) (DefaultNetwork, error) {
+	if d.Name == "" {
+		d.Name = "mica"
+	}
+	if d.Bridge == "" {
+		d.Bridge = "mica0"
+	}
+	if d.Subnet == (netip.Prefix{}) {
+		d.Subnet = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 88, 0, 0}), 16)
+	}
+	if d.DataDir == "" {
+		d.DataDir = filepath.Join(cacheDir, "leases")
+	}
+	invalid := func(what string, value any) error {
+		return fmt.Errorf("default network: %s %v: %w", what, value, errdefs.ErrInvalidArgument)
+	}
+	if err := utils.ValidateNetworkName(d.Name); err != nil {
+		return d, invalid("name", d.Name)
+	}
+	if err := utils.ValidateInterfaceName(d.Bridge); err != nil {
+		return d, invalid("bridge", d.Bridge)
+	}
+	// Two addresses are the subnet's own, one is the bridge's.
+	if !d.Subnet.Addr().Is4() || d.Subnet.Bits() > 30 || d.Subnet != d.Subnet.Masked() {
+		return d, invalid("subnet", d.Subnet)
+	}
+	if s := d.Subnet6; s != (netip.Prefix{}) && (!s.Addr().Is6() || s.Bits() > 126 || s != s.Masked()) {
+		return d, invalid("IPv6 subnet", s)
+	}
+	if d.MTU < 0 {
+		return d, invalid("MTU", d.MTU)
+	}
+	return d, nil
+}
+
+// subnets returns the subnets, IPv4 first.
+func (d DefaultNetwork) subnets() []netip.Prefix {
+	if d.Subnet6.IsValid() {
+		return []netip.Prefix{d.Subnet, d.Subnet6}
+	}
+	return []netip.Prefix{d.Subnet}
+}
+
+// conflist is the network as the plugins read it, in a version that those of
+// Debian 12 (1.1.1) know. Masquerading is not left to the bridge plugin, which
+// makes an iptables chain for each pod and leaves it behind when the pod's
+// namespace went first; see [DefaultNetwork.masquerade].
+func (d DefaultNetwork) conflist() ([]byte, error) {
+	var ranges [][]map[string]any
+	var routes []map[string]any
+	for _, subnet := range d.subnets() {
+		ranges = append(ranges, []map[string]any{{"subnet": subnet.String()}})
+		everywhere := netip.PrefixFrom(subnet.Addr(), 0).Masked()
+		routes = append(routes, map[string]any{"dst": everywhere.String()})
+	}
+	bridge := map[string]any{
+		"type":        "bridge",
+		"bridge":      d.Bridge,
+		"isGateway":   true,
+		"hairpinMode": true,
+		"ipam": map[string]any{
+			"type": "host-local", "dataDir": d.DataDir, "ranges": ranges, "routes": routes,
+		},
+	}
+	if d.MTU > 0 {
+		bridge["mtu"] = d.MTU
+	}
+	return json.Marshal(map[string]any{
+		"name":       d.Name,
+		"cniVersion": "1.0.0",
+		"plugins": []any{
+			bridge,
+			map[string]any{"type": "portmap", "capabilities": map[string]bool{"portMappings": true}},
+		},
+	})
+}
+
+// leases is where host-local keeps the leases of the network.
+func (d DefaultNetwork) leases() leases { return leases{filepath.Join(d.DataDir, d.Name)} }

@@ -1,0 +1,146 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/version"
+	"github.com/vishvananda/netlink"
+)
+
+// GC takes away what belongs to no pod of live: every other attachment is
+// detached, plugins of CNI 1.1.0 and later are asked to collect (GC) what is not
+// attached, and leases of the default network that nobody holds are given back.
+// Pods that were added since Open and not deleted count as live.
+//
+// One attachment that cannot be taken away does not keep the others; the error
+// names each of them. ctx and Options.Timeout for each attachment bound the
+// time.
+func (n *Network) GC(ctx context.Context, live []string) error {
+	ids, err := n.records.ids()
+	if err != nil {
+		return fmt.Errorf("collect networks: %w", err)
+	}
+	alive := n.alive(live)
+	errs := []error{}
+	for _, id := range ids {
+		if alive(id) {
+			continue
+		}
+		if err := n.collect(ctx, id, alive); err != nil {
+			errs = append(errs, fmt.Errorf("collect network of pod %s: %w", id, err))
+		}
+	}
+	errs = append(errs, n.collectPlugins(ctx, alive), n.collectLeases(ctx, alive))
+	return errors.Join(errs...)
+}
+
+// alive returns the test that GC goes by. A pod that is added while it runs
+// passes it.
+func (n *Network) alive(live []string) func(id string) bool {
+	set := make(map[string]bool, len(live))
+	for _, id := range live {
+		set[id] = true
+	}
+	return func(id string) bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return set[id] || n.claimed[id]
+	}
+}
+
+// collect detaches one pod, unless it came to life while waiting for it.
+func (n *Network) collect(ctx context.Context, id string, alive func(string) bool) error {
+	end, err := n.begin(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer end()
+	if alive(id) {
+		return nil
+	}
+	return n.forget(ctx, id)
+}
+
+// collectPlugins runs the GC command of the network, where it has one. The
+// network is taken to be Mica's alone, as the CNI specification has it.
+func (n *Network) collectPlugins(ctx context.Context, alive func(string) bool) error {
+	c := n.current()
+	if c.err != nil || c.list.DisableGC {
+		return nil
+	}
+	if ok, err := version.GreaterThanOrEqualTo(c.list.CNIVersion, "1.1.0"); err != nil || !ok {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, n.opts.Timeout)
+	defer cancel()
+	if err := n.execGC(ctx, c.list, alive); err != nil {
+		return fmt.Errorf("collect network %s: %w", c.list.Name, err)
+	}
+	return nil
+}
+
+func (n *Network) execGC(ctx context.Context, list *libcni.NetworkConfigList, alive func(string) bool) error {
+	if err := n.gate.Acquire(ctx, gateWidth); err != nil {
+		return fmt.Errorf("wait for other operations: %w", err)
+	}
+	defer n.gate.Release(gateWidth)
+	ids, err := n.records.ids()
+	if err != nil {
+		return err
+	}
+	valid := []types.GCAttachment{}
+	for _, id := range ids {
+		if alive(id) {
+			valid = append(valid, types.GCAttachment{ContainerID: id, IfName: podInterface})
+		}
+	}
+	return n.cni.GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: valid})
+}
+
+// collectLeases gives back the leases of the default network, also those that
+// have no record because power failed.
+func (n *Network) collectLeases(ctx context.Context, alive func(string) bool) error {
+	if n.opts.Default == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, n.opts.Timeout)
+	defer cancel()
+	return n.opts.Default.leases().release(ctx, func(id string) bool { return !alive(id) })
+}
+
+// RemoveDefault takes away what the default network keeps between pods: the
+// bridge and the masquerading. It is idempotent, does nothing without a default
+// network, and refuses with errdefs.ErrFailedPrecondition while pods are
+// attached. The next Add makes both again.
+func (n *Network) RemoveDefault(context.Context) error {
+	if n.opts.Default == nil {
+		return nil
+	}
+	ids, err := n.records.ids()
+	if err != nil {
+		return fmt.Errorf("remove default network: %w", err)
+	}
+	if len(ids) > 0 {
+		return fmt.Errorf("remove default network: %d pods are attached: %w", len(ids), errdefs.ErrFailedPrecondition)
+	}
+	return errors.Join(n.opts.Default.removeBridge(), n.opts.Default.unmasquerade())
+}
+
+func (d DefaultNetwork) removeBridge() error {
+	link, err := netlink.LinkByName(d.Bridge)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	if err != nil {
+		return fmt.Errorf("remove bridge %s: %w", d.Bridge, err)
+	}
+	return nil
+}

@@ -1,0 +1,82 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// leases is a directory of the IPAM plugin host-local: one file for each leased
+// address, named by it, holding the container ID and, on a second line, the
+// interface; and a file lock that is locked (flock) during changes.
+type leases struct{ dir string }
+
+// release gives back every lease whose container drop returns true for. A
+// directory that is not there has no leases. It waits for the lock until ctx
+// ends.
+func (l leases) release(ctx context.Context, drop func(id string) bool) error {
+	unlock, err := l.lock(ctx)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("lock leases %s: %w", l.dir, err)
+	}
+	defer unlock()
+	entries, err := os.ReadDir(l.dir)
+	if err != nil {
+		return fmt.Errorf("list leases: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		if _, err := netip.ParseAddr(e.Name()); err != nil {
+			continue // the lock, or last_reserved_ip.N
+		}
+		path := filepath.Join(l.dir, e.Name())
+		data, err := os.ReadFile(path)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("read lease: %w", err))
+			continue
+		}
+		if id, _, _ := strings.Cut(string(data), "\n"); !drop(strings.TrimSpace(id)) {
+			continue
+		}
+		if err := os.Remove(path); err != nil {
+			errs = append(errs, fmt.Errorf("release lease: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// lock takes the lock that host-local takes.
+func (l leases) lock(ctx context.Context) (unlock func(), err error) {
+	if _, err := os.Stat(l.dir); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(l.dir, "lock"), os.O_CREATE|os.O_RDONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { _ = f.Close() }, nil // closing unlocks
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			_ = f.Close()
+			return nil, err
+		}
+		if err := sleep(ctx, 5*time.Millisecond); err != nil {
+			_ = f.Close()
+			return nil, err
+		}
+	}
+}

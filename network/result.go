@@ -1,0 +1,72 @@
+package network
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+)
+
+// Result is what an attachment got.
+type Result struct {
+	// IPs are the addresses of the pod's interface, the primary one first.
+	IPs []netip.Addr
+	// Interfaces are all interfaces that the plugins named, those of the
+	// node too.
+	Interfaces []Interface
+	// Raw is the CNI result as JSON, in version 1.0.0 or later.
+	Raw json.RawMessage
+}
+
+// Interface is one network interface of a [Result].
+type Interface struct {
+	Name, MAC string
+	// Sandbox is the network namespace of a pod's interface, "" on the node.
+	Sandbox string
+}
+
+// parseResult picks from the result of a whole list what concerns the pod's
+// interface, in the order of the plugins. A result without an address for it is
+// an error: a pod cannot do without.
+func parseResult(got types.Result, ifName string) (Result, error) {
+	r, err := types100.NewResultFromResult(got)
+	if err != nil {
+		return Result{}, fmt.Errorf("read plugin result: %w", err)
+	}
+	raw, err := json.Marshal(r)
+	if err != nil {
+		return Result{}, fmt.Errorf("read plugin result: %w", err)
+	}
+	result := Result{Raw: raw}
+	for _, i := range r.Interfaces {
+		result.Interfaces = append(result.Interfaces, Interface{Name: i.Name, MAC: i.Mac, Sandbox: i.Sandbox})
+	}
+	for _, ip := range r.IPs {
+		if !belongs(ip.Interface, result.Interfaces, ifName) {
+			continue
+		}
+		if addr, ok := netip.AddrFromSlice(ip.Address.IP); ok {
+			result.IPs = append(result.IPs, addr.Unmap())
+		}
+	}
+	if len(result.IPs) == 0 {
+		return Result{}, errors.New("plugins returned no address for the pod")
+	}
+	return result, nil
+}
+
+// belongs reports whether an address of the interface with an index, nil if the
+// plugin did not say, is the pod's.
+func belongs(index *int, interfaces []Interface, ifName string) bool {
+	if index == nil {
+		return true
+	}
+	if *index < 0 || *index >= len(interfaces) {
+		return false
+	}
+	i := interfaces[*index]
+	return i.Sandbox != "" && i.Name == ifName
+}

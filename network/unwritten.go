@@ -1,5 +1,0 @@
-package network
-
-import "github.com/containerd/errdefs"
-
-var errUnwritten = errdefs.ErrNotImplemented
