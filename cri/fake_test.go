@@ -1,0 +1,192 @@
+package cri
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+)
+
+// fakeRuntime is a runtime with one container, "c", and one pod, "p". Commands are
+// functions in exec below.
+type fakeRuntime struct {
+	runtimeapi.UnimplementedRuntimeServiceServer
+	t *testing.T
+
+	version func(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error)
+	list    func(context.Context) ([]*runtimeapi.Container, error)
+	events  func(runtimeapi.RuntimeService_GetContainerEventsServer) error
+
+	mu    sync.Mutex
+	ended []string // sessions whose context has ended
+}
+
+type fakeImages struct {
+	runtimeapi.UnimplementedImageServiceServer
+	pull func(context.Context, *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error)
+}
+
+func (f *fakeImages) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
+	return f.pull(ctx, r)
+}
+
+// ImageFsInfo is what the kubelet's client asks first.
+func (f *fakeImages) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
+	return &runtimeapi.ImageFsInfoResponse{}, nil
+}
+
+func (f *fakeRuntime) Version(ctx context.Context, r *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
+	if f.version != nil {
+		return f.version(ctx, r)
+	}
+	return &runtimeapi.VersionResponse{Version: "0.1.0", RuntimeName: "fake", RuntimeVersion: "1", RuntimeApiVersion: "v1"}, nil
+}
+
+func (f *fakeRuntime) ListContainers(ctx context.Context, _ *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
+	list, err := f.list(ctx)
+	return &runtimeapi.ListContainersResponse{Containers: list}, err
+}
+
+func (f *fakeRuntime) StreamContainers(_ *runtimeapi.StreamContainersRequest, s runtimeapi.RuntimeService_StreamContainersServer) error {
+	list, err := f.list(s.Context())
+	if err != nil {
+		return err
+	}
+	return s.Send(&runtimeapi.StreamContainersResponse{Containers: list})
+}
+
+func (f *fakeRuntime) GetContainerEvents(_ *runtimeapi.GetEventsRequest, s runtimeapi.RuntimeService_GetContainerEventsServer) error {
+	return f.events(s)
+}
+
+func check(kind, id, known string) error {
+	if id != known {
+		return fmt.Errorf("%s %q: %w", kind, id, errdefs.ErrNotFound)
+	}
+	return nil
+}
+
+func (f *fakeRuntime) CheckExec(_ context.Context, id string) error {
+	return check("container", id, "c")
+}
+
+func (f *fakeRuntime) CheckAttach(_ context.Context, id string) error {
+	return check("container", id, "c")
+}
+
+func (f *fakeRuntime) CheckPortForward(_ context.Context, id string) error {
+	return check("pod", id, "p")
+}
+
+type exitCode int
+
+func (c exitCode) Error() string   { return fmt.Sprintf("exited with %d", int(c)) }
+func (c exitCode) ExitStatus() int { return int(c) }
+
+func (f *fakeRuntime) ServeExec(ctx context.Context, id string, cmd []string, in io.Reader, out, errs io.WriteCloser,
+	tty bool, resize <-chan remotecommand.TerminalSize,
+) error {
+	switch cmd[0] {
+	case "copy": // as many bytes as it is told
+		n, err := strconv.ParseInt(cmd[1], 10, 64)
+		if err != nil {
+			return err
+		}
+		_, err = io.CopyN(out, in, n)
+		return err
+	case "both":
+		_, _ = io.WriteString(out, "to stdout")
+		_, _ = io.WriteString(errs, "to stderr")
+		return nil
+	case "sizes": // prints two terminal sizes
+		for range 2 {
+			s := <-resize
+			if _, err := fmt.Fprintf(out, "tty=%t %dx%d\n", tty, s.Width, s.Height); err != nil {
+				return err
+			}
+		}
+		return nil
+	case "exit":
+		return fmt.Errorf("exec in container %s: %w", id, exitCode(7))
+	case "fail":
+		return errors.New("no such file")
+	case "panic":
+		panic("exec panics")
+	case "sleep": // until it is told to end
+		if out != nil {
+			_, _ = io.WriteString(out, "sleeping")
+		}
+		<-ctx.Done()
+		f.end("exec")
+		return ctx.Err()
+	}
+	return fmt.Errorf("unknown command %q", cmd)
+}
+
+func (f *fakeRuntime) ServeAttach(ctx context.Context, _ string, in io.Reader, out, _ io.WriteCloser,
+	_ bool, _ <-chan remotecommand.TerminalSize,
+) error {
+	line, err := bufio.NewReader(in).ReadString('\n')
+	if err != nil {
+		return err
+	}
+	if line == "panic\n" {
+		panic("attach panics")
+	}
+	_, err = io.WriteString(out, strings.ToUpper(line))
+	return err
+}
+
+func (f *fakeRuntime) ServePortForward(ctx context.Context, _ string, port int32, stream io.ReadWriteCloser) error {
+	switch port {
+	case 13:
+		panic("port 13")
+	case 1:
+		return errors.New("connection refused")
+	}
+	line, err := bufio.NewReader(stream).ReadString('\n')
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(stream, "%d: %s", port, line)
+	return err
+}
+
+func (f *fakeRuntime) end(what string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ended = append(f.ended, what)
+}
+
+func (f *fakeRuntime) hasEnded(what string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, e := range f.ended {
+		if e == what {
+			return true
+		}
+	}
+	return false
+}
+
+// eventually waits until ok, up to ten seconds.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s did not happen", what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
