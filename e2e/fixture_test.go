@@ -1,0 +1,305 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/e2e/node"
+	"github.com/micarun/mica/internal/testregistry"
+)
+
+// Images by the names that tests use. The registry is a name only: the node's
+// mirror serves them.
+const (
+	busyboxImage = "registry.test/mica/busybox:latest"
+	toolsImage   = "registry.test/mica/tools:latest"
+	nginxImage   = "registry.test/mica/nginx:latest"
+)
+
+// cleanWait is how long what ends on its own may take to be gone: a link whose
+// namespace was dropped, the connection of a finished stream.
+const cleanWait = 10 * time.Second
+
+// fixture is one test's node and registry.
+type fixture struct {
+	*node.Node
+	t        *testing.T
+	ctx      context.Context // the test's own, as a test may keep one
+	registry *testregistry.Registry
+	addr     string // of the registry
+	baseline node.Census
+	serial   atomic.Int32
+	logs     string // directory of container logs
+}
+
+// start starts a node for the test. When the test ends, pods and images are
+// removed through CRI, and nothing may be left.
+func start(t *testing.T) *fixture {
+	t.Helper()
+	return startWith(t, testregistry.Auth{})
+}
+
+// startWith is start with a registry that asks for auth.
+func startWith(t *testing.T, auth testregistry.Auth) *fixture {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: namespaces, mounts, cgroups")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	t.Cleanup(cancel)
+	slot, err := node.TakeSlot(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = slot.Release() })
+	f := &fixture{t: t, ctx: ctx, registry: testregistry.New(testregistry.Options{Dir: filepath.Join(shared.images, "registry"), Auth: auth}), logs: filepath.Join(t.TempDir(), "logs")}
+	server, err := f.registry.Start("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = server.Close() })
+	f.addr = server.Addr
+	f.Node, err = node.Start(ctx, node.Options{
+		Bin: shared.bin, Name: slot.Name, State: slot.State, Data: slot.Data, Subnet: slot.Subnet, Mirror: server.Addr,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(f.finish)
+	if f.baseline, err = f.Census(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// finish checks and ends the node.
+func (f *fixture) finish() {
+	f.t.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(f.ctx), time.Minute)
+	defer cancel()
+	if f.Pid() != 0 {
+		f.checkClean(ctx)
+	}
+	if err := f.Remove(ctx); err != nil {
+		f.t.Errorf("remove node: %v", err)
+	}
+	if f.t.Failed() {
+		f.t.Logf("daemon log:\n%s", f.LogTail(60))
+	}
+}
+
+// checkClean empties the node and fails the test if anything is left.
+func (f *fixture) checkClean(ctx context.Context) {
+	f.t.Helper()
+	if _, err := f.Mica(ctx, "check"); err != nil {
+		f.t.Errorf("check the node with its pods: %v", err)
+	}
+	if err := f.Empty(ctx); err != nil {
+		f.t.Errorf("remove pods: %v", err)
+	}
+	if err := f.RemoveImages(ctx); err != nil {
+		f.t.Errorf("remove images: %v", err)
+	}
+	leaks, err := f.AwaitClean(ctx, f.baseline, cleanWait)
+	if err != nil {
+		f.t.Errorf("look for leaks: %v", err)
+	}
+	for _, leak := range leaks {
+		f.t.Errorf("leak: %s", leak)
+	}
+	if _, err := f.Mica(ctx, "check"); err != nil {
+		f.t.Errorf("check the empty node: %v", err)
+	}
+}
+
+// no ends the test on an error.
+func (f *fixture) no(err error) {
+	f.t.Helper()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// pull pulls the image and returns its ID.
+func (f *fixture) pull(image string) string {
+	f.t.Helper()
+	id, err := f.Images.PullImage(f.ctx, &runtimeapi.ImageSpec{Image: image}, nil, nil)
+	if err != nil {
+		f.t.Fatalf("pull %s: %v", image, err)
+	}
+	return id
+}
+
+// podConfig returns the config of a new pod with a name of its own.
+func (f *fixture) podConfig() *runtimeapi.PodSandboxConfig {
+	name := fmt.Sprintf("pod%d", f.serial.Add(1))
+	return &runtimeapi.PodSandboxConfig{
+		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Uid: "uid-" + name, Namespace: "test"},
+		Hostname:     name,
+		LogDirectory: filepath.Join(f.logs, name),
+		Labels:       map[string]string{"app": name},
+		Linux:        &runtimeapi.LinuxPodSandboxConfig{},
+	}
+}
+
+// pod is a pod with its config.
+type pod struct {
+	id     string
+	config *runtimeapi.PodSandboxConfig
+}
+
+func (f *fixture) runPod(config *runtimeapi.PodSandboxConfig) pod {
+	f.t.Helper()
+	id, err := f.Runtime.RunPodSandbox(f.ctx, config, "")
+	if err != nil {
+		f.t.Fatalf("run pod %s: %v", config.Metadata.Name, err)
+	}
+	return pod{id, config}
+}
+
+// containerConfig returns the config of a container of image that runs command.
+func (f *fixture) containerConfig(image string, command ...string) *runtimeapi.ContainerConfig {
+	name := fmt.Sprintf("container%d", f.serial.Add(1))
+	return &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: name},
+		Image:    &runtimeapi.ImageSpec{Image: image},
+		Command:  command,
+		LogPath:  name + ".log",
+		Linux:    &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{}},
+	}
+}
+
+func (f *fixture) create(p pod, config *runtimeapi.ContainerConfig) string {
+	f.t.Helper()
+	f.pull(config.Image.Image)
+	id, err := f.Runtime.CreateContainer(f.ctx, p.id, config, p.config)
+	if err != nil {
+		f.t.Fatalf("create container %s: %v", config.Metadata.Name, err)
+	}
+	return id
+}
+
+func (f *fixture) start(p pod, config *runtimeapi.ContainerConfig) string {
+	f.t.Helper()
+	id := f.create(p, config)
+	if err := f.Runtime.StartContainer(f.ctx, id); err != nil {
+		f.t.Fatalf("start container %s: %v", config.Metadata.Name, err)
+	}
+	return id
+}
+
+// output runs a container to its end and returns its log's text.
+func (f *fixture) output(p pod, config *runtimeapi.ContainerConfig) string {
+	f.t.Helper()
+	f.await(f.start(p, config))
+	return text(f.log(p, config))
+}
+
+// shell runs a script in a new pod's container and returns its output.
+func (f *fixture) shell(script string) string {
+	f.t.Helper()
+	return f.output(f.runPod(f.podConfig()), f.containerConfig(busyboxImage, "sh", "-c", script))
+}
+
+func (f *fixture) status(id string) *runtimeapi.ContainerStatus {
+	f.t.Helper()
+	response, err := f.Runtime.ContainerStatus(f.ctx, id, false)
+	if err != nil {
+		f.t.Fatalf("status of container %s: %v", id, err)
+	}
+	return response.Status
+}
+
+// await waits for the container's end.
+func (f *fixture) await(id string) *runtimeapi.ContainerStatus {
+	f.t.Helper()
+	var status *runtimeapi.ContainerStatus
+	f.eventually("container ends", func() bool {
+		status = f.status(id)
+		return status.State == runtimeapi.ContainerState_CONTAINER_EXITED
+	})
+	return status
+}
+
+// eventually waits until the condition holds, and ends the test if it does not
+// in half a minute.
+func (f *fixture) eventually(what string, condition func() bool) {
+	f.t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if condition() {
+			return
+		}
+	}
+	f.t.Fatalf("not within 30 s: %s", what)
+}
+
+// exec runs a command in the container and returns what it printed.
+func (f *fixture) exec(id string, command ...string) string {
+	f.t.Helper()
+	stdout, stderr, err := f.Runtime.ExecSync(f.ctx, id, command, 20*time.Second)
+	if err != nil {
+		f.t.Fatalf("exec %s: %v: %s%s", strings.Join(command, " "), err, stdout, stderr)
+	}
+	return string(stdout)
+}
+
+// ip returns the pod's address.
+func (f *fixture) ip(p pod) string {
+	f.t.Helper()
+	response, err := f.Runtime.PodSandboxStatus(f.ctx, p.id, false)
+	if err != nil {
+		f.t.Fatalf("status of pod %s: %v", p.id, err)
+	}
+	return response.Status.GetNetwork().GetIp()
+}
+
+// logLine is one line of a log file in the CRI format.
+type logLine struct {
+	at     time.Time
+	stream string
+	full   bool
+	text   string
+}
+
+// log reads a container's log file, and fails the test if a line is not in the
+// CRI format.
+func (f *fixture) log(p pod, config *runtimeapi.ContainerConfig) []logLine {
+	f.t.Helper()
+	data, err := os.ReadFile(filepath.Join(p.config.LogDirectory, config.LogPath))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	var lines []logLine
+	for line := range strings.Lines(string(data)) {
+		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), " ", 4)
+		if len(fields) != 4 || !strings.HasSuffix(line, "\n") {
+			f.t.Fatalf("log line %q: not time, stream, tag and text", line)
+		}
+		at, err := time.Parse(time.RFC3339Nano, fields[0])
+		if err != nil || fields[1] != "stdout" && fields[1] != "stderr" || fields[2] != "F" && fields[2] != "P" {
+			f.t.Fatalf("log line %q: not in the CRI format", line)
+		}
+		lines = append(lines, logLine{at, fields[1], fields[2] == "F", fields[3]})
+	}
+	return lines
+}
+
+// text puts the pieces of log lines together.
+func text(lines []logLine) string {
+	var b strings.Builder
+	for _, line := range lines {
+		b.WriteString(line.text)
+		if line.full {
+			b.WriteByte('\n')
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,215 @@
+package e2e
+
+import (
+	"strings"
+	"sync"
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/internal/testregistry"
+)
+
+func (f *fixture) imageStatus(ref string) *runtimeapi.Image {
+	f.t.Helper()
+	response, err := f.Images.ImageStatus(f.ctx, &runtimeapi.ImageSpec{Image: ref}, false)
+	f.no(err)
+	return response.Image
+}
+
+func (f *fixture) listImages(filter *runtimeapi.ImageFilter) []*runtimeapi.Image {
+	f.t.Helper()
+	list, err := f.Images.ListImages(f.ctx, filter)
+	f.no(err)
+	return list
+}
+
+func TestPullByTagAndByDigest(t *testing.T) {
+	f := start(t)
+	id := f.pull(busyboxImage)
+	image := f.imageStatus(busyboxImage)
+	if image.GetId() != id {
+		t.Errorf("image ID is %q, the pull returned %q", image.GetId(), id)
+	}
+	if len(image.RepoDigests) != 1 {
+		t.Fatalf("digests are %q, want one", image.RepoDigests)
+	}
+	byDigest := image.RepoDigests[0]
+	f.no(f.Images.RemoveImage(f.ctx, &runtimeapi.ImageSpec{Image: busyboxImage}))
+	if image := f.imageStatus(busyboxImage); image != nil {
+		t.Errorf("removed image still has the status %v", image)
+	}
+	if again := f.pull(byDigest); again != id {
+		t.Errorf("pull by digest returned %q, want %q", again, id)
+	}
+	image = f.imageStatus(byDigest)
+	if len(image.RepoTags) != 0 {
+		t.Errorf("an image pulled by digest has the tags %q", image.RepoTags)
+	}
+	if image.Size == 0 {
+		t.Error("image size is 0")
+	}
+}
+
+func TestImageKinds(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	for _, kind := range []string{"zstd", "uncompressed", "index", "dockerindex"} {
+		config := f.containerConfig("registry.test/mica/busybox:"+kind, "cat", "/etc/mica-image")
+		if got := f.output(p, config); got != kind+"\n" {
+			t.Errorf("%s image: marker file has %q", kind, got)
+		}
+	}
+	docker := f.containerConfig("registry.test/mica/busybox:docker", "echo", "ran")
+	if got := f.output(p, docker); got != "ran\n" {
+		t.Errorf("docker schema 2 image printed %q", got)
+	}
+}
+
+func TestFortyLayers(t *testing.T) {
+	f := start(t)
+	config := f.containerConfig("registry.test/mica/layers40:latest", "sh", "-c", "cat /layers/top; ls /layers | wc -l")
+	if got := f.output(f.runPod(f.podConfig()), config); got != "39\n40\n" {
+		t.Errorf("top file and number of files are %q, want 39 and 40", got)
+	}
+}
+
+func TestListAndRemoveImages(t *testing.T) {
+	f := start(t)
+	id := f.pull(busyboxImage)
+	f.pull("registry.test/mica/busybox:1.35")
+	f.pull(toolsImage)
+	if list := f.listImages(nil); len(list) != 2 {
+		t.Errorf("list has %d images, want 2", len(list))
+	}
+	filter := &runtimeapi.ImageFilter{Image: &runtimeapi.ImageSpec{Image: busyboxImage}}
+	list := f.listImages(filter)
+	if len(list) != 1 || list[0].Id != id || len(list[0].RepoTags) != 2 {
+		t.Fatalf("filtered list is %v, want one image with two tags", list)
+	}
+	tools := f.imageStatus(toolsImage)
+	if tools.GetUsername() != "app" {
+		t.Errorf("user of the tools image is %q, want app", tools.GetUsername())
+	}
+	// One removal takes the image with all its tags; the second finds nothing to do.
+	for range 2 {
+		f.no(f.Images.RemoveImage(f.ctx, &runtimeapi.ImageSpec{Image: busyboxImage}))
+	}
+	if list := f.listImages(nil); len(list) != 1 || list[0].Id != tools.Id {
+		t.Errorf("after the removal the list is %v, want the tools image", list)
+	}
+}
+
+func TestImageFsInfo(t *testing.T) {
+	f := start(t)
+	f.pull(busyboxImage)
+	info, err := f.Images.ImageFsInfo(f.ctx)
+	f.no(err)
+	if len(info.ImageFilesystems) == 0 || len(info.ContainerFilesystems) == 0 {
+		t.Fatalf("filesystems are %v, want those of images and of containers", info)
+	}
+	images := info.ImageFilesystems[0]
+	if images.UsedBytes.GetValue() == 0 || images.InodesUsed.GetValue() == 0 || images.FsId.GetMountpoint() == "" {
+		t.Errorf("image filesystem is %v, want bytes, inodes and a mount point", images)
+	}
+}
+
+func TestPullsJoin(t *testing.T) {
+	f := start(t)
+	var group sync.WaitGroup
+	for range 8 {
+		group.Go(func() {
+			_, err := f.Images.PullImage(f.ctx, &runtimeapi.ImageSpec{Image: nginxImage}, nil, nil)
+			if err != nil {
+				t.Errorf("pull: %v", err)
+			}
+		})
+	}
+	group.Wait()
+	blobs := map[string]int{}
+	for _, request := range f.registry.Requests() {
+		if request.Method == "GET" && strings.Contains(request.Path, "/blobs/") {
+			blobs[request.Path]++
+		}
+	}
+	for blob, count := range blobs {
+		if count != 1 {
+			t.Errorf("%s was fetched %d times, want once", blob, count)
+		}
+	}
+	if len(blobs) == 0 {
+		t.Error("no blob was fetched")
+	}
+}
+
+func TestPullWithPassword(t *testing.T) {
+	f := startWith(t, testregistry.Auth{Username: "user", Password: "secret"})
+	spec := &runtimeapi.ImageSpec{Image: f.addr + "/mica/busybox:latest"}
+	if _, err := f.Images.PullImage(f.ctx, spec, nil, nil); err == nil {
+		t.Error("pull without a password works")
+	}
+	if _, err := f.Images.PullImage(f.ctx, spec, &runtimeapi.AuthConfig{Username: "user", Password: "wrong"}, nil); err == nil {
+		t.Error("pull with a wrong password works")
+	}
+	_, err := f.Images.PullImage(f.ctx, spec, &runtimeapi.AuthConfig{Username: "user", Password: "secret"}, nil)
+	f.no(err)
+}
+
+func TestBadPulls(t *testing.T) {
+	f := start(t)
+	type fault = testregistry.Fault
+	tests := map[string]struct {
+		image string
+		fault fault
+		want  string // part of the error
+	}{
+		"no such tag":        {image: "registry.test/mica/busybox:absent", want: "busybox:absent"},
+		"no such repository": {image: "registry.test/mica/absent:latest", want: "absent"},
+		"bad reference":      {image: "registry.test/UPPER:latest", want: "UPPER"},
+		"refused":            {image: busyboxImage, fault: fault{Kind: testregistry.Status, Code: 401, Path: "/manifests/"}, want: "busybox"},
+		"server error":       {image: busyboxImage, fault: fault{Kind: testregistry.Status, Code: 500, Path: "/manifests/"}, want: "busybox"},
+		"truncated layer":    {image: busyboxImage, fault: fault{Kind: testregistry.Short, At: 5000, Path: "/blobs/"}, want: "busybox"},
+		"corrupt layer":      {image: busyboxImage, fault: fault{Kind: testregistry.Corrupt, At: 5000, Path: "/blobs/"}, want: "busybox"},
+		"corrupt manifest":   {image: busyboxImage, fault: fault{Kind: testregistry.Corrupt, At: 20, Path: "/manifests/sha256"}, want: "busybox"},
+		"unknown media type": {image: busyboxImage, fault: fault{Kind: testregistry.WrongType, MediaType: "text/html", Path: "/manifests/"}, want: "busybox"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			if test.fault.Kind != 0 {
+				f.registry.AddFault(test.fault)
+			}
+			_, err := f.Images.PullImage(f.ctx, &runtimeapi.ImageSpec{Image: test.image}, nil, nil)
+			f.registry.ClearFaults()
+			if err == nil {
+				t.Fatal("pull works")
+			}
+			if !strings.Contains(err.Error(), test.want) {
+				t.Errorf("error is %q, want one that names %q", err, test.want)
+			}
+			leaks, err := f.AwaitClean(f.ctx, f.baseline, cleanWait)
+			if err != nil || len(leaks) > 0 {
+				t.Errorf("left behind: %q, %v", leaks, err)
+			}
+			if _, err := f.Mica(f.ctx, "check"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	f.pull(busyboxImage)
+}
+
+func TestPullResumesAfterReset(t *testing.T) {
+	f := start(t)
+	f.registry.AddFault(testregistry.Fault{Kind: testregistry.Reset, At: 600 << 10, Path: "/blobs/", Times: 1, Skip: 1})
+	f.pull(busyboxImage)
+	resumed := false
+	for _, request := range f.registry.Requests() {
+		resumed = resumed || request.Range != ""
+	}
+	if !resumed {
+		t.Error("no request asked for the rest of the layer")
+	}
+	if got := f.output(f.runPod(f.podConfig()), f.containerConfig(busyboxImage, "echo", "whole")); got != "whole\n" {
+		t.Errorf("container of the image printed %q", got)
+	}
+}

@@ -1,0 +1,115 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/cri-client/pkg/logs"
+)
+
+func TestLogStreams(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	config := f.containerConfig(busyboxImage, "sh", "-c", "echo out; echo err >&2; printf 'no newline'")
+	f.await(f.start(p, config))
+	streams := map[string]string{}
+	for _, line := range f.log(p, config) {
+		streams[line.stream] += text([]logLine{line})
+		if age := time.Since(line.at); age < 0 || age > time.Minute {
+			t.Errorf("line %q is %s old", line.text, age)
+		}
+	}
+	if streams["stdout"] != "out\nno newline" || streams["stderr"] != "err\n" {
+		t.Errorf("streams are %q", streams)
+	}
+	if path := f.status(f.start(p, f.containerConfig(busyboxImage, "true"))).LogPath; !strings.HasPrefix(path, p.config.LogDirectory) {
+		t.Errorf("log path in the status is %q, want one below %q", path, p.config.LogDirectory)
+	}
+}
+
+func TestLongLinesAreSplit(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	const length = 40_000
+	config := f.containerConfig(busyboxImage, "sh", "-c", "head -c 40000 /dev/zero | tr '\\0' x; echo; echo next")
+	f.await(f.start(p, config))
+	lines := f.log(p, config)
+	if got, want := text(lines), strings.Repeat("x", length)+"\nnext\n"; got != want {
+		t.Errorf("log has %d bytes, want %d", len(got), len(want))
+	}
+	for _, line := range lines {
+		if len(line.text) > 16<<10 {
+			t.Errorf("a line has %d bytes, want at most 16 KiB", len(line.text))
+		}
+	}
+}
+
+// The kubelet reads logs so, and follows them until the container ends.
+func TestFollowLogs(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	config := f.containerConfig(busyboxImage, "sh", "-c", "for n in 1 2 3 4 5; do echo $n; sleep 0.1; done")
+	id := f.start(p, config)
+	var stdout, stderr bytes.Buffer
+	ctx, cancel := context.WithTimeout(f.ctx, 30*time.Second)
+	defer cancel()
+	options := &logs.LogOptions{Follow: true}
+	path := filepath.Join(p.config.LogDirectory, config.LogPath)
+	f.no(logs.ReadLogs(ctx, path, id, options, f.Runtime, &stdout, &stderr))
+	if got := stdout.String(); got != "1\n2\n3\n4\n5\n" || stderr.Len() > 0 {
+		t.Errorf("followed %q and %q", got, stderr.String())
+	}
+}
+
+// Rotation as the kubelet does it, again and again under a container that
+// prints at full speed: no line may be lost, doubled or out of order.
+func TestReopenLosesNoLine(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	const count = 200_000
+	config := f.containerConfig(toolsImage, "/bin/lines", "200000", "5000")
+	id := f.start(p, config)
+	path := filepath.Join(p.config.LogDirectory, config.LogPath)
+	var all []logLine
+	for range 10 {
+		f.no(os.Rename(path, path+".old"))
+		f.no(f.Runtime.ReopenContainerLog(f.ctx, id))
+		if _, err := os.Stat(path); err != nil {
+			t.Fatalf("no log after it was reopened: %v", err)
+		}
+		rotated := *config
+		rotated.LogPath += ".old"
+		all = append(all, f.log(p, &rotated)...)
+	}
+	f.await(id)
+	all = append(all, f.log(p, config)...)
+	checkNumbered(t, all, count)
+}
+
+// checkNumbered fails the test unless the log is "line 1" to "line count".
+func checkNumbered(t *testing.T, lines []logLine, count int) {
+	t.Helper()
+	var want strings.Builder
+	for n := range count {
+		want.WriteString("line ")
+		want.WriteString(strconv.Itoa(n + 1))
+		want.WriteByte('\n')
+	}
+	got := text(lines)
+	if got == want.String() {
+		return
+	}
+	gotLines, wantLines := strings.Split(got, "\n"), strings.Split(want.String(), "\n")
+	for n := range min(len(gotLines), len(wantLines)) {
+		if gotLines[n] != wantLines[n] {
+			t.Fatalf("%d lines, want %d; line %d of the log is %q", len(gotLines)-1, count, n+1, gotLines[n])
+		}
+	}
+	t.Fatalf("%d lines, want %d", len(gotLines)-1, count)
+}

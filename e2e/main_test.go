@@ -1,0 +1,77 @@
+// Package e2e tests the built binaries from outside: a node of its own for
+// every test, real images from a registry on loopback, and a CRI client.
+//
+// After every test, the node's own check has nothing to say, and the census of
+// processes, mounts, namespaces, cgroups, leases, links, rules, directories,
+// descriptors and goroutines is what it was before the first pod.
+package e2e
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/micarun/mica/e2e/images"
+	"github.com/micarun/mica/internal/testimage"
+)
+
+// suite is what all tests share and none changes.
+type suite struct {
+	bin    string // directory of the binaries under test
+	images string // directory of the images
+}
+
+// shared is set once, before the first test runs.
+var shared suite
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	code, err := run(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "set up end-to-end tests:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func run(m *testing.M) (int, error) {
+	if os.Geteuid() != 0 {
+		fmt.Println("end-to-end tests need root; skipped")
+		return 0, nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	dir, err := os.MkdirTemp("", "mica-e2e-bin-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(dir)
+	if shared, err = prepare(ctx, dir); err != nil {
+		return 0, err
+	}
+	return m.Run(), nil
+}
+
+// prepare builds binaries into dir, and the images.
+func prepare(ctx context.Context, dir string) (suite, error) {
+	root, err := images.ModuleRoot()
+	if err != nil {
+		return suite{}, err
+	}
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir+"/", "./cmd/...")
+	build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return suite{}, fmt.Errorf("build binaries: %w: %s", err, out)
+	}
+	cache, err := images.Dir()
+	if err != nil {
+		return suite{}, err
+	}
+	err = images.Build(ctx, cache, root, images.Basic(), func(testimage.Built) {})
+	return suite{bin: filepath.Clean(dir), images: cache}, err
+}

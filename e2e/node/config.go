@@ -1,0 +1,66 @@
+package node
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// writeConfig writes the daemon's configuration and the registry mirror.
+func (n *Node) writeConfig() error {
+	certs := filepath.Join(n.Data, "certs.d")
+	confDir := n.ConfDir
+	if confDir == "" {
+		confDir = filepath.Join(n.Data, "net.d")
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "data_root = %q\nstate_dir = %q\n", n.Data, n.State)
+	fmt.Fprintf(&b, "\n[log]\nlevel = 2\n")
+	fmt.Fprintf(&b, "\n[metrics]\naddress = %q\n", n.metrics)
+	fmt.Fprintf(&b, "\n[images]\ncerts_dirs = [%q]\n", certs)
+	fmt.Fprintf(&b, "\n[pods]\ninit_binary = %q\n", filepath.Join(n.Bin, "mica-init"))
+	fmt.Fprintf(&b, "\n[keeper]\nbinary = %q\n", filepath.Join(n.Bin, "mica-keeper"))
+	fmt.Fprintf(&b, "\n[cgroups]\ndefault_parent = %q\n", n.CgroupParent())
+	fmt.Fprintf(&b, "\n[network]\nconf_dir = %q\n", confDir)
+	if n.ConfDir == "" {
+		fmt.Fprintf(&b, "\n[network.default]\nname = %q\nbridge = %q\nsubnet = %q\n", n.Name, n.Name, n.Subnet)
+	}
+	if err := os.MkdirAll(confDir, 0o755); err != nil {
+		return fmt.Errorf("write configuration: %w", err)
+	}
+	if err := os.WriteFile(n.Config(), []byte(b.String()), 0o644); err != nil {
+		return fmt.Errorf("write configuration: %w", err)
+	}
+	if n.Mirror == "" {
+		return nil
+	}
+	return WriteMirror(certs, n.Mirror)
+}
+
+// freeAddress returns a loopback address that nobody listens on at the moment.
+func freeAddress() (string, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", fmt.Errorf("find free port: %w", err)
+	}
+	return listener.Addr().String(), listener.Close()
+}
+
+// WriteMirror makes the registry at addr serve every image, in the form that
+// containerd and Mica read below dir.
+func WriteMirror(dir, addr string) error {
+	file := filepath.Join(dir, "_default", "hosts.toml")
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return fmt.Errorf("write mirror: %w", err)
+	}
+	content := fmt.Sprintf("[host.\"http://%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", addr)
+	if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
+		return fmt.Errorf("write mirror: %w", err)
+	}
+	return nil
+}
+
+// CgroupParent is the cgroup below which the node's pods are.
+func (n *Node) CgroupParent() string { return "/mica-" + n.Name }

@@ -1,0 +1,291 @@
+// Package node runs one Mica node from built binaries, in directories, a
+// bridge and cgroups of its own, and talks to it as a kubelet would.
+//
+// It knows the product only from outside: the configuration file, the socket,
+// the processes and what they leave on the machine. Tests, the benchmark and
+// `make run` start their nodes with it, many at a time if they like.
+//
+// A Node is not safe for concurrent use, except for its clients.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	internalapi "k8s.io/cri-api/pkg/apis"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	criclient "k8s.io/cri-client/pkg"
+)
+
+// Options of a node. Bin, Name, State and Data are needed.
+type Options struct {
+	// Bin is the directory of the built binaries.
+	Bin string
+	// Name tells the node from others of the machine: its bridge is called
+	// so, its cgroups and its network. At most 15 bytes.
+	Name string
+	// State is the state directory. Its path must be short: sockets lie in it.
+	State string
+	// Data is the data root.
+	Data string
+	// Subnet of the pods. No other node of the machine may use it.
+	Subnet netip.Prefix
+	// Mirror is the address of the registry that serves every image, whatever
+	// registry a reference names: 127.0.0.1:5000. Empty: no mirror.
+	Mirror string
+	// ConfDir is a directory of network configurations to use instead of
+	// the embedded network.
+	ConfDir string
+	// Env are variables for the daemon besides this process's own.
+	Env []string
+	// Log is appended to by the daemon. Default: daemon.log in Data.
+	Log string
+}
+
+// Node is a running node.
+type Node struct {
+	Options
+	// Runtime and Images speak CRI with the daemon of this moment; they are
+	// new after every start.
+	Runtime internalapi.RuntimeService
+	Images  internalapi.ImageManagerService
+
+	metrics string // address of the daemon's metrics
+	daemon  *exec.Cmd
+	ended   chan struct{} // closed when the daemon has ended
+}
+
+const (
+	startTimeout = 30 * time.Second
+	stopTimeout  = 30 * time.Second
+	callTimeout  = 2 * time.Minute
+)
+
+// Start writes the configuration, starts the daemon and returns when it
+// answers. A node with the same directories that ran before goes on.
+func Start(ctx context.Context, o Options) (*Node, error) {
+	n := &Node{Options: o}
+	if n.Log == "" {
+		n.Log = filepath.Join(o.Data, "daemon.log")
+	}
+	for _, dir := range []string{o.State, o.Data} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return nil, fmt.Errorf("start node %s: %w", o.Name, err)
+		}
+	}
+	var err error
+	if n.metrics, err = freeAddress(); err != nil {
+		return nil, fmt.Errorf("start node %s: %w", o.Name, err)
+	}
+	if err := n.writeConfig(); err != nil {
+		return nil, fmt.Errorf("start node %s: %w", o.Name, err)
+	}
+	if _, err := n.StartDaemon(ctx); err != nil {
+		return nil, fmt.Errorf("start node %s: %w", o.Name, err)
+	}
+	return n, nil
+}
+
+// StartDaemon starts the daemon and returns how long it took to answer.
+func (n *Node) StartDaemon(ctx context.Context) (time.Duration, error) {
+	log, err := os.OpenFile(n.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return 0, fmt.Errorf("open daemon log: %w", err)
+	}
+	defer log.Close()
+	n.daemon = exec.Command(filepath.Join(n.Bin, "micad"), "--config", n.Config())
+	n.daemon.Env = append(os.Environ(), n.Env...)
+	n.daemon.Stdout, n.daemon.Stderr = log, log
+	n.daemon.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	begin := time.Now()
+	if err := n.daemon.Start(); err != nil {
+		return 0, fmt.Errorf("start daemon: %w", err)
+	}
+	n.ended = make(chan struct{})
+	go func(cmd *exec.Cmd, ended chan struct{}) {
+		defer close(ended)
+		_ = cmd.Wait() // how it ended is for whoever reads its log
+	}(n.daemon, n.ended)
+	if err := n.connect(ctx); err != nil {
+		return 0, errors.Join(err, n.Kill())
+	}
+	return time.Since(begin), nil
+}
+
+// connect waits until the daemon answers and makes the clients.
+func (n *Node) connect(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	for {
+		err := n.dial(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-n.ended:
+			return fmt.Errorf("daemon ended at its start: %s", n.LogTail(20))
+		case <-ctx.Done():
+			return fmt.Errorf("daemon does not answer: %w: %s", err, n.LogTail(20))
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+func (n *Node) dial(ctx context.Context) error {
+	// A socket that nobody listens on any more is left by a killed daemon.
+	probe, err := net.Dial("unix", n.Socket())
+	if err != nil {
+		return err
+	}
+	if err := probe.Close(); err != nil {
+		return err
+	}
+	n.Runtime, n.Images, err = Dial(ctx, n.Socket())
+	return err
+}
+
+// Dial makes clients of the CRI socket.
+func Dial(ctx context.Context, socket string) (internalapi.RuntimeService, internalapi.ImageManagerService, error) {
+	runtime, err := criclient.NewRemoteRuntimeServiceBuilder().WithEndpoint("unix://" + socket).
+		WithConnectionTimeout(callTimeout).WithTracerProvider(nil).Build(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("connect to runtime service: %w", err)
+	}
+	images, err := criclient.NewRemoteImageServiceBuilder().WithEndpoint("unix://" + socket).
+		WithConnectionTimeout(callTimeout).WithTracerProvider(nil).Build(ctx)
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("connect to image service: %w", err), runtime.Close(ctx))
+	}
+	return runtime, images, nil
+}
+
+// Reconnect makes new clients, which ends the streams of the old ones.
+func (n *Node) Reconnect(ctx context.Context) error {
+	n.disconnect(ctx)
+	return n.connect(ctx)
+}
+
+// disconnect closes the clients.
+func (n *Node) disconnect(ctx context.Context) {
+	if n.Runtime == nil {
+		return
+	}
+	// A client of a daemon that is gone has nothing to report.
+	_ = n.Runtime.Close(ctx)
+	_ = n.Images.Close(ctx)
+	n.Runtime, n.Images = nil, nil
+}
+
+// Kill ends the daemon by SIGKILL and waits for its end. Containers go on.
+func (n *Node) Kill() error { return n.endDaemon(syscall.SIGKILL) }
+
+// StopDaemon asks the daemon to end and waits for it. Containers go on.
+func (n *Node) StopDaemon() error { return n.endDaemon(syscall.SIGTERM) }
+
+func (n *Node) endDaemon(signal syscall.Signal) error {
+	if n.daemon == nil {
+		return nil
+	}
+	n.disconnect(context.Background())
+	if err := n.daemon.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("signal daemon: %w", err)
+	}
+	select {
+	case <-n.ended:
+		n.daemon = nil
+		return nil
+	case <-time.After(stopTimeout):
+		return fmt.Errorf("daemon %d did not end %s after %s", n.daemon.Process.Pid, stopTimeout, signal)
+	}
+}
+
+// Empty removes every pod, with its containers.
+func (n *Node) Empty(ctx context.Context) error {
+	pods, err := n.Runtime.ListPodSandbox(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("list pods: %w", err)
+	}
+	var errs []error
+	for _, pod := range pods {
+		errs = append(errs, n.RemovePod(ctx, pod.Id))
+	}
+	return errors.Join(errs...)
+}
+
+// RemovePod stops and removes the pod.
+func (n *Node) RemovePod(ctx context.Context, id string) error {
+	if err := n.Runtime.StopPodSandbox(ctx, id); err != nil {
+		return fmt.Errorf("stop pod %s: %w", id, err)
+	}
+	if err := n.Runtime.RemovePodSandbox(ctx, id); err != nil {
+		return fmt.Errorf("remove pod %s: %w", id, err)
+	}
+	return nil
+}
+
+// RemoveImages removes every image.
+func (n *Node) RemoveImages(ctx context.Context) error {
+	list, err := n.Images.ListImages(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("list images: %w", err)
+	}
+	var errs []error
+	for _, image := range list {
+		errs = append(errs, n.Images.RemoveImage(ctx, &runtimeapi.ImageSpec{Image: image.Id}))
+	}
+	return errors.Join(errs...)
+}
+
+// Socket is the path of the CRI socket.
+func (n *Node) Socket() string { return filepath.Join(n.State, "mica.sock") }
+
+// Config is the path of the configuration file.
+func (n *Node) Config() string { return filepath.Join(n.Data, "config.toml") }
+
+// Pid of the daemon, 0 if none runs.
+func (n *Node) Pid() int {
+	if n.daemon == nil {
+		return 0
+	}
+	return n.daemon.Process.Pid
+}
+
+// Mica runs the node tool with the node's configuration.
+func (n *Node) Mica(ctx context.Context, arguments ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	arguments = append([]string{"--config", n.Config()}, arguments...)
+	out, err := exec.CommandContext(ctx, filepath.Join(n.Bin, "mica"), arguments...).CombinedOutput()
+	if err != nil {
+		return string(out), fmt.Errorf("run mica %s: %w: %s", strings.Join(arguments, " "), err, out)
+	}
+	return string(out), nil
+}
+
+// LogTail returns the last lines of the daemon's log.
+func (n *Node) LogTail(lines int) string {
+	file, err := os.Open(n.Log)
+	if err != nil {
+		return err.Error()
+	}
+	defer file.Close()
+	if info, err := file.Stat(); err == nil && info.Size() > 64<<10 {
+		_, _ = file.Seek(-64<<10, io.SeekEnd)
+	}
+	data, err := io.ReadAll(file)
+	if err != nil {
+		return err.Error()
+	}
+	all := strings.Split(strings.TrimRight(string(data), "\n"), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}

@@ -1,0 +1,96 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Remove ends the node and removes everything of it: pods, daemon, keeper,
+// bridge, cgroups, rules and directories. It works on a node in any state,
+// also one that another process started, and reports what the product should
+// have removed itself.
+func (n *Node) Remove(ctx context.Context) error {
+	var errs []error
+	if n.Runtime != nil {
+		errs = append(errs, n.Empty(ctx))
+	}
+	errs = append(errs, n.StopDaemon(), n.endKeeper())
+	left, err := n.Census(ctx)
+	errs = append(errs, err)
+	for _, kind := range []string{"process", "mount", "cgroup", "link", "lease", "rule"} {
+		for _, item := range left[kind] {
+			errs = append(errs, fmt.Errorf("left behind: %s %s", kind, item))
+		}
+	}
+	errs = append(errs, n.wipe(ctx, left))
+	return errors.Join(errs...)
+}
+
+// endKeeper ends the keeper, and what it still keeps if there is any.
+func (n *Node) endKeeper() error {
+	pid, err := n.KeeperPid()
+	if err != nil || pid == 0 {
+		return err
+	}
+	return endProcess(pid)
+}
+
+// endProcess ends a process by SIGTERM, or by SIGKILL when it takes too long.
+func endProcess(pid int) error {
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		if err := unix.Kill(pid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("end process %d: %w", pid, err)
+		}
+		for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+			if !alive(pid) {
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("end process %d: still there after SIGKILL", pid)
+}
+
+// wipe removes by force what is left, deepest first.
+func (n *Node) wipe(ctx context.Context, left Census) error {
+	for _, item := range left["process"] {
+		pid := 0
+		if _, err := fmt.Sscan(item, &pid); err == nil {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+	}
+	for _, mount := range slices.Backward(left["mount"]) {
+		_ = unix.Unmount(mount, unix.MNT_DETACH)
+	}
+	for _, cgroup := range slices.Backward(left["cgroup"]) {
+		_ = unix.Rmdir(cgroup)
+	}
+	roots, _ := filepath.Glob("/sys/fs/cgroup/*" + n.CgroupParent())
+	for _, root := range roots {
+		_ = unix.Rmdir(root)
+	}
+	var errs []error
+	if _, err := os.Stat("/sys/class/net/" + n.Name + "/bridge"); err == nil {
+		errs = append(errs, command(ctx, "ip", "link", "delete", n.Name))
+	}
+	for _, dir := range []string{n.State, n.Data} {
+		errs = append(errs, os.RemoveAll(dir))
+	}
+	return errors.Join(errs...)
+}
+
+func command(ctx context.Context, name string, arguments ...string) error {
+	if out, err := exec.CommandContext(ctx, name, arguments...).CombinedOutput(); err != nil {
+		return fmt.Errorf("run %s %s: %w: %s", name, strings.Join(arguments, " "), err, out)
+	}
+	return nil
+}

@@ -1,0 +1,81 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Slot is a place for one node among those of the machine: a name, a subnet
+// and directories that no other node has while the slot is held.
+type Slot struct {
+	Name   string
+	Subnet netip.Prefix
+	State  string
+	Data   string
+
+	lock *os.File
+}
+
+const (
+	slotStates = "/run/mica-e2e"
+	slotData   = "/var/tmp/mica-e2e"
+	slotCount  = 64
+)
+
+// TakeSlot takes a free slot. Directories that a killed holder left are cleared
+// with the node that they belong to.
+func TakeSlot(ctx context.Context) (*Slot, error) {
+	if err := os.MkdirAll(slotStates, 0o711); err != nil {
+		return nil, fmt.Errorf("take slot: %w", err)
+	}
+	for number := range slotCount {
+		name := fmt.Sprintf("mica-e%d", number)
+		lock, err := os.OpenFile(filepath.Join(slotStates, name+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("take slot: %w", err)
+		}
+		if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+			_ = lock.Close() // held by another test
+			continue
+		}
+		slot := &Slot{
+			Name:   name,
+			Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 77, byte(number), 0}), 24),
+			State:  filepath.Join(slotStates, name),
+			Data:   filepath.Join(slotData, name),
+			lock:   lock,
+		}
+		if err := slot.clear(ctx); err != nil {
+			return nil, errors.Join(fmt.Errorf("take slot %s: %w", name, err), lock.Close())
+		}
+		return slot, nil
+	}
+	return nil, fmt.Errorf("take slot: all %d are held", slotCount)
+}
+
+// clear removes what a node of the slot left when its test was killed.
+func (s *Slot) clear(ctx context.Context) error {
+	_, stateErr := os.Stat(s.State)
+	_, dataErr := os.Stat(s.Data)
+	if errors.Is(stateErr, os.ErrNotExist) && errors.Is(dataErr, os.ErrNotExist) {
+		return nil
+	}
+	stale := &Node{Options: Options{Name: s.Name, State: s.State, Data: s.Data, Subnet: s.Subnet}}
+	// What it reports was that test's to complain of.
+	_ = stale.Remove(ctx)
+	for _, dir := range []string{s.State, s.Data} {
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Release gives the slot back.
+func (s *Slot) Release() error { return s.lock.Close() }

@@ -1,0 +1,206 @@
+package e2e
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// The daemon is killed, again and again, under a container that prints numbered
+// lines at full speed, and beside containers that end meanwhile: no line is lost
+// or doubled, and every exit code is right.
+func TestKilledDaemonLosesNothing(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	const count = 300_000
+	printer := f.containerConfig(toolsImage, "/bin/lines", "300000", "5000")
+	id := f.start(p, printer)
+	codes := map[string]int32{}
+	for range 3 {
+		for code, script := range map[int32]string{0: "sleep 0.3", 42: "sleep 0.3; exit 42", 137: "sleep 0.3; kill -9 $$"} {
+			codes[f.start(p, f.containerConfig(busyboxImage, "sh", "-c", script))] = code
+		}
+		f.no(f.Kill())
+		time.Sleep(500 * time.Millisecond) // the containers end while nobody serves
+		took, err := f.StartDaemon(f.ctx)
+		f.no(err)
+		t.Logf("ready again after %s", took)
+	}
+	for container, code := range codes {
+		if got := f.await(container); got.ExitCode != code {
+			t.Errorf("exit code is %d, want %d", got.ExitCode, code)
+		}
+	}
+	if got := f.await(id); got.ExitCode != 0 {
+		t.Errorf("printer ended with %d", got.ExitCode)
+	}
+	checkNumbered(t, f.log(p, printer), count)
+}
+
+func TestRestartKeepsEverything(t *testing.T) {
+	f := start(t)
+	config := f.podConfig()
+	hostPort := freePort(t)
+	config.PortMappings = []*runtimeapi.PortMapping{{ContainerPort: 80, HostPort: int32(hostPort)}}
+	p := f.runPod(config)
+	server := f.start(p, f.containerConfig(nginxImage))
+	created := f.create(p, f.containerConfig(busyboxImage, "echo", "later"))
+	stopped := f.runPod(f.podConfig())
+	f.no(f.Runtime.StopPodSandbox(f.ctx, stopped.id))
+	before, err := f.Runtime.ListPodSandbox(f.ctx, nil)
+	f.no(err)
+	ip := f.ip(p)
+
+	for name, end := range map[string]func() error{"asked to stop": f.StopDaemon, "killed": f.Kill} {
+		f.no(end())
+		if _, err := f.StartDaemon(f.ctx); err != nil {
+			t.Fatalf("daemon %s: %v", name, err)
+		}
+		after, err := f.Runtime.ListPodSandbox(f.ctx, nil)
+		f.no(err)
+		if len(after) != len(before) || f.ip(p) != ip || f.status(server).State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+			t.Errorf("daemon %s: %d pods, address %s, server %v", name, len(after), f.ip(p), f.status(server).State)
+		}
+		f.eventually("nginx answers after the daemon was "+name, func() bool {
+			_, err := get(f.ctx, "http://"+ip+"/")
+			return err == nil
+		})
+		if got := f.exec(server, "echo", "exec"); got != "exec\n" {
+			t.Errorf("daemon %s: exec printed %q", name, got)
+		}
+	}
+	f.no(f.Runtime.StartContainer(f.ctx, created))
+	if got := f.await(created); got.ExitCode != 0 {
+		t.Errorf("container created before the restarts ended with %d", got.ExitCode)
+	}
+}
+
+func TestAttachWorksAfterRestart(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	config := f.containerConfig(busyboxImage, "cat")
+	config.Stdin, config.StdinOnce = true, true
+	id := f.start(p, config)
+	f.no(f.Kill())
+	_, err := f.StartDaemon(f.ctx)
+	f.no(err)
+	response, err := f.Runtime.Attach(f.ctx, &runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Stderr: true})
+	f.no(err)
+	s := &streams{stdin: strings.NewReader("typed after the restart\n")}
+	f.no(f.stream("spdy", response.Url, s))
+	if got := s.stdout.String(); got != "typed after the restart\n" {
+		t.Errorf("attached client received %q", got)
+	}
+	f.await(id)
+}
+
+// With the keeper dead the daemon starts another, the containers go on, and
+// nothing that ended meanwhile is called a success.
+func TestKilledKeeper(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	config := f.containerConfig(busyboxImage, "sh", "-c", "n=0; while true; do n=$((n+1)); echo $n; sleep 0.1; done")
+	id := f.start(p, config)
+	keeper, err := f.KeeperPid()
+	f.no(err)
+	if keeper == 0 {
+		t.Fatal("no keeper runs")
+	}
+	f.no(unix.Kill(keeper, unix.SIGKILL))
+	f.eventually("another keeper runs", func() bool {
+		pid, err := f.KeeperPid()
+		return err == nil && pid != 0 && pid != keeper
+	})
+	lines := len(f.log(p, config))
+	f.eventually("the log goes on", func() bool { return len(f.log(p, config)) > lines+3 })
+	if got := f.exec(id, "echo", "exec"); got != "exec\n" {
+		t.Errorf("exec printed %q", got)
+	}
+	f.no(f.Runtime.StopContainer(f.ctx, id, 0))
+	ended := f.status(id)
+	if ended.State != runtimeapi.ContainerState_CONTAINER_EXITED || ended.ExitCode == 0 {
+		t.Errorf("stopped container is %v with code %d", ended.State, ended.ExitCode)
+	}
+	next := f.await(f.start(p, f.containerConfig(busyboxImage, "sh", "-c", "exit 6")))
+	if next.ExitCode != 6 {
+		t.Errorf("container of the new keeper ended with %d, want 6", next.ExitCode)
+	}
+}
+
+func TestDaemonKilledWhileItCreates(t *testing.T) {
+	f := start(t)
+	f.pull(busyboxImage)
+	for round := range 5 {
+		config := f.podConfig()
+		done := make(chan struct{})
+		client := f.Runtime
+		go func() {
+			defer close(done)
+			_, _ = client.RunPodSandbox(f.ctx, config, "") // fails, or not, as it comes
+		}()
+		time.Sleep(time.Duration(round*10) * time.Millisecond) // another moment of the work each round
+		f.no(f.Kill())
+		<-done
+		_, err := f.StartDaemon(f.ctx)
+		f.no(err)
+		if _, err := f.Mica(f.ctx, "check"); err != nil {
+			t.Errorf("check after a kill in mid-creation: %v", err)
+		}
+		// The kubelet's retry finds no obstacle.
+		p := f.runPod(config)
+		f.await(f.start(p, f.containerConfig(busyboxImage, "true")))
+		f.no(f.RemovePod(f.ctx, p.id))
+	}
+}
+
+func TestEvents(t *testing.T) {
+	f := start(t)
+	events := make(chan *runtimeapi.ContainerEventResponse, 100)
+	connected := make(chan struct{})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = f.Runtime.GetContainerEvents(f.ctx, events, func(runtimeapi.RuntimeService_GetContainerEventsClient) { close(connected) })
+	}()
+	<-connected
+	p := f.runPod(f.podConfig())
+	id := f.start(p, f.containerConfig(busyboxImage, "true"))
+	f.await(id)
+	f.no(f.Runtime.RemoveContainer(f.ctx, id))
+	want := []runtimeapi.ContainerEventType{
+		runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT,
+		runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT,
+	}
+	for deadline := time.After(20 * time.Second); len(want) > 0; {
+		select {
+		case event := <-events:
+			if event.ContainerId != id {
+				continue // of the pod itself
+			}
+			if event.ContainerEventType != want[0] {
+				t.Fatalf("event is %v, want %v", event.ContainerEventType, want[0])
+			}
+			if event.PodSandboxStatus.GetId() != p.id || event.CreatedAt == 0 {
+				t.Errorf("event %v names pod %q at %d", event.ContainerEventType, event.PodSandboxStatus.GetId(), event.CreatedAt)
+			}
+			want = want[1:]
+		case <-deadline:
+			t.Fatalf("no event %v", want[0])
+		}
+	}
+	f.endStreams(ended)
+}
+
+// endStreams ends the daemon's clients, so that no stream is counted as a leak.
+func (f *fixture) endStreams(ended <-chan struct{}) {
+	f.t.Helper()
+	f.no(f.Reconnect(f.ctx))
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		f.t.Error("the stream of events did not end with its connection")
+	}
+}

@@ -1,0 +1,306 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/httpstream"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/portforward"
+	"k8s.io/client-go/tools/remotecommand"
+	"k8s.io/client-go/transport/spdy"
+	utilexec "k8s.io/client-go/util/exec"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func TestExecSync(t *testing.T) {
+	f := start(t)
+	id := f.start(f.runPod(f.podConfig()), f.containerConfig(busyboxImage, "sleep", "1000"))
+	stdout, stderr, err := f.Runtime.ExecSync(f.ctx, id, []string{"sh", "-c", "echo out; echo err >&2; exit 3"}, 10*time.Second)
+	var code interface{ ExitStatus() int }
+	if !errors.As(err, &code) || code.ExitStatus() != 3 {
+		t.Errorf("error is %v, want exit status 3", err)
+	}
+	if string(stdout) != "out\n" || string(stderr) != "err\n" {
+		t.Errorf("output is %q and %q", stdout, stderr)
+	}
+	if _, _, err := f.Runtime.ExecSync(f.ctx, id, []string{"/no/such"}, 10*time.Second); err == nil {
+		t.Error("a program that does not exist runs")
+	}
+}
+
+func TestExecSyncTimeoutKillsAll(t *testing.T) {
+	f := start(t)
+	id := f.start(f.runPod(f.podConfig()), f.containerConfig(busyboxImage, "sleep", "1000"))
+	begin := time.Now()
+	_, _, err := f.Runtime.ExecSync(f.ctx, id, []string{"sh", "-c", "sleep 4321 & sleep 4322"}, time.Second)
+	if err == nil || time.Since(begin) > 10*time.Second {
+		t.Errorf("exec with a time-out of 1 s: error %v after %s", err, time.Since(begin))
+	}
+	f.eventually("processes of the exec are gone", func() bool {
+		return f.exec(id, "sh", "-c", "pgrep -f 'sleep 432' || echo none") == "none\n"
+	})
+}
+
+// A process that an exec leaves behind with its output open may not hold the call.
+func TestExecSyncDrainIsBounded(t *testing.T) {
+	f := start(t)
+	id := f.start(f.runPod(f.podConfig()), f.containerConfig(busyboxImage, "sleep", "1000"))
+	begin := time.Now()
+	got := f.exec(id, "sh", "-c", "sleep 300 & echo started")
+	if got != "started\n" || time.Since(begin) > 10*time.Second {
+		t.Errorf("exec returned %q after %s", got, time.Since(begin))
+	}
+}
+
+func TestExecSyncOutputIsCapped(t *testing.T) {
+	f := start(t)
+	id := f.start(f.runPod(f.podConfig()), f.containerConfig(busyboxImage, "sleep", "1000"))
+	stdout, _, err := f.Runtime.ExecSync(f.ctx, id, []string{"head", "-c", "20000000", "/dev/zero"}, 30*time.Second)
+	if len(stdout) > 16<<20 {
+		t.Errorf("%d bytes of output, want at most 16 MiB (error %v)", len(stdout), err)
+	}
+	if got := f.exec(id, "head", "-c", "1000000", "/dev/zero"); len(got) != 1_000_000 {
+		t.Errorf("%d bytes of output, want 1000000", len(got))
+	}
+}
+
+// streams are what one end of a streaming call sends and received.
+type streams struct {
+	stdin          io.Reader
+	stdout, stderr bytes.Buffer
+	tty            bool
+	resize         remotecommand.TerminalSizeQueue
+}
+
+// stream runs a streaming call by the given protocol.
+func (f *fixture) stream(protocol, address string, s *streams) error {
+	ctx, cancel := context.WithTimeout(f.ctx, 30*time.Second)
+	defer cancel()
+	target, err := url.Parse(address)
+	f.no(err)
+	var executor remotecommand.Executor
+	if protocol == "websocket" {
+		executor, err = remotecommand.NewWebSocketExecutor(&rest.Config{}, http.MethodGet, address)
+	} else {
+		executor, err = remotecommand.NewSPDYExecutor(&rest.Config{}, http.MethodPost, target)
+	}
+	f.no(err)
+	options := remotecommand.StreamOptions{Stdin: s.stdin, Stdout: &s.stdout, Tty: s.tty, TerminalSizeQueue: s.resize}
+	if !s.tty {
+		options.Stderr = &s.stderr
+	}
+	return executor.StreamWithContext(ctx, options)
+}
+
+func TestExecStream(t *testing.T) {
+	f := start(t)
+	id := f.start(f.runPod(f.podConfig()), f.containerConfig(busyboxImage, "sleep", "1000"))
+	for _, protocol := range []string{"spdy", "websocket"} {
+		t.Run(protocol, func(t *testing.T) {
+			response, err := f.Runtime.Exec(f.ctx, &runtimeapi.ExecRequest{
+				ContainerId: id, Cmd: []string{"sh", "-c", "cat; echo err >&2; exit 5"}, Stdin: true, Stdout: true, Stderr: true,
+			})
+			f.no(err)
+			s := &streams{stdin: strings.NewReader("some input\n")}
+			err = f.stream(protocol, response.Url, s)
+			var exit utilexec.CodeExitError
+			if !errors.As(err, &exit) || exit.Code != 5 {
+				t.Errorf("error is %v, want exit code 5", err)
+			}
+			if s.stdout.String() != "some input\n" || s.stderr.String() != "err\n" {
+				t.Errorf("output is %q and %q", s.stdout.String(), s.stderr.String())
+			}
+		})
+	}
+}
+
+// sizes is a queue of one terminal size.
+type sizes struct{ left []remotecommand.TerminalSize }
+
+func (s *sizes) Next() *remotecommand.TerminalSize {
+	if len(s.left) == 0 {
+		return nil
+	}
+	next := s.left[0]
+	s.left = s.left[1:]
+	return &next
+}
+
+func TestExecTerminal(t *testing.T) {
+	f := start(t)
+	id := f.start(f.runPod(f.podConfig()), f.containerConfig(busyboxImage, "sleep", "1000"))
+	response, err := f.Runtime.Exec(f.ctx, &runtimeapi.ExecRequest{
+		ContainerId: id, Tty: true, Stdin: true, Stdout: true,
+		Cmd: []string{"sh", "-c", "test -t 0 && echo terminal; while [ \"$(stty size)\" != '33 111' ]; do sleep 0.05; done; stty size"},
+	})
+	f.no(err)
+	s := &streams{stdin: strings.NewReader(""), tty: true, resize: &sizes{left: []remotecommand.TerminalSize{{Width: 111, Height: 33}}}}
+	f.no(f.stream("spdy", response.Url, s))
+	if got := s.stdout.String(); got != "terminal\r\n33 111\r\n" {
+		t.Errorf("terminal printed %q", got)
+	}
+}
+
+func TestAttach(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	config := f.containerConfig(busyboxImage, "sh", "-c", "while read line; do echo got $line; done; echo end of input")
+	config.Stdin, config.StdinOnce = true, true
+	id := f.start(p, config)
+	response, err := f.Runtime.Attach(f.ctx, &runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Stderr: true})
+	f.no(err)
+	s := &streams{stdin: strings.NewReader("one\ntwo\n")}
+	f.no(f.stream("spdy", response.Url, s))
+	if got := s.stdout.String(); got != "got one\ngot two\nend of input\n" {
+		t.Errorf("attached client received %q", got)
+	}
+	// The client's end of input was the container's, as stdin is taken once.
+	if got := f.await(id); got.ExitCode != 0 {
+		t.Errorf("exit code is %d", got.ExitCode)
+	}
+	if got := text(f.log(p, config)); got != "got one\ngot two\nend of input\n" {
+		t.Errorf("log is %q", got)
+	}
+}
+
+func TestAttachTerminal(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	config := f.containerConfig(busyboxImage, "sh", "-c", "read line; echo got $line")
+	config.Stdin, config.Tty = true, true
+	id := f.start(p, config)
+	response, err := f.Runtime.Attach(f.ctx, &runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Tty: true})
+	f.no(err)
+	s := &streams{stdin: strings.NewReader("hello\n"), tty: true}
+	f.no(f.stream("websocket", response.Url, s))
+	if got := s.stdout.String(); !strings.Contains(got, "got hello\r\n") {
+		t.Errorf("attached terminal received %q", got)
+	}
+	f.await(id)
+}
+
+// A client that attaches and reads nothing must not stop the container's log.
+func TestSlowAttachDoesNotHoldTheLog(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	const count = 100_000
+	config := f.containerConfig(toolsImage, "sh", "-c", "sleep 1; exec /bin/lines 100000")
+	id := f.start(p, config)
+	response, err := f.Runtime.Attach(f.ctx, &runtimeapi.AttachRequest{ContainerId: id, Stdout: true})
+	f.no(err)
+	ctx, cancel := context.WithCancel(f.ctx)
+	defer cancel()
+	target, err := url.Parse(response.Url)
+	f.no(err)
+	executor, err := remotecommand.NewSPDYExecutor(&rest.Config{}, http.MethodPost, target)
+	f.no(err)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: stuck{ctx.Done()}}) // ends by cancel
+	}()
+	f.await(id)
+	checkNumbered(t, f.log(p, config), count)
+	cancel()
+	<-ended
+}
+
+// stuck is a writer that takes nothing until it is released.
+type stuck struct{ release <-chan struct{} }
+
+func (s stuck) Write(p []byte) (int, error) {
+	<-s.release
+	return len(p), nil
+}
+
+func TestPortForward(t *testing.T) {
+	f := start(t)
+	for name, mode := range map[string]runtimeapi.NamespaceMode{"pod": runtimeapi.NamespaceMode_POD, "host": runtimeapi.NamespaceMode_NODE} {
+		t.Run(name, func(t *testing.T) {
+			config := f.podConfig()
+			options := &runtimeapi.NamespaceOption{Network: mode}
+			config.Linux.SecurityContext = &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: options}
+			p := f.runPod(config)
+			port := freePort(t)
+			script := fmt.Sprintf("echo hello >/tmp/index.html; exec httpd -f -h /tmp -p 127.0.0.1:%d", port)
+			server := f.containerConfig(busyboxImage, "sh", "-c", script)
+			server.Linux.SecurityContext.NamespaceOptions = options
+			id := f.start(p, server)
+			f.eventually("server answers itself", func() bool {
+				_, _, err := f.Runtime.ExecSync(f.ctx, id, []string{"wget", "-q", "-O", "-", fmt.Sprintf("http://127.0.0.1:%d", port)}, 5*time.Second)
+				return err == nil
+			})
+			response, err := f.Runtime.PortForward(f.ctx, &runtimeapi.PortForwardRequest{PodSandboxId: p.id, Port: []int32{int32(port)}})
+			f.no(err)
+			target, err := url.Parse(response.Url)
+			f.no(err)
+			transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
+			f.no(err)
+			dialer := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, target)
+			f.forward(dialer, port)
+		})
+	}
+}
+
+// forward forwards a local port to the pod's and fetches a page through it.
+func (f *fixture) forward(dialer httpstream.Dialer, port int) {
+	f.t.Helper()
+	stop, ready, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	forwarder, err := portforward.New(dialer, []string{fmt.Sprintf("0:%d", port)}, stop, ready, io.Discard, io.Discard)
+	f.no(err)
+	go func() { ended <- forwarder.ForwardPorts() }()
+	select {
+	case <-ready:
+	case err := <-ended:
+		f.t.Fatalf("forward port: %v", err)
+	}
+	ports, err := forwarder.GetPorts()
+	f.no(err)
+	for range 3 {
+		if body, err := get(f.ctx, fmt.Sprintf("http://127.0.0.1:%d/", ports[0].Local)); err != nil || body != "hello\n" {
+			f.t.Errorf("forwarded page is %q, %v", body, err)
+		}
+	}
+	close(stop)
+	if err := <-ended; err != nil {
+		f.t.Errorf("end of the forwarding: %v", err)
+	}
+}
+
+// get fetches a page on a connection of its own.
+func get(ctx context.Context, address string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		return "", err
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	response, err := client.Do(request)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	return string(body), err
+}
+
+func freePort(t *testing.T) int {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	return listener.Addr().(*net.TCPAddr).Port
+}
