@@ -2,9 +2,20 @@ package imageservice
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/semaphore"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/overlay"
 )
@@ -12,42 +23,346 @@ import (
 // Service is an open image store.
 type Service struct {
 	runtimeapi.UnimplementedImageServiceServer
+
+	opts         Options
+	layers       *overlay.Store
+	db           imagedb
+	distribution *distribution
+	usage        *usage
+	slots        *semaphore.Weighted // layers in transfer, of all pulls
+	pulls        flights[Image, *pullProgress]
+	fetches      flights[*overlay.Draft, *layerProgress]
+
+	commit sync.Mutex // orders commits of layers; taken before change
+	change sync.Mutex // orders changes of the image store on disk; taken before mu
+
+	mu     sync.RWMutex // guards the fields below
+	repos  repositories
+	images map[digest.Digest]Image
+	broken map[digest.Digest]error // images on disk that cannot be used, and why
 }
 
-// Open reads the images below o.Root. layers must stay open until Close has returned.
+// Open reads the images below o.Root. layers must stay open until Close has returned. An image that is damaged or lacks a layer is logged
+// and left out; only a store that cannot be read at all is an error.
 func Open(ctx context.Context, o Options, layers *overlay.Store) (*Service, error) {
-	return nil, errdefs.ErrNotImplemented
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("open image store: %w", err)
+	}
+	base := filepath.Join(o.Root, "image", "overlay2")
+	s := &Service{
+		opts:         o,
+		layers:       layers,
+		db:           imagedb{dir: filepath.Join(base, "imagedb")},
+		distribution: &distribution{dir: filepath.Join(base, "distribution")},
+		slots:        semaphore.NewWeighted(int64(o.TotalConcurrency)),
+		images:       make(map[digest.Digest]Image),
+		broken:       make(map[digest.Digest]error),
+	}
+	log := klog.FromContext(ctx)
+	s.fetches.drop = func(d *overlay.Draft) {
+		if err := d.Discard(); err != nil {
+			log.Error(err, "Discarding a layer failed; the next start sweeps it", "diffID", d.DiffID)
+		}
+	}
+	if err := s.load(ctx); err != nil {
+		return nil, fmt.Errorf("open image store %s: %w", base, err)
+	}
+	s.usage, err = openUsage(ctx, o.Root, layers)
+	if err != nil {
+		return nil, fmt.Errorf("open image store %s: %w", base, err)
+	}
+	return s, nil
+}
+
+func (s *Service) load(ctx context.Context) error {
+	if err := s.db.open(); err != nil {
+		return err
+	}
+	repos, err := loadRepositories(s.repositoriesPath())
+	if err != nil {
+		return err
+	}
+	s.repos = repos
+	ids, err := s.db.list()
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		img, err := s.loadImage(id)
+		if err != nil {
+			klog.FromContext(ctx).Error(err, "Leaving out a damaged image; pulling it again repairs it", "image", id)
+			s.broken[id] = err
+			continue
+		}
+		s.images[id] = img
+	}
+	return nil
+}
+
+// loadImage builds the Image of an ID from the disk, with the references of s.repos. The caller excludes changes of s.repos.
+func (s *Service) loadImage(id digest.Digest) (Image, error) {
+	data, err := s.db.read(id)
+	if err != nil {
+		return Image{}, err
+	}
+	config, err := parseConfig(data)
+	if err != nil {
+		return Image{}, fmt.Errorf("load image %s: %w", id, err)
+	}
+	img := Image{ID: id, Config: config, Layers: chainIDs(config.RootFS.DiffIDs)}
+	for _, chain := range img.Layers {
+		l, err := s.layers.Layer(chain)
+		if err != nil {
+			return Image{}, fmt.Errorf("load image %s: %w", id, err)
+		}
+		img.Size += l.Size
+	}
+	return s.withReferences(img), nil
+}
+
+// withReferences returns img with the references that s.repos has for it. The caller excludes changes of s.repos.
+func (s *Service) withReferences(img Image) Image {
+	var refs []reference.Named
+	for _, repo := range s.repos {
+		for key, id := range repo {
+			if id != img.ID {
+				continue
+			}
+			if ref, err := reference.ParseNormalizedNamed(key); err == nil {
+				refs = append(refs, ref)
+			}
+		}
+	}
+	img.Tags, img.Digests = nil, nil
+	for _, ref := range refs {
+		if _, ok := ref.(reference.Canonical); ok {
+			img.Digests = append(img.Digests, ref.String())
+		} else {
+			img.Tags = append(img.Tags, ref.String())
+		}
+	}
+	slices.Sort(img.Tags)
+	slices.Sort(img.Digests)
+	img.Pinned = matchesAny(s.opts.Pinned, refs...)
+	return img
+}
+
+func (s *Service) repositoriesPath() string {
+	return filepath.Join(s.opts.Root, "image", "overlay2", "repositories.json")
 }
 
 // Close ends all pulls and waits for them.
-func (s *Service) Close() error { return errdefs.ErrNotImplemented }
-
-// PullArgs says what to pull.
-type PullArgs struct {
-	Ref  string                 // reference as users write it: busybox, host:5000/ns/name:tag, name@sha256:…
-	Auth *runtimeapi.AuthConfig // credentials; nil for those of Options.DockerConfig or none
-	// Progress, when set, is called from the goroutine of the caller of Pull, about ten times a second, with layers that have moved.
-	Progress func(LayerProgress)
-}
-
-// LayerProgress is how far a layer of a pull has come.
-type LayerProgress struct{}
-
-// Pull makes the image of a reference present and returns it.
-func (s *Service) Pull(ctx context.Context, a PullArgs) (Image, error) {
-	return Image{}, errdefs.ErrNotImplemented
+func (s *Service) Close() error {
+	s.pulls.close()
+	s.fetches.close()
+	return s.usage.close()
 }
 
 // List returns all images, newest first.
-func (s *Service) List() []Image { return nil }
+func (s *Service) List() []Image {
+	s.mu.RLock()
+	list := make([]Image, 0, len(s.images))
+	for _, img := range s.images {
+		list = append(list, img)
+	}
+	s.mu.RUnlock()
+	slices.SortFunc(list, func(a, b Image) int {
+		if c := b.Created().Compare(a.Created()); c != 0 {
+			return c
+		}
+		return strings.Compare(string(a.ID), string(b.ID))
+	})
+	return list
+}
 
-// Get finds an image by tag, digest reference, ID or unique prefix of an ID.
-func (s *Service) Get(ref string) (Image, error) { return Image{}, errdefs.ErrNotImplemented }
+// Get finds an image by tag, digest reference, ID or unique prefix of an ID. An ID wins over a reference of the same spelling, a reference over a
+// mere prefix. Errors: errdefs.ErrNotFound, errdefs.ErrInvalidArgument for what is neither, or a prefix of several.
+func (s *Service) Get(ref string) (Image, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	id, err := s.find(ref)
+	if err != nil {
+		return Image{}, err
+	}
+	img, ok := s.images[id]
+	if !ok {
+		return Image{}, fmt.Errorf("find image %q: %w", ref, errdefs.ErrNotFound)
+	}
+	return img, nil
+}
 
-// Remove takes an image and all its references away, and then the layers that nothing else needs. It is idempotent.
-func (s *Service) Remove(ctx context.Context, ref string) error { return errdefs.ErrNotImplemented }
+// find returns the ID that ref stands for, of a broken image too. s.mu is held.
+func (s *Service) find(ref string) (digest.Digest, error) {
+	hex, isHex := idPrefix(ref)
+	if isHex && len(hex) == 64 {
+		if id := digest.NewDigestFromEncoded(digest.SHA256, hex); s.known(id) {
+			return id, nil
+		}
+		return "", fmt.Errorf("find image %q: %w", ref, errdefs.ErrNotFound)
+	}
+	named, err := parseReference(ref)
+	if err == nil {
+		if id, ok := s.repos.get(named); ok && s.known(id) {
+			return id, nil
+		}
+	}
+	if isHex {
+		return s.findPrefix(ref, hex)
+	}
+	if err != nil {
+		return "", err
+	}
+	return "", fmt.Errorf("find image %q: %w", ref, errdefs.ErrNotFound)
+}
 
-// Check compares imagedb, repositories.json, the layer store and the distribution metadata with each other.
-func (s *Service) Check(ctx context.Context) ([]overlay.Problem, error) {
-	return nil, errdefs.ErrNotImplemented
+func (s *Service) known(id digest.Digest) bool {
+	_, ok := s.images[id]
+	_, broken := s.broken[id]
+	return ok || broken
+}
+
+func (s *Service) findPrefix(ref, hex string) (digest.Digest, error) {
+	var found digest.Digest
+	for id := range s.images {
+		if !strings.HasPrefix(id.Encoded(), hex) {
+			continue
+		}
+		if found != "" {
+			return "", fmt.Errorf("find image %q: more than one ID begins so: %w", ref, errdefs.ErrInvalidArgument)
+		}
+		found = id
+	}
+	if found == "" {
+		return "", fmt.Errorf("find image %q: %w", ref, errdefs.ErrNotFound)
+	}
+	return found, nil
+}
+
+// record makes an image of layers that are committed: its configuration, then the names for it. It returns the image as it is now.
+func (s *Service) record(config []byte, refs ...reference.Named) (Image, error) {
+	s.change.Lock()
+	defer s.change.Unlock()
+	id, err := s.db.write(config)
+	if err != nil {
+		return Image{}, err
+	}
+	return s.point(id, refs...)
+}
+
+// Tag gives an image one more name. A name that another image had moves.
+func (s *Service) Tag(_ context.Context, image, name string) error {
+	named, err := parseReference(name)
+	if err != nil {
+		return err
+	}
+	if _, ok := named.(reference.Canonical); ok {
+		return fmt.Errorf("tag image %q as %q: a tag has no digest: %w", image, name, errdefs.ErrInvalidArgument)
+	}
+	s.change.Lock()
+	defer s.change.Unlock()
+	img, err := s.Get(image)
+	if err != nil {
+		return err
+	}
+	if err := s.db.touch(img.ID, time.Now()); err != nil {
+		return err
+	}
+	_, err = s.point(img.ID, named)
+	return err
+}
+
+// point makes references stand for id, on disk and then in memory. s.change is held.
+func (s *Service) point(id digest.Digest, refs ...reference.Named) (Image, error) {
+	repos := s.repos.clone()
+	touched := []digest.Digest{id}
+	for _, ref := range refs {
+		if old := repos.set(ref, id); old != "" && old != id {
+			touched = append(touched, old)
+		}
+	}
+	if err := repos.save(s.repositoriesPath()); err != nil {
+		return Image{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.repos = repos
+	for _, t := range touched {
+		if old, ok := s.images[t]; ok {
+			s.images[t] = s.withReferences(old)
+		}
+	}
+	if img, ok := s.images[id]; ok {
+		return img, nil
+	}
+	img, err := s.loadImage(id)
+	if err != nil {
+		return Image{}, err
+	}
+	delete(s.broken, id)
+	s.images[id] = img
+	return img, nil
+}
+
+// Remove takes an image and all its references away, and then the layers and what was recorded about them that nothing else needs.
+// Layers below a writable layer and of running pulls stay. An image that is not there is no error.
+// Errors: errdefs.ErrInvalidArgument for a prefix of several IDs or what is no reference at all.
+func (s *Service) Remove(ctx context.Context, ref string) error {
+	s.change.Lock()
+	defer s.change.Unlock()
+	s.mu.RLock()
+	id, err := s.find(ref)
+	s.mu.RUnlock()
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.forget(id); err != nil {
+		return fmt.Errorf("remove image %q: %w", ref, err)
+	}
+	if err := s.prune(ctx); err != nil {
+		return fmt.Errorf("remove layers of image %q: %w", ref, err)
+	}
+	return nil
+}
+
+// forget removes the image's names, then its configuration. s.change is held.
+func (s *Service) forget(id digest.Digest) error {
+	repos := s.repos.clone()
+	repos.removeID(id)
+	if err := repos.save(s.repositoriesPath()); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.repos = repos
+	delete(s.images, id)
+	delete(s.broken, id)
+	s.mu.Unlock()
+	return s.db.remove(id)
+}
+
+// prune removes the layers that no image needs and what was recorded about them. s.change is held.
+func (s *Service) prune(ctx context.Context) error {
+	before := s.layers.Layers()
+	var live []digest.Digest
+	for _, img := range s.List() {
+		if top := img.Top(); top != "" {
+			live = append(live, top)
+		}
+	}
+	_, err := s.layers.Prune(ctx, live)
+	left := make(map[digest.Digest]bool)
+	for _, l := range s.layers.Layers() {
+		left[l.DiffID] = true
+	}
+	var gone []digest.Digest
+	for _, l := range before {
+		if !left[l.DiffID] {
+			gone = append(gone, l.DiffID)
+		}
+	}
+	s.usage.changed()
+	return errors.Join(err, s.distribution.forget(gone))
 }

@@ -1,0 +1,32 @@
+package imageservice
+
+import (
+	"context"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/overlay"
+)
+
+// ImageFsInfo tells what the read-only layers and the writable layers take on the file system of the data root. The answer is made of sums
+// that are kept in memory: that of the writable layers may be half a minute old and is left out until it is known.
+func (s *Service) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
+	resp := &runtimeapi.ImageFsInfoResponse{
+		ImageFilesystems: []*runtimeapi.FilesystemUsage{s.filesystem(s.usage.images(), time.Now())},
+	}
+	if u, at := s.usage.writable(); !at.IsZero() {
+		resp.ContainerFilesystems = []*runtimeapi.FilesystemUsage{s.filesystem(u, at)}
+	}
+	return resp, nil
+}
+
+// filesystem says that u is taken on the file system of the data root. cAdvisor resolves any path on it to the mount point.
+func (s *Service) filesystem(u overlay.Usage, at time.Time) *runtimeapi.FilesystemUsage {
+	return &runtimeapi.FilesystemUsage{
+		Timestamp:  at.UnixNano(),
+		FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: s.opts.Root},
+		UsedBytes:  &runtimeapi.UInt64Value{Value: u.Bytes},
+		InodesUsed: &runtimeapi.UInt64Value{Value: u.Inodes},
+	}
+}

@@ -1,0 +1,54 @@
+package imageservice
+
+import (
+	"context"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// ListImages lists all images, or the one that the filter names by any form of reference, ID or prefix of an ID; a filter that names none gives none.
+func (s *Service) ListImages(_ context.Context, req *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
+	images, err := s.filtered(req.GetFilter())
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ListImagesResponse{Images: images}, nil
+}
+
+func (s *Service) filtered(f *runtimeapi.ImageFilter) ([]*runtimeapi.Image, error) {
+	list := s.List()
+	if ref := f.GetImage().GetImage(); ref != "" {
+		img, err := s.Get(ref)
+		if errdefs.IsNotFound(err) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = []Image{img}
+	}
+	images := make([]*runtimeapi.Image, 0, len(list))
+	for _, img := range list {
+		images = append(images, toCRI(img))
+	}
+	return images, nil
+}
+
+// toCRI is the CRI's view of an image.
+func toCRI(img Image) *runtimeapi.Image {
+	c := &runtimeapi.Image{
+		Id:          img.ID.String(),
+		RepoTags:    img.Tags,
+		RepoDigests: img.Digests,
+		Size:        uint64(max(1, img.Size)), // the CRI wants more than 0
+		Spec:        &runtimeapi.ImageSpec{Image: img.ID.String()},
+		Pinned:      img.Pinned,
+	}
+	uid, name := img.User()
+	c.Username = name
+	if uid != nil {
+		c.Uid = &runtimeapi.Int64Value{Value: *uid}
+	}
+	return c
+}

@@ -1,0 +1,90 @@
+package imageservice
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/micarun/mica/internal/jsonfile"
+)
+
+// repositories is the content of repositories.json: familiar name → familiar reference → image ID. It is treated as immutable: changes are made
+// to a clone, which takes effect when it has been saved.
+type repositories map[string]map[string]digest.Digest
+
+// repositoriesFile is the JSON document.
+type repositoriesFile struct{ Repositories repositories }
+
+// loadRepositories reads path. A file that is not there is written, as dockerd does.
+func loadRepositories(path string) (repositories, error) {
+	leftovers, err := filepath.Glob(filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".*"))
+	if err != nil {
+		return nil, fmt.Errorf("sweep %s: %w", path, err)
+	}
+	for _, l := range leftovers {
+		if err := os.Remove(l); err != nil {
+			return nil, fmt.Errorf("sweep %s: %w", path, err)
+		}
+	}
+	var f repositoriesFile
+	err = jsonfile.Read(path, &f)
+	if errors.Is(err, fs.ErrNotExist) {
+		r := repositories{}
+		return r, r.save(path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("load repositories: %w", err)
+	}
+	if f.Repositories == nil {
+		f.Repositories = repositories{}
+	}
+	return f.Repositories, nil
+}
+
+func (r repositories) save(path string) error {
+	if err := jsonfile.WriteSync(path, repositoriesFile{Repositories: r}); err != nil {
+		return fmt.Errorf("save repositories: %w", err)
+	}
+	return nil
+}
+
+func (r repositories) clone() repositories {
+	c := make(repositories, len(r))
+	for name, refs := range r {
+		c[name] = maps.Clone(refs)
+	}
+	return c
+}
+
+// get returns the ID that a tagged or digested reference stands for.
+func (r repositories) get(ref reference.Named) (digest.Digest, bool) {
+	id, ok := r[reference.FamiliarName(ref)][reference.FamiliarString(ref)]
+	return id, ok
+}
+
+// set points ref to id and returns the ID that it pointed to before, if any.
+func (r repositories) set(ref reference.Named, id digest.Digest) digest.Digest {
+	name, key := reference.FamiliarName(ref), reference.FamiliarString(ref)
+	if r[name] == nil {
+		r[name] = make(map[string]digest.Digest)
+	}
+	old := r[name][key]
+	r[name][key] = id
+	return old
+}
+
+// removeID deletes every reference to id.
+func (r repositories) removeID(id digest.Digest) {
+	for name, refs := range r {
+		maps.DeleteFunc(refs, func(_ string, v digest.Digest) bool { return v == id })
+		if len(refs) == 0 {
+			delete(r, name)
+		}
+	}
+}

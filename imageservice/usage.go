@@ -1,0 +1,191 @@
+package imageservice
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"maps"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"k8s.io/klog/v2"
+
+	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/overlay"
+)
+
+// containerUsageAge is how old the sum over the writable layers may be before a question for it sets off a new one.
+const containerUsageAge = 30 * time.Second
+
+// usage knows what layers take on disk. A committed layer never changes, so each is measured once, in the background, and remembered over
+// restarts in image/usage.json; answers are sums over what is known. Writable layers are measured in the background when asked for.
+type usage struct {
+	root   string
+	layers *overlay.Store
+
+	wake chan struct{} // asks the measuring goroutine for a round
+	stop context.CancelFunc
+	done chan struct{}
+
+	mu         sync.Mutex // guards the fields below
+	measured   map[digest.Digest]overlay.Usage
+	containers overlay.Usage
+	asked      bool      // containers has been asked for since measuredAt
+	measuredAt time.Time // of containers
+}
+
+// openUsage reads what is remembered and starts measuring the rest. The context gives the logger only.
+func openUsage(ctx context.Context, root string, layers *overlay.Store) (*usage, error) {
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	u := &usage{
+		root: root, layers: layers, stop: stop,
+		wake: make(chan struct{}, 1), done: make(chan struct{}),
+		measured: make(map[digest.Digest]overlay.Usage),
+	}
+	// The file is a cache: one that cannot be read is measured again.
+	if err := jsonfile.Read(u.path(), &u.measured); err != nil {
+		u.measured = make(map[digest.Digest]overlay.Usage)
+	}
+	u.changed()
+	go u.loop(ctx)
+	return u, nil
+}
+
+func (u *usage) path() string { return filepath.Join(u.root, "image", "usage.json") }
+
+// close ends the measuring.
+func (u *usage) close() error {
+	u.stop()
+	<-u.done
+	return nil
+}
+
+// changed tells that layers have come or gone.
+func (u *usage) changed() {
+	select {
+	case u.wake <- struct{}{}:
+	default:
+	}
+}
+
+// images returns what the read-only layers take. A layer not measured yet counts with the sum of its file sizes and no inode.
+func (u *usage) images() overlay.Usage {
+	var sum overlay.Usage
+	list := u.layers.Layers()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, l := range list {
+		if m, ok := u.measured[l.ID]; ok {
+			sum.Bytes += m.Bytes
+			sum.Inodes += m.Inodes
+		} else {
+			sum.Bytes += uint64(max(0, l.Size))
+		}
+	}
+	return sum
+}
+
+// writable returns what the writable layers took when they were last measured, and when that was.
+func (u *usage) writable() (overlay.Usage, time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if time.Since(u.measuredAt) > containerUsageAge {
+		u.asked = true
+		u.changed()
+	}
+	return u.containers, u.measuredAt
+}
+
+func (u *usage) loop(ctx context.Context) {
+	defer close(u.done)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-u.wake:
+		}
+		if err := u.measure(ctx); err != nil && ctx.Err() == nil {
+			klog.FromContext(ctx).Error(err, "Measuring the disk usage of layers failed")
+		}
+	}
+}
+
+func (u *usage) measure(ctx context.Context) error {
+	u.mu.Lock()
+	known, containers := maps.Clone(u.measured), u.asked
+	u.mu.Unlock()
+	now := make(map[digest.Digest]overlay.Usage)
+	var errs []error
+	for _, l := range u.layers.Layers() {
+		m, ok := known[l.ID]
+		if !ok {
+			var err error
+			m, err = treeUsage(ctx, filepath.Join(u.root, "overlay2", l.CacheID, "diff"))
+			if err != nil {
+				errs = append(errs, err)
+				continue
+			}
+		}
+		now[l.ID] = m
+	}
+	if !maps.Equal(known, now) {
+		u.mu.Lock()
+		u.measured = now
+		u.mu.Unlock()
+		errs = append(errs, jsonfile.Write(u.path(), now))
+	}
+	if containers {
+		errs = append(errs, u.measureContainers(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+func (u *usage) measureContainers(ctx context.Context) error {
+	var sum overlay.Usage
+	for _, rw := range u.layers.RWs() {
+		// One that is removed meanwhile takes nothing.
+		if m, err := u.layers.Usage(ctx, rw.ID); err == nil {
+			sum.Bytes += m.Bytes
+			sum.Inodes += m.Inodes
+		}
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.containers, u.measuredAt, u.asked = sum, time.Now(), false
+	return ctx.Err()
+}
+
+// treeUsage counts the allocated bytes and the inodes of a tree, hard links once.
+func treeUsage(ctx context.Context, dir string) (overlay.Usage, error) {
+	var sum overlay.Usage
+	seen := make(map[uint64]bool) // inodes with several links; a layer lies in one file system
+	err := filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		if !ok {
+			return nil
+		}
+		if st.Nlink > 1 && !e.IsDir() {
+			if seen[st.Ino] {
+				return nil
+			}
+			seen[st.Ino] = true
+		}
+		sum.Bytes += uint64(st.Blocks) * 512
+		sum.Inodes++
+		return nil
+	})
+	return sum, err
+}
