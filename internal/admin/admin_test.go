@@ -1,0 +1,114 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+)
+
+type fakeDaemon struct {
+	stop func(StopArgs) error
+}
+
+func (fakeDaemon) Info(context.Context) (Info, error) {
+	return Info{Version: "v1", Pid: 7, Started: time.Unix(1, 0).UTC(), Runtimes: []Runtime{{Path: "/usr/sbin/runc"}}}, nil
+}
+
+func (fakeDaemon) Check(_ context.Context, args CheckArgs) ([]Problem, error) {
+	if args.Content {
+		return []Problem{{Path: "/x", What: "rotten"}}, nil
+	}
+	return nil, nil
+}
+
+func (d fakeDaemon) Stop(_ context.Context, args StopArgs) error { return d.stop(args) }
+
+// serve runs a daemon until the test ends.
+func serve(t *testing.T, d Daemon) *Client {
+	t.Helper()
+	leaks := goleak.IgnoreCurrent()
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- Serve(ctx, l, d) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("serve: %v", err)
+		}
+		goleak.VerifyNone(t, leaks)
+	})
+	return NewClient(path)
+}
+
+func TestAnswersArriveAsSent(t *testing.T) {
+	c := serve(t, fakeDaemon{})
+	got, err := c.Info(t.Context())
+	want, _ := fakeDaemon{}.Info(t.Context())
+	if err != nil || !cmp.Equal(got, want) {
+		t.Errorf("info: %+v, %v", got, err)
+	}
+	problems, err := c.Check(t.Context(), CheckArgs{Content: true})
+	if err != nil || len(problems) != 1 || problems[0] != (Problem{Path: "/x", What: "rotten"}) {
+		t.Errorf("deep check: %v, %v", problems, err)
+	}
+	if problems, err := c.Check(t.Context(), CheckArgs{}); err != nil || len(problems) != 0 {
+		t.Errorf("check: %v, %v", problems, err)
+	}
+}
+
+func TestErrorsKeepTheirText(t *testing.T) {
+	var asked []StopArgs
+	c := serve(t, fakeDaemon{stop: func(args StopArgs) error {
+		asked = append(asked, args)
+		if args.Everything {
+			return errors.New("2 pods are there")
+		}
+		return nil
+	}})
+	if err := c.Stop(t.Context(), StopArgs{Everything: true}); err == nil || err.Error() != "2 pods are there" {
+		t.Errorf("got %v", err)
+	}
+	if err := c.Stop(t.Context(), StopArgs{}); err != nil {
+		t.Errorf("got %v", err)
+	}
+	if len(asked) != 2 {
+		t.Errorf("asked %v", asked)
+	}
+}
+
+func TestNoDaemonIsUnavailable(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	if _, err := NewClient(path).Info(t.Context()); !errdefs.IsUnavailable(err) {
+		t.Errorf("no socket: %v", err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	_ = l.Close()
+	if _, err := NewClient(path).Info(t.Context()); !errdefs.IsUnavailable(err) {
+		t.Errorf("dead socket: %v", err)
+	}
+}
+
+func TestUnknownPathSaysSo(t *testing.T) {
+	c := serve(t, fakeDaemon{})
+	err := c.call(t.Context(), "POST", "/nothing", struct{}{}, &struct{}{})
+	if err == nil || !strings.Contains(err.Error(), "POST /nothing: 404") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,83 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/go-logr/logr"
+	"k8s.io/klog/v2"
+)
+
+const (
+	headerTimeout = 5 * time.Second
+	stopTimeout   = 5 * time.Second
+	maxRequest    = 1 << 20
+)
+
+// Serve answers requests on l until ctx ends. Requests in progress get five
+// seconds to end. It closes l.
+func Serve(ctx context.Context, l net.Listener, d Daemon) error {
+	mux := http.NewServeMux()
+	mux.Handle("GET "+pathInfo, handle(func(ctx context.Context, _ struct{}) (Info, error) { return d.Info(ctx) }))
+	mux.Handle("POST "+pathCheck, handle(d.Check))
+	mux.Handle("POST "+pathStop, handle(func(ctx context.Context, args StopArgs) (struct{}, error) {
+		return struct{}{}, d.Stop(ctx, args)
+	}))
+	srv := &http.Server{
+		Handler:           mux,
+		ReadHeaderTimeout: headerTimeout,
+		ErrorLog:          slog.NewLogLogger(logr.ToSlogHandler(klog.FromContext(ctx)), slog.LevelDebug),
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(l) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	err := srv.Shutdown(ctx)
+	if err != nil {
+		err = errors.Join(err, srv.Close())
+	}
+	if serr := <-ended; !errors.Is(serr, http.ErrServerClosed) {
+		err = errors.Join(err, serr)
+	}
+	return err
+}
+
+// failure is the body of an answer that is not 200.
+type failure struct {
+	Error string `json:"error"`
+}
+
+// handle makes an HTTP handler of a function from a request's body to an answer's.
+func handle[Request, Answer any](serve func(context.Context, Request) (Answer, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var req Request
+		if r.Method == http.MethodPost {
+			if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest)).Decode(&req); err != nil {
+				reply(w, http.StatusBadRequest, failure{"decode request: " + err.Error()})
+				return
+			}
+		}
+		answer, err := serve(r.Context(), req)
+		if err != nil {
+			reply(w, http.StatusInternalServerError, failure{err.Error()})
+			return
+		}
+		reply(w, http.StatusOK, answer)
+	})
+}
+
+func reply(w http.ResponseWriter, code int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(body) // a client that is gone cannot be told
+}
