@@ -1,15 +1,19 @@
-// Package overlay is the layer store.
 package overlay
 
 import (
 	"context"
 	"errors"
-	"io"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 )
-
-var errUnwritten = errors.New("not written yet")
 
 // Options says where a store lives.
 type Options struct {
@@ -18,14 +22,23 @@ type Options struct {
 }
 
 // Store is an open layer store. Its methods are safe for concurrent use.
-type Store struct{}
+type Store struct {
+	paths   layout
+	names   names
+	lock    *os.File      // open directory overlay2, flocked
+	buffers sync.Pool     // *[]byte of bufferSize, shared by all Apply calls
+	oldAPI  atomic.Bool   // the kernel has no fsconfig "lowerdir+": use mount(2)
+	stop    chan struct{} // closed by Close: ends the sweep early
+	sweep   sync.WaitGroup
 
-// Open opens the store in o.Root, makes it when it is absent, locks it against
-// other processes and sweeps what a crash left half-made.
-func Open(ctx context.Context, o Options) (*Store, error) { return nil, errUnwritten }
-
-// Close gives the lock back. Mounts stay.
-func (s *Store) Close() error { return errUnwritten }
+	mu       sync.Mutex // guards what follows; no lock of a writable layer is taken under it
+	closed   bool
+	layers   map[digest.Digest]Layer
+	damaged  map[digest.Digest]string // entries of layerdb that cannot be used, and why
+	rws      map[string]*writable
+	reserved map[digest.Digest]int // counts of Reserve and Hold
+	busy     map[string]bool       // directories of overlay2 that are being made or removed
+}
 
 // Layer is a committed read-only layer; it never changes.
 type Layer struct {
@@ -33,119 +46,178 @@ type Layer struct {
 	Parent  digest.Digest // chain ID of the layer below, "" for a base
 	DiffID  digest.Digest // digest of the uncompressed tar
 	CacheID string        // name of the directory below overlay2
-	Size    int64         // bytes as dockerd counts them: file sizes, hard links once
+	Size    int64         // bytes as dockerd counts them: lengths of files and links, hard links once
+}
+
+// Open opens the store in o.Root and makes it when it is absent. It locks the
+// store against other processes (errdefs.ErrUnavailable when one has it), and
+// sweeps what a crash left half-made; large left-overs are deleted in the
+// background.
+func Open(ctx context.Context, o Options) (*Store, error) {
+	s := &Store{
+		paths: layout{o.Root}, names: newNames(), stop: make(chan struct{}),
+		layers: map[digest.Digest]Layer{}, damaged: map[digest.Digest]string{},
+		rws: map[string]*writable{}, reserved: map[digest.Digest]int{}, busy: map[string]bool{},
+	}
+	s.buffers.New = func() any { b := make([]byte, bufferSize); return &b }
+	if err := s.open(ctx); err != nil {
+		_ = s.Close()
+		return nil, fmt.Errorf("open layer store %s: %w", o.Root, err)
+	}
+	return s, nil
+}
+
+func (s *Store) open(ctx context.Context) error {
+	if s.paths.root == "" {
+		return fmt.Errorf("no data root: %w", errdefs.ErrInvalidArgument)
+	}
+	if err := s.makeDirectories(); err != nil {
+		return err
+	}
+	if err := s.takeLock(); err != nil {
+		return err
+	}
+	found, err := s.load(ctx)
+	if err != nil {
+		return err
+	}
+	return s.startSweep(ctx, found)
+}
+
+func (s *Store) makeDirectories() error {
+	if err := os.MkdirAll(s.paths.root, 0o711); err != nil {
+		return err
+	}
+	for dir, mode := range map[string]os.FileMode{
+		s.paths.links(): 0o710, s.paths.layers(): 0o700, s.paths.mounts(): 0o700, s.paths.tmp(): 0o700,
+	} {
+		if err := os.MkdirAll(dir, mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) takeLock() error {
+	dir, err := os.Open(s.paths.overlay())
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = dir.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return fmt.Errorf("lock: another process has the store open: %w", errdefs.ErrUnavailable)
+		}
+		return fmt.Errorf("lock: %w", err)
+	}
+	s.lock = dir
+	return nil
+}
+
+// Close ends background work and gives the lock back. Mounts stay. Drafts that
+// are neither committed nor discarded are removed by the next Open.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	close(s.stop)
+	s.mu.Unlock()
+	s.sweep.Wait()
+	if s.lock == nil {
+		return nil
+	}
+	return s.lock.Close()
 }
 
 // Layer returns the layer with that chain ID, or errdefs.ErrNotFound.
-func (s *Store) Layer(chain digest.Digest) (Layer, error) { return Layer{}, errUnwritten }
-
-// Layers returns all layers ordered by chain ID.
-func (s *Store) Layers() []Layer { return nil }
-
-// Hold keeps a layer and its ancestors from Prune until release is called.
-// It answers errdefs.ErrNotFound for a layer that is not there.
-func (s *Store) Hold(chain digest.Digest) (release func(), err error) { return nil, errUnwritten }
-
-// Reserve is Hold for chain IDs that need not exist yet: a pull reserves what
-// it is about to commit, so that nothing is pruned between the commit and the
-// image record.
-func (s *Store) Reserve(chains ...digest.Digest) (release func()) { return nil }
-
-// Draft is an extracted layer that is not visible yet. It belongs to the
-// caller of Apply until it is committed or discarded.
-type Draft struct {
-	DiffID  digest.Digest // digest of the tar that was read
-	Size    int64         // as Layer.Size
-	CacheID string
+func (s *Store) Layer(chain digest.Digest) (Layer, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.layerLocked(chain)
 }
 
-// Discard removes the draft. It does nothing after a commit or a first call.
-func (d *Draft) Discard() error { return errUnwritten }
-
-// Apply extracts one uncompressed layer tar.
-func (s *Store) Apply(ctx context.Context, tar io.Reader) (*Draft, error) { return nil, errUnwritten }
-
-// Commit makes drafts visible on top of parent ("" for a base), base first.
-func (s *Store) Commit(ctx context.Context, parent digest.Digest, drafts ...*Draft) ([]Layer, error) {
-	return nil, errUnwritten
+func (s *Store) layerLocked(chain digest.Digest) (Layer, error) {
+	l, ok := s.layers[chain]
+	if !ok {
+		return Layer{}, fmt.Errorf("layer %s: %w", chain, errdefs.ErrNotFound)
+	}
+	return l, nil
 }
 
-// Register applies one layer, checks that its diff ID is want ("" accepts any), and commits it.
-func (s *Store) Register(ctx context.Context, parent, want digest.Digest, tar io.Reader) (Layer, error) {
-	return Layer{}, errUnwritten
+// Layers returns all layers, ordered by chain ID.
+func (s *Store) Layers() []Layer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]Layer, 0, len(s.layers))
+	for _, id := range slices.Sorted(maps.Keys(s.layers)) {
+		all = append(all, s.layers[id])
+	}
+	return all
 }
 
-// RW is a writable layer.
-type RW struct {
-	ID, MountID, InitID string
-	Parent              digest.Digest
+// Hold keeps a layer and its ancestors from Prune until release is called,
+// which may be done more than once. It answers errdefs.ErrNotFound for a layer
+// that is not there.
+func (s *Store) Hold(chain digest.Digest) (release func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, err := s.layerLocked(chain); err != nil {
+		return nil, err
+	}
+	return s.reserveLocked(chain), nil
 }
 
-// CreateArgs names a new writable layer.
-type CreateArgs struct {
-	ID     string        // the container's ID
-	Parent digest.Digest // top layer of the image, "" for an empty root
+// Reserve is [Store.Hold] for chain IDs that need not exist yet. A pull reserves
+// what it is going to commit and releases it when the image's record is written,
+// so that no Prune can fall between the two.
+func (s *Store) Reserve(chains ...digest.Digest) (release func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.reserveLocked(chains...)
 }
 
-// Create makes a writable layer with the init layer below it.
-func (s *Store) Create(ctx context.Context, a CreateArgs) (RW, error) { return RW{}, errUnwritten }
-
-// MountArgs says how to mount a writable layer.
-type MountArgs struct {
-	ID       string
-	Volatile bool   // skip all syncs of the upper directory
-	Label    string // SELinux context of every file, "" for none
-	ReadOnly bool
+func (s *Store) reserveLocked(chains ...digest.Digest) (release func()) {
+	chains = slices.Clone(chains)
+	for _, c := range chains {
+		s.reserved[c]++
+	}
+	return sync.OnceFunc(func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, c := range chains {
+			if s.reserved[c]--; s.reserved[c] == 0 {
+				delete(s.reserved, c)
+			}
+		}
+	})
 }
 
-// Mount mounts a writable layer and returns the path.
-func (s *Store) Mount(ctx context.Context, a MountArgs) (path string, err error) {
-	return "", errUnwritten
+// cacheIDs returns the cache IDs of a layer and its ancestors, top first.
+func (s *Store) cacheIDs(chain digest.Digest) ([]string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var ids []string
+	for chain != "" {
+		l, err := s.layerLocked(chain)
+		if err != nil {
+			return nil, err
+		}
+		ids, chain = append(ids, l.CacheID), l.Parent
+	}
+	return ids, nil
 }
 
-// Unmount undoes Mount; it is idempotent.
-func (s *Store) Unmount(ctx context.Context, id string) error { return errUnwritten }
-
-// Remove unmounts and deletes a writable layer; it is idempotent.
-func (s *Store) Remove(ctx context.Context, id string) error { return errUnwritten }
-
-// RWs returns all writable layers ordered by ID.
-func (s *Store) RWs() []RW { return nil }
-
-// Usage is what a writable layer takes on disk.
-type Usage struct{ Bytes, Inodes uint64 }
-
-// Usage measures the upper directory of a writable layer.
-func (s *Store) Usage(ctx context.Context, id string) (Usage, error) { return Usage{}, errUnwritten }
-
-// MountView mounts a read-only view of a layer and its ancestors at target; the caller unmounts it.
-func (s *Store) MountView(ctx context.Context, chain digest.Digest, target string) error {
-	return errUnwritten
-}
-
-// TarStream returns the layer's uncompressed tar, bit for bit.
-func (s *Store) TarStream(ctx context.Context, chain digest.Digest) (io.ReadCloser, error) {
-	return nil, errUnwritten
-}
-
-// Pruned says what Prune removed.
-type Pruned struct {
-	Layers []digest.Digest
-	Bytes  int64
-}
-
-// Prune removes every layer that nothing needs.
-func (s *Store) Prune(ctx context.Context, live []digest.Digest) (Pruned, error) {
-	return Pruned{}, errUnwritten
-}
-
-// CheckOptions says how deep Check looks.
-type CheckOptions struct{ Content bool }
-
-// Problem is one finding of Check.
-type Problem struct{ Path, What string }
-
-// Check compares the store with its rules.
-func (s *Store) Check(ctx context.Context, o CheckOptions) ([]Problem, error) {
-	return nil, errUnwritten
+// setBusy marks a directory of overlay2 as in work, so that Check does not
+// take it for an orphan.
+func (s *Store) setBusy(id string, busy bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if busy {
+		s.busy[id] = true
+	} else {
+		delete(s.busy, id)
+	}
 }

@@ -1,0 +1,238 @@
+package overlay
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/failpoint"
+)
+
+// Apply extracts one uncompressed layer tar, in one pass that also computes its
+// diff ID and tar-split metadata. Whiteouts of AUFS become those of overlayfs.
+// Nothing is visible until the draft is committed; any number of Apply calls
+// may run at the same time.
+//
+// Names are taken relative to the root of the layer, and symbolic links of the
+// layer as a process sees them that has that root; nothing outside is ever
+// touched. A later entry replaces an earlier one of the same name, except that
+// a directory over a directory is merged. Parent directories that the tar does
+// not list are made, and described from the layers below at Commit. Extended
+// attributes named trusted.overlay.* are dropped, as are AUFS's own files.
+//
+// A tar that is not one, leaves the root, or exceeds a limit answers
+// errdefs.ErrInvalidArgument; errors of the input and of the disk are returned
+// as they are. Every error names the stage and the entry, and leaves nothing
+// behind. When ctx ends, Apply ends with it, as soon as a Read of the input that
+// is under way returns: bind the input to the same context.
+func (s *Store) Apply(ctx context.Context, in io.Reader) (*Draft, error) {
+	d := &Draft{CacheID: newID(), store: s}
+	s.setBusy(d.CacheID, true)
+	if err := s.apply(ctx, d, in); err != nil {
+		return nil, errors.Join(fmt.Errorf("apply layer: %w", err), d.Discard())
+	}
+	return d, nil
+}
+
+func (s *Store) apply(ctx context.Context, d *Draft, in io.Reader) error {
+	if err := s.makeDraft(d.CacheID); err != nil {
+		return fmt.Errorf("make draft: %w", err)
+	}
+	root, err := unix.Open(s.paths.diff(d.CacheID), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open draft: %w", err)
+	}
+	x := newExtractor(root, s.paths.dir(d.CacheID))
+	defer x.close()
+	split := filepath.Join(s.paths.writeSet(d.CacheID), tarSplitName)
+	if d.DiffID, err = s.pipeline(ctx, x, in, split); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("overlay.apply.extracted"); err != nil {
+		return err
+	}
+	return x.finish(d, split)
+}
+
+func (s *Store) makeDraft(id string) error {
+	if err := os.Mkdir(s.paths.dir(id), 0o710); err != nil {
+		return err
+	}
+	if err := makeDir(s.paths.diff(id), 0o755); err != nil {
+		return err
+	}
+	return os.Mkdir(s.paths.writeSet(id), 0o700)
+}
+
+// makeDir is os.Mkdir without the umask.
+func makeDir(path string, mode os.FileMode) error {
+	if err := os.Mkdir(path, mode); err != nil {
+		return err
+	}
+	return os.Chmod(path, mode)
+}
+
+// pipeline runs the goroutines of one layer: read ahead, hash, parse (here),
+// write files, write tar-split. The first error ends them all.
+func (s *Store) pipeline(ctx context.Context, x *extractor, in io.Reader, split string) (digest.Digest, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	src := newSource(ctx, func() *[]byte { return s.buffers.Get().(*[]byte) })
+	var input sync.WaitGroup
+	defer src.recycle(&s.buffers, &input)
+	var err error
+	if x.pack, err = startPacker(ctx, cancel, split); err != nil {
+		return "", err
+	}
+	x.writers = startWriters(ctx, cancel, &s.buffers)
+	x.record = &recorder{source: src}
+	x.tar = tar.NewReader(x.record)
+	input.Go(func() { src.pump(in) })
+	input.Go(src.sum)
+
+	if err := x.run(); err != nil {
+		cancel(err)
+	}
+	x.writers.close()
+	x.pack.close()
+	x.dirs.close()
+	if err := context.Cause(ctx); err != nil {
+		return "", err
+	}
+	input.Wait()
+	return digest.NewDigest(digest.SHA256, src.hasher), nil
+}
+
+// recycle waits for the goroutines of the source and gives its buffers back.
+func (s *source) recycle(pool *sync.Pool, goroutines *sync.WaitGroup) {
+	goroutines.Wait()
+	for {
+		select {
+		case b := <-s.free:
+			pool.Put(b.buf)
+		default:
+			return // what an error left in another place is for the garbage collector
+		}
+	}
+}
+
+// run reads the tar to its end.
+func (x *extractor) run() error {
+	for {
+		h, err := x.tar.Next()
+		if errors.Is(err, io.EOF) {
+			return x.trailer()
+		}
+		if err != nil {
+			return fmt.Errorf("read header after entry %q: %w", x.last, tarError(err))
+		}
+		x.last = h.Name
+		if err := x.entry(h); err != nil {
+			return fmt.Errorf("entry %q: %w", h.Name, tarError(err))
+		}
+	}
+}
+
+// tarError marks what is wrong with the tar itself.
+func tarError(err error) error {
+	var in *inputError
+	switch {
+	case errors.As(err, &in):
+		return fmt.Errorf("read input: %w", in.err)
+	case errors.Is(err, errdefs.ErrInvalidArgument):
+		return err
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("tar is truncated: %w: %w", err, errdefs.ErrInvalidArgument)
+	case errors.Is(err, tar.ErrHeader), errors.Is(err, tar.ErrFieldTooLong):
+		return fmt.Errorf("tar is malformed: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return err
+}
+
+// trailer keeps what stands behind the end of the archive.
+func (x *extractor) trailer() error {
+	x.pack.segment(x.record.take())
+	for total := 0; ; {
+		buf := make([]byte, bufferSize)
+		x.record.off = true
+		n, err := x.record.Read(buf)
+		x.pack.segment(buf[:n])
+		if total += n; total > maxTrailer {
+			return invalid("read trailer: more than %d bytes behind the end of the archive", maxTrailer)
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read trailer: %w", tarError(err))
+		}
+	}
+}
+
+// finish completes the directory and fills in the draft.
+func (x *extractor) finish(d *Draft, split string) error {
+	if x.twice || len(x.moved) > 0 {
+		if err := repack(split, x.shadow, x.moved); err != nil {
+			return fmt.Errorf("write tar-split: %w", err)
+		}
+	}
+	if err := x.dropShadow(); err != nil {
+		return fmt.Errorf("remove replaced files: %w", err)
+	}
+	d.Size = x.size
+	if len(x.moved) > 0 {
+		var err error
+		if d.Size, err = layerSize(filepath.Join(x.dir, diffName)); err != nil {
+			return fmt.Errorf("measure layer: %w", err)
+		}
+	}
+	err := x.tree.each(func(n *node) error {
+		if n.implied {
+			d.implied = append(d.implied, n.name)
+		}
+		if n.times == nil {
+			return nil
+		}
+		if err := utimesAt(x.root, n.name, *n.times); err != nil {
+			return fmt.Errorf("entry %q: %w", n.name, err)
+		}
+		return nil
+	})
+	slices.Sort(d.implied) // a parent sorts before what is in it
+	return err
+}
+
+// layerSize counts a layer as dockerd does: the lengths of everything that is
+// not a directory, hard links once.
+func layerSize(dir string) (int64, error) {
+	var size int64
+	seen := map[uint64]bool{}
+	err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
+			return &os.PathError{Op: "stat", Path: path, Err: err}
+		}
+		if st.Mode&unix.S_IFMT == unix.S_IFDIR || seen[st.Ino] {
+			return nil
+		}
+		if st.Nlink > 1 {
+			seen[st.Ino] = true
+		}
+		size += st.Size
+		return nil
+	})
+	return size, err
+}

@@ -1,0 +1,356 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/failpoint"
+)
+
+// Limits of the kernel's two ways to mount.
+const (
+	maxFSConfig = 255  // bytes of one fsconfig string
+	maxOptions  = 4095 // bytes of the options of mount(2): one page
+)
+
+// MountArgs says how to mount a writable layer.
+type MountArgs struct {
+	ID       string
+	Volatile bool   // leave out all syncs of the upper directory (Linux 5.10); it is lost in a power cut
+	Label    string // SELinux context of every file, "" for none
+	ReadOnly bool   // without an upper directory
+}
+
+// Mount mounts a writable layer and returns the path. A layer that is mounted
+// stays as it is, with the arguments of its first Mount. It answers
+// errdefs.ErrNotFound for an ID that is not there.
+func (s *Store) Mount(ctx context.Context, a MountArgs) (path string, err error) {
+	w, err := s.writable(a.ID)
+	if err != nil {
+		return "", fmt.Errorf("mount: %w", err)
+	}
+	defer w.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return "", fmt.Errorf("mount writable layer %s: %w", a.ID, err)
+	}
+	merged := filepath.Join(s.paths.dir(w.MountID), mergedName)
+	mounted, err := isMountPoint(merged)
+	if err == nil && !mounted {
+		err = s.mount(w.MountID, a)
+	}
+	if err != nil {
+		return "", fmt.Errorf("mount writable layer %s: %w", a.ID, err)
+	}
+	return merged, nil
+}
+
+func (s *Store) mount(id string, a MountArgs) error {
+	if err := os.Mkdir(filepath.Join(s.paths.dir(id), mergedName), 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	// What a volatile mount that was not unmounted leaves to refuse the next one
+	// (overlayfs.rst, "Volatile mount").
+	if err := os.RemoveAll(filepath.Join(s.paths.dir(id), workName, "work", "incompat")); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("overlay.mount.prepared"); err != nil {
+		return err
+	}
+	m, err := s.overlayMount(id, a.ReadOnly)
+	if err != nil {
+		return err
+	}
+	m.target = filepath.Join(id, mergedName)
+	m.volatile, m.label = a.Volatile && !a.ReadOnly, a.Label
+	return s.mountOverlay(m)
+}
+
+// Unmount undoes Mount. A layer that is not mounted, or not there, is no error.
+func (s *Store) Unmount(_ context.Context, id string) error {
+	w, err := s.writable(id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	defer w.mu.Unlock()
+	merged := filepath.Join(s.paths.dir(w.MountID), mergedName)
+	if err := unmountAll(merged); err != nil {
+		return fmt.Errorf("unmount writable layer %s: %w", id, err)
+	}
+	if err := unix.Rmdir(merged); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unmount writable layer %s: remove mount point: %w", id, err)
+	}
+	return nil
+}
+
+// MountView mounts a read-only view of a layer and its ancestors at the
+// directory target. The caller unmounts target, and keeps the layer from Prune
+// until then. It answers errdefs.ErrNotFound for a layer that is not there.
+func (s *Store) MountView(_ context.Context, chain digest.Digest, target string) error {
+	l, err := s.Layer(chain)
+	if err != nil {
+		return fmt.Errorf("mount view: %w", err)
+	}
+	if target, err = filepath.Abs(target); err != nil {
+		return fmt.Errorf("mount view: %w", err)
+	}
+	m, err := s.overlayMount(l.CacheID, true)
+	if err == nil && len(m.lowers) == 1 { // overlayfs wants two
+		err = bindReadOnly(s.paths.diff(l.CacheID), target)
+	} else if err == nil {
+		m.target = target
+		err = s.mountOverlay(m)
+	}
+	if err != nil {
+		return fmt.Errorf("mount view of layer %s at %s: %w", chain, target, err)
+	}
+	return nil
+}
+
+func bindReadOnly(from, to string) error {
+	if err := unix.Mount(from, to, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind: %w", err)
+	}
+	if err := unix.Mount("", to, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		return errors.Join(fmt.Errorf("make the mount read-only: %w", err), unix.Unmount(to, unix.UMOUNT_NOFOLLOW))
+	}
+	return nil
+}
+
+// overlayMount is one mount. Paths are relative to the directory overlay2,
+// unless they are absolute.
+type overlayMount struct {
+	lowers      []string // nearest first
+	upper, work string   // "" for a read-only mount
+	target      string
+	label       string
+	volatile    bool
+}
+
+// overlayMount reads what stands below a directory of overlay2.
+func (s *Store) overlayMount(id string, readOnly bool) (overlayMount, error) {
+	var m overlayMount
+	lower, err := readString(filepath.Join(s.paths.dir(id), lowerName))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return m, err
+	}
+	if readOnly {
+		link, err := readString(filepath.Join(s.paths.dir(id), linkName))
+		if err != nil {
+			return m, err
+		}
+		m.lowers = append(m.lowers, filepath.Join(linksName, link))
+	} else {
+		m.upper, m.work = filepath.Join(id, diffName), filepath.Join(id, workName)
+	}
+	if lower != "" {
+		m.lowers = append(m.lowers, strings.Split(lower, ":")...)
+	}
+	if len(m.lowers) == 0 {
+		return m, fmt.Errorf("directory overlay2/%s has no lower layer: %w", id, errdefs.ErrFailedPrecondition)
+	}
+	return m, nil
+}
+
+// features are what makes an upper directory hold a layer's whole difference,
+// in a form that every tool understands.
+func (m *overlayMount) features() [][2]string {
+	f := [][2]string{{"index", "off"}}
+	if m.upper != "" {
+		f = append(f, [2]string{"redirect_dir", "off"}, [2]string{"metacopy", "off"})
+	}
+	if m.label != "" {
+		f = append(f, [2]string{"context", m.label})
+	}
+	return f
+}
+
+// mountOverlay uses the new mount API with one lowerdir+ for each layer (Linux
+// 6.8), or mount(2) on older kernels.
+func (s *Store) mountOverlay(m overlayMount) error {
+	if !s.oldAPI.Load() {
+		err := s.mountNew(m)
+		if !errors.Is(err, errNoLowerPlus) {
+			return err
+		}
+		s.oldAPI.Store(true)
+	}
+	return s.mountOld(m)
+}
+
+var errNoLowerPlus = errors.New("the kernel does not know lowerdir+")
+
+func (s *Store) mountNew(m overlayMount) error {
+	// Absolute paths tell more in /proc/mounts; they must be short.
+	abs := m.absolute(s.paths.overlay())
+	for _, p := range append([]string{abs.upper, abs.work}, abs.lowers...) {
+		if len(p) > maxFSConfig {
+			return inDirectory(s.paths.overlay(), func() error { return m.mountNew() })
+		}
+	}
+	return abs.mountNew()
+}
+
+func (m overlayMount) absolute(dir string) overlayMount {
+	join := func(p string) string {
+		if p == "" || filepath.IsAbs(p) {
+			return p
+		}
+		return filepath.Join(dir, p)
+	}
+	lowers := make([]string, len(m.lowers))
+	for i, l := range m.lowers {
+		lowers[i] = join(l)
+	}
+	m.lowers, m.upper, m.work, m.target = lowers, join(m.upper), join(m.work), join(m.target)
+	return m
+}
+
+func (m overlayMount) mountNew() error {
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) { // old, or filtered by seccomp
+		return errNoLowerPlus
+	}
+	if err != nil {
+		return fmt.Errorf("open overlay: %w", err)
+	}
+	defer func() { _ = unix.Close(fs) }()
+	for i, l := range m.lowers {
+		err := unix.FsconfigSetString(fs, "lowerdir+", l)
+		if i == 0 && errors.Is(err, unix.EINVAL) && !strings.Contains(kernelLog(fs), l) {
+			return errNoLowerPlus
+		}
+		if err != nil {
+			return explain(fs, "set lowerdir+="+l, err)
+		}
+	}
+	if err := m.configure(fs); err != nil {
+		return err
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return explain(fs, "create overlay", err)
+	}
+	attrs := 0
+	if m.upper == "" {
+		attrs = unix.MOUNT_ATTR_RDONLY
+	}
+	mount, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attrs)
+	if err != nil {
+		return explain(fs, "mount overlay", err)
+	}
+	defer func() { _ = unix.Close(mount) }()
+	if err := unix.MoveMount(mount, "", unix.AT_FDCWD, m.target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("attach overlay: %w", err)
+	}
+	return nil
+}
+
+func (m overlayMount) configure(fs int) error {
+	options := [][2]string{{"source", "overlay"}}
+	if m.upper != "" {
+		options = append(options, [2]string{"upperdir", m.upper}, [2]string{"workdir", m.work})
+	}
+	for _, o := range append(options, m.features()...) {
+		if err := unix.FsconfigSetString(fs, o[0], o[1]); err != nil {
+			return explain(fs, "set "+o[0]+"="+o[1], err)
+		}
+	}
+	if !m.volatile {
+		return nil
+	}
+	if err := unix.FsconfigSetFlag(fs, "volatile"); err != nil {
+		return explain(fs, "set volatile", err)
+	}
+	return nil
+}
+
+// explain adds what the kernel says about an error.
+func explain(fs int, what string, err error) error {
+	if log := kernelLog(fs); log != "" {
+		return fmt.Errorf("%s: %w (%s)", what, err, log)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// kernelLog reads the messages of an open file system context.
+func kernelLog(fs int) string {
+	var lines []string
+	buf := make([]byte, 1024)
+	for {
+		n, err := unix.Read(fs, buf)
+		if err != nil || n <= 0 {
+			return strings.Join(lines, "; ")
+		}
+		lines = append(lines, strings.TrimSpace(string(buf[:n])))
+	}
+}
+
+// mountOld mounts with mount(2), whose options must fit into one page. So paths
+// are relative, and short links stand for the layers, which is good for some 130.
+func (s *Store) mountOld(m overlayMount) error {
+	options := m.options()
+	if len(options) > maxOptions {
+		return fmt.Errorf("mount overlay: %d layers do not fit into the options of mount(2): %w", len(m.lowers), errdefs.ErrOutOfRange)
+	}
+	var flags uintptr
+	if m.upper == "" {
+		flags = unix.MS_RDONLY
+	}
+	return inDirectory(s.paths.overlay(), func() error {
+		if err := unix.Mount("overlay", m.target, "overlay", flags, options); err != nil {
+			return fmt.Errorf("mount overlay: %w (options %s)", err, options)
+		}
+		return nil
+	})
+}
+
+func (m overlayMount) options() string {
+	o := []string{"lowerdir=" + strings.Join(m.lowers, ":")}
+	if m.upper != "" {
+		o = append(o, "upperdir="+m.upper, "workdir="+m.work)
+	}
+	for _, f := range m.features() {
+		if f[0] == "context" { // it may hold commas
+			f[1] = `"` + f[1] + `"`
+		}
+		o = append(o, f[0]+"="+f[1])
+	}
+	if m.volatile {
+		o = append(o, "volatile")
+	}
+	return strings.Join(o, ",")
+}
+
+// inDirectory runs f on a thread whose working directory is dir, and which
+// ends with f.
+func inDirectory(dir string, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The main thread cannot end: keep it busy, so that another one is taken.
+			defer runtime.UnlockOSThread()
+			done <- inDirectory(dir, f)
+			return
+		}
+		// Not unlocked: the thread, which is not like the others now, ends with the goroutine.
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			done <- fmt.Errorf("unshare working directory: %w", err)
+			return
+		}
+		if err := unix.Chdir(dir); err != nil {
+			done <- &os.PathError{Op: "chdir", Path: dir, Err: err}
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}

@@ -1,0 +1,94 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/micarun/mica/internal/failpoint"
+)
+
+// Pruned says what Prune removed.
+type Pruned struct {
+	Layers []digest.Digest // each after the layers that stood on it
+	Bytes  int64           // as Layer.Size
+}
+
+// Prune removes every layer that nothing needs. What is needed are the layers
+// of live, what writable layers stand on, what is held or reserved, and the
+// ancestors of them all. With an error, or when ctx ends, the result says what
+// was removed until then.
+func (s *Store) Prune(ctx context.Context, live []digest.Digest) (Pruned, error) {
+	var p Pruned
+	for {
+		if err := ctx.Err(); err != nil {
+			return p, fmt.Errorf("prune layers: %w", err)
+		}
+		l, set, err := s.retireOne(live)
+		if err != nil {
+			return p, fmt.Errorf("prune layers: %w", err)
+		}
+		if set == "" {
+			return p, nil
+		}
+		p.Layers, p.Bytes = append(p.Layers, l.ID), p.Bytes+l.Size
+		if err := failpoint.Hit("overlay.prune.retired"); err != nil {
+			return p, err
+		}
+		err = errors.Join(s.removeDirectory(l.CacheID), os.RemoveAll(set))
+		s.setBusy(l.CacheID, false)
+		if err != nil {
+			return p, fmt.Errorf("prune layer %s: %w", l.ID, err)
+		}
+	}
+}
+
+// retireOne takes one entry away that no other layer stands on. What remains of
+// the layer is garbage for whoever comes first. set is "" when there is none.
+func (s *Store) retireOne(live []digest.Digest) (_ Layer, set string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	needed := s.markLocked(live)
+	parents := map[digest.Digest]bool{}
+	for id, l := range s.layers {
+		if !needed[id] {
+			parents[l.Parent] = true
+		}
+	}
+	for id, l := range s.layers {
+		if needed[id] || parents[id] {
+			continue
+		}
+		set = s.paths.writeSet(newID())
+		if err := os.Rename(s.paths.layer(id), set); err != nil {
+			return Layer{}, "", fmt.Errorf("layer %s: %w", id, err)
+		}
+		delete(s.layers, id)
+		s.busy[l.CacheID] = true
+		return l, set, nil
+	}
+	return Layer{}, "", nil
+}
+
+func (s *Store) markLocked(live []digest.Digest) map[digest.Digest]bool {
+	needed := map[digest.Digest]bool{}
+	mark := func(id digest.Digest) {
+		for id != "" && !needed[id] {
+			needed[id] = true
+			id = s.layers[id].Parent
+		}
+	}
+	for _, id := range live {
+		mark(id)
+	}
+	for _, w := range s.rws {
+		mark(w.Parent)
+	}
+	for id := range s.reserved {
+		mark(id)
+	}
+	return needed
+}

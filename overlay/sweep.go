@@ -1,0 +1,170 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+)
+
+// startSweep finds what no entry of layerdb claims and removes it in the
+// background. It decides by what f saw before any new work began.
+func (s *Store) startSweep(ctx context.Context, f *findings) error {
+	log := klog.FromContext(ctx)
+	sets, err := s.abandonedWriteSets()
+	if err != nil {
+		return err
+	}
+	var garbage []string
+	if f.unreadable {
+		log.Info("Not sweeping layer directories: an entry of layerdb cannot be read", "root", s.paths.root)
+	} else {
+		for name := range f.directories {
+			if s.names.directory.MatchString(name) && !f.claimed[name] {
+				garbage = append(garbage, name)
+			}
+		}
+	}
+	links, err := s.danglingLinks(f, garbage)
+	if err != nil {
+		return err
+	}
+	if len(garbage)+len(sets)+len(links) == 0 {
+		return nil
+	}
+	log.Info("Sweeping what was left half-made", "directories", len(garbage), "entries", len(sets), "links", len(links))
+	for _, l := range links {
+		if err := os.Remove(l); err != nil {
+			return fmt.Errorf("sweep: %w", err)
+		}
+	}
+	for _, g := range garbage {
+		s.setBusy(g, true)
+	}
+	s.sweep.Go(func() { s.sweepAll(log, garbage, sets) })
+	return nil
+}
+
+// sweepAll ends early at Close; the next Open goes on.
+func (s *Store) sweepAll(log klog.Logger, garbage, sets []string) {
+	for _, set := range sets {
+		if err := os.RemoveAll(set); err != nil {
+			log.Error(err, "Sweep entry", "path", set)
+		}
+	}
+	for _, id := range garbage {
+		select {
+		case <-s.stop:
+			return
+		default:
+		}
+		if err := s.removeDirectory(id); err != nil {
+			log.Error(err, "Sweep directory", "directory", id)
+		}
+		s.setBusy(id, false)
+	}
+}
+
+func (s *Store) abandonedWriteSets() ([]string, error) {
+	names, err := readNames(s.paths.tmp())
+	if err != nil {
+		return nil, err
+	}
+	var sets []string
+	for _, n := range names {
+		if strings.HasPrefix(n, writeSet) {
+			sets = append(sets, filepath.Join(s.paths.tmp(), n))
+		}
+	}
+	return sets, nil
+}
+
+// danglingLinks returns the short names of garbage and of nothing at all.
+func (s *Store) danglingLinks(f *findings, garbage []string) ([]string, error) {
+	doomed := map[string]bool{}
+	for _, g := range garbage {
+		doomed[g] = true
+	}
+	names, err := readNames(s.paths.links())
+	if err != nil {
+		return nil, err
+	}
+	var links []string
+	for _, n := range names {
+		id, ok := s.linkTarget(n)
+		if ok && (doomed[id] || !f.directories[id]) {
+			links = append(links, filepath.Join(s.paths.links(), n))
+		}
+	}
+	return links, nil
+}
+
+// linkTarget returns the directory of overlay2 that the short name stands for.
+// ok is false for what is not one of the driver's links.
+func (s *Store) linkTarget(name string) (id string, ok bool) {
+	if !s.names.link.MatchString(name) {
+		return "", false
+	}
+	target, err := os.Readlink(filepath.Join(s.paths.links(), name))
+	if err != nil {
+		return "", false
+	}
+	id, found := strings.CutPrefix(target, "../")
+	id, diff := strings.CutSuffix(id, "/"+diffName)
+	return id, found && diff && s.names.directory.MatchString(id)
+}
+
+// removeDirectory unmounts and deletes overlay2/<id> and its short name. It is
+// idempotent.
+func (s *Store) removeDirectory(id string) error {
+	dir := s.paths.dir(id)
+	if err := unmountAll(filepath.Join(dir, mergedName)); err != nil {
+		return err
+	}
+	link, err := readString(filepath.Join(dir, linkName))
+	if err == nil && s.names.link.MatchString(link) {
+		if target, ok := s.linkTarget(link); ok && target == id {
+			if err := os.Remove(filepath.Join(s.paths.links(), link)); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return os.RemoveAll(dir)
+}
+
+// unmountAll takes every mount off a mount point; no such path is no error.
+func unmountAll(path string) error {
+	for {
+		mounted, err := isMountPoint(path)
+		if err != nil || !mounted {
+			return err
+		}
+		err = unix.Unmount(path, unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EBUSY) {
+			err = unix.Unmount(path, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
+		}
+		if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: gone in between
+			return fmt.Errorf("unmount %s: %w", path, err)
+		}
+	}
+}
+
+// isMountPoint asks the kernel (statx, Linux 5.8) and on older kernels the
+// mount table.
+func isMountPoint(path string) (bool, error) {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return false, nil
+	}
+	if err == nil && st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0 {
+		return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+	}
+	return mountinfo.Mounted(path)
+}

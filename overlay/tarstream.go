@@ -1,0 +1,126 @@
+package overlay
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/opencontainers/go-digest"
+	"github.com/vbatts/tar-split/tar/asm"
+	"github.com/vbatts/tar-split/tar/storage"
+	"golang.org/x/sys/unix"
+)
+
+// TarStream returns the uncompressed tar that the layer was made from, bit for
+// bit, put together from tar-split and the layer's files. The layer cannot be
+// pruned until the stream is closed. A file that has changed ends the stream
+// with an error; so does the end of ctx. It answers errdefs.ErrNotFound for a
+// layer that is not there.
+func (s *Store) TarStream(ctx context.Context, chain digest.Digest) (io.ReadCloser, error) {
+	release, err := s.Hold(chain)
+	if err != nil {
+		return nil, fmt.Errorf("read layer: %w", err)
+	}
+	t, err := s.tarStream(chain)
+	if err != nil {
+		release()
+		return nil, fmt.Errorf("read layer %s: %w", chain, err)
+	}
+	r, w := io.Pipe()
+	t.PipeReader = r
+	t.stop = context.AfterFunc(ctx, func() { _ = r.CloseWithError(context.Cause(ctx)); _ = w.CloseWithError(context.Cause(ctx)) })
+	t.running.Go(func() {
+		err := asm.WriteOutputTarStream(&fileGetter{t.root}, t.unpacker, w)
+		if err != nil {
+			err = fmt.Errorf("read layer %s: %w", chain, err)
+		}
+		_ = w.CloseWithError(err)
+		release()
+	})
+	return t, nil
+}
+
+// tarStream is a layer's tar being put together by a goroutine.
+type tarStream struct {
+	*io.PipeReader
+	root     int // open directory diff
+	file     *os.File
+	unpacker storage.Unpacker
+	stop     func() bool
+	running  sync.WaitGroup
+	once     sync.Once
+}
+
+func (s *Store) tarStream(chain digest.Digest) (_ *tarStream, err error) {
+	l, err := s.Layer(chain)
+	if err != nil {
+		return nil, err
+	}
+	file, err := os.Open(filepath.Join(s.paths.layer(chain), tarSplitName))
+	if err != nil {
+		return nil, err
+	}
+	gz, err := gzip.NewReader(bufio.NewReader(file))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open tar-split: %w", err), file.Close())
+	}
+	root, err := unix.Open(s.paths.diff(l.CacheID), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, errors.Join(&os.PathError{Op: "open", Path: s.paths.diff(l.CacheID), Err: err}, file.Close())
+	}
+	return &tarStream{root: root, file: file, unpacker: storage.NewJSONUnpacker(gz)}, nil
+}
+
+// Close ends the stream and its goroutine. It may be called more than once.
+func (t *tarStream) Close() error {
+	t.once.Do(func() {
+		t.stop()
+		_ = t.PipeReader.Close()
+		t.running.Wait()
+		_ = unix.Close(t.root)
+		_ = t.file.Close()
+	})
+	return nil
+}
+
+// fileGetter finds the content of files for tar-split.
+type fileGetter struct{ root int }
+
+// Get implements storage.FileGetter. Symbolic links of the layer, which dockerd
+// follows, are followed within the layer only.
+func (g *fileGetter) Get(name string) (io.ReadCloser, error) {
+	clean, err := cleanName(name)
+	if err != nil {
+		return nil, fmt.Errorf("entry %q: %w", name, err)
+	}
+	f, err := openFile(g.root, clean)
+	if err != nil {
+		return nil, fmt.Errorf("entry %q: %w", name, err)
+	}
+	return f, nil
+}
+
+// openFile opens a regular file as a process sees it that has root as its root.
+func openFile(root int, name string) (*os.File, error) {
+	fd, err := unix.Openat2(root, name, &unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+	})
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, errors.Join(err, unix.Close(fd))
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, errors.Join(errors.New("not a regular file"), unix.Close(fd))
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}

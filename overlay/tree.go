@@ -1,0 +1,164 @@
+package overlay
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// kind is what a layer under construction holds at a path.
+type kind uint8
+
+const (
+	kindDir kind = iota
+	kindSymlink
+	kindWhiteout
+	kindOther // files and device nodes
+)
+
+// node is one name of the layer under construction. The tree of nodes knows
+// everything that the layer's directory holds, because the layer was empty at
+// first and nobody else writes it: paths are resolved here, without a system
+// call and without a chance that the kernel follows a link of the layer.
+type node struct {
+	kind     kind
+	hides    bool   // a whiteout of the same layer named it: nothing below shows through
+	implied  bool   // a directory that the tar has not listed
+	name     string // of a directory: its path, "." for the root
+	target   string // of a symbolic link
+	parent   *node
+	children map[string]*node
+	times    *times // of a directory, to be set when nothing is written into it any more
+}
+
+func newDir(parent *node, name string) *node {
+	full := name
+	if parent != nil && parent.name != "." {
+		full = parent.name + "/" + name
+	}
+	return &node{kind: kindDir, name: full, parent: parent, children: map[string]*node{}}
+}
+
+func (n *node) path(base string) string {
+	if n.name == "." {
+		return base
+	}
+	return n.name + "/" + base
+}
+
+// place is where an entry goes: a name in a directory. base is "." for the root.
+type place struct {
+	dir      *node
+	base     string
+	followed bool // a symbolic link of the layer led here
+}
+
+func (p place) path() string { return p.dir.path(p.base) }
+
+// cleanName makes the name of an entry relative to the root of the layer.
+// Absolute names count from the root; a name that leaves it is refused.
+func cleanName(name string) (string, error) {
+	if name == "" || strings.IndexByte(name, 0) >= 0 {
+		return "", invalid("name is empty or holds a NUL")
+	}
+	if len(name) > maxPath {
+		return "", invalid("name has %d bytes, the limit is %d", len(name), maxPath)
+	}
+	clean := path.Clean(name)
+	if clean[0] == '/' {
+		clean = clean[1:]
+	}
+	switch {
+	case clean == "":
+		return ".", nil
+	case clean == ".." || strings.HasPrefix(clean, "../"):
+		return "", invalid("name leaves the root of the layer")
+	}
+	return clean, nil
+}
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
+}
+
+// walker resolves one path as a process would that has the layer as its root
+// directory: "..", absolute link targets and links out of the layer end at the root.
+type walker struct {
+	root     *node
+	makeDir  func(parent *node, base string) (*node, error) // nil: a missing name is an error
+	followed bool
+	links    int
+}
+
+// directory returns the directory that a clean relative path stands for.
+func (w *walker) directory(p string) (*node, error) {
+	at, todo := w.root, splitPath(p)
+	for len(todo) > 0 {
+		name := todo[0]
+		todo = todo[1:]
+		switch {
+		case name == "" || name == ".":
+			continue
+		case name == "..":
+			if at.parent != nil {
+				at = at.parent
+			}
+			continue
+		}
+		next, err := w.child(at, name)
+		if err != nil {
+			return nil, err
+		}
+		if next.kind != kindSymlink {
+			at = next
+			continue
+		}
+		w.followed = true
+		if w.links++; w.links > maxLinks {
+			return nil, invalid("too many symbolic links")
+		}
+		if strings.HasPrefix(next.target, "/") {
+			at = w.root
+		}
+		todo = append(splitPath(next.target), todo...)
+	}
+	return at, nil
+}
+
+// child returns a directory or a symbolic link.
+func (w *walker) child(at *node, name string) (*node, error) {
+	c := at.children[name]
+	switch {
+	case c != nil && (c.kind == kindDir || c.kind == kindSymlink):
+		return c, nil
+	case c != nil && c.kind == kindOther:
+		return nil, invalid("%q is not a directory", at.path(name))
+	case w.makeDir == nil:
+		return nil, invalid("directory %q is not in this layer", at.path(name))
+	}
+	return w.makeDir(at, name)
+}
+
+func splitPath(p string) []string {
+	if p == "." {
+		return nil
+	}
+	return strings.Split(p, "/")
+}
+
+// each calls f for every directory below and including n, parents first.
+func (n *node) each(f func(*node) error) error {
+	if err := f(n); err != nil {
+		return err
+	}
+	for _, c := range n.children {
+		if c.kind == kindDir {
+			if err := c.each(f); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,238 @@
+package overlay
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Attributes that overlayfs keeps in the layers themselves.
+const (
+	opaqueAttr        = "trusted.overlay.opaque"
+	overlayAttrPrefix = "trusted.overlay."
+)
+
+// view answers what a stack of layers shows at a path, without mounting it. It
+// follows no symbolic links. It is for one goroutine.
+type view struct {
+	roots []int            // open diff directories, top first
+	dirs  map[string][]int // path of a merged directory → indexes of the roots that make it up
+}
+
+// newView opens the diff directories of a stack, top first. The caller closes it.
+func (s *Store) newView(cacheIDs []string) (*view, error) {
+	v := &view{dirs: map[string][]int{}}
+	all := []int{}
+	for i, id := range cacheIDs {
+		fd, err := unix.Open(s.paths.diff(id), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			v.close()
+			return nil, &os.PathError{Op: "open", Path: s.paths.diff(id), Err: err}
+		}
+		v.roots, all = append(v.roots, fd), append(all, i)
+	}
+	v.dirs["."] = all
+	return v, nil
+}
+
+func (v *view) close() {
+	for _, fd := range v.roots {
+		_ = unix.Close(fd)
+	}
+}
+
+// found is the topmost thing at a path.
+type found struct {
+	root int // open diff directory that holds it
+	stat unix.Stat_t
+}
+
+func (f *found) isDir() bool { return f.stat.Mode&unix.S_IFMT == unix.S_IFDIR }
+
+// lookup returns nil for what the stack does not show. p is relative and clean.
+func (v *view) lookup(p string) (*found, error) {
+	f, _, err := v.walk(p)
+	return f, err
+}
+
+// walk also returns the indexes of the roots that make up a directory.
+func (v *view) walk(p string) (*found, []int, error) {
+	if p == "." {
+		if len(v.roots) == 0 {
+			return nil, nil, nil
+		}
+		f := &found{root: v.roots[0]}
+		return f, v.dirs["."], fstatBeneath(v.roots[0], ".", &f.stat)
+	}
+	parents, err := v.dir(path.Dir(p))
+	if err != nil {
+		return nil, nil, err
+	}
+	var top *found
+	var parts []int
+	for _, i := range parents {
+		here := found{root: v.roots[i]}
+		err := fstatBeneath(v.roots[i], p, &here.stat)
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		if !here.isDir() { // it ends the stack: below it nothing shows
+			if top == nil && !isWhiteout(&here.stat) {
+				top = &here
+			}
+			break
+		}
+		if top == nil {
+			top = &here
+		}
+		parts = append(parts, i)
+		if isOpaque(v.roots[i], p) {
+			break
+		}
+	}
+	return top, parts, nil
+}
+
+// dir returns the indexes of the roots that make up the directory p; none if
+// p is not a directory.
+func (v *view) dir(p string) ([]int, error) {
+	if parts, ok := v.dirs[p]; ok {
+		return parts, nil
+	}
+	_, parts, err := v.walk(p)
+	if err == nil {
+		v.dirs[p] = parts
+	}
+	return parts, err
+}
+
+func isWhiteout(st *unix.Stat_t) bool {
+	return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0
+}
+
+func isOpaque(root int, p string) bool {
+	var b [1]byte
+	n, err := unix.Lgetxattr(fdPath(root, p), opaqueAttr, b[:])
+	return err == nil && n == 1 && b[0] == 'y'
+}
+
+// fdPath names a path relative to an open directory for calls without an *at form.
+func fdPath(dirfd int, p string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", dirfd, p) }
+
+// openBeneath opens a path below root without following any symbolic link.
+func openBeneath(root int, p string, flags int) (int, error) {
+	for {
+		fd, err := unix.Openat2(root, p, &unix.OpenHow{
+			Flags:   uint64(flags | unix.O_CLOEXEC | unix.O_NOFOLLOW),
+			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+		})
+		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
+			return fd, err
+		}
+	}
+}
+
+func fstatBeneath(root int, p string, st *unix.Stat_t) error {
+	parent, err := openBeneath(root, path.Dir(p), unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(parent) }()
+	return unix.Fstatat(parent, path.Base(p), st, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// inherit gives directories of a layer the owner, mode, attributes and times
+// that they have in the layers below, where they are there.
+func (s *Store) inherit(id string, dirs, below []string) error {
+	if len(dirs) == 0 || len(below) == 0 {
+		return nil
+	}
+	v, err := s.newView(below)
+	if err != nil {
+		return err
+	}
+	defer v.close()
+	target, err := unix.Open(s.paths.diff(id), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: s.paths.diff(id), Err: err}
+	}
+	defer func() { _ = unix.Close(target) }()
+	for _, dir := range dirs {
+		if err := v.copyDirectory(dir, target); err != nil {
+			return fmt.Errorf("inherit directory %q: %w", dir, err)
+		}
+	}
+	return nil
+}
+
+// copyDirectory copies what describes the directory p of the view to the
+// directory p below target. What the view does not have stays as it is.
+func (v *view) copyDirectory(p string, target int) error {
+	f, err := v.lookup(p)
+	if err != nil || f == nil || !f.isDir() {
+		return err
+	}
+	to, err := openBeneath(target, p, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(to) }()
+	from, err := openBeneath(f.root, p, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(from) }()
+	if err := unix.Fchown(to, int(f.stat.Uid), int(f.stat.Gid)); err != nil {
+		return fmt.Errorf("change owner: %w", err)
+	}
+	if err := unix.Fchmod(to, f.stat.Mode&0o7777); err != nil {
+		return fmt.Errorf("change mode: %w", err)
+	}
+	if err := copyAttributes(from, to); err != nil {
+		return err
+	}
+	return futimens(to, f.stat.Atim, f.stat.Mtim)
+}
+
+func copyAttributes(from, to int) error {
+	names, err := listAttributes(from)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if strings.HasPrefix(name, overlayAttrPrefix) {
+			continue
+		}
+		value := make([]byte, maxAttribute)
+		n, err := unix.Fgetxattr(from, name, value)
+		if err != nil {
+			return fmt.Errorf("read attribute %s: %w", name, err)
+		}
+		if err := unix.Fsetxattr(to, name, value[:n], 0); err != nil && !attributeRefused(err) {
+			return fmt.Errorf("set attribute %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func listAttributes(fd int) ([]string, error) {
+	n, err := unix.Flistxattr(fd, nil)
+	if errors.Is(err, unix.ENOTSUP) || n == 0 {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list attributes: %w", err)
+	}
+	buf := make([]byte, n)
+	if n, err = unix.Flistxattr(fd, buf); err != nil {
+		return nil, fmt.Errorf("list attributes: %w", err)
+	}
+	return strings.FieldsFunc(string(buf[:n]), func(r rune) bool { return r == 0 }), nil
+}

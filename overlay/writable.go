@@ -1,0 +1,323 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/failpoint"
+)
+
+// RW is a writable layer.
+type RW struct {
+	ID      string        // the container's
+	MountID string        // name of its directory below overlay2
+	InitID  string        // name of its init layer's directory; "" in what dockerd made without one
+	Parent  digest.Digest // top layer of its image, "" for an empty root
+}
+
+// writable is a writable layer in memory.
+type writable struct {
+	RW
+	mu   sync.Mutex // held while it is mounted, unmounted or removed; Store.mu may be taken under it
+	gone bool
+}
+
+// CreateArgs describes a new writable layer.
+type CreateArgs struct {
+	ID     string        // the container's ID, a file name of at most 128 bytes
+	Parent digest.Digest // top layer of the image, "" for an empty root
+}
+
+// Create makes a writable layer on its own init layer on the parent. It answers
+// errdefs.ErrAlreadyExists for an ID in use and errdefs.ErrNotFound for a parent
+// that is not there. The parent cannot be pruned as long as the layer exists.
+func (s *Store) Create(ctx context.Context, a CreateArgs) (_ RW, err error) {
+	if err := checkID(a.ID); err != nil {
+		return RW{}, err
+	}
+	release, err := s.claimNew(a)
+	if err != nil {
+		return RW{}, fmt.Errorf("create writable layer %s: %w", a.ID, err)
+	}
+	defer release()
+	id := newID()
+	rw := RW{ID: a.ID, MountID: id, InitID: id + initSuffix, Parent: a.Parent}
+	if err := s.build(ctx, rw); err != nil {
+		err = errors.Join(err, s.removeDirectory(rw.MountID), s.removeDirectory(rw.InitID), os.RemoveAll(s.paths.writeSet(id)))
+		return RW{}, fmt.Errorf("create writable layer %s: %w", a.ID, err)
+	}
+	return rw, nil
+}
+
+// claimNew keeps the ID from other Create calls and the parent from Prune until
+// release is called.
+func (s *Store) claimNew(a CreateArgs) (release func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := "create " + a.ID // no name of a directory
+	if s.rws[a.ID] != nil || s.busy[key] {
+		return nil, errdefs.ErrAlreadyExists
+	}
+	unhold := func() {}
+	if a.Parent != "" {
+		if _, err := s.layerLocked(a.Parent); err != nil {
+			return nil, fmt.Errorf("parent: %w", err)
+		}
+		unhold = s.reserveLocked(a.Parent)
+	}
+	s.busy[key] = true
+	return func() {
+		s.setBusy(key, false)
+		unhold()
+	}, nil
+}
+
+// build makes both directories, then the entry that makes them exist.
+func (s *Store) build(ctx context.Context, rw RW) error {
+	s.setBusy(rw.MountID, true)
+	defer s.setBusy(rw.MountID, false)
+	s.setBusy(rw.InitID, true)
+	defer s.setBusy(rw.InitID, false)
+	below, err := s.cacheIDs(rw.Parent)
+	if err != nil {
+		return err
+	}
+	if err := s.makeInit(rw.InitID, below); err != nil {
+		return fmt.Errorf("make init layer: %w", err)
+	}
+	if err := failpoint.Hit("overlay.create.init"); err != nil {
+		return err
+	}
+	if err := s.makeUpper(rw); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return s.publishWritable(rw)
+}
+
+func (s *Store) makeUpper(rw RW) error {
+	if err := os.Mkdir(s.paths.dir(rw.MountID), 0o710); err != nil {
+		return err
+	}
+	if err := makeDir(s.paths.diff(rw.MountID), 0o755); err != nil {
+		return err
+	}
+	if err := s.inherit(rw.MountID, []string{"."}, []string{rw.InitID}); err != nil {
+		return err
+	}
+	if err := s.describeUpper(rw.MountID, rw.InitID); err != nil {
+		return err
+	}
+	return failpoint.Hit("overlay.create.upper")
+}
+
+func (s *Store) publishWritable(rw RW) error {
+	set := s.paths.writeSet(rw.MountID)
+	if err := os.Mkdir(set, 0o700); err != nil {
+		return err
+	}
+	files := map[string]string{mountIDName: rw.MountID, initIDName: rw.InitID}
+	if rw.Parent != "" {
+		files[parentName] = rw.Parent.String()
+	}
+	if err := writeFiles(set, files); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("overlay.create.prepared"); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := os.Rename(set, s.paths.mount(rw.ID)); err != nil {
+		return err
+	}
+	s.rws[rw.ID] = &writable{RW: rw}
+	return nil
+}
+
+// RWs returns all writable layers, ordered by ID.
+func (s *Store) RWs() []RW {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]RW, 0, len(s.rws))
+	for _, id := range slices.Sorted(maps.Keys(s.rws)) {
+		all = append(all, s.rws[id].RW)
+	}
+	return all
+}
+
+// writable returns a writable layer locked, or errdefs.ErrNotFound.
+func (s *Store) writable(id string) (*writable, error) {
+	s.mu.Lock()
+	w := s.rws[id]
+	s.mu.Unlock()
+	if w == nil {
+		return nil, fmt.Errorf("writable layer %s: %w", id, errdefs.ErrNotFound)
+	}
+	w.mu.Lock()
+	if w.gone {
+		w.mu.Unlock()
+		return nil, fmt.Errorf("writable layer %s: %w", id, errdefs.ErrNotFound)
+	}
+	return w, nil
+}
+
+// Remove unmounts and deletes a writable layer with its init layer. An ID that
+// is not there is no error.
+func (s *Store) Remove(_ context.Context, id string) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	w, err := s.writable(id)
+	if errdefs.IsNotFound(err) {
+		return s.removeDamaged(id)
+	}
+	defer w.mu.Unlock()
+	if err := unmountAll(filepath.Join(s.paths.dir(w.MountID), mergedName)); err != nil {
+		return fmt.Errorf("remove writable layer %s: %w", id, err)
+	}
+	set, err := s.retire(w)
+	if err != nil {
+		return fmt.Errorf("remove writable layer %s: %w", id, err)
+	}
+	if err := failpoint.Hit("overlay.remove.retired"); err != nil {
+		return err
+	}
+	err = s.removeDirectory(w.MountID)
+	s.setBusy(w.MountID, false)
+	if w.InitID != "" {
+		err = errors.Join(err, s.removeDirectory(w.InitID))
+		s.setBusy(w.InitID, false)
+	}
+	if err = errors.Join(err, os.RemoveAll(set)); err != nil {
+		return fmt.Errorf("remove writable layer %s: %w", id, err)
+	}
+	return nil
+}
+
+// retire takes the entry away; what remains is garbage for whoever comes first.
+func (s *Store) retire(w *writable) (set string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	set = s.paths.writeSet(newID())
+	if err := os.Rename(s.paths.mount(w.ID), set); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", err
+	}
+	delete(s.rws, w.ID)
+	s.busy[w.MountID], s.busy[w.InitID] = true, true
+	w.gone = true
+	return set, nil
+}
+
+// removeDamaged takes away an entry that could not be read at Open, if that is
+// why the ID is unknown.
+func (s *Store) removeDamaged(id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.rws[id] != nil || s.busy["create "+id] {
+		return nil
+	}
+	if err := os.RemoveAll(s.paths.mount(id)); err != nil {
+		return fmt.Errorf("remove writable layer %s: %w", id, err)
+	}
+	return nil
+}
+
+// Usage is what a writable layer takes on disk.
+type Usage struct {
+	Bytes  uint64 // allocated, hard links once
+	Inodes uint64 // hard links once, the root directory included
+}
+
+// Usage measures the upper directory of a writable layer, which may be in use.
+// It answers errdefs.ErrNotFound for an ID that is not there.
+func (s *Store) Usage(ctx context.Context, id string) (Usage, error) {
+	s.mu.Lock()
+	w := s.rws[id]
+	s.mu.Unlock()
+	if w == nil {
+		return Usage{}, fmt.Errorf("usage of writable layer %s: %w", id, errdefs.ErrNotFound)
+	}
+	m := measure{linked: map[uint64]bool{}}
+	fd, err := unix.Open(s.paths.diff(w.MountID), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return Usage{}, fmt.Errorf("usage of writable layer %s: %w", id, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return Usage{}, fmt.Errorf("usage of writable layer %s: %w", id, err)
+	}
+	if err := m.directory(ctx, os.NewFile(uintptr(fd), w.MountID)); err != nil {
+		return Usage{}, fmt.Errorf("usage of writable layer %s: %w", id, err)
+	}
+	return m.usage, nil
+}
+
+// measure adds up a tree that others may change meanwhile.
+type measure struct {
+	usage  Usage
+	linked map[uint64]bool // inodes with more than one link that are counted already
+}
+
+// directory counts d and what is in it, and closes it.
+func (m *measure) directory(ctx context.Context, d *os.File) error {
+	defer func() { _ = d.Close() }()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(d.Fd()), &st); err != nil {
+		return err
+	}
+	m.count(&st)
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		err := unix.Fstatat(int(d.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			m.count(&st)
+			continue
+		}
+		fd, err := unix.Openat(int(d.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := m.directory(ctx, os.NewFile(uintptr(fd), name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *measure) count(st *unix.Stat_t) {
+	if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		if m.linked[st.Ino] {
+			return
+		}
+		m.linked[st.Ino] = true
+	}
+	m.usage.Bytes += uint64(st.Blocks) * 512
+	m.usage.Inodes++
+}
