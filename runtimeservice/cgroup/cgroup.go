@@ -1,17 +1,25 @@
 // Package cgroup makes, measures, limits and removes the control groups of
 // pods and containers, on cgroup v1 and v2, by the file system or by systemd.
 //
-// Paths are those of the cgroup file system, relative to its root, for
-// example "/kubepods/pod1/<container>". Only what goes to an OCI runtime as
-// linux.cgroupsPath may look different (ContainerPath). The package makes the
-// parents; the cgroup of a container itself is made by the OCI runtime.
+// Paths are those of the cgroup file system relative to its root, for example
+// "/kubepods/pod1/<container>", the same in every v1 hierarchy. Only what goes
+// to an OCI runtime as linux.cgroupsPath may look different (ContainerPath).
+// The package makes the parents; the cgroup of a container itself is made by
+// the OCI runtime. Limits are written through github.com/opencontainers/cgroups;
+// counters, which are read often, straight from their files.
+//
+// Nothing is kept in memory or on disk besides the cgroups themselves, so a
+// Manager made after a restart sees what the one before made.
 package cgroup
 
 import (
-	"context"
-	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/cgroups/systemd"
 )
 
 // Driver says who makes cgroups.
@@ -23,90 +31,109 @@ const (
 	Systemd  Driver = "systemd"
 )
 
-// Mode is how cgroups are mounted on this host.
-type Mode struct {
-	// V2 is true where the unified hierarchy holds all controllers.
-	V2 bool
-	// Unified is the mount point of the unified hierarchy, also in hybrid
-	// mode; "" where there is none.
-	Unified string
-	// Hierarchies maps each v1 controller (and "name=systemd") to its mount
-	// point.
-	Hierarchies map[string]string
-	// Controllers are the names of the usable controllers, v2 names.
-	Controllers []string
-}
-
-// Detect reads how cgroups are mounted.
-func Detect() (Mode, error) { return Mode{}, errors.ErrUnsupported }
+// scopePrefix begins the names of container scopes under systemd.
+const scopePrefix = "mica"
 
 // Options says how a Manager works.
 type Options struct {
 	// Driver is Cgroupfs where empty.
 	Driver Driver
-	// DefaultParent is the parent of pods that name none; "/mica" (or
-	// "mica.slice") where empty.
+	// DefaultParent is the parent of pods that name none: a path for
+	// cgroupfs ("/mica" where empty), a slice for systemd ("mica.slice").
 	DefaultParent string
 }
 
 // Manager works on the cgroups of one host. It holds no state but its
 // options and is safe for concurrent use.
-type Manager struct{}
+type Manager struct {
+	mode    Mode
+	options Options
+}
 
-// New returns a manager for the host's mode.
-func New(mode Mode, o Options) (*Manager, error) { return nil, errors.ErrUnsupported }
+// New returns a manager for the host's mode. The systemd driver where systemd
+// does not run is ErrFailedPrecondition.
+func New(mode Mode, o Options) (*Manager, error) {
+	switch o.Driver {
+	case "":
+		o.Driver = Cgroupfs
+	case Cgroupfs:
+	case Systemd:
+		if !systemd.IsRunningSystemd() {
+			return nil, fmt.Errorf("cgroup driver systemd: systemd is not running: %w", errdefs.ErrFailedPrecondition)
+		}
+	default:
+		return nil, fmt.Errorf("cgroup driver %q: %w", o.Driver, errdefs.ErrInvalidArgument)
+	}
+	return newManager(mode, o)
+}
+
+// newManager is New without looking at the host.
+func newManager(mode Mode, o Options) (*Manager, error) {
+	if o.DefaultParent == "" {
+		o.DefaultParent = "/mica"
+		if o.Driver == Systemd {
+			o.DefaultParent = "mica.slice"
+		}
+	}
+	m := &Manager{mode: mode, options: o}
+	if _, err := m.PodParent("", "x"); err != nil {
+		return nil, fmt.Errorf("default cgroup parent: %w", err)
+	}
+	return m, nil
+}
 
 // Mode returns what New was given.
-func (m *Manager) Mode() Mode { return Mode{} }
+func (m *Manager) Mode() Mode { return m.mode }
 
 // Driver returns the driver in use.
-func (m *Manager) Driver() Driver { return "" }
+func (m *Manager) Driver() Driver { return m.options.Driver }
 
-// PodParent returns the cgroup of a pod: CRI's cgroup_parent in the driver's
-// form, or one named after the pod below the default parent.
+// PodParent returns the cgroup of a pod: CRI's cgroup_parent, or one named
+// after the pod below the default parent. For systemd the last element of
+// cgroup_parent must be a slice, whose name decides about the path.
 func (m *Manager) PodParent(criParent, podID string) (string, error) {
-	return "", errors.ErrUnsupported
+	if slices.Contains(strings.Split(criParent, "/"), "..") || strings.ContainsRune(criParent, 0) {
+		return "", fmt.Errorf("cgroup parent %q: %w", criParent, errdefs.ErrInvalidArgument)
+	}
+	if m.options.Driver != Systemd {
+		if criParent == "" {
+			criParent = path.Join(m.options.DefaultParent, podID)
+		}
+		return path.Join("/", criParent), nil
+	}
+	slice := path.Base(criParent)
+	if criParent == "" {
+		slice = strings.TrimSuffix(m.options.DefaultParent, ".slice") + "-" + podID + ".slice"
+	}
+	expanded, err := systemd.ExpandSlice(slice)
+	if err != nil {
+		return "", fmt.Errorf("cgroup parent %q: not a slice: %w", criParent, errdefs.ErrInvalidArgument)
+	}
+	return expanded, nil
 }
 
 // ContainerPath returns the OCI linux.cgroupsPath for a container below a
-// pod's cgroup, in the driver's form.
-func (m *Manager) ContainerPath(parent, id string) string { return "" }
+// pod's cgroup: "/parent/id" or "parent.slice:mica:id".
+func (m *Manager) ContainerPath(parent, id string) string {
+	if m.options.Driver == Systemd {
+		return path.Base(parent) + ":" + scopePrefix + ":" + id
+	}
+	return path.Join("/", parent, id)
+}
 
 // ContainerDir returns the cgroup in which a container made with
 // ContainerPath(parent, id) lies, for Stats, Pids and the other methods.
-func (m *Manager) ContainerDir(parent, id string) string { return "" }
-
-// EnsureParent makes a pod's cgroup in every hierarchy, and says whether it
-// was absent before.
-func (m *Manager) EnsureParent(ctx context.Context, path string) (created bool, err error) {
-	return false, errors.ErrUnsupported
+func (m *Manager) ContainerDir(parent, id string) string {
+	if m.options.Driver == Systemd {
+		return path.Join("/", parent, scopePrefix+"-"+id+".scope")
+	}
+	return path.Join("/", parent, id)
 }
 
-// RemoveParent removes a cgroup and everything below it from every
-// hierarchy. It is idempotent; a cgroup that still holds processes is an error.
-func (m *Manager) RemoveParent(ctx context.Context, path string) error { return errors.ErrUnsupported }
-
-// SetResources writes limits of a pod's cgroup.
-func (m *Manager) SetResources(path string, r *specs.LinuxResources) error {
-	return errors.ErrUnsupported
+// checkPath refuses the root and paths that climb.
+func checkPath(p string) error {
+	if path.Clean("/"+p) == "/" || slices.Contains(strings.Split(p, "/"), "..") || strings.ContainsRune(p, 0) {
+		return fmt.Errorf("cgroup %q: %w", p, errdefs.ErrInvalidArgument)
+	}
+	return nil
 }
-
-// Stats reads the counters of a cgroup; ErrNotFound where it does not exist.
-func (m *Manager) Stats(path string) (Stats, error) { return Stats{}, errors.ErrUnsupported }
-
-// MemoryDir returns the absolute directory with a cgroup's memory controller.
-func (m *Manager) MemoryDir(path string) string { return "" }
-
-// OOMKills returns how many processes the kernel's OOM killer has taken from
-// the cgroup at the absolute directory dir (of MemoryDir).
-func (m *Manager) OOMKills(dir string) (uint64, error) { return 0, errors.ErrUnsupported }
-
-// Pids returns all processes in a cgroup and below.
-func (m *Manager) Pids(path string) ([]int, error) { return nil, errors.ErrUnsupported }
-
-// KillAll kills every process in a cgroup and below and returns when none is
-// left.
-func (m *Manager) KillAll(ctx context.Context, path string) error { return errors.ErrUnsupported }
-
-// List returns the cgroups below prefix in any hierarchy, sorted.
-func (m *Manager) List(prefix string) ([]string, error) { return nil, errors.ErrUnsupported }

@@ -1,0 +1,341 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/cgroups"
+	cgroupsv1 "github.com/opencontainers/cgroups/fs"
+	"github.com/opencontainers/cgroups/fs2"
+	"github.com/opencontainers/cgroups/systemd"
+	"golang.org/x/sys/unix"
+)
+
+// removeTimeout bounds RemoveParent and KillAll: the kernel needs a moment
+// after the last process has gone.
+const removeTimeout = 5 * time.Second
+
+// EnsureParent makes a pod's cgroup in every hierarchy, and says whether it
+// was absent before. In v1's cpuset hierarchy, where a new cgroup may use
+// nothing, it and its parents get what theirs have.
+func (m *Manager) EnsureParent(ctx context.Context, path string) (created bool, err error) {
+	if err := checkPath(path); err != nil {
+		return false, err
+	}
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	created = !m.exists(path)
+	if m.options.Driver == Systemd && created {
+		err = m.startSlice(path)
+	} else {
+		err = m.makeDirs(path)
+	}
+	if err != nil {
+		return false, fmt.Errorf("make cgroup %s: %w", path, err)
+	}
+	return created, nil
+}
+
+// exists says whether the cgroup is there in any hierarchy.
+func (m *Manager) exists(path string) bool {
+	return slices.ContainsFunc(m.mode.dirs(path), func(dir string) bool {
+		_, err := os.Stat(dir)
+		return err == nil
+	})
+}
+
+func (m *Manager) makeDirs(path string) error {
+	if m.mode.V2 {
+		return fs2.CreateCgroupPath(m.mode.dir("", path), &cgroups.Cgroup{Resources: &cgroups.Resources{}})
+	}
+	if dir := m.mode.dir("cpuset", path); dir != "" {
+		// -1 is the library's word for "no process".
+		if err := (&cgroupsv1.CpusetGroup{}).ApplyDir(dir, &cgroups.Resources{}, -1); err != nil {
+			return err
+		}
+	}
+	for _, dir := range m.mode.dirs(path) {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// RemoveParent removes a cgroup and everything below it from every
+// hierarchy. It is idempotent. A cgroup that still holds processes after five
+// seconds, or when ctx ends, is ErrFailedPrecondition and stays.
+func (m *Manager) RemoveParent(ctx context.Context, path string) error {
+	if err := checkPath(path); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+	defer cancel()
+	var err error
+	if m.options.Driver == Systemd && m.exists(path) {
+		err = m.stopSlice(path)
+	}
+	if err == nil {
+		err = m.removeDirs(ctx, path)
+	}
+	if err != nil {
+		return fmt.Errorf("remove cgroup %s: %w", path, err)
+	}
+	return nil
+}
+
+func (m *Manager) removeDirs(ctx context.Context, path string) error {
+	return retry(ctx, func() (bool, error) {
+		busy := false
+		for _, dir := range m.mode.dirs(path) {
+			switch err := removeTree(dir); {
+			case errors.Is(err, unix.EBUSY):
+				busy = true
+			case err != nil:
+				return false, err
+			}
+		}
+		return !busy, nil
+	}, func() error {
+		pids, _ := m.Pids(path)
+		return fmt.Errorf("%d processes left %v: %w", len(pids), firstPids(pids), errdefs.ErrFailedPrecondition)
+	})
+}
+
+func firstPids(pids []int) []int { return pids[:min(len(pids), 8)] }
+
+// retry calls f with growing pauses until it is done; when ctx ends first the
+// result is that of late.
+func retry(ctx context.Context, f func() (done bool, err error), late func() error) error {
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		done, err := f()
+		if done || err != nil {
+			return err
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return late()
+		case <-timer.C:
+		}
+	}
+}
+
+// removeTree removes a cgroup directory, those below it first. The files in
+// them belong to the kernel and go with them.
+func removeTree(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if gone(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			if err := removeTree(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	if err := unix.Rmdir(dir); err != nil && !gone(err) {
+		return &fs.PathError{Op: "rmdir", Path: dir, Err: err}
+	}
+	return nil
+}
+
+// gone says whether err means that the cgroup is no more: reads in one that
+// was removed meanwhile give ENODEV.
+func gone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV)
+}
+
+// List returns the cgroups at and below prefix in any hierarchy, sorted,
+// parents before children.
+func (m *Manager) List(prefix string) ([]string, error) {
+	var out []string
+	for _, root := range m.mode.roots() {
+		start := filepath.Join(root, filepath.Join("/", prefix))
+		err := filepath.WalkDir(start, func(p string, e fs.DirEntry, err error) error {
+			if gone(err) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			if e.IsDir() {
+				out = append(out, path.Join("/", strings.TrimPrefix(p, root)))
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("list cgroups below %s: %w", prefix, err)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out), nil
+}
+
+// Pids returns all processes in a cgroup and below, in any hierarchy, sorted.
+// A cgroup that does not exist has none.
+func (m *Manager) Pids(path string) ([]int, error) {
+	var out []int
+	for _, dir := range m.mode.dirs(path) {
+		err := filepath.WalkDir(dir, func(p string, e fs.DirEntry, err error) error {
+			if gone(err) {
+				return nil
+			}
+			if err != nil || !e.IsDir() {
+				return err
+			}
+			pids, err := readPids(filepath.Join(p, "cgroup.procs"))
+			out = append(out, pids...)
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("list processes of cgroup %s: %w", path, err)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out), nil
+}
+
+func readPids(file string) ([]int, error) {
+	text, err := os.ReadFile(file)
+	if gone(err) || errors.Is(err, unix.EOPNOTSUPP) { // the latter in a threaded v2 cgroup
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, line := range strings.Fields(string(text)) {
+		pid, err := strconv.Atoi(line)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		if pid != 0 { // 0 stands for a process of another pid namespace
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+// KillAll kills every process in a cgroup and below and returns when none is
+// left. Processes that cannot die within five seconds, or before ctx ends,
+// are ErrDeadlineExceeded.
+func (m *Manager) KillAll(ctx context.Context, path string) error {
+	if err := checkPath(path); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+	defer cancel()
+	err := retry(ctx, func() (bool, error) { return m.killOnce(path) }, func() error {
+		pids, _ := m.Pids(path)
+		return fmt.Errorf("%d processes left %v: %w", len(pids), firstPids(pids), context.DeadlineExceeded)
+	})
+	if err != nil {
+		return fmt.Errorf("kill cgroup %s: %w", path, err)
+	}
+	return nil
+}
+
+// killOnce sends SIGKILL to all there are; done when there were none. On v2
+// the kernel does it at once (cgroup.kill, Linux 5.14). On v1 the freezer
+// keeps them from forking meanwhile; the signal takes effect at the thaw.
+func (m *Manager) killOnce(path string) (done bool, err error) {
+	pids, err := m.Pids(path)
+	if err != nil || len(pids) == 0 {
+		return err == nil, err
+	}
+	if m.mode.V2 && os.WriteFile(filepath.Join(m.mode.dir("", path), "cgroup.kill"), []byte("1"), 0) == nil {
+		return false, nil
+	}
+	if dir := m.mode.dir("freezer", path); dir != "" && !m.mode.V2 {
+		state := filepath.Join(dir, "freezer.state")
+		if os.WriteFile(state, []byte("FROZEN"), 0) == nil {
+			defer func() {
+				if thaw := os.WriteFile(state, []byte("THAWED"), 0); thaw != nil && !gone(thaw) && err == nil {
+					err = thaw
+				}
+			}()
+		}
+		if pids, err = m.Pids(path); err != nil {
+			return false, err
+		}
+	}
+	for _, pid := range pids {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			return false, fmt.Errorf("kill %d: %w", pid, err)
+		}
+	}
+	return false, nil
+}
+
+// startSlice has systemd make the slice of a pod. Its parents come by
+// themselves.
+func (m *Manager) startSlice(p string) error {
+	cg := sliceConfig(p)
+	if m.mode.V2 {
+		manager, err := systemd.NewUnifiedManager(cg, m.mode.dir("", p))
+		if err != nil {
+			return err
+		}
+		return manager.Apply(-1)
+	}
+	manager, err := systemd.NewLegacyManager(cg, m.v1Paths(p))
+	if err != nil {
+		return err
+	}
+	return manager.Apply(-1)
+}
+
+func (m *Manager) stopSlice(p string) error {
+	cg := sliceConfig(p)
+	if m.mode.V2 {
+		manager, err := systemd.NewUnifiedManager(cg, m.mode.dir("", p))
+		if err != nil {
+			return err
+		}
+		return manager.Destroy()
+	}
+	manager, err := systemd.NewLegacyManager(cg, m.v1Paths(p))
+	if err != nil {
+		return err
+	}
+	return manager.Destroy()
+}
+
+// sliceConfig names a slice as the library wants it: the parent is the slice
+// whose path is one element shorter.
+func sliceConfig(p string) *cgroups.Cgroup {
+	parent := path.Base(path.Dir(p))
+	if parent == "/" {
+		parent = "-.slice"
+	}
+	return &cgroups.Cgroup{
+		Name: path.Base(p), Parent: parent, Systemd: true,
+		Resources: &cgroups.Resources{SkipDevices: true},
+	}
+}
+
+// v1Paths maps each v1 controller to the cgroup's directory.
+func (m *Manager) v1Paths(path string) map[string]string {
+	paths := map[string]string{}
+	for controller := range m.mode.Hierarchies {
+		paths[controller] = m.mode.dir(controller, path)
+	}
+	return paths
+}
