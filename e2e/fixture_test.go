@@ -273,7 +273,12 @@ type logLine struct {
 // CRI format.
 func (f *fixture) log(p pod, config *runtimeapi.ContainerConfig) []logLine {
 	f.t.Helper()
-	data, err := os.ReadFile(filepath.Join(p.config.LogDirectory, config.LogPath))
+	return f.logFile(filepath.Join(p.config.LogDirectory, config.LogPath))
+}
+
+func (f *fixture) logFile(path string) []logLine {
+	f.t.Helper()
+	data, err := os.ReadFile(path)
 	if err != nil {
 		f.t.Fatal(err)
 	}

@@ -83,9 +83,7 @@ func TestReopenLosesNoLine(t *testing.T) {
 		if _, err := os.Stat(path); err != nil {
 			t.Fatalf("no log after it was reopened: %v", err)
 		}
-		rotated := *config
-		rotated.LogPath += ".old"
-		all = append(all, f.log(p, &rotated)...)
+		all = append(all, f.logFile(path+".old")...)
 	}
 	f.await(id)
 	all = append(all, f.log(p, config)...)

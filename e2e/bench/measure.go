@@ -1,0 +1,229 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// row is one line of the table: what each peer took, and in which unit.
+type row struct {
+	what             string
+	unit             string
+	mica, containerd float64
+}
+
+// measure takes every row, the peers in turns.
+func measure(ctx context.Context, s settings, mica, containerd *peer) ([]row, error) {
+	peers := []*peer{mica, containerd}
+	for _, p := range peers {
+		if _, err := p.images.PullImage(ctx, &runtimeapi.ImageSpec{Image: workload}, nil, nil); err != nil {
+			return nil, fmt.Errorf("%s: pull: %w", p.name, err)
+		}
+	}
+	var rows []row
+	for _, part := range []func(context.Context, settings, []*peer) ([]row, error){pulls, pods, execs, crowd} {
+		more, err := part(ctx, s, peers)
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, more...)
+	}
+	return rows, nil
+}
+
+// samples are one peer's measurements of one thing.
+type samples []time.Duration
+
+func (s samples) at(quantile float64) float64 {
+	sorted := slices.Sorted(slices.Values(s))
+	rank := int(quantile * float64(len(sorted)-1))
+	return float64(sorted[rank].Microseconds()) / 1000
+}
+
+// timed appends how long f took.
+func (s *samples) timed(f func() error) error {
+	begin := time.Now()
+	err := f()
+	*s = append(*s, time.Since(begin))
+	return err
+}
+
+func pair(what string, quantile float64, of [2]samples) row {
+	return row{what, "ms", of[0].at(quantile), of[1].at(quantile)}
+}
+
+// pods starts and removes pods, one at a time.
+func pods(ctx context.Context, s settings, peers []*peer) ([]row, error) {
+	var started, removed [2]samples
+	for round := range s.rounds + 2 {
+		for n, p := range peers {
+			var pod string
+			var starting, removing samples
+			err := starting.timed(func() (err error) {
+				pod, _, err = p.startPod(ctx)
+				return err
+			})
+			if err == nil {
+				err = removing.timed(func() error { return p.removePod(ctx, pod) })
+			}
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", p.name, err)
+			}
+			if round >= 2 { // the first two warm up
+				started[n], removed[n] = append(started[n], starting...), append(removed[n], removing...)
+			}
+		}
+	}
+	return []row{
+		pair("pod start with CNI (run, create, start), p50", 0.5, started),
+		pair("pod start with CNI, p99", 0.99, started),
+		pair("pod stop and remove, p50", 0.5, removed),
+		pair("pod stop and remove, p99", 0.99, removed),
+	}, nil
+}
+
+// execs runs a command in a container of each.
+func execs(ctx context.Context, s settings, peers []*peer) ([]row, error) {
+	var took [2]samples
+	var running, containers [2]string
+	for n, p := range peers {
+		var err error
+		if running[n], containers[n], err = p.startPod(ctx); err != nil {
+			return nil, fmt.Errorf("%s: %w", p.name, err)
+		}
+	}
+	for range 2 * s.rounds {
+		for n, p := range peers {
+			err := took[n].timed(func() error {
+				_, _, err := p.runtime.ExecSync(ctx, containers[n], []string{"true"}, 10*time.Second)
+				return err
+			})
+			if err != nil {
+				return nil, fmt.Errorf("%s: exec: %w", p.name, err)
+			}
+		}
+	}
+	for n, p := range peers {
+		if err := p.removePod(ctx, running[n]); err != nil {
+			return nil, fmt.Errorf("%s: %w", p.name, err)
+		}
+	}
+	return []row{pair("ExecSync, p50", 0.5, took), pair("ExecSync, p99", 0.99, took)}, nil
+}
+
+// pulls pulls the python image again and again, removed in between.
+func pulls(ctx context.Context, s settings, peers []*peer) ([]row, error) {
+	var took [2]samples
+	for range s.pulls {
+		for n, p := range peers {
+			spec := &runtimeapi.ImageSpec{Image: python}
+			err := took[n].timed(func() error {
+				_, err := p.images.PullImage(ctx, spec, nil, nil)
+				return err
+			})
+			if err != nil {
+				return nil, fmt.Errorf("%s: pull: %w", p.name, err)
+			}
+			if err := p.images.RemoveImage(ctx, spec); err != nil {
+				return nil, fmt.Errorf("%s: remove image: %w", p.name, err)
+			}
+			// What one wrote and deleted is not the other's to wait for.
+			if err := command(ctx, "sync"); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return []row{pair("pull of the python image (323 MB, 6 layers, gzip), p50", 0.5, took)}, nil
+}
+
+// crowd measures the memory that a running pod costs, as the slope between a
+// few pods and many, and the restart of a killed daemon under the many.
+func crowd(ctx context.Context, s settings, peers []*peer) ([]row, error) {
+	const few = 5
+	memory := row{what: fmt.Sprintf("memory per running pod (PSS, %d to %d pods)", few, s.pods), unit: "KiB"}
+	base := row{what: fmt.Sprintf("memory of the runtime with %d pods (PSS)", s.pods), unit: "KiB"}
+	restart := row{what: fmt.Sprintf("ready again after kill -9 with %d pods", s.pods), unit: "ms"}
+	for n, p := range peers {
+		var at [2]float64
+		var running []string
+		for step, count := range []int{few, s.pods} {
+			for len(running) < count {
+				pod, _, err := p.startPod(ctx)
+				if err != nil {
+					return nil, fmt.Errorf("%s: %w", p.name, err)
+				}
+				running = append(running, pod)
+			}
+			var err error
+			if at[step], err = p.settledMemory(ctx); err != nil {
+				return nil, err
+			}
+		}
+		took, err := p.restart(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("%s: restart: %w", p.name, err)
+		}
+		for _, pod := range running {
+			if err := p.removePod(ctx, pod); err != nil {
+				return nil, fmt.Errorf("%s: %w", p.name, err)
+			}
+		}
+		*[]*float64{&memory.mica, &memory.containerd}[n] = (at[1] - at[0]) / float64(s.pods-few)
+		*[]*float64{&base.mica, &base.containerd}[n] = at[1]
+		*[]*float64{&restart.mica, &restart.containerd}[n] = float64(took.Microseconds()) / 1000
+	}
+	return []row{memory, base, restart}, nil
+}
+
+// settledMemory is the memory of the runtime's processes, in KiB, after garbage
+// had time to be given back: the least of ten looks, half a second apart.
+func (p *peer) settledMemory(ctx context.Context) (float64, error) {
+	var least float64
+	for look := range 10 {
+		select {
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-time.After(500 * time.Millisecond):
+		}
+		pids, err := p.pids()
+		if err != nil {
+			return 0, err
+		}
+		var sum float64
+		for _, pid := range pids {
+			kib, err := proportionalMemory(pid)
+			if err != nil {
+				return 0, fmt.Errorf("%s: %w", p.name, err)
+			}
+			sum += kib
+		}
+		if look == 0 || sum < least {
+			least = sum
+		}
+	}
+	return least, nil
+}
+
+// proportionalMemory is a process' proportional set size in KiB.
+func proportionalMemory(pid int) (float64, error) {
+	file, err := os.Open(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		return 0, fmt.Errorf("read memory: %w", err)
+	}
+	defer file.Close()
+	for lines := bufio.NewScanner(file); lines.Scan(); {
+		if value, ok := strings.CutPrefix(lines.Text(), "Pss:"); ok {
+			var kib float64
+			_, err := fmt.Sscan(value, &kib)
+			return kib, err
+		}
+	}
+	return 0, fmt.Errorf("read memory of process %d: no Pss line", pid)
+}
