@@ -73,6 +73,7 @@ func (m *model) createStep() string {
 		return ""
 	}
 	config := m.containerConfig(busyboxImage, "sh", "-c", "trap 'exit 7' USR1; while :; do sleep 1 & wait; done")
+	config.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
 	id, err := m.Runtime.CreateContainer(m.ctx, p, config, m.configs[p].config)
 	m.expect("create container in pod "+p, err, m.ready[p])
 	if err == nil {
