@@ -1,0 +1,70 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+)
+
+// initName is the cgroup of a pod's own init, beside those of its containers:
+// in cgroup v2 a cgroup that distributes controllers holds no processes.
+const initName = "mica-init"
+
+// MakeInit makes the cgroup for a pod's own init below the pod's cgroup, and
+// returns the absolute cgroup.procs files that move a process into it.
+func (m *Manager) MakeInit(parent string) (procs []string, err error) {
+	if err := checkPath(parent); err != nil {
+		return nil, err
+	}
+	leaf := path.Join(parent, initName)
+	if err := m.makeDirs(leaf); err != nil {
+		return nil, fmt.Errorf("make cgroup %s: %w", leaf, err)
+	}
+	for _, dir := range m.mode.dirs(leaf) {
+		procs = append(procs, filepath.Join(dir, "cgroup.procs"))
+	}
+	return procs, nil
+}
+
+// RemoveInit removes what MakeInit made. It is idempotent.
+func (m *Manager) RemoveInit(ctx context.Context, parent string) error {
+	if err := checkPath(parent); err != nil {
+		return err
+	}
+	leaf := path.Join(parent, initName)
+	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+	defer cancel()
+	if err := m.removeDirs(ctx, leaf); err != nil {
+		return fmt.Errorf("remove cgroup %s: %w", leaf, err)
+	}
+	return nil
+}
+
+// ListPods returns the cgroups of pods below the default parent, by the pod's
+// ID: those that PodParent names for pods without a cgroup_parent.
+func (m *Manager) ListPods() (map[string]string, error) {
+	const anyPod = "anypod"
+	like, err := m.PodParent("", anyPod)
+	if err != nil {
+		return nil, err
+	}
+	prefix, suffix, _ := strings.Cut(path.Base(like), anyPod)
+	pods := map[string]string{}
+	for _, dir := range m.mode.dirs(path.Dir(like)) {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("list cgroups of pods: %w", err)
+		}
+		for _, e := range entries {
+			id := strings.TrimSuffix(strings.TrimPrefix(e.Name(), prefix), suffix)
+			if e.IsDir() && e.Name() == prefix+id+suffix {
+				pods[id] = path.Join(path.Dir(like), e.Name())
+			}
+		}
+	}
+	return pods, nil
+}
