@@ -293,11 +293,11 @@ func (s *Service) sharedPIDNamespace(ctx context.Context, p *Pod) (string, error
 	if err := os.WriteFile(pin, nil, 0o444); err != nil {
 		return "", fmt.Errorf("make the pin of the shared PID namespace: %w", err)
 	}
-	cgroup := initCgroup(p)
-	if _, err := s.cgroups.EnsureParent(ctx, cgroup); err != nil {
-		return "", fmt.Errorf("make cgroup of the pod's init: %w", err)
+	procs, err := s.cgroups.MakeInit(p.CgroupParent)
+	if err != nil {
+		return "", err
 	}
-	args := keeper.InitArgs{ID: p.ID, Binary: s.opts.InitBinary, PIDNSPin: pin, CgroupProcs: s.cgroups.ProcsFiles(cgroup)}
+	args := keeper.InitArgs{ID: p.ID, Binary: s.opts.InitBinary, PIDNSPin: pin, CgroupProcs: procs}
 	if !p.hostNetwork() {
 		args.NetNS, args.UTSNS = filepath.Join(dir, podns.Net), filepath.Join(dir, podns.UTS)
 	}
@@ -310,7 +310,3 @@ func (s *Service) sharedPIDNamespace(ctx context.Context, p *Pod) (string, error
 	}
 	return pin, p.update(func(st *PodState) error { st.InitPid = pid; return nil })
 }
-
-// initCgroup is a leaf of its own for the pod's init: in cgroup v2 a cgroup that
-// distributes controllers holds no processes.
-func initCgroup(p *Pod) string { return filepath.Join(p.CgroupParent, "mica-init") }

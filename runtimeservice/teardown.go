@@ -36,7 +36,7 @@ func (s *Service) tearDownPod(ctx context.Context, p *Pod) error {
 		// Kept until then, since the steps above need it when they are repeated.
 		errs = append(errs, os.RemoveAll(dir))
 	}
-	errs = append(errs, s.cgroups.RemoveParent(ctx, initCgroup(p)))
+	errs = append(errs, s.cgroups.RemoveInit(ctx, p.CgroupParent))
 	if p.OwnCgroup {
 		errs = append(errs, s.cgroups.RemoveParent(ctx, p.CgroupParent))
 	}
