@@ -8,9 +8,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containernetworking/cni/libcni"
-
 	"github.com/containerd/errdefs"
+	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/invoke"
 	"golang.org/x/sync/semaphore"
 )

@@ -1,0 +1,332 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"go.uber.org/goleak"
+
+	"github.com/micarun/mica/runtimeservice/podns"
+)
+
+// The tests are a node: TestMain runs them in a network namespace of their own,
+// where bridges, rules and sysctls of the plugins touch nobody and end with it.
+const nodeVariable = "MICA_NETWORK_TEST_NODE"
+
+func TestMain(m *testing.M) {
+	if os.Geteuid() != 0 || os.Getenv(nodeVariable) != "" {
+		goleak.VerifyTestMain(m)
+		return
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), nodeVariable+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(cmd.ProcessState.ExitCode())
+}
+
+const debianPlugins = "/usr/lib/cni"
+
+func needNode(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("wiring network namespaces needs root")
+	}
+	if _, err := os.Stat(filepath.Join(debianPlugins, "bridge")); err != nil {
+		t.Skip("needs the package containernetworking-plugins: ", err)
+	}
+	must(t, netlink.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 1}}))
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// eventually waits until ok, which is asked again and again, is true.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 10 s: %s", what)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+var counter atomic.Int32
+
+// node is a Network under test with directories of its own.
+type node struct {
+	*Network
+	t    testing.TB
+	opts Options
+}
+
+// newNode opens a network. At the end of the test nothing of it may be left.
+func newNode(t testing.TB, change func(*Options)) *node {
+	t.Helper()
+	needNode(t)
+	i := counter.Add(1)
+	dir := t.TempDir()
+	n := &node{t: t, opts: Options{
+		ConfDir:  filepath.Join(dir, "conf"),
+		CacheDir: filepath.Join(dir, "cache"),
+		BinDirs:  []string{filepath.Join(dir, "bin"), debianPlugins},
+		Default: &DefaultNetwork{
+			Name:   fmt.Sprintf("test%d", i),
+			Bridge: fmt.Sprintf("mt%d", i),
+			Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 99, byte(i), 0}), 24),
+		},
+		Timeout: 20 * time.Second,
+	}}
+	must(t, os.Mkdir(filepath.Join(dir, "bin"), 0o755))
+	if change != nil {
+		change(&n.opts)
+	}
+	before := links(t)
+	n.open()
+	t.Cleanup(func() {
+		must(t, n.RemoveDefault(context.Background()))
+		must(t, n.Close())
+		n.checkLeaks(before)
+	})
+	return n
+}
+
+func (n *node) open() {
+	n.t.Helper()
+	network, err := Open(context.Background(), n.opts)
+	must(n.t, err)
+	n.Network = network
+}
+
+// restart closes the network and opens it again.
+func (n *node) restart() {
+	n.t.Helper()
+	must(n.t, n.Close())
+	n.open()
+}
+
+func links(t testing.TB) []string {
+	t.Helper()
+	list, err := netlink.LinkList()
+	must(t, err)
+	var names []string
+	for _, l := range list {
+		names = append(names, l.Attrs().Name)
+	}
+	return names
+}
+
+// perPodChain matches the iptables chains that plugins make for one pod.
+var perPodChain = regexp.MustCompile(`CNI-(DN-|SN-)?[0-9a-f]{20,}`)
+
+func (n *node) checkLeaks(before []string) {
+	t := n.t
+	for _, dir := range []string{"attachments", "results"} {
+		if names := files(t, filepath.Join(n.opts.CacheDir, dir)); len(names) != 0 {
+			t.Errorf("left in %s: %v", dir, names)
+		}
+	}
+	if held := n.leased(); len(held) != 0 {
+		t.Errorf("leases left: %v", held)
+	}
+	var after []string
+	for range 1000 { // the kernel takes links down after their namespace
+		if after = links(t); len(after) <= len(before) {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	if fmt.Sprint(after) != fmt.Sprint(before) {
+		t.Errorf("links before %v, after %v", before, after)
+	}
+	for _, save := range []string{"iptables-save", "ip6tables-save"} {
+		if found := perPodChain.FindAllString(run(t, save), -1); len(found) != 0 {
+			t.Errorf("%s: chains left: %v", save, found)
+		}
+	}
+	if n.opts.Default != nil {
+		if rules := run(t, "nft", "list", "ruleset"); strings.Contains(rules, "mica-"+n.opts.Default.Name) {
+			t.Errorf("nft tables left:\n%s", rules)
+		}
+	}
+}
+
+func files(t testing.TB, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	must(t, err)
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// leased returns the addresses that the default network has lent.
+func (n *node) leased() []string {
+	n.t.Helper()
+	if n.opts.Default == nil {
+		return nil
+	}
+	d, err := n.opts.Default.complete(n.opts.CacheDir)
+	must(n.t, err)
+	var found []string
+	for _, name := range files(n.t, d.leases().dir) {
+		if _, err := netip.ParseAddr(name); err == nil {
+			found = append(found, name)
+		}
+	}
+	return found
+}
+
+func run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %v: %v: %s", name, args, err, out)
+	}
+	return string(out)
+}
+
+// newPod pins the namespaces of a pod. At the end of the test its pins go; a
+// test that adds it deletes it.
+func newPod(t testing.TB) Pod {
+	t.Helper()
+	i := counter.Add(1)
+	dir := filepath.Join(t.TempDir(), "pod")
+	must(t, podns.Pin(t.Context(), podns.Args{Dir: dir, Net: true}))
+	t.Cleanup(func() { must(t, podns.Unpin(dir)) })
+	return Pod{
+		ID:        fmt.Sprintf("%08x%056d", 0xabc000+int(i), 0),
+		Name:      fmt.Sprintf("pod-%d", i),
+		Namespace: "default",
+		UID:       fmt.Sprintf("uid-%d", i),
+		NetNS:     filepath.Join(dir, podns.Net),
+	}
+}
+
+// add attaches a pod until the end of the test.
+func (n *node) add(pod Pod) Result {
+	n.t.Helper()
+	result, err := n.Add(n.t.Context(), pod)
+	must(n.t, err)
+	n.t.Cleanup(func() { must(n.t, n.Del(context.Background(), pod)) })
+	return result
+}
+
+// attached is a new pod that is attached until the end of the test.
+func (n *node) attached(ports ...PortMapping) (Pod, netip.Addr) {
+	n.t.Helper()
+	pod := newPod(n.t)
+	pod.PortMappings = ports
+	return pod, n.add(pod).IPs[0]
+}
+
+// serve answers TCP connections to port inside a namespace with the address
+// that they come from.
+func serve(t testing.TB, ns string, port int) {
+	t.Helper()
+	var listener net.Listener
+	must(t, podns.Do(ns, func() (err error) {
+		listener, err = net.Listen("tcp", fmt.Sprintf(":%d", port))
+		return err
+	}))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
+			_, _ = fmt.Fprint(c, host)
+			_ = c.Close()
+		}
+	}()
+	t.Cleanup(func() { _ = listener.Close(); <-done })
+}
+
+// ask connects from a namespace and returns what a server of [serve] says.
+func ask(ns, address string) (answer string, err error) {
+	err = podns.Do(ns, func() error {
+		c, err := net.DialTimeout("tcp", address, 3*time.Second)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = c.Close() }()
+		_ = c.SetDeadline(time.Now().Add(3 * time.Second))
+		buf := make([]byte, 100)
+		n, err := c.Read(buf)
+		answer = string(buf[:n])
+		return err
+	})
+	return answer, err
+}
+
+// script installs a plugin written in sh into the first plugin directory. It
+// keeps the input of each command in <dir>/<name>.<command>.
+func (n *node) script(name, body string) (log string) {
+	n.t.Helper()
+	return writeScript(n.t, n.opts.BinDirs[0], name, body)
+}
+
+func writeScript(t testing.TB, dir, name, body string) (log string) {
+	t.Helper()
+	log = filepath.Join(t.TempDir(), name)
+	text := "#!/bin/sh\nlog=" + log + "\necho \"$CNI_COMMAND\" >>$log\ncat >$log.$CNI_COMMAND\nenv >$log.$CNI_COMMAND.env\n" + body + "\n"
+	must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755))
+	return log
+}
+
+func read(t testing.TB, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	must(t, err)
+	return string(data)
+}
+
+// configure writes a file into the configuration directory and waits until the
+// network has read it.
+func (n *node) configure(name, text string) {
+	n.t.Helper()
+	before := n.current()
+	must(n.t, os.WriteFile(filepath.Join(n.opts.ConfDir, name), []byte(text), 0o644))
+	eventually(n.t, "configuration read", func() bool { return n.current() != before })
+}
+
+func (n *node) unconfigure(name string) {
+	n.t.Helper()
+	before := n.current()
+	must(n.t, os.Remove(filepath.Join(n.opts.ConfDir, name)))
+	eventually(n.t, "configuration read", func() bool { return n.current() != before })
+}
