@@ -203,12 +203,6 @@ func (f *fixture) output(p pod, config *runtimeapi.ContainerConfig) string {
 	return text(f.log(p, config))
 }
 
-// shell runs a script in a new pod's container and returns its output.
-func (f *fixture) shell(script string) string {
-	f.t.Helper()
-	return f.output(f.runPod(f.podConfig()), f.containerConfig(busyboxImage, "sh", "-c", script))
-}
-
 func (f *fixture) status(id string) *runtimeapi.ContainerStatus {
 	f.t.Helper()
 	response, err := f.Runtime.ContainerStatus(f.ctx, id, false)

@@ -13,13 +13,13 @@ import (
 	"testing"
 	"time"
 
-	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
 	"k8s.io/client-go/transport/spdy"
 	utilexec "k8s.io/client-go/util/exec"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/streaming/pkg/httpstream"
 )
 
 func TestExecSync(t *testing.T) {
@@ -246,7 +246,7 @@ func TestPortForward(t *testing.T) {
 			f.no(err)
 			transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
 			f.no(err)
-			dialer := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, target)
+			dialer := spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, http.MethodPost, target)
 			f.forward(dialer, port)
 		})
 	}
@@ -256,7 +256,7 @@ func TestPortForward(t *testing.T) {
 func (f *fixture) forward(dialer httpstream.Dialer, port int) {
 	f.t.Helper()
 	stop, ready, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
-	forwarder, err := portforward.New(dialer, []string{fmt.Sprintf("0:%d", port)}, stop, ready, io.Discard, io.Discard)
+	forwarder, err := portforward.NewForStreaming(dialer, []string{fmt.Sprintf("0:%d", port)}, stop, ready, io.Discard, io.Discard)
 	f.no(err)
 	go func() { ended <- forwarder.ForwardPorts() }()
 	select {

@@ -241,7 +241,7 @@ func (n *Node) countRules(ctx context.Context, c Census) error {
 
 // countGoroutines asks the daemon's metrics.
 func (n *Node) countGoroutines(ctx context.Context, c Census) error {
-	if n.Pid() == 0 {
+	if n.Pid() == 0 || n.metrics == "" {
 		return nil
 	}
 	count, err := n.goroutines(ctx)

@@ -63,4 +63,4 @@ func WriteMirror(dir, addr string) error {
 }
 
 // CgroupParent is the cgroup below which the node's pods are.
-func (n *Node) CgroupParent() string { return "/mica-" + n.Name }
+func (n *Node) CgroupParent() string { return "/" + n.Name }

@@ -18,10 +18,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	internalapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	criclient "k8s.io/cri-client/pkg"
@@ -60,8 +62,8 @@ type Node struct {
 	Runtime internalapi.RuntimeService
 	Images  internalapi.ImageManagerService
 
-	metrics string // address of the daemon's metrics
-	daemon  *exec.Cmd
+	metrics string        // address of the daemon's metrics, if we know it
+	pid     int           // of the daemon, 0 if none runs
 	ended   chan struct{} // closed when the daemon has ended
 }
 
@@ -74,10 +76,7 @@ const (
 // Start writes the configuration, starts the daemon and returns when it
 // answers. A node with the same directories that ran before goes on.
 func Start(ctx context.Context, o Options) (*Node, error) {
-	n := &Node{Options: o}
-	if n.Log == "" {
-		n.Log = filepath.Join(o.Data, "daemon.log")
-	}
+	n := newNode(o)
 	for _, dir := range []string{o.State, o.Data} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return nil, fmt.Errorf("start node %s: %w", o.Name, err)
@@ -96,6 +95,58 @@ func Start(ctx context.Context, o Options) (*Node, error) {
 	return n, nil
 }
 
+// Adopt returns the node that another process started with the same options.
+// Its daemon need not run.
+func Adopt(ctx context.Context, o Options) (*Node, error) {
+	n := newNode(o)
+	all, err := processes()
+	if err != nil {
+		return nil, fmt.Errorf("adopt node %s: %w", o.Name, err)
+	}
+	for _, p := range all {
+		if filepath.Base(p.arguments[0]) == "micad" && slices.Contains(p.arguments, n.Config()) {
+			n.pid = p.pid
+		}
+	}
+	if n.pid == 0 {
+		return n, nil
+	}
+	if n.ended, err = endOf(n.pid); err != nil {
+		return nil, fmt.Errorf("adopt node %s: %w", o.Name, err)
+	}
+	if err := n.connect(ctx); err != nil {
+		return nil, fmt.Errorf("adopt node %s: %w", o.Name, err)
+	}
+	return n, nil
+}
+
+// endOf returns a channel that is closed when the process ends.
+func endOf(pid int) (chan struct{}, error) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, fmt.Errorf("watch process %d: %w", pid, err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer unix.Close(fd)
+		for {
+			_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+			if !errors.Is(err, unix.EINTR) {
+				return
+			}
+		}
+	}()
+	return ended, nil
+}
+
+func newNode(o Options) *Node {
+	if o.Log == "" {
+		o.Log = filepath.Join(o.Data, "daemon.log")
+	}
+	return &Node{Options: o}
+}
+
 // StartDaemon starts the daemon and returns how long it took to answer.
 func (n *Node) StartDaemon(ctx context.Context) (time.Duration, error) {
 	log, err := os.OpenFile(n.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
@@ -103,19 +154,19 @@ func (n *Node) StartDaemon(ctx context.Context) (time.Duration, error) {
 		return 0, fmt.Errorf("open daemon log: %w", err)
 	}
 	defer log.Close()
-	n.daemon = exec.Command(filepath.Join(n.Bin, "micad"), "--config", n.Config())
-	n.daemon.Env = append(os.Environ(), n.Env...)
-	n.daemon.Stdout, n.daemon.Stderr = log, log
-	n.daemon.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	daemon := exec.Command(filepath.Join(n.Bin, "micad"), "--config", n.Config())
+	daemon.Env = append(os.Environ(), n.Env...)
+	daemon.Stdout, daemon.Stderr = log, log
+	daemon.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	begin := time.Now()
-	if err := n.daemon.Start(); err != nil {
+	if err := daemon.Start(); err != nil {
 		return 0, fmt.Errorf("start daemon: %w", err)
 	}
-	n.ended = make(chan struct{})
-	go func(cmd *exec.Cmd, ended chan struct{}) {
+	n.pid, n.ended = daemon.Process.Pid, make(chan struct{})
+	go func(ended chan struct{}) {
 		defer close(ended)
-		_ = cmd.Wait() // how it ended is for whoever reads its log
-	}(n.daemon, n.ended)
+		_ = daemon.Wait() // how it ended is for whoever reads its log
+	}(n.ended)
 	if err := n.connect(ctx); err != nil {
 		return 0, errors.Join(err, n.Kill())
 	}
@@ -193,19 +244,19 @@ func (n *Node) Kill() error { return n.endDaemon(syscall.SIGKILL) }
 func (n *Node) StopDaemon() error { return n.endDaemon(syscall.SIGTERM) }
 
 func (n *Node) endDaemon(signal syscall.Signal) error {
-	if n.daemon == nil {
+	if n.pid == 0 {
 		return nil
 	}
 	n.disconnect(context.Background())
-	if err := n.daemon.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err := unix.Kill(n.pid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("signal daemon: %w", err)
 	}
 	select {
 	case <-n.ended:
-		n.daemon = nil
+		n.pid = 0
 		return nil
 	case <-time.After(stopTimeout):
-		return fmt.Errorf("daemon %d did not end %s after %s", n.daemon.Process.Pid, stopTimeout, signal)
+		return fmt.Errorf("daemon %d did not end %s after %s", n.pid, stopTimeout, signal)
 	}
 }
 
@@ -253,12 +304,7 @@ func (n *Node) Socket() string { return filepath.Join(n.State, "mica.sock") }
 func (n *Node) Config() string { return filepath.Join(n.Data, "config.toml") }
 
 // Pid of the daemon, 0 if none runs.
-func (n *Node) Pid() int {
-	if n.daemon == nil {
-		return 0
-	}
-	return n.daemon.Process.Pid
-}
+func (n *Node) Pid() int { return n.pid }
 
 // Mica runs the node tool with the node's configuration.
 func (n *Node) Mica(ctx context.Context, arguments ...string) (string, error) {

@@ -88,6 +88,40 @@ func (n *Node) wipe(ctx context.Context, left Census) error {
 	return errors.Join(errs...)
 }
 
+// RemovePortChains removes the chains that the portmap plugin makes once for
+// all pods of the machine, unless a pod of anybody uses them.
+func RemovePortChains(ctx context.Context) error {
+	for _, tool := range []string{"iptables", "ip6tables"} {
+		out, err := exec.CommandContext(ctx, tool+"-save", "-t", "nat").Output()
+		if err != nil || !strings.Contains(string(out), ":CNI-HOSTPORT-") || strings.Contains(string(out), ":CNI-DN-") {
+			continue // none, or in use
+		}
+		var chains, jumps []string
+		for line := range strings.Lines(string(out)) {
+			line = strings.TrimSpace(line)
+			if rest, ok := strings.CutPrefix(line, ":CNI-HOSTPORT-"); ok {
+				name, _, _ := strings.Cut(rest, " ")
+				chains = append(chains, "CNI-HOSTPORT-"+name)
+			} else if rest, ok := strings.CutPrefix(line, "-A "); ok && strings.Contains(line, "-j CNI-HOSTPORT-") {
+				jumps = append(jumps, "-D "+rest)
+			}
+		}
+		script := []string{"*nat"}
+		script = append(script, jumps...)
+		for _, verb := range []string{"-F ", "-X "} {
+			for _, chain := range chains {
+				script = append(script, verb+chain)
+			}
+		}
+		restore := exec.CommandContext(ctx, tool+"-restore", "--noflush")
+		restore.Stdin = strings.NewReader(strings.Join(append(script, "COMMIT", ""), "\n"))
+		if text, err := restore.CombinedOutput(); err != nil {
+			return fmt.Errorf("remove port chains: %w: %s", err, text)
+		}
+	}
+	return nil
+}
+
 func command(ctx context.Context, name string, arguments ...string) error {
 	if out, err := exec.CommandContext(ctx, name, arguments...).CombinedOutput(); err != nil {
 		return fmt.Errorf("run %s %s: %w: %s", name, strings.Join(arguments, " "), err, out)

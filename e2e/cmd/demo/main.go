@@ -1,0 +1,87 @@
+// Demo is what `make run` and `make stop` run: a node of its own on this
+// machine, with a registry of test images on loopback, and a pod on it.
+//
+//	demo run  [-bin DIR] [-image REF]
+//	demo stop [-bin DIR]
+//
+// The node lives in /run/mica-demo and /var/lib/mica-demo, its pods are on the
+// bridge mica-demo and in the cgroup /mica-demo, so that nothing else on the
+// machine is touched. It goes on when demo ends. A second run replaces the
+// daemon by the binaries of the moment, and the pod.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/micarun/mica/e2e/node"
+)
+
+// settings are what the flags say.
+type settings struct {
+	bin, image, registry string
+}
+
+func main() {
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer cancel()
+	klog.LogToStderr(false) // the CRI client logs every error that it returns
+	klog.SetOutput(io.Discard)
+	if err := run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "demo:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, arguments []string) error {
+	if len(arguments) == 0 {
+		return errors.New("usage: demo run|stop [flags]")
+	}
+	var s settings
+	flags := flag.NewFlagSet(arguments[0], flag.ContinueOnError)
+	flags.StringVar(&s.bin, "bin", "bin", "directory of the built binaries")
+	flags.StringVar(&s.image, "image", "", "image to run; default nginx from the registry on loopback")
+	flags.StringVar(&s.registry, "registry", "127.0.0.1:5055", "loopback address of the registry")
+	if err := flags.Parse(arguments[1:]); err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("needs root: namespaces, mounts, cgroups")
+	}
+	bin, err := filepath.Abs(s.bin)
+	if err != nil {
+		return err
+	}
+	s.bin = bin
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	switch arguments[0] {
+	case "run":
+		return start(ctx, s)
+	case "stop":
+		return stop(ctx, s)
+	}
+	return fmt.Errorf("unknown command %q", arguments[0])
+}
+
+// options are those of the one demo node of a machine.
+func (s settings) options() node.Options {
+	return node.Options{
+		Bin:    s.bin,
+		Name:   "mica-demo",
+		State:  "/run/mica-demo",
+		Data:   "/var/lib/mica-demo",
+		Subnet: netip.MustParsePrefix("10.89.0.0/24"),
+	}
+}
