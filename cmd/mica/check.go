@@ -1,0 +1,78 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"k8s.io/klog/v2"
+
+	"github.com/micarun/mica/config"
+	"github.com/micarun/mica/imageservice"
+	"github.com/micarun/mica/internal/admin"
+	"github.com/micarun/mica/overlay"
+)
+
+// Checks read directories; with --content they read every byte of the store.
+const (
+	checkTimeout   = 2 * time.Minute
+	contentTimeout = 2 * time.Hour
+)
+
+func (t *tool) check(ctx context.Context, args []string) error {
+	var a admin.CheckArgs
+	flags := t.flags("mica check")
+	flags.BoolVar(&a.Content, "content", false, "read all layers and compare them with their digests")
+	if err := t.parse(flags, args); err != nil {
+		return err
+	}
+	c, err := t.load()
+	if err != nil {
+		return err
+	}
+	timeout := checkTimeout
+	if a.Content {
+		timeout = contentTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	problems, err := admin.NewClient(c.AdminSocket()).Check(ctx, a)
+	if errdefs.IsUnavailable(err) {
+		fmt.Fprintln(t.stderr, "mica: the daemon does not run: checking images and layers, not pods and containers")
+		problems, err = checkStores(ctx, c, a)
+	}
+	for _, p := range problems {
+		fmt.Fprintf(t.stdout, "%s: %s\n", p.Path, p.What)
+	}
+	if err != nil {
+		return fmt.Errorf("check: %w", err)
+	}
+	if len(problems) > 0 {
+		return errQuiet
+	}
+	return nil
+}
+
+// checkStores is the check without a daemon. Opening the stores removes what was
+// left half-made, as every start of the daemon does.
+func checkStores(ctx context.Context, c config.Config, a admin.CheckArgs) (problems []admin.Problem, err error) {
+	ctx = klog.NewContext(ctx, klog.Background().V(1))
+	layers, err := overlay.Open(ctx, c.Overlay())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, layers.Close()) }()
+	images, err := imageservice.Open(ctx, c.Images, layers)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, images.Close()) }()
+	inLayers, layersErr := layers.Check(ctx, overlay.CheckOptions{Content: a.Content})
+	inImages, imagesErr := images.Check(ctx)
+	for _, p := range append(inLayers, inImages...) {
+		problems = append(problems, admin.Problem{Path: p.Path, What: p.What})
+	}
+	return problems, errors.Join(layersErr, imagesErr)
+}

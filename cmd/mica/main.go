@@ -1,0 +1,145 @@
+// Command mica is the node tool: it says what the daemon is, checks that nothing
+// on the node is damaged or left over, shows and checks the configuration, and
+// ends the daemon. Pods and images are managed by the CRI's own tools.
+//
+// Answers go to standard output, everything else to standard error. It exits with
+// 0 if all is well, with 1 if something is not (a check found problems, a daemon
+// does not answer), and with 2 for a command line that cannot be understood.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"text/tabwriter"
+
+	"github.com/micarun/mica/config"
+	"github.com/micarun/mica/internal/version"
+)
+
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// tool is one run of mica.
+type tool struct {
+	path   string // of the configuration file
+	stdout io.Writer
+	stderr io.Writer
+}
+
+// command is a subcommand. Its run returns errUsage for arguments that it does not
+// understand.
+type command struct {
+	name, args, help string
+	run              func(t *tool, ctx context.Context, args []string) error
+}
+
+func commands() []command {
+	return []command{
+		{"info", "", "say what the running daemon is", (*tool).info},
+		{"check", "[--content]", "look for damage and leftovers on the whole node", (*tool).check},
+		{"config", "default|dump|check", "print a commented configuration file, print what is in force, or check the files", (*tool).config},
+		{"stop", "[--all]", "end the daemon; with --all also all pods, the keeper and the embedded network", (*tool).stop},
+		{"version", "", "print the version", (*tool).version},
+	}
+}
+
+// errUsage means that the command line was not understood, and that this has been
+// said already.
+var errUsage = errors.New("usage")
+
+// errQuiet means failure, and that this has been said already.
+var errQuiet = errors.New("failed")
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	t := &tool{stdout: stdout, stderr: stderr}
+	flags := t.flags("mica")
+	flags.StringVar(&t.path, "config", config.DefaultPath, "configuration `file` of the daemon")
+	flags.Usage = func() { usage(stderr, flags) }
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		return exitUsage
+	}
+	for _, c := range commands() {
+		if c.name == flags.Arg(0) {
+			return t.exitCode(c.run(t, ctx, flags.Args()[1:]))
+		}
+	}
+	usage(stderr, flags)
+	return exitUsage
+}
+
+func (t *tool) exitCode(err error) int {
+	switch {
+	case err == nil, errors.Is(err, flag.ErrHelp):
+		return 0
+	case errors.Is(err, errUsage):
+		return exitUsage
+	case !errors.Is(err, errQuiet):
+		fmt.Fprintln(t.stderr, "mica:", err)
+	}
+	return exitFailed
+}
+
+func usage(w io.Writer, flags *flag.FlagSet) {
+	fmt.Fprintln(w, "Usage: mica [--config FILE] COMMAND")
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, c := range commands() {
+		fmt.Fprintf(table, "  %s %s\t%s\n", c.name, c.args, c.help)
+	}
+	_ = table.Flush()
+	fmt.Fprintln(w, "Options:")
+	flags.PrintDefaults()
+}
+
+// flags returns a flag set that complains on standard error.
+func (t *tool) flags(name string) *flag.FlagSet {
+	f := flag.NewFlagSet(name, flag.ContinueOnError)
+	f.SetOutput(t.stderr)
+	return f
+}
+
+// parse reads a subcommand's flags and takes no arguments besides.
+func (t *tool) parse(f *flag.FlagSet, args []string) error {
+	if err := f.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return err
+		}
+		return errUsage
+	}
+	if f.NArg() > 0 {
+		fmt.Fprintf(t.stderr, "%s: unexpected argument %q\n", f.Name(), f.Arg(0))
+		return errUsage
+	}
+	return nil
+}
+
+func (t *tool) version(_ context.Context, args []string) error {
+	if err := t.parse(t.flags("mica version"), args); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(t.stdout, version.String())
+	return err
+}
+
+// load returns the configuration that the daemon would start with.
+func (t *tool) load() (config.Config, error) {
+	c, err := config.Load(t.path)
+	return c.Resolved(), err
+}

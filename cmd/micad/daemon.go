@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"reflect"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	sd "github.com/coreos/go-systemd/v22/daemon"
+	"k8s.io/klog/v2"
+
+	"github.com/micarun/mica/config"
+	"github.com/micarun/mica/internal/admin"
+	"github.com/micarun/mica/internal/unixsock"
+	"github.com/micarun/mica/internal/version"
+)
+
+const (
+	// startTimeout bounds everything up to the first call that is answered.
+	startTimeout = 2 * time.Minute
+	// closeTimeout bounds what is done after the last call.
+	closeTimeout = 30 * time.Second
+)
+
+// daemon is one run of micad.
+type daemon struct {
+	path    string        // of the configuration file
+	config  config.Config // resolved
+	started time.Time
+	level   func(int) // sets the log level
+	stop    func()    // makes run end
+	node    *node
+
+	ready      atomic.Int64 // nanoseconds from started until the socket answered; 0 before
+	everything atomic.Bool  // the keeper and the network are to end as well
+}
+
+// run opens the node, serves it until ctx ends, and closes it.
+func (d *daemon) run(ctx context.Context) error {
+	log := klog.FromContext(ctx)
+	log.Info("Starting", "version", version.String(), "pid", os.Getpid(), "dataRoot", d.config.DataRoot, "stateDir", d.config.StateDir)
+	var err error
+	if d.node, err = d.open(ctx); err != nil {
+		return fmt.Errorf("start: %w", err)
+	}
+	serveErr := d.serve(ctx)
+	notify(log, sd.SdNotifyStopping)
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	return errors.Join(serveErr, d.close(closing))
+}
+
+func (d *daemon) open(ctx context.Context) (*node, error) {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	return open(ctx, d.config)
+}
+
+func (d *daemon) close(ctx context.Context) error {
+	if d.everything.Load() {
+		return d.node.endEverything(ctx)
+	}
+	return d.node.close(ctx)
+}
+
+// serve runs the CRI, metrics and admin endpoints until ctx ends or one of them
+// fails.
+func (d *daemon) serve(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	sock, err := unixsock.Listen(ctx, unixsock.Args{Path: d.config.AdminSocket(), Mode: 0o600})
+	if err != nil {
+		return fmt.Errorf("serve admin requests: %w", err)
+	}
+	metricsListener, err := listenMetrics(d.config.Metrics.Address)
+	if err != nil {
+		return errors.Join(fmt.Errorf("serve metrics: %w", err), sock.Close())
+	}
+	parts := map[string]func(context.Context) error{
+		"CRI":     d.node.server.Serve,
+		"admin":   func(ctx context.Context) error { return admin.Serve(ctx, sock, d) },
+		"metrics": func(ctx context.Context) error { return serveMetrics(ctx, metricsListener, d.node.registry()) },
+		"reload":  d.reloadOnSignal,
+		"systemd": d.tellSystemd,
+	}
+	ended := make(chan error, len(parts))
+	for name, serve := range parts {
+		go func() {
+			err := serve(ctx)
+			if err != nil {
+				err = fmt.Errorf("serve %s: %w", name, err)
+			}
+			cancel() // one ends, all end
+			ended <- err
+		}()
+	}
+	var errs error
+	for range parts {
+		errs = errors.Join(errs, <-ended)
+	}
+	return errs
+}
+
+// reloadOnSignal reads the configuration again at each SIGHUP and takes over what
+// can change in a running daemon: the log level.
+func (d *daemon) reloadOnSignal(ctx context.Context) error {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hangups:
+			d.reload(ctx)
+		}
+	}
+}
+
+func (d *daemon) reload(ctx context.Context) {
+	log := klog.FromContext(ctx)
+	c, err := config.Load(d.path)
+	if err != nil {
+		log.Error(err, "Configuration not reloaded")
+		return
+	}
+	c = c.Resolved()
+	d.level(c.Log.Level)
+	now := d.config
+	now.Log.Level = c.Log.Level
+	log.Info("Configuration reloaded", "level", c.Log.Level, "restartNeeded", !reflect.DeepEqual(c, now))
+}
+
+// Info implements admin.Daemon.
+func (d *daemon) Info(context.Context) (admin.Info, error) {
+	n := d.node
+	return admin.Info{
+		Version:    version.String(),
+		Pid:        os.Getpid(),
+		Started:    d.started,
+		ReadyAfter: time.Duration(d.ready.Load()).String(),
+		DataRoot:   d.config.DataRoot,
+		StateDir:   d.config.StateDir,
+		Socket:     d.config.CRI.Socket,
+		Streams:    n.server.StreamAddress().String(),
+		Metrics:    d.config.Metrics.Address,
+		Runtimes:   n.handlers(),
+		Cgroups:    n.cgroupMode(),
+		Clamped:    clamped(n.host),
+	}, nil
+}
+
+// Check implements admin.Daemon.
+func (d *daemon) Check(ctx context.Context, args admin.CheckArgs) ([]admin.Problem, error) {
+	return d.node.check(ctx, args)
+}
+
+// Stop implements admin.Daemon.
+func (d *daemon) Stop(ctx context.Context, args admin.StopArgs) error {
+	if args.Everything {
+		if err := d.node.requireEmpty(ctx); err != nil {
+			return err
+		}
+		d.everything.Store(true)
+	}
+	d.stop()
+	return nil
+}

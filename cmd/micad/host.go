@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/moby/sys/capability"
+	"k8s.io/klog/v2"
+
+	"github.com/micarun/mica/config"
+	"github.com/micarun/mica/internal/admin"
+	"github.com/micarun/mica/internal/reaper"
+	"github.com/micarun/mica/internal/version"
+	"github.com/micarun/mica/runtimeservice"
+	"github.com/micarun/mica/runtimeservice/cgroup"
+	"github.com/micarun/mica/runtimeservice/oci"
+	"github.com/micarun/mica/runtimeservice/spec"
+)
+
+const (
+	// orphanGrace is how long a dead child is left to a package that is about to
+	// wait for it itself, as os/exec does.
+	orphanGrace = 10 * time.Second
+	// libexec is where helpers are looked for that are not beside the daemon.
+	libexec = "/usr/libexec/mica"
+	// lowestOOMScore is the lowest oom_score_adj there is.
+	lowestOOMScore = -1000
+	// cgroupTimeout bounds the removal of one cgroup.
+	cgroupTimeout = 10 * time.Second
+	// probeID names the cgroup in which OCI runtimes are tried out.
+	probeID = "probe"
+)
+
+// helper returns the executable that a setting names, or that is installed: beside
+// the daemon, in libexec, or in PATH.
+func helper(setting, name string) (string, error) {
+	if setting != "" {
+		return setting, nil
+	}
+	var dirs []string
+	if self, err := os.Executable(); err == nil {
+		dirs = append(dirs, filepath.Dir(self))
+	}
+	for _, dir := range append(dirs, libexec) {
+		path := filepath.Join(dir, name)
+		if _, err := exec.LookPath(path); err == nil {
+			return path, nil
+		}
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", fmt.Errorf("find helper: %w", err)
+	}
+	return path, nil
+}
+
+func serviceOptions(c config.Config) runtimeservice.Options {
+	o := c.Pods
+	o.Version = version.String()
+	return o
+}
+
+// openRuntimes returns the OCI runtimes by handler name, the one that serves pods
+// without a handler under "". Runtimes that are not installed are left out.
+func (n *node) openRuntimes(ctx context.Context, c config.Config) (map[string]*oci.Runtime, error) {
+	log := klog.FromContext(ctx)
+	options := oci.Options{SystemdCgroup: n.cgroups.Driver() == cgroup.Systemd, Reaper: orphans{n.reaper}}
+	runtimes := map[string]*oci.Runtime{}
+	installed := map[string]oci.Handler{}
+	for name, h := range c.Runtimes {
+		path, err := exec.LookPath(h.Path)
+		if err != nil {
+			log.Info("Runtime handler left out", "handler", name, "reason", err.Error())
+			continue
+		}
+		h.Path = path
+		installed[name] = h
+		runtimes[name] = oci.New(h, options)
+	}
+	chosen, err := n.chooseRuntime(ctx, c, installed)
+	if err != nil {
+		return nil, err
+	}
+	runtimes[""] = runtimes[chosen]
+	log.Info("Runtime handlers", "default", chosen, "handlers", strings.Join(sortedKeys(installed), " "))
+	return runtimes, nil
+}
+
+// chooseRuntime returns the first of the default runtimes that can really run a
+// container on this host.
+func (n *node) chooseRuntime(ctx context.Context, c config.Config, installed map[string]oci.Handler) (string, error) {
+	var candidates []oci.Handler
+	for _, name := range c.DefaultRuntimes {
+		if h, ok := installed[name]; ok {
+			candidates = append(candidates, h)
+		}
+	}
+	if len(candidates) == 0 {
+		return "", fmt.Errorf("choose OCI runtime: none of %s is installed", strings.Join(c.DefaultRuntimes, ", "))
+	}
+	initBinary, err := helper(c.Pods.InitBinary, "mica-init")
+	if err != nil {
+		return "", err
+	}
+	parent, err := n.cgroups.PodParent("", probeID)
+	if err != nil {
+		return "", fmt.Errorf("choose OCI runtime: %w", err)
+	}
+	defer n.removeCgroup(ctx, parent)
+	work := filepath.Join(c.StateDir, "probe")
+	if err := os.MkdirAll(work, 0o700); err != nil {
+		return "", fmt.Errorf("choose OCI runtime: %w", err)
+	}
+	handler, refusals := oci.Probe(ctx, candidates, oci.ProbeArgs{
+		WorkDir:       work,
+		Binary:        initBinary,
+		Args:          []string{"--probe"},
+		SystemdCgroup: n.cgroups.Driver() == cgroup.Systemd,
+		CgroupsPath:   n.cgroups.ContainerPath(parent, probeID),
+	})
+	if handler.Path == "" {
+		return "", fmt.Errorf("choose OCI runtime: %w", errors.Join(refusals...))
+	}
+	for _, refusal := range refusals {
+		klog.FromContext(ctx).Info("Runtime passed over", "reason", refusal.Error())
+	}
+	return handler.Name, nil
+}
+
+// removeCgroup removes a cgroup that the daemon itself has used.
+func (n *node) removeCgroup(ctx context.Context, path string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cgroupTimeout)
+	defer cancel()
+	if err := n.cgroups.RemoveParent(ctx, path); err != nil {
+		klog.FromContext(ctx).Error(err, "Cgroup stays", "path", path)
+	}
+}
+
+// orphans is the reaper as package oci wants it.
+type orphans struct{ *reaper.Reaper }
+
+// Wait implements oci.Reaper.
+func (o orphans) Wait(ctx context.Context, pid int) (syscall.WaitStatus, error) {
+	status, err := o.Reaper.Wait(ctx, pid)
+	if status.Signal != 0 {
+		return syscall.WaitStatus(status.Signal), err
+	}
+	return syscall.WaitStatus(status.Code << 8), err
+}
+
+// clamped says what this host keeps the daemon from giving to containers.
+func clamped(h spec.Host) []string {
+	var lines, missing []string
+	for _, c := range capability.ListKnown() {
+		if name := "CAP_" + strings.ToUpper(c.String()); !slices.Contains(h.Capabilities, name) {
+			missing = append(missing, name)
+		}
+	}
+	if len(missing) > 0 {
+		lines = append(lines, "privileged containers go without "+strings.Join(missing, ", "))
+	}
+	if h.OOMScoreAdjMin > lowestOOMScore {
+		lines = append(lines, fmt.Sprintf("oom_score_adj is raised to at least %d", h.OOMScoreAdjMin))
+	}
+	if !h.RaiseRlimits {
+		lines = append(lines, "resource limits are lowered to the daemon's own hard limits")
+	}
+	return lines
+}
+
+func (n *node) handlers() []admin.Runtime {
+	var list []admin.Runtime
+	for _, name := range sortedKeys(n.runtimes) {
+		h := n.runtimes[name].Handler()
+		list = append(list, admin.Runtime{Handler: name, Path: h.Path, Type: h.Type})
+	}
+	return list
+}
+
+func (n *node) cgroupMode() string {
+	version := "v1"
+	if n.cgroups.Mode().V2 {
+		version = "v2"
+	}
+	return version + " " + string(n.cgroups.Driver())
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for key := range m {
+		keys = append(keys, key)
+	}
+	slices.Sort(keys)
+	return keys
+}

@@ -1,0 +1,50 @@
+package main
+
+import (
+	"io"
+	"log/slog"
+	"strconv"
+
+	"k8s.io/klog/v2"
+	"k8s.io/klog/v2/textlogger"
+
+	"github.com/micarun/mica/config"
+)
+
+// setLog directs klog, which Mica and the Kubernetes libraries log to, to w. The
+// function that it returns changes the level later on.
+func setLog(c config.Log, w io.Writer) (setLevel func(int)) {
+	if c.Format == "json" {
+		return setJSONLog(c.Level, w)
+	}
+	text := textlogger.NewConfig(textlogger.Output(w), textlogger.Verbosity(c.Level))
+	klog.SetLoggerWithOptions(textlogger.NewLogger(text), klog.ContextualLogger(true))
+	return func(level int) {
+		// Set fails for what is not a number only.
+		_ = text.Verbosity().Set(strconv.Itoa(level))
+	}
+}
+
+func setJSONLog(level int, w io.Writer) (setLevel func(int)) {
+	// klog's V(n) is slog's level -n.
+	limit := new(slog.LevelVar)
+	limit.Set(slog.Level(-level))
+	handler := slog.NewJSONHandler(w, &slog.HandlerOptions{Level: limit, AddSource: true, ReplaceAttr: renameLevel})
+	klog.SetSlogLogger(slog.New(handler))
+	return func(level int) { limit.Set(slog.Level(-level)) }
+}
+
+// renameLevel writes V(4) as "v4", where slog would write "INFO-4".
+func renameLevel(groups []string, a slog.Attr) slog.Attr {
+	level, ok := a.Value.Any().(slog.Level)
+	if len(groups) > 0 || a.Key != slog.LevelKey || !ok {
+		return a
+	}
+	switch {
+	case level >= slog.LevelError:
+		return slog.String(a.Key, "error")
+	case level >= slog.LevelInfo:
+		return slog.String(a.Key, "info")
+	}
+	return slog.String(a.Key, "v"+strconv.Itoa(-int(level)))
+}

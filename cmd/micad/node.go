@@ -1,0 +1,209 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"github.com/micarun/mica/config"
+	"github.com/micarun/mica/cri"
+	"github.com/micarun/mica/imageservice"
+	"github.com/micarun/mica/internal/admin"
+	"github.com/micarun/mica/internal/reaper"
+	"github.com/micarun/mica/network"
+	"github.com/micarun/mica/overlay"
+	"github.com/micarun/mica/runtimeservice"
+	"github.com/micarun/mica/runtimeservice/cgroup"
+	"github.com/micarun/mica/runtimeservice/keeper"
+	"github.com/micarun/mica/runtimeservice/oci"
+	"github.com/micarun/mica/runtimeservice/spec"
+)
+
+// node is what the daemon has opened. The fields stand in the order in which they
+// depend on each other; close goes backwards. A field is nil until it is open.
+type node struct {
+	reaper   *reaper.Reaper
+	host     spec.Host
+	layers   *overlay.Store
+	images   *imageservice.Service
+	network  *network.Network
+	keeper   *keeper.Client
+	cgroups  *cgroup.Manager
+	runtimes map[string]*oci.Runtime
+	service  *runtimeservice.Service
+	server   *cri.Server
+}
+
+// open opens everything, what is independent at the same time, and returns when
+// clients may connect. On an error nothing is left open.
+func open(ctx context.Context, c config.Config) (*node, error) {
+	n := &node{}
+	if err := n.open(ctx, c); err != nil {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+		defer cancel()
+		return nil, errors.Join(err, n.close(closing))
+	}
+	return n, nil
+}
+
+func (n *node) open(ctx context.Context, c config.Config) error {
+	var err error
+	if n.reaper, err = reaper.New(reaper.Options{Grace: orphanGrace}); err != nil {
+		return err
+	}
+	var steps errgroup.Group
+	steps.Go(func() error { return n.openImages(ctx, c) })
+	steps.Go(func() error { return n.openNetwork(ctx, c) })
+	steps.Go(func() error { return n.openKeeper(ctx, c) })
+	steps.Go(func() error { return n.openHost(ctx, c) })
+	if err := steps.Wait(); err != nil {
+		return err
+	}
+	n.service, err = runtimeservice.Open(ctx, serviceOptions(c), runtimeservice.Deps{
+		Images: n.images, Layers: n.layers, Network: n.network, Keeper: n.keeper,
+		Runtimes: n.runtimes, Cgroups: n.cgroups, Host: n.host,
+	})
+	if err != nil {
+		return err
+	}
+	n.server, err = cri.New(ctx, c.CRI, n.service, n.images)
+	return err
+}
+
+func (n *node) openImages(ctx context.Context, c config.Config) error {
+	var err error
+	if n.layers, err = overlay.Open(ctx, c.Overlay()); err != nil {
+		return fmt.Errorf("open layer store: %w", err)
+	}
+	if n.images, err = imageservice.Open(ctx, c.Images, n.layers); err != nil {
+		return fmt.Errorf("open image store: %w", err)
+	}
+	return nil
+}
+
+func (n *node) openNetwork(ctx context.Context, c config.Config) error {
+	var err error
+	if n.network, err = network.Open(ctx, c.Network); err != nil {
+		return fmt.Errorf("open network: %w", err)
+	}
+	return nil
+}
+
+func (n *node) openKeeper(ctx context.Context, c config.Config) error {
+	options := c.Keeper
+	var err error
+	if options.Binary, err = helper(options.Binary, "mica-keeper"); err != nil {
+		return err
+	}
+	if n.keeper, err = keeper.Connect(ctx, options); err != nil {
+		return fmt.Errorf("connect to keeper: %w", err)
+	}
+	return nil
+}
+
+// openHost finds out what the host can do, and which OCI runtimes.
+func (n *node) openHost(ctx context.Context, c config.Config) error {
+	var err error
+	if n.host, err = spec.DetectHost(); err != nil {
+		return fmt.Errorf("detect host: %w", err)
+	}
+	for _, line := range clamped(n.host) {
+		klog.FromContext(ctx).Info("Clamped by the host", "what", line)
+	}
+	mode, err := cgroup.Detect()
+	if err != nil {
+		return fmt.Errorf("detect cgroups: %w", err)
+	}
+	if n.cgroups, err = cgroup.New(mode, c.Cgroups); err != nil {
+		return fmt.Errorf("manage cgroups: %w", err)
+	}
+	n.runtimes, err = n.openRuntimes(ctx, c)
+	return err
+}
+
+// close closes what is open and leaves containers and keeper running. It is
+// called once.
+func (n *node) close(ctx context.Context) error {
+	var errs []error
+	if n.server != nil {
+		errs = append(errs, n.server.Close())
+	}
+	if n.service != nil {
+		errs = append(errs, n.service.Close(ctx))
+	}
+	if n.network != nil {
+		errs = append(errs, n.network.Close())
+	}
+	if n.images != nil {
+		errs = append(errs, n.images.Close())
+	}
+	if n.layers != nil {
+		errs = append(errs, n.layers.Close())
+	}
+	if n.keeper != nil {
+		errs = append(errs, n.keeper.Close())
+	}
+	if n.reaper != nil {
+		n.reaper.Close()
+	}
+	return errors.Join(errs...)
+}
+
+// requireEmpty returns errdefs.ErrFailedPrecondition while there are pods.
+func (n *node) requireEmpty(ctx context.Context) error {
+	pods, err := n.service.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		return err
+	}
+	if count := len(pods.GetItems()); count > 0 {
+		return fmt.Errorf("end everything: %d pods are there: %w", count, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// endEverything is close that also ends the keeper and takes away what the
+// embedded network keeps between pods. There must be no pods.
+func (n *node) endEverything(ctx context.Context) error {
+	err := errors.Join(n.server.Close(), n.service.Close(ctx), n.network.RemoveDefault(ctx), n.keeper.Shutdown(ctx))
+	n.server, n.service = nil, nil
+	return errors.Join(err, n.close(ctx))
+}
+
+// check asks everything that has a Check.
+func (n *node) check(ctx context.Context, args admin.CheckArgs) ([]admin.Problem, error) {
+	checks := []func() ([]overlay.Problem, error){
+		func() ([]overlay.Problem, error) {
+			return n.layers.Check(ctx, overlay.CheckOptions{Content: args.Content})
+		},
+		func() ([]overlay.Problem, error) { return n.images.Check(ctx) },
+		func() ([]overlay.Problem, error) { return n.service.Check(ctx) },
+	}
+	problems := []admin.Problem{}
+	var errs []error
+	for _, check := range checks {
+		found, err := check()
+		errs = append(errs, err)
+		for _, p := range found {
+			problems = append(problems, admin.Problem{Path: p.Path, What: p.What})
+		}
+	}
+	return problems, errors.Join(errs...)
+}
+
+// registry returns the metrics of the process and of every room that has some.
+func (n *node) registry() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		n.server.Collector(),
+	)
+	return r
+}
