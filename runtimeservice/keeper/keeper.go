@@ -46,7 +46,7 @@ type Options struct {
 	// StartTimeout bounds finding or starting a keeper. Default 10 s.
 	StartTimeout time.Duration
 	// RequestTimeout bounds every request whose ctx has no earlier deadline,
-	// except Create, which its own Timeout bounds. Default 30 s.
+	// except Create, which its own Timeout bounds. Default 2 min.
 	RequestTimeout time.Duration
 	// NoUpgrade leaves a keeper of another build as it is.
 	NoUpgrade bool

@@ -1,0 +1,145 @@
+/*
+ * mica-init is process 1 of a pod whose containers share a PID namespace.
+ *
+ *     cc -Os -static -nostdlib -o mica-init cmd/mica-init/init.c
+ *
+ * It reaps orphans, ends on SIGTERM and SIGINT, and does nothing else: it
+ * forwards no signal and reads no argument. The containers of the pod can see
+ * it in their /proc, so before it reports ready (one byte on stdout) it makes
+ * itself worthless to them: a mount namespace whose root is an empty read-only
+ * tmpfs, so that /proc/1/root leads nowhere; no descriptors; uid and gid 65534
+ * without groups and capabilities; not dumpable.
+ *
+ * There is no libc: x86-64 and arm64 Linux system calls, nothing allocated.
+ * The exit status of a failed start is the number of the step below.
+ */
+
+#if defined(__x86_64__)
+
+enum {
+	SYS_write = 1, SYS_close = 3, SYS_rt_sigprocmask = 14, SYS_wait4 = 61, SYS_chdir = 80,
+	SYS_setuid = 105, SYS_setgid = 106, SYS_setgroups = 116, SYS_rt_sigtimedwait = 128,
+	SYS_pivot_root = 155, SYS_prctl = 157, SYS_mount = 165, SYS_umount2 = 166,
+	SYS_exit_group = 231, SYS_unshare = 272, SYS_close_range = 436,
+};
+
+static long call(long n, long a, long b, long c, long d, long e)
+{
+	long ret;
+	register long r10 __asm__("r10") = d;
+	register long r8 __asm__("r8") = e;
+	__asm__ volatile("syscall"
+			 : "=a"(ret)
+			 : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8)
+			 : "rcx", "r11", "memory");
+	return ret;
+}
+
+__asm__(".globl _start\n_start:\n xor %ebp,%ebp\n and $-16,%rsp\n call run\n");
+
+#elif defined(__aarch64__)
+
+enum {
+	SYS_umount2 = 39, SYS_mount = 40, SYS_pivot_root = 41, SYS_chdir = 49, SYS_close = 57,
+	SYS_write = 64, SYS_exit_group = 94, SYS_unshare = 97, SYS_rt_sigprocmask = 135,
+	SYS_rt_sigtimedwait = 137, SYS_setgid = 144, SYS_setuid = 146, SYS_setgroups = 159,
+	SYS_prctl = 167, SYS_wait4 = 260, SYS_close_range = 436,
+};
+
+static long call(long n, long a, long b, long c, long d, long e)
+{
+	register long x8 __asm__("x8") = n;
+	register long x0 __asm__("x0") = a;
+	register long x1 __asm__("x1") = b;
+	register long x2 __asm__("x2") = c;
+	register long x3 __asm__("x3") = d;
+	register long x4 __asm__("x4") = e;
+	__asm__ volatile("svc 0"
+			 : "+r"(x0)
+			 : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4)
+			 : "memory");
+	return x0;
+}
+
+__asm__(".globl _start\n_start:\n mov x29,xzr\n mov x30,xzr\n bl run\n");
+
+#else
+#error "mica-init knows the system calls of x86-64 and arm64 only"
+#endif
+
+enum {
+	CLONE_NEWNS = 0x20000,
+	MS_RDONLY = 1, MS_NOSUID = 2, MS_NODEV = 4, MS_NOEXEC = 8, MS_REMOUNT = 32,
+	MS_REC = 0x4000, MS_PRIVATE = 1 << 18,
+	MNT_DETACH = 2,
+	PR_SET_DUMPABLE = 4, PR_SET_NAME = 15, PR_SET_NO_NEW_PRIVS = 38,
+	SIG_BLOCK = 0, SIGINT = 2, SIGTERM = 15, SIGCHLD = 17,
+	WNOHANG = 1,
+	EPERM = 1,
+	NOBODY = 65534,
+};
+
+#define SIGNAL(n) (1UL << ((n) - 1))
+
+static _Noreturn void leave(long status)
+{
+	for (;;)
+		call(SYS_exit_group, status, 0, 0, 0, 0);
+}
+
+static void step(long number, long result)
+{
+	if (result < 0)
+		leave(number);
+}
+
+/* hide gives the process an empty root. */
+static void hide(void)
+{
+	const long quiet = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+
+	step(11, call(SYS_unshare, CLONE_NEWNS, 0, 0, 0, 0));
+	step(12, call(SYS_mount, (long)"none", (long)"/", 0, MS_REC | MS_PRIVATE, 0));
+	step(13, call(SYS_mount, (long)"tmpfs", (long)"/proc", (long)"tmpfs", quiet, (long)"size=4k,nr_inodes=2,mode=555"));
+	step(14, call(SYS_chdir, (long)"/proc", 0, 0, 0, 0));
+	step(15, call(SYS_pivot_root, (long)".", (long)".", 0, 0, 0));
+	step(16, call(SYS_umount2, (long)".", MNT_DETACH, 0, 0, 0));
+	step(17, call(SYS_chdir, (long)"/", 0, 0, 0, 0));
+	step(18, call(SYS_mount, 0, (long)"/", 0, MS_REMOUNT | MS_RDONLY | quiet, 0));
+}
+
+/* drop gives up every right. */
+static void drop(void)
+{
+	long err = call(SYS_setgroups, 0, 0, 0, 0, 0);
+
+	if (err != -EPERM) /* refused in user namespaces without the right; there is nothing to drop then */
+		step(21, err);
+	step(22, call(SYS_setgid, NOBODY, 0, 0, 0, 0));
+	step(23, call(SYS_setuid, NOBODY, 0, 0, 0, 0));
+	step(24, call(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+	step(25, call(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0));
+}
+
+__attribute__((used)) _Noreturn void run(void)
+{
+	/* Blocked signals are queued even for process 1, which ignores the rest. */
+	const unsigned long wanted = SIGNAL(SIGCHLD) | SIGNAL(SIGTERM) | SIGNAL(SIGINT);
+
+	step(1, call(SYS_rt_sigprocmask, SIG_BLOCK, (long)&wanted, 0, sizeof wanted, 0));
+	step(2, call(SYS_prctl, PR_SET_NAME, (long)"mica-init", 0, 0, 0));
+	hide();
+	drop();
+	step(3, call(SYS_write, 1, (long)"R", 1, 0, 0));
+	if (call(SYS_close_range, 0, ~0U, 0, 0, 0) < 0) /* before Linux 5.9 */
+		for (long fd = 0; fd < 3; fd++)
+			call(SYS_close, fd, 0, 0, 0, 0);
+	for (;;) {
+		long signal = call(SYS_rt_sigtimedwait, (long)&wanted, 0, 0, sizeof wanted, 0);
+
+		if (signal == SIGTERM || signal == SIGINT)
+			leave(0);
+		while (call(SYS_wait4, -1, 0, WNOHANG, 0, 0) > 0)
+			;
+	}
+}

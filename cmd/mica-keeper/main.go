@@ -1,0 +1,131 @@
+// Command mica-keeper is the parent of every container of a node. It is
+// package server with a command line.
+//
+//	mica-keeper start --dir DIR    start a keeper in the background and wait until it serves
+//	mica-keeper run --dir DIR      be the keeper, in the foreground, for a service manager
+//	mica-keeper version            print the protocol's version
+//
+// start exits with 0 when a keeper serves DIR, also if that was there
+// before, and with 1 and a reason on stderr otherwise.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/micarun/mica/runtimeservice/keeper/server"
+	"github.com/micarun/mica/runtimeservice/keeper/wire"
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "mica-keeper:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	if len(args) == 0 {
+		return errors.New("a command is wanted: start, run or version")
+	}
+	flags := flag.NewFlagSet("mica-keeper "+args[0], flag.ContinueOnError)
+	dir := flags.String("dir", "", "state directory")
+	resume := flags.Int("resume", 0, "descriptor with the state of a replaced program")
+	ready := flags.Int("ready", 0, "descriptor to close when serving")
+	if err := flags.Parse(args[1:]); err != nil {
+		return err
+	}
+	if args[0] != "version" && !filepath.IsAbs(*dir) {
+		return errors.New("--dir must be an absolute path")
+	}
+	switch args[0] {
+	case "version":
+		fmt.Printf("mica-keeper protocol %d\n", wire.Version)
+		return nil
+	case "start":
+		return start(*dir)
+	case "run":
+		return serve(*dir, *resume, *ready)
+	}
+	return fmt.Errorf("command %q is not known", args[0])
+}
+
+// maxLog is where the keeper's own log is begun anew, in bytes.
+const maxLog = 1 << 20
+
+// start is the middle one of two forks: the keeper outlives it and so belongs
+// to whoever inherits orphans.
+func start(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	logFlags := os.O_WRONLY | os.O_CREATE | os.O_APPEND
+	if st, err := os.Stat(filepath.Join(dir, "keeper.log")); err == nil && st.Size() > maxLog {
+		logFlags |= os.O_TRUNC
+	}
+	logFile, err := os.OpenFile(filepath.Join(dir, "keeper.log"), logFlags, 0o600)
+	if err != nil {
+		return err
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command("/proc/self/exe", "run", "--dir", dir, "--ready", "3")
+	cmd.Args[0] = os.Args[0]
+	cmd.Dir = "/"
+	cmd.Stdout, cmd.Stderr = logFile, logFile
+	cmd.ExtraFiles = []*os.File{w}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	_ = w.Close()
+	if err != nil {
+		return err
+	}
+	said, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+	if text := string(said); text != "" && text != server.ErrLocked.Error() {
+		return errors.New(strings.TrimSpace(text))
+	}
+	return nil
+}
+
+// serve is the keeper. It ends neither by a hang-up nor by a terminal: only
+// by SIGTERM or a client's word.
+func serve(dir string, resume, ready int) error {
+	debug.SetGCPercent(25)
+	runtime.GOMAXPROCS(2)
+	log.SetFlags(log.LstdFlags | log.LUTC | log.Lmsgprefix)
+	log.SetPrefix("mica-keeper: ")
+	// Caught and dropped, not ignored: containers would inherit that.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	o := server.Options{Dir: dir, Resume: resume}
+	if ready > 0 {
+		syscall.CloseOnExec(ready)
+		o.Ready = os.NewFile(uintptr(ready), "ready")
+	}
+	err := server.Run(ctx, o)
+	if err != nil && o.Ready != nil {
+		_, _ = o.Ready.WriteString(err.Error())
+	}
+	return err
+}

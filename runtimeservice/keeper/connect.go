@@ -1,0 +1,255 @@
+package keeper
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/micarun/mica/runtimeservice/keeper/wire"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+)
+
+// connect finds or starts the keeper, hands back to it what an earlier one
+// has lost, and brings it up to date.
+func (c *Client) connect(ctx context.Context) (*link, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.o.StartTimeout)
+	defer cancel()
+	conn, err := c.dialOrStart(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l, err := newLink(ctx, conn, c.pushed)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.handBack(ctx, l); err != nil {
+		l.close()
+		<-l.done
+		return nil, err
+	}
+	c.upgrade(ctx, l)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		l.close()
+	}
+	c.link = l
+	close(c.changed)
+	c.changed = make(chan struct{})
+	return l, nil
+}
+
+// dialOrStart dials until a keeper answers or ctx ends, starting one whenever
+// there is none. Of several that are started at a time one gets the lock.
+func (c *Client) dialOrStart(ctx context.Context) (*wire.Conn, error) {
+	pause := time.Millisecond
+	for {
+		conn, err := wire.Dial(c.o.Dir)
+		if err == nil {
+			return conn, nil
+		}
+		if !wire.Absent(err) {
+			return nil, err
+		}
+		if err := c.startKeeper(ctx); err != nil {
+			return nil, fmt.Errorf("start keeper: %w", err)
+		}
+		if conn, err = wire.Dial(c.o.Dir); err == nil {
+			return conn, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("connect to keeper of %s: %w", c.o.Dir, errors.Join(ctx.Err(), err))
+		case <-c.end:
+			return nil, fmt.Errorf("connect to keeper of %s: client is closed", c.o.Dir)
+		case <-time.After(pause):
+			pause = min(2*pause, 250*time.Millisecond)
+		}
+	}
+}
+
+// startKeeper runs "mica-keeper start", which returns when the keeper serves.
+func (c *Client) startKeeper(ctx context.Context) error {
+	dir, err := filepath.Abs(c.o.Dir)
+	if err != nil {
+		return err
+	}
+	var stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, c.o.Binary, "start", "--dir", dir)
+	cmd.Env = keeperEnv(os.Environ())
+	cmd.Dir = "/"
+	cmd.Stderr = &stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.WaitDelay = time.Second
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))
+	}
+	return nil
+}
+
+// keeperEnv leaves out what a service manager has meant for the daemon alone.
+func keeperEnv(env []string) []string {
+	var out []string
+	for _, kv := range env {
+		name, _, _ := strings.Cut(kv, "=")
+		switch name {
+		case "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "INVOCATION_ID", "JOURNAL_STREAM", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES":
+		default:
+			out = append(out, kv)
+		}
+	}
+	return out
+}
+
+// upgrade makes a keeper of another program file re-execute ours. A keeper
+// that cannot goes on as it is: the protocol has been agreed on.
+func (c *Client) upgrade(ctx context.Context, l *link) {
+	if c.o.NoUpgrade {
+		return
+	}
+	id, err := wire.FileID(c.o.Binary)
+	if err != nil || id == l.hello.Exe {
+		return
+	}
+	binary, err := filepath.Abs(c.o.Binary)
+	if err == nil {
+		_, _, err = l.call(ctx, wire.OpUpgrade, wire.Upgrade{Binary: binary}, nil)
+	}
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "Keeper stays at its older program", "dir", c.o.Dir, "pid", l.hello.Pid)
+		return
+	}
+	klog.FromContext(ctx).Info("Keeper was upgraded in place", "dir", c.o.Dir, "pid", l.hello.Pid)
+}
+
+// run keeps a link until Close.
+func (c *Client) run(l *link) {
+	defer close(c.done)
+	for {
+		<-l.done
+		if l = c.relink(); l == nil {
+			return
+		}
+	}
+}
+
+// relink looks for a keeper until there is one; nil when the client is closed.
+func (c *Client) relink() *link {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		select {
+		case <-c.end:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	pause := 10 * time.Millisecond
+	for {
+		c.mu.Lock()
+		c.link = nil
+		over := c.closed || c.stopping
+		c.mu.Unlock()
+		if over {
+			return nil
+		}
+		l, err := c.connect(ctx)
+		if err == nil {
+			return l
+		}
+		klog.Background().Error(err, "No keeper", "dir", c.o.Dir)
+		select {
+		case <-c.end:
+		case <-time.After(pause):
+			pause = min(2*pause, 5*time.Second)
+		}
+	}
+}
+
+// current returns the link, waiting for one while the keeper is replaced.
+func (c *Client) current(ctx context.Context) (*link, error) {
+	for {
+		c.mu.Lock()
+		l, changed := c.link, c.changed
+		closed := c.closed
+		c.mu.Unlock()
+		if closed {
+			return nil, fmt.Errorf("keeper client is closed: %w", errdefs.ErrUnavailable)
+		}
+		if l != nil && !l.isLost() {
+			return l, nil
+		}
+		select {
+		case <-changed:
+		case <-c.done:
+			return nil, fmt.Errorf("keeper client has ended: %w", errdefs.ErrUnavailable)
+		case <-time.After(20 * time.Millisecond): // the link is lost, run has not seen it yet
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for a keeper: %w: %w", ctx.Err(), errdefs.ErrUnavailable)
+		}
+	}
+}
+
+func (l *link) isLost() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lost
+}
+
+// Shutdown ends the keeper and waits until its process is gone. It fails with
+// FailedPrecondition while the keeper has containers, exited ones included,
+// that were not deleted. After a successful Shutdown only Close is of use.
+func (c *Client) Shutdown(ctx context.Context) error {
+	ctx, cancel := bounded(ctx, c.o.RequestTimeout)
+	defer cancel()
+	l, err := c.current(ctx)
+	if err != nil {
+		return err
+	}
+	pidfd, err := unix.PidfdOpen(l.hello.Pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("shut down keeper: %w", err)
+	}
+	process := os.NewFile(uintptr(pidfd), "keeper")
+	defer func() { _ = process.Close() }()
+	c.setStopping(true)
+	if err := c.on(ctx, l, wire.OpShutdown, wire.Target{}, nil); err != nil {
+		c.setStopping(false)
+		return err
+	}
+	if err := waitReadable(ctx, process); err != nil {
+		return fmt.Errorf("shut down keeper: wait for process %d: %w", l.hello.Pid, err)
+	}
+	for _, dir := range l.hello.Cgroup {
+		_ = unix.Rmdir(dir)
+	}
+	return nil
+}
+
+func (c *Client) setStopping(yes bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stopping = yes
+}
+
+// waitReadable waits for the death of the process of a pidfd.
+func waitReadable(ctx context.Context, pidfd *os.File) error {
+	defer context.AfterFunc(ctx, func() { _ = pidfd.SetReadDeadline(time.Unix(1, 0)) })()
+	raw, err := pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Read(func(fd uintptr) bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return n > 0 || err != nil && err != unix.EINTR
+	})
+}

@@ -1,0 +1,79 @@
+package keeper
+
+import "sync"
+
+// eventQueue delivers each container's exit once, whatever the keeper repeats,
+// and never makes the reader of the connection wait.
+type eventQueue struct {
+	out  chan Event
+	stop chan struct{}
+	done chan struct{}
+	wake chan struct{}
+
+	mu    sync.Mutex // guards the rest
+	queue []Event
+	told  map[string]bool
+}
+
+func newEventQueue() *eventQueue {
+	q := &eventQueue{
+		out: make(chan Event), stop: make(chan struct{}), done: make(chan struct{}),
+		wake: make(chan struct{}, 1), told: map[string]bool{},
+	}
+	go q.run()
+	return q
+}
+
+// close ends delivery and closes out. It must be called once.
+func (q *eventQueue) close() {
+	close(q.stop)
+	<-q.done
+}
+
+func (q *eventQueue) put(e Event) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.told[e.ID] {
+		return
+	}
+	q.told[e.ID] = true
+	q.queue = append(q.queue, e)
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// forget allows another container of this ID.
+func (q *eventQueue) forget(id string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.told, id)
+}
+
+func (q *eventQueue) take() []Event {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	batch := q.queue
+	q.queue = nil
+	return batch
+}
+
+func (q *eventQueue) run() {
+	defer close(q.done)
+	defer close(q.out)
+	for {
+		select {
+		case <-q.wake:
+		case <-q.stop:
+			return
+		}
+		for _, e := range q.take() {
+			select {
+			case q.out <- e:
+			case <-q.stop:
+				return
+			}
+		}
+	}
+}

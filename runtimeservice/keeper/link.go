@@ -1,0 +1,157 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/micarun/mica/runtimeservice/keeper/wire"
+)
+
+// link is one connection to one keeper.
+type link struct {
+	conn   *wire.Conn
+	hello  wire.Hello
+	pushed func(wire.Message, wire.FDs) // takes the descriptors over
+	done   chan struct{}                // closed when reading has ended
+
+	mu      sync.Mutex // guards the rest
+	last    uint64
+	waiting map[uint64]chan answer
+	lost    bool
+}
+
+type answer struct {
+	m   wire.Message
+	fds wire.FDs
+}
+
+// newLink says hello on conn, which it takes over, and starts reading.
+func newLink(ctx context.Context, conn *wire.Conn, pushed func(wire.Message, wire.FDs)) (*link, error) {
+	l := &link{conn: conn, pushed: pushed, done: make(chan struct{}), waiting: map[uint64]chan answer{}}
+	go l.read()
+	m, fds, err := l.call(ctx, wire.OpHello, wire.Hello{Version: wire.Version, Min: wire.MinVersion}, nil)
+	fds.Close()
+	if err == nil {
+		err = m.Into(&l.hello)
+	}
+	if err == nil {
+		_, err = l.hello.Agree()
+	}
+	if err != nil {
+		l.close()
+		<-l.done
+		return nil, fmt.Errorf("greet keeper: %w", err)
+	}
+	return l, nil
+}
+
+func (l *link) close() { _ = l.conn.Close() }
+
+func (l *link) read() {
+	defer close(l.done)
+	for {
+		m, fds, err := l.conn.Receive(nil)
+		if err != nil {
+			break
+		}
+		if m.ID == 0 {
+			l.pushed(m, fds)
+			continue
+		}
+		l.mu.Lock()
+		ch := l.waiting[m.ID]
+		delete(l.waiting, m.ID)
+		l.mu.Unlock()
+		if ch == nil { // given up on
+			fds.Close()
+			continue
+		}
+		ch <- answer{m, fds}
+	}
+	_ = l.conn.Close()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lost = true
+	for id, ch := range l.waiting {
+		delete(l.waiting, id)
+		close(ch)
+	}
+}
+
+// call sends a request with fds, which stay the caller's, and waits for the
+// answer.
+func (l *link) call(ctx context.Context, op string, body any, fds wire.FDs) (wire.Message, wire.FDs, error) {
+	id, ch, err := l.expect()
+	if err != nil {
+		return wire.Message{}, nil, err
+	}
+	if err := l.send(ctx, wire.Message{ID: id, Op: op}, body, fds); err != nil {
+		l.abandon(id, ch)
+		return wire.Message{}, nil, err
+	}
+	select {
+	case a, ok := <-ch:
+		if !ok {
+			return wire.Message{}, nil, fmt.Errorf("%s: %w", op, errLost)
+		}
+		if a.m.Error != nil {
+			a.fds.Close()
+			return wire.Message{}, nil, a.m.Error
+		}
+		return a.m, a.fds, nil
+	case <-ctx.Done():
+		l.abandon(id, ch)
+		return wire.Message{}, nil, fmt.Errorf("%s: wait for the keeper: %w", op, ctx.Err())
+	}
+}
+
+func (l *link) send(ctx context.Context, m wire.Message, body any, fds wire.FDs) error {
+	var numbers []int
+	for name, fd := range fds {
+		m.FDs = append(m.FDs, name)
+		numbers = append(numbers, fd)
+	}
+	packet, err := wire.Encode(m, body)
+	if err != nil {
+		return err
+	}
+	// A keeper always reads: a socket that stays full belongs to a stopped one.
+	deadline := time.Now().Add(30 * time.Second)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	_ = l.conn.SetWriteDeadline(deadline)
+	if err := l.conn.Send(packet, numbers); err != nil {
+		return fmt.Errorf("%s: %w", m.Op, errors.Join(err, errLost))
+	}
+	return nil
+}
+
+func (l *link) expect() (uint64, chan answer, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.lost {
+		return 0, nil, errLost
+	}
+	l.last++
+	ch := make(chan answer, 1)
+	l.waiting[l.last] = ch
+	return l.last, ch, nil
+}
+
+// abandon gives up on an answer that may have come meanwhile.
+func (l *link) abandon(id uint64, ch chan answer) {
+	l.mu.Lock()
+	_, waiting := l.waiting[id]
+	delete(l.waiting, id)
+	l.mu.Unlock()
+	if waiting {
+		return
+	}
+	if a, ok := <-ch; ok {
+		a.fds.Close()
+	}
+}

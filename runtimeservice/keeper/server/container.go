@@ -1,0 +1,505 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/micarun/mica/runtimeservice/keeper/wire"
+	"golang.org/x/sys/unix"
+)
+
+// container is one container, or the init of a pod.
+type container struct {
+	// op is held by whoever creates, starts or deletes the container.
+	op chan struct{}
+	// gone is closed when the exit is known and recorded.
+	gone chan struct{}
+
+	mu      sync.Mutex // guards the rest
+	rec     record
+	io      *stdio // nil for an init, an orphan, and after Delete
+	pidfd   int    // -1 for an orphan whose process is gone
+	child   bool   // the init is this process's own child
+	release func() // gives a child back to the reaper
+	exit    *wire.Exit
+	orphan  bool // of an earlier keeper, waiting for its descriptors
+}
+
+func newContainer(rec record) *container {
+	return &container{op: make(chan struct{}, 1), gone: make(chan struct{}), rec: rec, pidfd: -1, release: func() {}}
+}
+
+func (c *container) id() string { return c.rec.ID } // never changes
+
+// lock begins an operation.
+func (c *container) lock(ctx context.Context) error {
+	select {
+	case c.op <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return wire.Errorf(wire.CodeDeadline, "container %s is busy: %v", c.id(), ctx.Err())
+	}
+}
+
+func (c *container) unlock() { <-c.op }
+
+func (c *container) state() wire.State {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return wire.State{ID: c.rec.ID, Pid: c.rec.Pid, Running: c.exit == nil, Exit: c.exit}
+}
+
+// streams returns the stdio of a container that runs.
+func (c *container) streams() (*stdio, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.io == nil || c.exit != nil {
+		return nil, wire.Errorf(wire.CodePrecondition, "container %s has no streams: it has ended, or its descriptors were lost", c.rec.ID)
+	}
+	return c.io, nil
+}
+
+// find returns a container that is not being made.
+func (s *Server) find(id string) (*container, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.containers[id]
+	if c == nil || s.making[id] {
+		return nil, wire.Errorf(wire.CodeNotFound, "container %s: not found", id)
+	}
+	return c, nil
+}
+
+// reserve makes the record of a container to be.
+func (s *Server) reserve(rec record) (*container, error) {
+	if rec.Row = s.table.take(); rec.Row < 0 {
+		return nil, wire.Errorf(wire.CodeExhausted, "create container %s: this keeper holds %d already", rec.ID, tableRows)
+	}
+	c := newContainer(rec)
+	c.op <- struct{}{}
+	s.mu.Lock()
+	if s.containers[rec.ID] != nil {
+		s.mu.Unlock()
+		s.table.release(rec.Row)
+		return nil, wire.Errorf(wire.CodeExists, "container %s: already exists", rec.ID)
+	}
+	s.containers[rec.ID], s.making[rec.ID] = c, true
+	s.mu.Unlock()
+	err := os.MkdirAll(s.path(rec.ID), 0o700)
+	if err == nil {
+		err = writeFile(s.path(rec.ID, recordName), rec)
+	}
+	if err != nil {
+		s.forget(c)
+		return nil, fmt.Errorf("record container %s: %w", rec.ID, err)
+	}
+	return c, nil
+}
+
+// made ends the time in which a container is being made.
+func (s *Server) made(c *container) {
+	s.mu.Lock()
+	delete(s.making, c.id())
+	s.mu.Unlock()
+	s.giveCopies(c)
+	c.unlock()
+}
+
+// forget removes every trace of a container.
+func (s *Server) forget(c *container) {
+	s.mu.Lock()
+	delete(s.containers, c.id())
+	delete(s.making, c.id())
+	s.mu.Unlock()
+	_ = os.RemoveAll(s.path(c.id()))
+	c.mu.Lock()
+	io, pidfd := c.io, c.pidfd
+	c.io, c.pidfd = nil, -1
+	c.release()
+	c.mu.Unlock()
+	row := c.rec.Row
+	done := func() {
+		if io != nil {
+			io.close()
+		}
+		s.table.release(row)
+	}
+	// A pump that hangs in a dead disk must not keep Delete from ending.
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	_ = s.pump.call(ctx, done)
+	if pidfd >= 0 {
+		s.watcher.forget(pidfd)
+		_ = unix.Close(pidfd)
+	}
+	s.push(wire.OpRelease, wire.Target{ID: c.id()}, nil)
+}
+
+func (s *Server) create(ctx context.Context, a wire.Create) (*container, error) {
+	if err := a.Check(); err != nil {
+		return nil, err
+	}
+	c, err := s.reserve(record{ID: a.ID, Create: a})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.build(ctx, c); err != nil {
+		return nil, errors.Join(err, s.unmake(ctx, c))
+	}
+	s.made(c)
+	return c, nil
+}
+
+// unmake removes what a failed creation has left.
+func (s *Server) unmake(ctx context.Context, c *container) error {
+	err := s.runRuntime(context.WithoutCancel(ctx), command{rec: c.rec, args: []string{"delete", "--force", c.id()}})
+	s.forget(c)
+	c.unlock()
+	if err != nil && !absent(err) {
+		return err
+	}
+	return nil
+}
+
+// absent recognises a runtime's complaint about a container that it does not
+// know; there is no code for it.
+func absent(err error) bool {
+	text := err.Error()
+	return strings.Contains(text, "does not exist") || strings.Contains(text, "No such file or directory") || strings.Contains(text, "error opening file")
+}
+
+// build runs the runtime's create and takes its result over.
+func (s *Server) build(ctx context.Context, c *container) error {
+	hold := s.reaper.Hold() // the init is ours as soon as the runtime ends
+	defer hold()
+	ours, err := s.launch(ctx, c.rec)
+	if err != nil {
+		return err
+	}
+	pid, err := readPid(s.path(c.id(), "pid"))
+	if err != nil {
+		ours.Close()
+		return fmt.Errorf("create container %s: %w", c.id(), err)
+	}
+	rec := c.rec
+	rec.Pid = pid
+	if rec.Cgroup = rec.Create.MemoryCgroup; rec.Cgroup == "" {
+		rec.Cgroup = memoryCgroup(pid)
+	}
+	rec.OOMKills = oomKills(rec.Cgroup)
+	return s.install(ctx, c, rec, ours)
+}
+
+// launch runs the runtime's create and returns the keeper's ends of the
+// container's streams.
+func (s *Server) launch(ctx context.Context, rec record) (wire.FDs, error) {
+	args := []string{"create", "--bundle", rec.Create.Bundle, "--pid-file", s.path(rec.ID, "pid")}
+	if rec.Create.Terminal {
+		return s.launchTerminal(ctx, rec, args)
+	}
+	p, err := newPipes(rec.Create.Stdin)
+	if err != nil {
+		return nil, err
+	}
+	err = s.runRuntime(ctx, command{rec: rec, args: append(args, rec.ID), files: p.theirs})
+	p.closeTheirs()
+	if err != nil {
+		said := drained(p.ours[wire.FDStderr])
+		p.ours.Close()
+		if e := new(wire.Error); errors.As(err, &e) && strings.Contains(e.Text, ": exit status") && said != "" {
+			err = wire.Errorf(e.Code, "%s: %s", e.Text, said)
+		}
+		return nil, err
+	}
+	return p.ours, nil
+}
+
+func (s *Server) launchTerminal(ctx context.Context, rec record, args []string) (wire.FDs, error) {
+	con, err := newConsole(s.path(rec.ID))
+	if err != nil {
+		return nil, err
+	}
+	defer con.close()
+	args = append(args, "--console-socket", con.path(), rec.ID)
+	if err := s.runRuntime(ctx, command{rec: rec, args: args}); err != nil {
+		return nil, err
+	}
+	master, err := con.receive(5 * time.Second)
+	if err != nil {
+		return nil, fmt.Errorf("create container %s: %w", rec.ID, err)
+	}
+	return wire.FDs{wire.FDTerminal: master}, nil
+}
+
+// pipes are the stdio of a container without terminal.
+type pipes struct {
+	ours   wire.FDs
+	theirs [3]*os.File
+}
+
+func newPipes(stdin bool) (*pipes, error) {
+	p := &pipes{ours: wire.FDs{}}
+	for i, name := range []string{wire.FDStdin, wire.FDStdout, wire.FDStderr} {
+		if i == 0 && !stdin {
+			continue // os/exec opens /dev/null
+		}
+		r, w, err := pipe()
+		if err != nil {
+			p.closeTheirs()
+			p.ours.Close()
+			return nil, err
+		}
+		mine, its := r, w
+		if i == 0 {
+			mine, its = w, r
+		}
+		p.ours[name] = mine
+		p.theirs[i] = os.NewFile(uintptr(its), name)
+	}
+	return p, nil
+}
+
+func (p *pipes) closeTheirs() {
+	for _, f := range p.theirs {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}
+
+// drained is what a runtime that failed has written to the container's stderr.
+func drained(fd int) string {
+	_ = unix.SetNonblock(fd, true)
+	buf := make([]byte, wire.MaxText/2)
+	n, _ := unix.Read(fd, buf)
+	return strings.TrimSpace(string(buf[:max(n, 0)]))
+}
+
+func readPid(path string) (int, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return 0, fmt.Errorf("read pid file: %w", err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil || pid <= 0 {
+		return 0, fmt.Errorf("read pid file %s: %q is not a pid", filepath.Base(path), data)
+	}
+	return pid, nil
+}
+
+// install makes a created process the container: record, pidfd, streams.
+func (s *Server) install(ctx context.Context, c *container, rec record, ours wire.FDs) error {
+	release := s.reaper.Own(rec.Pid)
+	pidfd, err := unix.PidfdOpen(rec.Pid, 0)
+	if err == nil {
+		var st procStat
+		st, err = readStat(rec.Pid)
+		rec.Started = st.started
+	}
+	if err == nil {
+		err = writeFile(s.path(rec.ID, recordName), rec)
+	}
+	if err != nil {
+		ours.Close()
+		if pidfd >= 0 {
+			_ = unix.Close(pidfd)
+		}
+		release()
+		return fmt.Errorf("take over container %s: %w", rec.ID, err)
+	}
+	c.mu.Lock()
+	c.rec, c.pidfd, c.child, c.release = rec, pidfd, true, release
+	c.mu.Unlock()
+	if !rec.Init {
+		if err := s.connect(ctx, c, ours, false); err != nil {
+			return err
+		}
+	}
+	return s.watcher.add(pidfd, c)
+}
+
+// connect gives the container its streams.
+func (s *Server) connect(ctx context.Context, c *container, fds wire.FDs, resume bool) error {
+	var io *stdio
+	var err, warn error
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if cerr := s.pump.call(ctx, func() {
+		if io, err = newStdio(s.pump, c.rec, fds); err == nil {
+			io.onStdin = func() { s.later(func() { s.giveCopies(c) }) }
+			warn = io.begin(resume)
+		}
+	}); cerr != nil {
+		return cerr
+	}
+	if err != nil {
+		return err
+	}
+	if warn != nil {
+		s.logf("container %s: %v", c.id(), warn)
+	}
+	c.mu.Lock()
+	c.io = io
+	c.mu.Unlock()
+	return nil
+}
+
+func (s *Server) start(ctx context.Context, id string) error {
+	c, err := s.find(id)
+	if err != nil {
+		return err
+	}
+	if err := c.lock(ctx); err != nil {
+		return err
+	}
+	defer c.unlock()
+	if st := c.state(); !st.Running || c.rec.Init {
+		return wire.Errorf(wire.CodePrecondition, "start container %s: not in created state", id)
+	}
+	return s.runRuntime(ctx, command{rec: c.rec, args: []string{"start", id}})
+}
+
+func (s *Server) kill(ctx context.Context, k wire.Kill) error {
+	c, err := s.find(k.ID)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	rec, ended, pidfd := c.rec, c.exit != nil, c.pidfd
+	if !k.All && !ended && pidfd >= 0 {
+		err = unix.PidfdSendSignal(pidfd, unix.Signal(k.Signal), nil, 0)
+	}
+	c.mu.Unlock()
+	switch {
+	case err == unix.ESRCH:
+		return nil
+	case err != nil:
+		return fmt.Errorf("kill container %s: %w", k.ID, err)
+	case !k.All || rec.Init:
+		return nil
+	}
+	err = s.runRuntime(ctx, command{rec: rec, args: []string{"kill", "--all", k.ID, strconv.Itoa(k.Signal)}})
+	if err != nil && (ended || c.state().Exit != nil || strings.Contains(err.Error(), "not running")) {
+		return nil
+	}
+	return err
+}
+
+func (s *Server) remove(ctx context.Context, id string) error {
+	c, err := s.find(id)
+	if err != nil {
+		return nil // also one that is being made: its creator answers for it
+	}
+	if err := c.lock(ctx); err != nil {
+		return err
+	}
+	defer c.unlock()
+	if s.isGone(c) {
+		return nil
+	}
+	if err := s.end(ctx, c); err != nil {
+		return err
+	}
+	if !c.rec.Init {
+		err := s.runRuntime(ctx, command{rec: c.rec, args: []string{"delete", "--force", id}})
+		if err != nil && !absent(err) {
+			return err
+		}
+	}
+	s.forget(c)
+	return nil
+}
+
+func (s *Server) isGone(c *container) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.containers[c.id()] != c
+}
+
+// endTimeout bounds the death of a killed process.
+const endTimeout = 15 * time.Second
+
+// end kills the container's init and waits for its exit record, which wants
+// the cgroup that the runtime's delete takes away.
+func (s *Server) end(ctx context.Context, c *container) error {
+	c.mu.Lock()
+	if c.exit == nil && c.pidfd >= 0 {
+		_ = unix.PidfdSendSignal(c.pidfd, unix.SIGKILL, nil, 0)
+	}
+	c.mu.Unlock()
+	t := time.NewTimer(endTimeout)
+	defer t.Stop()
+	select {
+	case <-c.gone:
+		return nil
+	case <-t.C:
+		return wire.Errorf(wire.CodeDeadline, "delete container %s: its init does not die", c.id())
+	case <-ctx.Done():
+		return wire.Errorf(wire.CodeDeadline, "delete container %s: %v", c.id(), ctx.Err())
+	}
+}
+
+// copiesOf returns duplicates of a container's descriptors and its record.
+func (s *Server) copiesOf(c *container) (wire.Custody, wire.FDs, error) {
+	c.mu.Lock()
+	rec, io, pidfd := c.rec, c.io, c.pidfd
+	c.mu.Unlock()
+	raw, err := json.Marshal(rec)
+	if err != nil {
+		return wire.Custody{}, nil, err
+	}
+	var fds wire.FDs
+	if io != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		var derr error
+		// The result goes by a channel: the call may outlast ctx.
+		got := make(chan wire.FDs, 1)
+		err = s.pump.call(ctx, func() {
+			var dup wire.FDs
+			dup, derr = io.copies().Dup()
+			got <- dup
+		})
+		if err == nil {
+			fds, err = <-got, derr
+		}
+		if err != nil {
+			return wire.Custody{}, nil, err
+		}
+	}
+	if fds == nil {
+		fds = wire.FDs{}
+	}
+	c.mu.Lock()
+	if c.pidfd == pidfd && pidfd >= 0 {
+		if n, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 3); err == nil {
+			fds[wire.FDPid] = n
+		}
+	}
+	c.mu.Unlock()
+	return wire.Custody{ID: rec.ID, Record: raw}, fds, nil
+}
+
+// removeStale cleans up a container whose creation an earlier keeper did not
+// finish.
+func (s *Server) removeStale(rec record) {
+	ctx, cancel := context.WithTimeout(context.Background(), defaultTimeout)
+	defer cancel()
+	if !rec.Init {
+		if err := s.runRuntime(ctx, command{rec: rec, args: []string{"delete", "--force", rec.ID}}); err != nil && !absent(err) {
+			s.logf("container %s: remove half-made container: %v", rec.ID, err)
+		}
+	}
+	if err := os.RemoveAll(s.path(rec.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.logf("container %s: %v", rec.ID, err)
+	}
+}

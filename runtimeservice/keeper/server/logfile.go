@@ -1,0 +1,105 @@
+package server
+
+import (
+	"bytes"
+	"fmt"
+	"log"
+
+	"golang.org/x/sys/unix"
+)
+
+// logFile is a container's CRI log. Only the pump uses it.
+type logFile struct {
+	id, path string
+	fd       int
+	size     int64
+	file     uint64
+	lost     int64 // bytes dropped since writing began to fail
+}
+
+func openLog(id, path string) (*logFile, error) {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NONBLOCK, 0o640)
+	if err != nil {
+		return nil, fmt.Errorf("open log %s: %w", path, err)
+	}
+	return useLog(id, path, fd)
+}
+
+// useLog takes over an open descriptor.
+func useLog(id, path string, fd int) (*logFile, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("stat log %s: %w", path, err)
+	}
+	return &logFile{id: id, path: path, fd: fd, size: st.Size, file: st.Ino}, nil
+}
+
+func (l *logFile) close() {
+	if l != nil {
+		_ = unix.Close(l.fd)
+	}
+}
+
+// rewind cuts off what was appended after the log had size bytes, if it is
+// the same file.
+func (l *logFile) rewind(size int64, file uint64) error {
+	if l == nil || file != l.file || l.size <= size {
+		return nil
+	}
+	if err := unix.Ftruncate(l.fd, size); err != nil {
+		return fmt.Errorf("cut log %s back to %d bytes: %w", l.path, size, err)
+	}
+	l.size = size
+	return nil
+}
+
+// write appends whole lines. Lines that cannot be written are dropped and
+// counted, so that neither a full disk nor a dead one stops a container; the
+// first failure and the recovery are reported.
+func (l *logFile) write(lines []byte) {
+	for len(lines) > 0 {
+		n, err := unix.Write(l.fd, lines)
+		if err == unix.EINTR {
+			continue
+		}
+		if err == nil && n == len(lines) {
+			l.size += int64(n)
+			l.recovered()
+			return
+		}
+		n = l.mend(lines, max(n, 0))
+		lines = lines[n:]
+		if err != nil {
+			l.failed(err, len(lines))
+			return
+		}
+	}
+}
+
+// mend removes the torn line at the end of the n bytes of lines that were
+// written, and returns how many bytes stay.
+func (l *logFile) mend(lines []byte, n int) int {
+	whole := bytes.LastIndexByte(lines[:n], '\n') + 1
+	if whole < n {
+		if err := unix.Ftruncate(l.fd, l.size+int64(whole)); err != nil {
+			whole = n // the torn line stays; it reads as one odd line
+		}
+	}
+	l.size += int64(whole)
+	return whole
+}
+
+func (l *logFile) failed(err error, bytes int) {
+	if l.lost == 0 {
+		log.Printf("container %s: write log %s: %v; dropping output until it works again", l.id, l.path, err)
+	}
+	l.lost += int64(bytes)
+}
+
+func (l *logFile) recovered() {
+	if l.lost > 0 {
+		log.Printf("container %s: log %s is written again, %d bytes were dropped", l.id, l.path, l.lost)
+		l.lost = 0
+	}
+}

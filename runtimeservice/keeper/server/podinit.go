@@ -1,0 +1,147 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/micarun/mica/runtimeservice/keeper/wire"
+	"golang.org/x/sys/unix"
+)
+
+// initTimeout bounds the start of mica-init.
+const initTimeout = 10 * time.Second
+
+// startInit starts pid 1 of a new PID namespace.
+func (s *Server) startInit(ctx context.Context, a wire.Init) (*container, error) {
+	if err := a.Check(); err != nil {
+		return nil, err
+	}
+	c, err := s.reserve(record{ID: a.ID, Init: true})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.spawnInit(ctx, c, a); err != nil {
+		s.forget(c)
+		c.unlock()
+		return nil, err
+	}
+	s.made(c)
+	return c, nil
+}
+
+func (s *Server) spawnInit(ctx context.Context, c *container, a wire.Init) error {
+	hold := s.reaper.Hold()
+	defer hold()
+	pid, err := runInit(a)
+	if err != nil {
+		return err
+	}
+	release := s.reaper.Own(pid)
+	defer release()
+	err = enterCgroups(pid, a.CgroupProcs)
+	if err == nil && a.PIDNSPin != "" {
+		err = unix.Mount("/proc/"+strconv.Itoa(pid)+"/ns/pid", a.PIDNSPin, "", unix.MS_BIND, "")
+		if err != nil {
+			err = fmt.Errorf("pin pid namespace of %s on %s: %w", a.ID, a.PIDNSPin, err)
+		}
+	}
+	if err == nil {
+		rec := c.rec
+		rec.Pid = pid
+		err = s.install(ctx, c, rec, nil)
+	}
+	if err != nil {
+		_ = unix.Kill(pid, unix.SIGKILL)
+		_, cerr := collect(pid)
+		if a.PIDNSPin != "" {
+			_ = unix.Unmount(a.PIDNSPin, unix.MNT_DETACH)
+		}
+		return errors.Join(err, cerr)
+	}
+	return nil
+}
+
+func enterCgroups(pid int, procs []string) error {
+	for _, file := range procs {
+		if err := os.WriteFile(file, []byte(strconv.Itoa(pid)), 0); err != nil {
+			return fmt.Errorf("move init to cgroup: %w", err)
+		}
+	}
+	return nil
+}
+
+// runInit starts mica-init on a thread that joins the namespaces and is
+// thrown away afterwards, and waits until it is set up.
+func runInit(a wire.Init) (int, error) {
+	type result struct {
+		pid int
+		err error
+	}
+	done := make(chan result)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with this goroutine
+		pid, err := forkInit(a)
+		done <- result{pid, err}
+	}()
+	r := <-done
+	return r.pid, r.err
+}
+
+func forkInit(a wire.Init) (int, error) {
+	for _, ns := range []struct {
+		path string
+		kind int
+	}{{a.NetNS, unix.CLONE_NEWNET}, {a.IPCNS, unix.CLONE_NEWIPC}, {a.UTSNS, unix.CLONE_NEWUTS}} {
+		if err := join(ns.path, ns.kind); err != nil {
+			return 0, err
+		}
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = r.Close() }()
+	cmd := exec.Command(a.Binary)
+	cmd.Env = []string{}
+	cmd.Dir = "/"
+	cmd.Stdout = w
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWPID}
+	err = cmd.Start()
+	_ = w.Close()
+	if err != nil {
+		return 0, fmt.Errorf("start init %s: %w", a.ID, err)
+	}
+	pid := cmd.Process.Pid
+	_ = r.SetReadDeadline(time.Now().Add(initTimeout))
+	var ready [1]byte
+	if _, err := r.Read(ready[:]); err != nil {
+		_ = cmd.Process.Kill()
+		werr := cmd.Wait()
+		return 0, fmt.Errorf("start init %s: it did not get ready: %w", a.ID, errors.Join(err, werr))
+	}
+	// From here on the process is watched like a container, not by os/exec.
+	_ = cmd.Process.Release()
+	return pid, nil
+}
+
+func join(path string, kind int) error {
+	if path == "" {
+		return nil
+	}
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open namespace %s: %w", path, err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := unix.Setns(fd, kind); err != nil {
+		return fmt.Errorf("join namespace %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,83 @@
+package server
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"log"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// oomScore is what the keeper asks for: to be the last to go but for the
+// kernel's own.
+const oomScore = -999
+
+// settleDown makes the process hard to kill by accident: a low OOM score, and
+// cgroups of its own, so that ending the daemon's ends only the daemon. What
+// the host does not allow is logged and left. It returns the cgroup
+// directories that it made.
+func settleDown(label, dir string) []string {
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(oomScore)), 0); err != nil {
+		log.Printf("keep the OOM score: %v", err)
+	}
+	sum := sha256.Sum256([]byte(dir))
+	name := "mica-" + label + "-" + hex.EncodeToString(sum[:4])
+	return ownCgroups(name)
+}
+
+// ownCgroups moves the process to a cgroup called name at the root of every
+// hierarchy in which it is not at the root already.
+func ownCgroups(name string) []string {
+	data, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return nil
+	}
+	var made []string
+	for line := range bytes.Lines(data) {
+		f := strings.SplitN(strings.TrimSpace(string(line)), ":", 3)
+		if len(f) != 3 || f[2] == "/" || f[2] == "/"+name {
+			continue
+		}
+		for _, root := range hierarchyRoots(f[1]) {
+			if _, err := os.Stat(filepath.Join(root, "cgroup.procs")); err != nil {
+				continue
+			}
+			dir := filepath.Join(root, name)
+			if err := enterCgroup(dir); err != nil {
+				log.Printf("make an own cgroup: %v", err)
+				continue
+			}
+			made = append(made, dir)
+			break
+		}
+	}
+	return made
+}
+
+// hierarchyRoots are where a hierarchy of /proc/self/cgroup is usually
+// mounted.
+func hierarchyRoots(controllers string) []string {
+	const root = "/sys/fs/cgroup"
+	if controllers == "" {
+		return []string{root, root + "/unified"}
+	}
+	if name, ok := strings.CutPrefix(controllers, "name="); ok {
+		return []string{root + "/" + name}
+	}
+	first, _, _ := strings.Cut(controllers, ",")
+	return []string{root + "/" + controllers, root + "/" + first}
+}
+
+func enterCgroup(dir string) error {
+	if err := os.Mkdir(dir, 0o755); err != nil && !os.IsExist(err) {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0); err != nil {
+		_ = os.Remove(dir)
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,338 @@
+package wire
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// FDs are descriptors by name. Whoever holds the map owns them.
+type FDs map[string]int
+
+// Close closes every descriptor.
+func (f FDs) Close() {
+	for _, fd := range f {
+		_ = unix.Close(fd)
+	}
+}
+
+// Take removes a descriptor from the map; -1 if it is not there.
+func (f FDs) Take(name string) int {
+	fd, ok := f[name]
+	if !ok {
+		return -1
+	}
+	delete(f, name)
+	return fd
+}
+
+// Dup duplicates every descriptor.
+func (f FDs) Dup() (FDs, error) {
+	out := make(FDs, len(f))
+	for name, fd := range f {
+		n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			out.Close()
+			return nil, fmt.Errorf("duplicate %s: %w", name, err)
+		}
+		out[name] = n
+	}
+	return out, nil
+}
+
+// Conn is one end of a connection. One goroutine may receive while others
+// send.
+type Conn struct {
+	file *os.File
+	raw  syscall.RawConn
+
+	mu sync.Mutex // guards sending
+}
+
+// NewConn takes a connected seqpacket socket over.
+func NewConn(fd int) (*Conn, error) {
+	if err := unix.SetNonblock(fd, true); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("set socket non-blocking: %w", err)
+	}
+	file := os.NewFile(uintptr(fd), "keeper.sock")
+	raw, err := file.SyscallConn()
+	if err != nil {
+		_ = file.Close()
+		return nil, err
+	}
+	return &Conn{file: file, raw: raw}, nil
+}
+
+// Close closes the socket and wakes its users.
+func (c *Conn) Close() error { return c.file.Close() }
+
+// SetDeadline bounds sending and receiving.
+func (c *Conn) SetDeadline(t time.Time) error { return c.file.SetDeadline(t) }
+
+// SetWriteDeadline bounds sending.
+func (c *Conn) SetWriteDeadline(t time.Time) error { return c.file.SetWriteDeadline(t) }
+
+// Control runs f on the descriptor.
+func (c *Conn) Control(f func(fd int)) error {
+	return c.raw.Control(func(fd uintptr) { f(int(fd)) })
+}
+
+// Send sends one packet made by Encode, with the descriptors that its FDs
+// name, which stay the caller's.
+func (c *Conn) Send(packet []byte, fds []int) error {
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var serr error
+	err := c.raw.Write(func(fd uintptr) bool {
+		for {
+			serr = unix.Sendmsg(int(fd), packet, rights, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+			if serr != unix.EINTR {
+				break
+			}
+		}
+		return serr != unix.EAGAIN && serr != unix.ETOOMANYREFS
+	})
+	if err = errors.Join(err, serr); err != nil {
+		return fmt.Errorf("send packet: %w", err)
+	}
+	return nil
+}
+
+// Receive returns the next message and its descriptors, which are then the
+// caller's; io.EOF when the peer is gone. s may be nil.
+func (c *Conn) Receive(s *Section) (Message, FDs, error) {
+	var packet []byte
+	var fds []int
+	var rerr error
+	err := c.raw.Read(func(fd uintptr) bool {
+		s.enter()
+		defer s.leave()
+		packet, fds, rerr = receive(int(fd))
+		if rerr == unix.EAGAIN {
+			return false
+		}
+		if rerr == nil {
+			s.got()
+		}
+		return true
+	})
+	if err = errors.Join(err, rerr); err != nil {
+		return Message{}, nil, err
+	}
+	m, named, err := name(packet, fds)
+	if err != nil {
+		s.drop()
+	}
+	return m, named, err
+}
+
+// Section lets the owner of a connection tell exactly which packets were
+// taken off a socket: Enter and Leave surround each attempt, Got is called
+// within for every packet, Drop for one that did not parse. A nil Section and
+// nil fields do nothing.
+type Section struct{ Enter, Leave, Got, Drop func() }
+
+func (s *Section) enter() { s.call(func() func() { return s.Enter }) }
+func (s *Section) leave() { s.call(func() func() { return s.Leave }) }
+func (s *Section) got()   { s.call(func() func() { return s.Got }) }
+func (s *Section) drop()  { s.call(func() func() { return s.Drop }) }
+
+func (s *Section) call(which func() func()) {
+	if s == nil {
+		return
+	}
+	if f := which(); f != nil {
+		f()
+	}
+}
+
+func receive(fd int) ([]byte, []int, error) {
+	size, err := peek(fd)
+	if err != nil {
+		return nil, nil, err
+	}
+	packet := make([]byte, size+1)
+	oob := make([]byte, unix.CmsgSpace(4*MaxFDs))
+	n, oobn, flags, _, err := unix.Recvmsg(fd, packet, oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+	if err != nil {
+		return nil, nil, err
+	}
+	fds, err := rights(oob[:oobn])
+	if err == nil && flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
+		err = errors.New("receive packet: too large or too many descriptors")
+	}
+	if err == nil && n == 0 {
+		err = io.EOF
+	}
+	if err != nil {
+		closeAll(fds)
+		return nil, nil, err
+	}
+	return packet[:n], fds, nil
+}
+
+// peek returns the size of the next packet, so that an idle connection holds
+// no buffer.
+func peek(fd int) (int, error) {
+	var probe [1]byte
+	for {
+		n, _, _, _, err := unix.RecvmsgBuffers(fd, [][]byte{probe[:]}, nil, unix.MSG_DONTWAIT|unix.MSG_PEEK|unix.MSG_TRUNC)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return 0, err
+		case n > MaxMessage:
+			return 0, fmt.Errorf("receive packet: %d bytes, at most %d allowed", n, MaxMessage)
+		}
+		return n, nil
+	}
+}
+
+func rights(oob []byte) ([]int, error) {
+	if len(oob) == 0 {
+		return nil, nil
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, fmt.Errorf("parse control message: %w", err)
+	}
+	var fds []int
+	for i := range msgs {
+		if msgs[i].Header.Level != unix.SOL_SOCKET || msgs[i].Header.Type != unix.SCM_RIGHTS {
+			continue
+		}
+		got, err := unix.ParseUnixRights(&msgs[i])
+		if err != nil {
+			closeAll(fds)
+			return nil, fmt.Errorf("parse descriptors: %w", err)
+		}
+		fds = append(fds, got...)
+	}
+	return fds, nil
+}
+
+func name(packet []byte, fds []int) (Message, FDs, error) {
+	m, err := Decode(packet)
+	if err == nil && len(m.FDs) != len(fds) {
+		err = fmt.Errorf("decode message: %d descriptors named, %d received", len(m.FDs), len(fds))
+	}
+	named := make(FDs, len(fds))
+	for i := 0; err == nil && i < len(fds); i++ {
+		if _, twice := named[m.FDs[i]]; twice {
+			err = fmt.Errorf("decode message: descriptor %.32q named twice", m.FDs[i])
+		}
+		named[m.FDs[i]] = fds[i]
+	}
+	if err != nil {
+		closeAll(fds)
+		return Message{}, nil, err
+	}
+	return m, named, nil
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd)
+	}
+}
+
+// SocketName is the name of the socket in the keeper's directory.
+const SocketName = "keeper.sock"
+
+// Dial connects to the keeper of dir. The error of an absent keeper satisfies
+// Absent.
+func Dial(dir string) (*Conn, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make socket: %w", err)
+	}
+	err = at(dir, func(path string) error {
+		return unix.Connect(fd, &unix.SockaddrUnix{Name: filepath.Join(path, SocketName)})
+	})
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("dial keeper: %w", err)
+	}
+	if err := CheckPeer(fd); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	return NewConn(fd)
+}
+
+// Absent tells whether err of Dial means that no keeper listens.
+func Absent(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED)
+}
+
+// Listen makes the socket of dir, mode 0600, replacing a stale one. The
+// caller holds the directory's lock.
+func Listen(dir string) (int, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return -1, fmt.Errorf("make socket: %w", err)
+	}
+	err = at(dir, func(path string) error {
+		name := filepath.Join(path, SocketName)
+		if err := unix.Unlink(name); err != nil && err != unix.ENOENT {
+			return err
+		}
+		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: name}); err != nil {
+			return err
+		}
+		if err := unix.Chmod(name, 0o600); err != nil {
+			return err
+		}
+		return unix.Listen(fd, 64)
+	})
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, fmt.Errorf("listen in %s: %w", dir, err)
+	}
+	return fd, nil
+}
+
+// CheckPeer accepts peers that run as root or as this process's user.
+func CheckPeer(fd int) error {
+	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err != nil {
+		return fmt.Errorf("read peer credentials: %w", err)
+	}
+	if cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
+		return fmt.Errorf("peer with uid %d is refused", cred.Uid)
+	}
+	return nil
+}
+
+// at calls f with a short name of dir: socket addresses hold 107 bytes.
+func at(dir string, f func(path string) error) error {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	return f("/proc/self/fd/" + strconv.Itoa(fd))
+}
+
+// FileID identifies a program file: device, inode, size and time of change.
+func FileID(path string) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return "", fmt.Errorf("stat %s: %w", path, err)
+	}
+	return fmt.Sprintf("%d:%d:%d:%d.%d", st.Dev, st.Ino, st.Size, st.Mtim.Sec, st.Mtim.Nsec), nil
+}
