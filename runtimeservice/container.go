@@ -98,6 +98,7 @@ type Container struct {
 	dir    string        // of the record and the state
 	op     opLock        // held while it is created, started, released or removed
 	exited chan struct{} // closed once the state says Exited
+	usage  usage         // of resources, as last read
 
 	mu    sync.Mutex // guards what follows; taken after op, never around I/O but the state file's
 	state ContainerState

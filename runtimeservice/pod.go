@@ -62,6 +62,7 @@ type Pod struct {
 	// initOp is held while the init of the shared PID namespace is started;
 	// taken after a container's op, never with the pod's.
 	initOp opLock
+	usage  usage // of resources, as last read
 
 	mu    sync.Mutex // guards state; taken after op, never around I/O but the state file's
 	state PodState

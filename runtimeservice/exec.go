@@ -1,0 +1,159 @@
+package runtimeservice
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	"k8s.io/klog/v2"
+
+	"github.com/micarun/mica/runtimeservice/oci"
+	"github.com/micarun/mica/runtimeservice/spec"
+)
+
+// exitError is the end of a command with a code other than 0.
+type exitError struct{ code int }
+
+func (e exitError) Error() string { return fmt.Sprintf("command ended with exit code %d", e.code) }
+
+// ExitStatus is the code, from 1 to 255; 128 + n for death by signal n.
+func (e exitError) ExitStatus() int { return e.code }
+
+// CheckExec returns nil if commands can be run in the container. Errors:
+// ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition (not running).
+func (s *Service) CheckExec(_ context.Context, containerID string) error {
+	_, err := s.runningContainer("exec in", containerID)
+	return err
+}
+
+// ServeExec runs cmd in the container, connected to the client's streams, of
+// which those that the client did not ask for are nil, and returns when it has
+// ended and its output is written. When ctx ends first, every process of the
+// command's session is killed. A code other than 0 is an error with an
+// ExitStatus method. Errors: as CheckExec, and the OCI runtime's own.
+func (s *Service) ServeExec(ctx context.Context, containerID string, cmd []string, in io.Reader, out, errs io.WriteCloser,
+	tty bool, resize <-chan remotecommand.TerminalSize,
+) error {
+	c, err := s.runningContainer("exec in", containerID)
+	if err != nil {
+		return err
+	}
+	defer closeAll(out, errs)
+	run := execRun{cmd: cmd, tty: tty, resize: resize, stdin: in}
+	// A nil stream must not become an interface that holds a nil.
+	if out != nil {
+		run.stdout = out
+	}
+	if errs != nil && !tty {
+		run.stderr = errs
+	}
+	code, err := s.exec(ctx, c, run)
+	if err != nil {
+		return fmt.Errorf("exec %q in container %s: %w", cmd, c.ID, err)
+	}
+	if code != 0 {
+		return exitError{code: code}
+	}
+	return nil
+}
+
+// execRun is one command to run in a container.
+type execRun struct {
+	cmd            []string
+	tty            bool
+	resize         <-chan remotecommand.TerminalSize // nil without a terminal
+	stdin          io.Reader                         // nil for none
+	stdout, stderr io.Writer                         // nil to discard
+}
+
+// exec runs a command in a running container and returns its exit code once
+// its output is written.
+func (s *Service) exec(ctx context.Context, c *Container, run execRun) (int, error) {
+	h, err := s.handler(c.Handler)
+	if err != nil {
+		return 0, err
+	}
+	process, err := s.execProcess(c, run)
+	if err != nil {
+		return 0, err
+	}
+	start, cancel := context.WithTimeout(ctx, s.opts.ContainerTimeout)
+	defer cancel()
+	p, err := h.Exec(start, oci.ExecArgs{ID: c.ID, Process: process, Stdin: run.stdin, Stdout: run.stdout, Stderr: run.stderr})
+	if err != nil {
+		return 0, err
+	}
+	ended := make(chan struct{})
+	defer close(ended)
+	if run.resize != nil {
+		go followSize(ended, run.resize, func(size remotecommand.TerminalSize) {
+			if err := p.Resize(size.Width, size.Height); err != nil {
+				klog.FromContext(ctx).V(2).Info("Terminal of an exec keeps its size", "container", c.ID, "err", err)
+			}
+		})
+	}
+	return p.Wait(ctx)
+}
+
+// execProcess is what the container's own process is, with another command line.
+func (s *Service) execProcess(c *Container, run execRun) (*specs.Process, error) {
+	data, err := os.ReadFile(filepath.Join(s.bundle(c.ID), specFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("the container has just ended: %w", errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read bundle: %w", err)
+	}
+	// Only this part: the whole document is mostly a seccomp profile.
+	var own struct {
+		Process *specs.Process `json:"process"`
+	}
+	if err := json.Unmarshal(data, &own); err != nil {
+		return nil, fmt.Errorf("read bundle: %w", err)
+	}
+	return spec.Process(spec.ProcessArgs{Spec: &specs.Spec{Process: own.Process}, Args: run.cmd, Terminal: run.tty})
+}
+
+// runningContainer finds a container that must be running for the action.
+func (s *Service) runningContainer(action, id string) (*Container, error) {
+	c, err := s.containers.get(id)
+	if err != nil {
+		return nil, fmt.Errorf("cannot %s container: %w", action, err)
+	}
+	return c, c.require(action, Running)
+}
+
+// followSize applies every size of a client's terminal until ended is closed
+// or the client is gone.
+func followSize(ended <-chan struct{}, sizes <-chan remotecommand.TerminalSize, apply func(remotecommand.TerminalSize)) {
+	for {
+		select {
+		case size, ok := <-sizes:
+			if !ok {
+				return
+			}
+			if size.Width > 0 && size.Height > 0 {
+				apply(size)
+			}
+		case <-ended:
+			return
+		}
+	}
+}
+
+// closeAll closes the streams that are there. A stream of a client that is
+// gone cannot be closed properly, and need not be.
+func closeAll(streams ...io.WriteCloser) {
+	for _, stream := range streams {
+		if stream != nil {
+			_ = stream.Close()
+		}
+	}
+}

@@ -1,0 +1,121 @@
+package runtimeservice
+
+import (
+	"context"
+	"fmt"
+	"maps"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/runtimeservice/spec"
+)
+
+// UpdateContainerResources changes the limits of a container that is created
+// or runs. A field of the request that is zero leaves its limit as it is;
+// oom_score_adj, which is no limit of a cgroup, stays what it was at creation.
+// The container's status shows the new values, and a failed update the old
+// ones. Errors: ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition (ended),
+// and those of the OCI runtime, for example for a memory limit below what is
+// used.
+func (s *Service) UpdateContainerResources(ctx context.Context, req *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
+	c, err := s.containers.get(req.GetContainerId())
+	if err != nil {
+		return nil, fmt.Errorf("update container: %w", err)
+	}
+	if req.GetWindows() != nil {
+		return nil, fmt.Errorf("update container %s: resources of Windows: %w", c.ID, errdefs.ErrInvalidArgument)
+	}
+	err = s.detached(ctx, s.opts.ContainerTimeout, "update container "+c.ID, func(ctx context.Context) error {
+		return s.updateContainer(ctx, c, req.GetLinux())
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.UpdateContainerResourcesResponse{}, nil
+}
+
+func (s *Service) updateContainer(ctx context.Context, c *Container, change *runtimeapi.LinuxContainerResources) error {
+	if err := c.op.lock(ctx, "update container "+c.ID); err != nil {
+		return err
+	}
+	defer c.op.unlock()
+	if err := c.require("update", Created, Running); err != nil {
+		return err
+	}
+	h, err := s.handler(c.Handler)
+	if err != nil {
+		return fmt.Errorf("update container %s: %w", c.ID, err)
+	}
+	next := mergeResources(c.snapshot().Resources.Msg, change)
+	limits, err := spec.Resources(next, s.host)
+	if err != nil {
+		return fmt.Errorf("update container %s: %w", c.ID, err)
+	}
+	if err := h.Update(ctx, c.ID, limits); err != nil {
+		return fmt.Errorf("update container %s: %w", c.ID, err)
+	}
+	return c.update(func(st *ContainerState) error {
+		st.Resources.Msg = next
+		return nil
+	})
+}
+
+// mergeResources is old with every field that change sets. Neither is changed.
+func mergeResources(old, change *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
+	next := &runtimeapi.LinuxContainerResources{}
+	if old != nil {
+		next = proto.Clone(old).(*runtimeapi.LinuxContainerResources)
+	}
+	next.CpuPeriod = either(change.GetCpuPeriod(), next.CpuPeriod)
+	next.CpuQuota = either(change.GetCpuQuota(), next.CpuQuota)
+	next.CpuShares = either(change.GetCpuShares(), next.CpuShares)
+	next.CpusetCpus = either(change.GetCpusetCpus(), next.CpusetCpus)
+	next.CpusetMems = either(change.GetCpusetMems(), next.CpusetMems)
+	next.MemorySwapLimitInBytes = mergeSwap(next, change)
+	next.MemoryLimitInBytes = either(change.GetMemoryLimitInBytes(), next.MemoryLimitInBytes)
+	if len(change.GetHugepageLimits()) > 0 {
+		next.HugepageLimits = mergeHugepages(next.HugepageLimits, change.GetHugepageLimits())
+	}
+	if len(change.GetUnified()) > 0 {
+		unified := maps.Clone(next.Unified)
+		if unified == nil {
+			unified = map[string]string{}
+		}
+		maps.Copy(unified, change.GetUnified())
+		next.Unified = unified
+	}
+	return next
+}
+
+// mergeSwap is the limit of memory and swap together. Where only that of memory
+// changes, the swap that was allowed beside it stays the same.
+func mergeSwap(old, change *runtimeapi.LinuxContainerResources) int64 {
+	limit, swap := old.GetMemoryLimitInBytes(), old.GetMemorySwapLimitInBytes()
+	switch {
+	case change.GetMemorySwapLimitInBytes() != 0:
+		return change.GetMemorySwapLimitInBytes()
+	case change.GetMemoryLimitInBytes() == 0 || swap <= 0:
+		return swap
+	case change.GetMemoryLimitInBytes() < 0:
+		return -1
+	case limit <= 0:
+		return max(swap, change.GetMemoryLimitInBytes())
+	}
+	return change.GetMemoryLimitInBytes() + swap - limit
+}
+
+func mergeHugepages(old, change []*runtimeapi.HugepageLimit) []*runtimeapi.HugepageLimit {
+	merged := append([]*runtimeapi.HugepageLimit(nil), change...)
+	for _, l := range old {
+		kept := true
+		for _, c := range change {
+			kept = kept && c.GetPageSize() != l.GetPageSize()
+		}
+		if kept {
+			merged = append(merged, l)
+		}
+	}
+	return merged
+}

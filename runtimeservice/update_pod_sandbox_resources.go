@@ -1,0 +1,80 @@
+package runtimeservice
+
+import (
+	"context"
+	"fmt"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/runtimeservice/spec"
+)
+
+// UpdatePodSandboxResources notes the resources of the whole pod, as verbose
+// status and metrics show them. The limits are written to the pod's cgroup if
+// it is Mica's; a caller that names the cgroup of its pods has written them
+// itself before, as the CRI says of the kubelet. Errors: ErrNotFound,
+// ErrInvalidArgument, ErrFailedPrecondition (not ready), and the cgroup's.
+func (s *Service) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+	p, err := s.pods.get(req.GetPodSandboxId())
+	if err != nil {
+		return nil, fmt.Errorf("update pod: %w", err)
+	}
+	if err := p.op.lock(ctx, "update pod "+p.ID); err != nil {
+		return nil, err
+	}
+	defer p.op.unlock()
+	if err := p.require("update", PodReady); err != nil {
+		return nil, err
+	}
+	limits, err := spec.Resources(podResources(req.GetOverhead(), req.GetResources()), s.host)
+	if err != nil {
+		return nil, fmt.Errorf("update pod %s: %w", p.ID, err)
+	}
+	if p.OwnCgroup {
+		if err := s.cgroups.SetResources(p.CgroupParent, limits); err != nil {
+			return nil, fmt.Errorf("update pod %s: %w", p.ID, err)
+		}
+	}
+	err = p.update(func(st *PodState) error {
+		if req.GetOverhead() != nil {
+			st.Overhead.Msg = req.GetOverhead()
+		}
+		if req.GetResources() != nil {
+			st.Resources.Msg = req.GetResources()
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil
+}
+
+// podResources is what a pod may use: its containers' resources and the
+// overhead. What the containers have no limit of, the pod has none of either.
+func podResources(overhead, r *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
+	sum := &runtimeapi.LinuxContainerResources{
+		CpuPeriod: r.GetCpuPeriod(), CpuQuota: r.GetCpuQuota(), CpuShares: r.GetCpuShares(),
+		CpusetCpus: r.GetCpusetCpus(), CpusetMems: r.GetCpusetMems(),
+		MemoryLimitInBytes: r.GetMemoryLimitInBytes(), MemorySwapLimitInBytes: r.GetMemorySwapLimitInBytes(),
+		HugepageLimits: r.GetHugepageLimits(), Unified: r.GetUnified(),
+	}
+	if sum.CpuShares > 0 {
+		sum.CpuShares += overhead.GetCpuShares()
+	}
+	if sum.CpuQuota > 0 && overhead.GetCpuQuota() > 0 {
+		// Of the overhead's period, in that of the containers.
+		period := either(sum.CpuPeriod, defaultCPUPeriod)
+		sum.CpuQuota += overhead.GetCpuQuota() * period / either(overhead.GetCpuPeriod(), defaultCPUPeriod)
+	}
+	if sum.MemoryLimitInBytes > 0 {
+		sum.MemoryLimitInBytes += overhead.GetMemoryLimitInBytes()
+	}
+	if sum.MemorySwapLimitInBytes > 0 {
+		sum.MemorySwapLimitInBytes += overhead.GetMemoryLimitInBytes()
+	}
+	return sum
+}
+
+// defaultCPUPeriod is the kernel's CFS period in microseconds.
+const defaultCPUPeriod = int64(100_000)
