@@ -1,0 +1,749 @@
+package imageservice
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
+
+	"github.com/micarun/mica/internal/testregistry"
+)
+
+// backgroundOf is for checks after the test's context has ended.
+func backgroundOf(testing.TB) context.Context { return context.Background() }
+
+func incompressible(n int, seed uint64) string {
+	b := make([]byte, n)
+	_, _ = rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)}).Read(b)
+	return string(b)
+}
+
+var fourLayers = imageSpec{
+	layers: []layerSpec{
+		{files: []file{{"bin/", ""}, {"bin/sh", "#!"}}},
+		{files: []file{{"etc/", ""}, {"etc/zstd", "z"}}, compression: "zstd"},
+		{files: nil}, // the empty tar
+		{files: []file{{"etc/plain", "p"}}, compression: "none"},
+	},
+	config:  ocispec.ImageConfig{User: "1000:1000", StopSignal: "SIGQUIT", Env: []string{"A=b"}},
+	created: time.Unix(1700000000, 0).UTC(),
+}
+
+// What is pulled is an image, and the files on disk are those that dockerd would have written.
+func TestPullWritesDockersFiles(t *testing.T) {
+	e := newEnv(t, nil)
+	b := e.push(e.build(fourLayers), "ns/app", "v1")
+	img := e.pull("ns/app:v1")
+	want := Image{
+		ID: b.id, Tags: []string{e.ref("ns/app:v1")}, Digests: []string{e.ref("ns/app@" + b.digest.String())},
+		Config: img.Config, Layers: chainIDs(b.diffIDs), Size: 4,
+	}
+	if diff := cmp.Diff(want, img); diff != "" {
+		t.Error(diff)
+	}
+	if img.Config.Config.StopSignal != "SIGQUIT" || img.Config.Config.Env[0] != "A=b" {
+		t.Errorf("configuration %+v", img.Config)
+	}
+	base := filepath.Join(e.root, "image", "overlay2")
+	files := map[string]string{
+		"imagedb/content/sha256/" + b.id.Encoded(): string(b.config),
+		"repositories.json":                        fmt.Sprintf(`{"Repositories":{"%[1]s/ns/app":{"%[1]s/ns/app:v1":"%[2]s","%[1]s/ns/app@%[3]s":"%[2]s"}}}`, e.addr, b.id, b.digest),
+	}
+	for i := range b.blobs {
+		files["distribution/diffid-by-digest/sha256/"+b.blobs[i].Encoded()] = b.diffIDs[i].String()
+		files["distribution/v2metadata-by-diffid/sha256/"+b.diffIDs[i].Encoded()] = fmt.Sprintf(
+			`[{"Digest":%q,"SourceRepository":"%s/ns/app","HMAC":""}]`, b.blobs[i], e.addr)
+	}
+	for name, want := range files {
+		if got, err := os.ReadFile(filepath.Join(base, name)); err != nil || string(got) != want {
+			t.Errorf("%s holds %q, %v; want %q", name, got, err, want)
+		}
+	}
+	var got []string
+	for _, dir := range []string{"imagedb/content/sha256", "imagedb/metadata/sha256", "distribution/diffid-by-digest/sha256", "distribution/v2metadata-by-diffid/sha256"} {
+		for _, entry := range must(os.ReadDir(filepath.Join(base, dir))) {
+			got = append(got, dir+"/"+entry.Name())
+		}
+	}
+	if len(got) != len(files)-1 {
+		t.Errorf("files on disk: %v", got)
+	}
+}
+
+// Names of Docker Hub are written the short way, all others in full.
+func TestFamiliarNames(t *testing.T) {
+	repos := repositories{}
+	for _, name := range []string{"centos:7", "user/app", "localhost:5000/a/b:c", "quay.io/x@" + someDigest} {
+		ref, err := parseReference(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		repos.set(ref, "sha256:1")
+	}
+	got := string(must(json.Marshal(repositoriesFile{repos})))
+	want := `{"Repositories":{"centos":{"centos:7":"sha256:1"},"localhost:5000/a/b":{"localhost:5000/a/b:c":"sha256:1"},` +
+		`"quay.io/x":{"quay.io/x@` + someDigest + `":"sha256:1"},"user/app":{"user/app:latest":"sha256:1"}}}`
+	if got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+func TestPullDockerSchema2ByDigestAndAgain(t *testing.T) {
+	e := newEnv(t, nil)
+	spec := simple("docker")
+	spec.docker = true
+	b := e.push(e.build(spec), "app", "v1")
+	byDigest := "app@" + b.digest.String()
+	if img := e.pull(byDigest); len(img.Tags) != 0 || len(img.Digests) != 1 {
+		t.Errorf("tags %v, digests %v", img.Tags, img.Digests)
+	}
+	if img := e.pull("app:other@" + b.digest.String()); len(img.Tags) != 0 {
+		t.Errorf("tags %v", img.Tags)
+	}
+	e.registry.ResetRequests()
+	if img := e.pull("app:v1"); len(img.Tags) != 1 || len(img.Digests) != 1 {
+		t.Errorf("tags %v, digests %v", img.Tags, img.Digests)
+	}
+	if n := e.requests("GET", b.blobs[0].String()); n != 0 {
+		t.Errorf("layer was fetched %d times more", n)
+	}
+	e.registry.ResetRequests()
+	e.pull("app:v1")
+	if n := e.requests("HEAD", "/manifests/v1"); n != 1 || len(e.registry.Requests()) != 1 {
+		t.Errorf("a pull of what is up to date made the requests %v", e.registry.Requests())
+	}
+}
+
+func TestPullFromIndex(t *testing.T) {
+	e := newEnv(t, func(o *Options) { o.Platform = "linux/arm/v7" })
+	index := func(mediaType string, entries ...ocispec.Descriptor) built {
+		data := must(json.Marshal(ocispec.Index{MediaType: mediaType, Manifests: entries}))
+		data = bytes.Replace(data, []byte(`"schemaVersion":0`), []byte(`"schemaVersion":2`), 1)
+		return built{manifest: data, digest: digest.FromBytes(data), desc: ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}}
+	}
+	var entries []ocispec.Descriptor
+	ids := map[string]digest.Digest{}
+	for _, platform := range []string{"linux/amd64", "linux/arm/v5", "linux/arm/v6", "windows/amd64"} {
+		spec := simple(platform)
+		spec.platform = platform
+		b := e.push(e.build(spec), "app", "")
+		os, arch, _ := strings.Cut(platform, "/")
+		b.desc.Platform = &ocispec.Platform{OS: os}
+		b.desc.Platform.Architecture, b.desc.Platform.Variant, _ = strings.Cut(arch, "/")
+		entries, ids[platform] = append(entries, b.desc), b.id
+	}
+	top := e.push(index(dockerManifestList, entries...), "app", "v1")
+	img := e.pull("app:v1")
+	if img.ID != ids["linux/arm/v6"] || img.Digests[0] != e.ref("app@"+top.digest.String()) {
+		t.Errorf("got %s %v", img.Config.Platform.Variant, img.Digests)
+	}
+	nested := e.push(index(ocispec.MediaTypeImageIndex, top.desc), "app", "nested")
+	if img := e.pull("app:nested"); img.ID != ids["linux/arm/v6"] || !slices.Contains(img.Digests, e.ref("app@"+nested.digest.String())) {
+		t.Errorf("nested: got %s %v", img.ID, img.Digests)
+	}
+	deep := nested
+	for range maxIndexDepth {
+		deep = e.push(index(ocispec.MediaTypeImageIndex, deep.desc), "app", "deep")
+	}
+	if _, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app:deep")}); !errdefs.IsNotImplemented(err) {
+		t.Errorf("deep: %v", err)
+	}
+	e.push(index(ocispec.MediaTypeImageIndex, entries[0], entries[3]), "app", "others")
+	_, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app:others")})
+	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "linux/amd64, windows/amd64") {
+		t.Errorf("no platform of ours: %v", err)
+	}
+}
+
+// Bad content is refused with an error that names stage and object; nothing stays; the next good pull works.
+func TestBadImages(t *testing.T) {
+	type change struct {
+		manifest func(*ocispec.Manifest)
+		config   func(string) string
+		blob     func([]byte) []byte // of the layer; the descriptor fits the result
+		index    []string            // platforms of an index instead
+		fault    testregistry.Fault
+		media    string // Content-Type of the manifest
+	}
+	for name, c := range map[string]struct {
+		change
+		want  string
+		class func(error) bool
+	}{
+		"layer: wrong digest":    {change{fault: testregistry.Fault{Kind: testregistry.Corrupt, Path: "/blobs/", Skip: 1, At: 20}}, "blob has digest", errdefs.IsDataLoss},
+		"layer: bad first byte":  {change{fault: testregistry.Fault{Kind: testregistry.Corrupt, Path: "/blobs/", Skip: 1}}, "blob has digest", errdefs.IsDataLoss},
+		"layer: short":           {change{fault: testregistry.Fault{Kind: testregistry.Short, Path: "/blobs/", Skip: 1, At: 30}}, "given up after 3 attempts", errdefs.IsUnavailable},
+		"layer: size too small":  {change{manifest: func(m *ocispec.Manifest) { m.Layers[0].Size-- }}, "more than the", errdefs.IsDataLoss},
+		"layer: size too large":  {change{manifest: func(m *ocispec.Manifest) { m.Layers[0].Size++ }}, "blob ends after", errdefs.IsDataLoss},
+		"layer: always cut":      {change{fault: testregistry.Fault{Kind: testregistry.Truncate, Path: "/blobs/", Skip: 1, At: 10}}, "given up after 3 attempts", errdefs.IsUnavailable},
+		"layer: missing":         {change{manifest: func(m *ocispec.Manifest) { m.Layers[0].Digest = someDigest }}, "404", errdefs.IsNotFound},
+		"layer: bad gzip":        {change{blob: func(b []byte) []byte { b[len(b)-6] ^= 1; return b }}, "decompress gzip", nil},
+		"layer: cut gzip":        {change{blob: func(b []byte) []byte { return b[:len(b)-12] }}, "decompress gzip", nil},
+		"layer: gzip and more":   {change{blob: func(b []byte) []byte { return append(b, "garbage"...) }}, "decompress gzip", nil},
+		"layer: no tar":          {change{blob: func([]byte) []byte { return []byte(strings.Repeat("no tar ", 200)) }}, "layer 1 of 1", nil},
+		"layer: xz":              {change{blob: func([]byte) []byte { return []byte("\xfd7zXZ\x00 and so on") }}, "xz", errdefs.IsNotImplemented},
+		"layer: cut zstd":        {change{blob: func([]byte) []byte { b, _ := compress("zstd", tarOf([]file{{"a", "b"}})); return b[:len(b)-3] }}, "decompress zstd", nil},
+		"layer: other content":   {change{blob: func([]byte) []byte { b, _ := compress("", tarOf([]file{{"evil", ""}})); return b }}, "diff ID", errdefs.IsDataLoss},
+		"layer: escape":          {change{blob: func([]byte) []byte { b, _ := compress("", tarOf([]file{{"../../evil", "x"}})); return b }}, "layer 1 of 1", nil},
+		"layer: unknown type":    {change{manifest: func(m *ocispec.Manifest) { m.Layers[0].MediaType = "application/x" }}, `unknown media type "application/x"`, errdefs.IsNotImplemented},
+		"no layer":               {change{manifest: func(m *ocispec.Manifest) { m.Layers = nil }}, "no layers", errdefs.IsInvalidArgument},
+		"config: wrong digest":   {change{fault: testregistry.Fault{Kind: testregistry.Corrupt, Path: "/blobs/", At: 20}}, "fetch configuration sha256:", errdefs.IsDataLoss},
+		"config: size":           {change{manifest: func(m *ocispec.Manifest) { m.Config.Size++ }}, "bytes, not", errdefs.IsDataLoss},
+		"config: huge":           {change{manifest: func(m *ocispec.Manifest) { m.Config.Size = 1 << 40 }}, "larger than the limit", errdefs.IsOutOfRange},
+		"config: not JSON":       {change{config: func(string) string { return "x" }}, "decode image configuration", errdefs.IsInvalidArgument},
+		"config: no diff IDs":    {change{config: func(string) string { return `{"os":"linux"}` }}, "0 layers, manifest has 1", errdefs.IsInvalidArgument},
+		"config: bad diff ID":    {change{config: func(string) string { return `{"rootfs":{"diff_ids":["../x"]}}` }}, "diff ID", errdefs.IsInvalidArgument},
+		"config: platform":       {change{config: func(s string) string { return strings.Replace(s, "amd64", "s390x", 1) }}, "linux/s390x", errdefs.IsNotFound},
+		"config: os":             {change{config: func(s string) string { return strings.Replace(s, "linux", "windows", 1) }}, "windows/amd64", errdefs.IsNotFound},
+		"manifest: wrong type":   {change{media: "application/x-thing"}, "says that it is", errdefs.IsInvalidArgument},
+		"manifest: not there":    {change{fault: testregistry.Fault{Kind: testregistry.Status, Path: "/manifests/", Code: 404}}, "resolve: registry", errdefs.IsNotFound},
+		"manifest: unauthorized": {change{fault: testregistry.Fault{Kind: testregistry.Status, Path: "/manifests/", Code: 401}}, "401", errdefs.IsUnauthorized},
+		"manifest: forbidden":    {change{fault: testregistry.Fault{Kind: testregistry.Status, Path: "/manifests/", Code: 403}}, "403", errdefs.IsPermissionDenied},
+		"manifest: 500":          {change{fault: testregistry.Fault{Kind: testregistry.Status, Path: "/manifests/", Code: 500}}, "given up after 3 attempts", errdefs.IsUnavailable},
+		"manifest: 429 for long": {change{fault: testregistry.Fault{Kind: testregistry.Status, Path: "/manifests/", Code: 429, RetryAfter: "3600"}}, "come back after 1h0m0s", errdefs.IsUnavailable},
+		"manifest: reset":        {change{fault: testregistry.Fault{Kind: testregistry.Reset, Path: "/manifests/", At: 5}}, "transfer:", errdefs.IsUnavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newEnv(t, nil)
+			b := e.build(simple("x"))
+			var m ocispec.Manifest
+			if err := json.Unmarshal(b.manifest, &m); err != nil {
+				t.Fatal(err)
+			}
+			if c.blob != nil {
+				blob, _ := compress("", tarOf([]file{{"etc/", ""}, {"etc/content", incompressible(1000, 1)}}))
+				blob = c.blob(blob)
+				m.Layers[0].Digest, m.Layers[0].Size = must(e.registry.PutBlob(blob)), int64(len(blob))
+				m.Layers[0].MediaType = ocispec.MediaTypeImageLayer
+			}
+			if c.config != nil {
+				config := []byte(c.config(string(b.config)))
+				m.Config.Digest, m.Config.Size = must(e.registry.PutBlob(config)), int64(len(config))
+			}
+			if c.manifest != nil {
+				c.manifest(&m)
+			}
+			bad := e.assemble(b, b.desc.MediaType, m)
+			bad.desc.MediaType = orDefault(c.media, bad.desc.MediaType)
+			e.push(bad, "app", "bad")
+			if c.fault.Kind != 0 {
+				e.registry.AddFault(c.fault)
+			}
+			_, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app:bad")})
+			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), e.ref("app:bad")) {
+				t.Errorf("error %v, want %q", err, c.want)
+			}
+			if c.class != nil && !c.class(err) {
+				t.Errorf("error of another class: %v", err)
+			}
+			e.verify()
+			if n := len(e.layers.Layers()); n != 0 {
+				t.Errorf("%d layers stay", n)
+			}
+			if len(e.service.List()) != 0 {
+				t.Errorf("images stay: %v", e.service.List())
+			}
+			e.registry.ClearFaults()
+			e.push(e.build(simple("x")), "app", "bad")
+			e.pull("app:bad")
+		})
+	}
+}
+
+// Transfers survive what networks do, and only what is missing is sent again.
+func TestTransfersAreResumed(t *testing.T) {
+	const size = 3 << 20
+	for name, c := range map[string]struct {
+		fault  testregistry.Fault
+		ranges []string // Range headers of the layer's requests
+	}{
+		"reset":             {testregistry.Fault{Kind: testregistry.Reset, At: 1 << 20, Times: 1}, []string{"", "bytes="}},
+		"truncated":         {testregistry.Fault{Kind: testregistry.Truncate, At: 1 << 20, Times: 1}, []string{"", "bytes=1048576-"}},
+		"ends early":        {testregistry.Fault{Kind: testregistry.Short, At: 1 << 20, Times: 1}, []string{"", "bytes=1048576-"}},
+		"hangs":             {testregistry.Fault{Kind: testregistry.Hang, At: 1 << 20, Times: 1}, []string{"", "bytes=1048576-"}},
+		"hangs at once":     {testregistry.Fault{Kind: testregistry.Hang, Times: 2}, []string{"", "", ""}},
+		"500 twice":         {testregistry.Fault{Kind: testregistry.Status, Code: 503, Times: 2}, []string{"", "", ""}},
+		"429":               {testregistry.Fault{Kind: testregistry.Status, Code: 429, RetryAfter: "1", Times: 1}, []string{"", ""}},
+		"cut again, moving": {testregistry.Fault{Kind: testregistry.Truncate, At: 1 << 20, Times: 2}, []string{"", "bytes=1048576-", "bytes=2097152-"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newEnv(t, func(o *Options) { o.StallTimeout = 200 * time.Millisecond })
+			b := e.push(e.build(imageSpec{layers: []layerSpec{{files: []file{{"big", incompressible(size, 2)}}}}}), "app", "v1")
+			c.fault.Path = b.blobs[0].String()
+			e.registry.AddFault(c.fault)
+			started := time.Now()
+			e.pull("app:v1")
+			var ranges []string
+			for _, r := range e.registry.Requests() {
+				if strings.Contains(r.Path, b.blobs[0].String()) {
+					ranges = append(ranges, r.Range)
+				}
+			}
+			ok := len(ranges) == len(c.ranges)
+			for i := range ranges {
+				ok = ok && strings.HasPrefix(ranges[i], c.ranges[i])
+			}
+			if !ok {
+				t.Errorf("ranges %q, want %q", ranges, c.ranges)
+			}
+			if c.fault.RetryAfter != "" && time.Since(started) < time.Second {
+				t.Error("Retry-After was not honoured")
+			}
+		})
+	}
+}
+
+func TestServerThatIgnoresRanges(t *testing.T) {
+	e := newEnv(t, nil)
+	b := e.push(e.build(imageSpec{layers: []layerSpec{{files: []file{{"big", incompressible(1<<20, 3)}}}}}), "app", "v1")
+	e.registry.AddFault(testregistry.Fault{Kind: testregistry.Truncate, Path: b.blobs[0].String(), At: 300_000, Times: 1})
+	e.registry.AddFault(testregistry.Fault{Kind: testregistry.IgnoreRange, Path: b.blobs[0].String()})
+	e.pull("app:v1")
+}
+
+func TestRegistryThatHangsIsGivenUp(t *testing.T) {
+	e := newEnv(t, func(o *Options) { o.StallTimeout = 50 * time.Millisecond })
+	e.push(e.build(simple("x")), "app", "v1")
+	e.registry.AddFault(testregistry.Fault{Kind: testregistry.Hang, Path: "/manifests/"})
+	_, err := e.service.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: e.ref("app:v1")}})
+	if !errors.Is(err, crierrors.ErrRegistryUnavailable) || !strings.HasPrefix(err.Error(), "RegistryUnavailable") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestRegistryThatIsNotThere(t *testing.T) {
+	e := newEnv(t, nil)
+	_, err := e.service.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "127.0.0.1:1/app"}})
+	if !errors.Is(err, crierrors.ErrRegistryUnavailable) || !strings.Contains(err.Error(), "connection refused") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestPullDeadline(t *testing.T) {
+	e := newEnv(t, func(o *Options) { o.PullTimeout = 100 * time.Millisecond })
+	b := e.push(e.build(imageSpec{layers: []layerSpec{{files: []file{{"big", incompressible(1<<20, 4)}}}}}), "app", "v1")
+	e.registry.AddFault(testregistry.Fault{Kind: testregistry.Slow, Path: b.blobs[0].String(), Rate: 1000})
+	_, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app:v1")})
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestDiskFull(t *testing.T) {
+	root := t.TempDir()
+	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=4m"); err != nil {
+		t.Skipf("mounting a tmpfs: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(root, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	e := newEnvAt(t, root, testregistry.Auth{}, nil)
+	big := imageSpec{layers: []layerSpec{{files: []file{{"small", "s"}}}, {files: []file{{"big", incompressible(6<<20, 5)}}}}}
+	e.push(e.build(big), "app", "big")
+	_, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app:big")})
+	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "layer 2 of 2") {
+		t.Errorf("error %v", err)
+	}
+	e.verify()
+	if n := len(e.layers.Layers()); n != 0 {
+		t.Errorf("%d layers stay", n)
+	}
+	e.push(e.build(simple("small")), "app", "small")
+	e.pull("app:small")
+}
+
+func TestAuthentication(t *testing.T) {
+	password := &runtimeapi.AuthConfig{Username: "u", Password: "p"}
+	for name, c := range map[string]struct {
+		server testregistry.Auth
+		auth   *runtimeapi.AuthConfig
+		ok     bool
+	}{
+		"basic":                  {testregistry.Auth{Username: "u", Password: "p"}, password, true},
+		"basic, auth field":      {testregistry.Auth{Username: "u", Password: "p"}, &runtimeapi.AuthConfig{Auth: "dTpw"}, true},
+		"basic, wrong":           {testregistry.Auth{Username: "u", Password: "q"}, password, false},
+		"basic, none":            {testregistry.Auth{Username: "u", Password: "p"}, nil, false},
+		"basic, other server":    {testregistry.Auth{Username: "u", Password: "p"}, &runtimeapi.AuthConfig{Username: "u", Password: "p", ServerAddress: "quay.io"}, false},
+		"token":                  {testregistry.Auth{Username: "u", Password: "p", Bearer: true}, password, true},
+		"token, wrong":           {testregistry.Auth{Username: "u", Password: "q", Bearer: true}, password, false},
+		"token, none":            {testregistry.Auth{Username: "u", Password: "q", Bearer: true}, nil, false},
+		"token, anonymous":       {testregistry.Auth{Bearer: true}, nil, true},
+		"identity token":         {testregistry.Auth{Username: "u", Password: "p", Bearer: true, RefreshToken: "r"}, &runtimeapi.AuthConfig{IdentityToken: "r"}, true},
+		"identity token, wrong":  {testregistry.Auth{Username: "u", Password: "p", Bearer: true, RefreshToken: "r"}, &runtimeapi.AuthConfig{IdentityToken: "x"}, false},
+		"registry token":         {testregistry.Auth{Username: "u", Password: "p", Bearer: true, RegistryToken: "t"}, &runtimeapi.AuthConfig{RegistryToken: "t"}, true},
+		"registry token, forged": {testregistry.Auth{Username: "u", Password: "p", Bearer: true, RegistryToken: "t"}, &runtimeapi.AuthConfig{RegistryToken: "x"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newEnvAt(t, t.TempDir(), c.server, nil)
+			e.push(e.build(fourLayers), "ns/app", "v1")
+			_, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("ns/app:v1"), Auth: c.auth})
+			if c.ok && err != nil {
+				t.Error(err)
+			}
+			if !c.ok && !errdefs.IsUnauthorized(err) {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}
+
+// mirror writes a hosts.toml for the registry that references name.
+func (e *env) configure(t *testing.T, registry, text string) {
+	t.Helper()
+	dir := filepath.Join(e.opts.CertsDirs[0], registry)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestMirrors(t *testing.T) {
+	e := newEnv(t, nil)
+	b := e.push(e.build(fourLayers), "ns/app", "v1")
+	empty := testregistry.New(testregistry.Options{})
+	other, err := empty.Start("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = other.Close() }()
+
+	t.Run("falls through to the next", func(t *testing.T) {
+		e.configure(t, "quay.io", fmt.Sprintf("server = \"http://127.0.0.1:1\"\n[host.\"http://127.0.0.1:2\"]\n[host.%q]\n[host.\"http://%s\"]\n[host.\"http://%s\".header]\nX-Mirror=\"yes\"", other.URL, e.addr, e.addr))
+		img, err := e.service.Pull(t.Context(), PullArgs{Ref: "quay.io/ns/app:v1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]string{"quay.io/ns/app:v1"}, img.Tags); diff != "" {
+			t.Error(diff)
+		}
+		for _, r := range e.registry.Requests() {
+			if r.Query != "ns=quay.io" || r.Header.Get("X-Mirror") != "yes" || r.Header.Get("User-Agent") != userAgent {
+				t.Errorf("request %+v", r)
+			}
+		}
+		if len(empty.Requests()) == 0 {
+			t.Error("the first mirror was not asked")
+		}
+	})
+	t.Run("names every failure, is read again", func(t *testing.T) {
+		e.configure(t, "quay.io", fmt.Sprintf("server = \"http://127.0.0.1:1\"\n[host.%q]\n", other.URL))
+		_, err := e.service.Pull(t.Context(), PullArgs{Ref: "quay.io/ns/app:v2"})
+		if !errdefs.IsUnavailable(err) {
+			t.Errorf("class of %v", err)
+		}
+		for _, want := range []string{"mirror " + other.Addr + ": ", "404 Not Found", "mirror 127.0.0.1:1: ", "connection refused"} {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("error %v lacks %q", err, want)
+			}
+		}
+	})
+	t.Run("capabilities", func(t *testing.T) {
+		e.registry.ResetRequests()
+		empty.ResetRequests()
+		if _, err := empty.PutManifest("ns/app", "v3", b.desc.MediaType, b.manifest); err != nil {
+			t.Fatal(err)
+		}
+		e.configure(t, "gcr.io", fmt.Sprintf("server = %q\ncapabilities = [\"resolve\"]\n[host.\"http://%s\"]\ncapabilities = [\"pull\"]", other.URL, e.addr))
+		if _, err := e.service.Pull(t.Context(), PullArgs{Ref: "gcr.io/ns/app:v3"}); err != nil {
+			t.Fatal(err)
+		}
+		if n := e.requests("GET", "/manifests/"); n != 0 {
+			t.Errorf("a host that may not resolve was asked %d times", n)
+		}
+		for _, r := range empty.Requests() {
+			if strings.Contains(r.Path, "/blobs/") {
+				t.Errorf("a host that may not pull was asked for %s", r.Path)
+			}
+		}
+	})
+	t.Run("corrupt mirror is passed over", func(t *testing.T) {
+		for _, img := range e.service.List() {
+			if err := e.service.Remove(t.Context(), img.ID.String()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		bad := testregistry.New(testregistry.Options{Faults: []testregistry.Fault{{Kind: testregistry.Corrupt, Path: "/blobs/", At: 30}}})
+		badServer, err := bad.Start("127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = badServer.Close() }()
+		for i := range b.blobs {
+			blob, _ := compress(fourLayers.layers[i].compression, tarOf(fourLayers.layers[i].files))
+			must(bad.PutBlob(blob))
+		}
+		e.configure(t, "ghcr.io", fmt.Sprintf("server = \"http://%s\"\n[host.%q]\ncapabilities = [\"pull\"]", e.addr, badServer.URL))
+		if _, err := e.service.Pull(t.Context(), PullArgs{Ref: "ghcr.io/ns/app:v1"}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// certificate writes the certificate of a TLS test server into a PEM file.
+func TestTLS(t *testing.T) {
+	e := newEnv(t, nil)
+	e.push(e.build(simple("tls")), "app", "v1")
+	server := httptest.NewTLSServer(http.StripPrefix("/prefix", e.registry))
+	defer server.Close()
+	plain := httptest.NewTLSServer(e.registry)
+	defer plain.Close()
+	pem := filepath.Join(t.TempDir(), "ca.pem")
+	writePEM(t, pem, server.Certificate().Raw)
+	for name, c := range map[string]struct {
+		toml string
+		want func(error) bool
+	}{
+		"unknown authority": {fmt.Sprintf("[host.\"%s/prefix\"]\n", server.URL), errdefs.IsFailedPrecondition},
+		"ca":                {fmt.Sprintf("server = \"%s/prefix\"\nca = %q\n", server.URL, pem), nil},
+		"skip_verify":       {fmt.Sprintf("server = \"%s/prefix/v2\"\noverride_path = true\nskip_verify = true\n", server.URL), nil},
+		"ca not there":      {fmt.Sprintf("server = \"%s\"\nca = \"absent.pem\"", server.URL), func(err error) bool { return errors.Is(err, os.ErrNotExist) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			registry := strings.ReplaceAll(name, " ", "-") + ".example"
+			if c.want != nil && name == "unknown authority" {
+				c.toml = "server = \"" + server.URL + "/prefix\"\n"
+			}
+			e.configure(t, strings.ReplaceAll(registry, "_", "-"), c.toml)
+			_, err := e.service.Pull(t.Context(), PullArgs{Ref: strings.ReplaceAll(registry, "_", "-") + "/app:v1"})
+			if c.want == nil && err != nil || c.want != nil && !c.want(err) {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+	t.Run("loopback name speaks TLS", func(t *testing.T) {
+		if _, err := e.service.Pull(t.Context(), PullArgs{Ref: strings.TrimPrefix(plain.URL, "https://") + "/app:v1"}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestForeignLayer(t *testing.T) {
+	e := newEnv(t, nil)
+	blob, _ := compress("", tarOf([]file{{"foreign", "f"}}))
+	var mu sync.Mutex
+	var authorization []string
+	host := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		authorization = append(authorization, r.Header.Get("Authorization"))
+		_, _ = io.Copy(w, bytes.NewReader(blob))
+	}))
+	defer host.Close()
+	e.push(e.build(imageSpec{layers: []layerSpec{{
+		files: []file{{"foreign", "f"}}, mediaType: "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+		urls: []string{"ftp://x/y", host.URL + "/layer"},
+	}}}), "app", "v1")
+	if _, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app:v1"), Auth: &runtimeapi.AuthConfig{Username: "u", Password: "p"}}); err != nil {
+		t.Fatal(err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(authorization) != 1 || authorization[0] != "" {
+		t.Errorf("authorization sent to a foreign host: %q", authorization)
+	}
+}
+
+// Pulls of one reference are one pull, and pulls that share a layer fetch it once.
+func TestPullsJoin(t *testing.T) {
+	e := newEnv(t, nil)
+	shared := layerSpec{files: []file{{"shared", incompressible(1<<20, 6)}}}
+	a := e.push(e.build(imageSpec{layers: []layerSpec{shared, {files: []file{{"a", "a"}}}}}), "a", "v1")
+	e.push(e.build(imageSpec{layers: []layerSpec{shared, {files: []file{{"b", "b"}}}}}), "b", "v1")
+	e.registry.AddFault(testregistry.Fault{Kind: testregistry.Slow, Path: a.blobs[0].String(), Rate: 4 << 20})
+	var wg sync.WaitGroup
+	for _, name := range []string{"a:v1", "a:v1", "b:v1", "a:v1", "b:v1"} {
+		wg.Go(func() {
+			if _, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref(name)}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := e.requests("GET", a.blobs[0].String()); n != 1 {
+		t.Errorf("the shared layer was fetched %d times", n)
+	}
+	for _, repo := range []string{"/v2/a/manifests/", "/v2/b/manifests/"} {
+		if n := e.requests("GET", repo); n != 1 {
+			t.Errorf("%s was fetched %d times", repo, n)
+		}
+	}
+	if len(e.service.List()) != 2 || len(e.layers.Layers()) != 3 {
+		t.Errorf("%d images, %d layers", len(e.service.List()), len(e.layers.Layers()))
+	}
+}
+
+// A layer that another pull waits for survives the failure of the pull that fetches it.
+func TestSharedLayerSurvivesTheOtherPull(t *testing.T) {
+	e := newEnv(t, nil)
+	shared := layerSpec{files: []file{{"shared", incompressible(1<<20, 7)}}}
+	a := e.push(e.build(imageSpec{layers: []layerSpec{shared, {files: []file{{"a", "a"}}}}}), "a", "v1")
+	e.push(e.build(imageSpec{layers: []layerSpec{shared, {files: []file{{"b", "b"}}}}}), "b", "v1")
+	e.registry.AddFault(testregistry.Fault{Kind: testregistry.Slow, Path: a.blobs[0].String(), Rate: 4 << 20})
+	// The other layer of a fails, but only after b has joined the shared one.
+	e.registry.AddFault(testregistry.Fault{Kind: testregistry.Hang, Path: a.blobs[1].String()})
+	ctx, cancel := context.WithCancel(t.Context())
+	aFailed := make(chan error, 1)
+	job := e.job(t, "a:v1", a)
+	go func() { aFailed <- job.layers(ctx) }()
+	e.await(t, func() bool {
+		return e.requests("GET", a.blobs[1].String()) == 1 && e.requests("GET", a.blobs[0].String()) == 1
+	})
+	bDone := make(chan error, 1)
+	go func() {
+		_, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("b:v1")})
+		bDone <- err
+	}()
+	e.await(t, func() bool { return e.holders(chainIDs(a.diffIDs)[0]) == 2 })
+	cancel()
+	if err := <-aFailed; !errors.Is(err, context.Canceled) {
+		t.Errorf("a: %v", err)
+	}
+	if err := <-bDone; err != nil {
+		t.Errorf("b: %v", err)
+	}
+	if n := e.requests("GET", a.blobs[0].String()); n != 1 {
+		t.Errorf("the shared layer was fetched %d times", n)
+	}
+}
+
+// job is the layer part of a pull by itself, so that it can be cancelled.
+func (e *env) job(t *testing.T, name string, b built) *pullJob {
+	t.Helper()
+	ref := must(parseReference(e.ref(name)))
+	src := must(e.service.newSource(ref, must(e.service.credentialFunc(nil))))
+	t.Cleanup(src.close)
+	manifest := must(parseDocument(b.desc.MediaType, b.manifest))
+	return &pullJob{
+		service: e.service, source: src, progress: &pullProgress{ref: reference.FamiliarString(ref)},
+		manifest: manifest, diffIDs: b.diffIDs, chains: chainIDs(b.diffIDs),
+	}
+}
+
+func (e *env) holders(chain digest.Digest) int {
+	g := &e.service.fetches
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if f := g.byKey[chain.String()]; f != nil {
+		return f.holders
+	}
+	return 0
+}
+
+func (e *env) await(t *testing.T, condition func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for !condition() {
+		if time.Now().After(deadline) {
+			t.Fatal("condition not met within 10 s")
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// A pull that its caller gave up on goes on, and the retry joins it.
+func TestPullOutlivesItsCaller(t *testing.T) {
+	e := newEnv(t, nil)
+	b := e.push(e.build(imageSpec{layers: []layerSpec{{files: []file{{"big", incompressible(2<<20, 8)}}}}}), "app", "v1")
+	e.registry.AddFault(testregistry.Fault{Kind: testregistry.Slow, Path: b.blobs[0].String(), Rate: 4 << 20})
+	ctx, cancel := context.WithCancel(t.Context())
+	progress := func(p LayerProgress) {
+		if p.Done > 0 {
+			cancel()
+		}
+	}
+	if _, err := e.service.Pull(ctx, PullArgs{Ref: e.ref("app:v1"), Progress: progress}); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	if pulls := e.service.Pulls(); len(pulls) != 1 || pulls[0].Layers[0].Total != b.sizes[0] {
+		t.Errorf("pulls %+v", pulls)
+	}
+	var last LayerProgress
+	if _, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app:v1"), Progress: func(p LayerProgress) { last = p }}); err != nil {
+		t.Fatal(err)
+	}
+	if n := e.requests("GET", b.blobs[0].String()); n != 1 {
+		t.Errorf("the layer was fetched %d times", n)
+	}
+	if want := (LayerProgress{Digest: b.blobs[0], State: LayerComplete, Done: b.sizes[0], Total: b.sizes[0]}); last != want {
+		t.Errorf("last progress %+v, want %+v", last, want)
+	}
+}
+
+func TestCloseEndsPulls(t *testing.T) {
+	e := newEnv(t, nil)
+	b := e.push(e.build(simple("x")), "app", "v1")
+	e.registry.AddFault(testregistry.Fault{Kind: testregistry.Hang, Path: b.blobs[0].String()})
+	result := make(chan error, 1)
+	go func() {
+		_, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app:v1")})
+		result <- err
+	}()
+	e.await(t, func() bool { return e.requests("GET", b.blobs[0].String()) == 1 })
+	e.reopen()
+	if err := <-result; !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	e.registry.ClearFaults()
+	e.pull("app:v1")
+}
+
+func BenchmarkPull(b *testing.B) {
+	e := newEnv(b, nil)
+	spec := imageSpec{}
+	for l := range 6 {
+		var files []file
+		for i := range 400 {
+			half := incompressible(8<<10, uint64(l*1000+i))
+			files = append(files, file{fmt.Sprintf("layer%d-file%d", l, i), half + strings.Repeat("text ", 8<<10/5)})
+		}
+		spec.layers = append(spec.layers, layerSpec{files: files})
+	}
+	for _, format := range []string{"gzip", "zstd"} {
+		b.Run(format, func(b *testing.B) {
+			for i := range spec.layers {
+				spec.layers[i].compression = format
+			}
+			built := e.push(e.build(spec), "bench", format)
+			var bytes int64
+			for _, l := range spec.layers {
+				for _, f := range l.files {
+					bytes += int64(len(f.content))
+				}
+			}
+			b.SetBytes(bytes)
+			for b.Loop() {
+				e.pull("bench:" + format)
+				b.StopTimer()
+				if err := e.service.Remove(b.Context(), built.id.String()); err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
+			}
+		})
+	}
+}
