@@ -129,20 +129,19 @@ func (n *Network) Del(ctx context.Context, pod Pod) error {
 	return nil
 }
 
-// forget detaches the pod that has the record of id. A record that cannot be
-// read is made up from libcni's cache.
+// forget detaches a pod by its record, or, if that is lost or torn, by what
+// libcni keeps of it.
 func (n *Network) forget(ctx context.Context, id string) error {
 	rec, err := n.records.read(id)
-	switch {
-	case err == nil:
+	if err == nil {
 		return n.detach(ctx, rec)
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
 	}
-	klog.FromContext(ctx).Error(err, "Attachment record unusable, detaching by the cached result", "podID", id)
-	cached, err := n.cni.GetCachedAttachments(id)
-	if err != nil {
-		return fmt.Errorf("read cached attachments: %w", err)
+	cached, cacheErr := n.cni.GetCachedAttachments(id)
+	if cacheErr != nil {
+		return fmt.Errorf("read cached attachments: %w", cacheErr)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		klog.FromContext(ctx).Error(err, "Attachment record unusable, detaching by the cached result", "podID", id)
 	}
 	for _, a := range cached {
 		if err := n.detach(ctx, record{

@@ -17,8 +17,10 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/pkg/types"
+	"github.com/go-logr/logr/funcr"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/runtimeservice/podns"
 )
@@ -149,6 +151,9 @@ func TestDelAfter(t *testing.T) {
 		},
 		"torn record": func(n *node, pod Pod) {
 			must(n.t, os.WriteFile(n.records.path(pod.ID), []byte(`{"PodID":`), 0o600))
+		},
+		"lost record": func(n *node, pod Pod) {
+			must(n.t, os.Remove(n.records.path(pod.ID)))
 		},
 		"no cached result": func(n *node, _ Pod) {
 			must(n.t, os.RemoveAll(filepath.Join(n.opts.CacheDir, "results")))
@@ -444,7 +449,41 @@ func TestOldVersions(t *testing.T) {
 func TestHostPortsWithoutPortmapAreIgnored(t *testing.T) {
 	n := newNode(t, nil)
 	n.configure("10.conflist", n.bridged("1.0.0"))
-	n.attached(PortMapping{HostPort: 80, ContainerPort: 80})
+	said := 0
+	log := funcr.New(func(_, text string) { said += strings.Count(text, "Host ports are ignored") }, funcr.Options{})
+	for range 2 {
+		pod := newPod(t)
+		pod.PortMappings = []PortMapping{{HostPort: 80, ContainerPort: 80}}
+		_, err := n.Add(klog.NewContext(t.Context(), log), pod)
+		must(t, err)
+		must(t, n.Del(t.Context(), pod))
+	}
+	if said != 1 {
+		t.Errorf("said %d times", said)
+	}
+}
+
+func TestCheckSeesDamage(t *testing.T) {
+	n := newNode(t, nil)
+	pod, ip := n.attached()
+	must(t, n.Check(t.Context(), pod))
+	run(t, "nsenter", "--net="+pod.NetNS, "ip", "addr", "del", ip.String()+"/24", "dev", "eth0")
+	want := fmt.Sprintf("check network of pod default/%s (%s): plugin bridge: CHECK: ", pod.Name, pod.ID[:12])
+	if err := n.Check(t.Context(), pod); err == nil || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("Check = %v, want %s…", err, want)
+	}
+}
+
+// The bandwidth plugin makes an interface of its own on the node.
+func TestBandwidth(t *testing.T) {
+	n := newNode(t, nil)
+	n.configure("10.conflist", n.bridged("1.0.0", `{"type":"bandwidth","capabilities":{"bandwidth":true}}`))
+	pod := newPod(t)
+	pod.Annotations = map[string]string{ingressAnnotation: "8M", egressAnnotation: "4M"}
+	n.add(pod)
+	if rules := run(t, "tc", "qdisc"); !strings.Contains(rules, "rate 8Mbit") || !strings.Contains(rules, "rate 4Mbit") {
+		t.Errorf("queues:\n%s", rules)
+	}
 }
 
 func TestOperationsOnOnePodAreSerial(t *testing.T) {

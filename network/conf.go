@@ -1,6 +1,7 @@
 package network
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,14 +21,12 @@ import (
 
 // conf is one loaded configuration. It never changes.
 type conf struct {
-	// list is the network, nil if there is none; err then says why.
+	// list is the network, nil if there is none; err then says why. Its Bytes
+	// hold all plugins, also those that come from files of their own.
 	list *libcni.NetworkConfigList
 	err  error
 	// source is the file of the network, "" for the default network.
 	source string
-	// inlined is the network as JSON with all plugins in it, also those that
-	// come from files of their own.
-	inlined json.RawMessage
 	// broken are the files that were passed over, each error naming one.
 	broken []error
 }
@@ -103,11 +102,10 @@ func (c *conf) use(list *libcni.NetworkConfigList, source string) error {
 	if newer {
 		return fmt.Errorf("cniVersion %s is newer than %s", list.CNIVersion, version.Current())
 	}
-	inlined, err := inline(list)
-	if err != nil {
+	if list.Bytes, err = inline(list); err != nil {
 		return err
 	}
-	c.list, c.source, c.inlined = list, source, inlined
+	c.list, c.source = list, source
 	return nil
 }
 
@@ -144,7 +142,7 @@ func loadFile(file string) (*libcni.NetworkConfigList, error) {
 }
 
 // inline returns list as JSON that needs no other file.
-func inline(list *libcni.NetworkConfigList) (json.RawMessage, error) {
+func inline(list *libcni.NetworkConfigList) ([]byte, error) {
 	whole := map[string]any{}
 	if err := json.Unmarshal(list.Bytes, &whole); err != nil {
 		return nil, err
@@ -202,7 +200,7 @@ func (n *Network) reload(ctx context.Context) {
 		}
 	}
 	switch {
-	case before != nil && before.err == nil && c.err == nil && string(before.inlined) == string(c.inlined):
+	case before != nil && before.err == nil && c.err == nil && bytes.Equal(before.list.Bytes, c.list.Bytes):
 	case c.err == nil:
 		log.Info("Network configuration loaded", "network", c.list.Name, "cniVersion", c.list.CNIVersion, "source", c.where())
 	case before == nil || before.err == nil || before.err.Error() != c.err.Error():

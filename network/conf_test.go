@@ -80,9 +80,9 @@ func TestLoadConf(t *testing.T) {
 					Plugins                []map[string]any
 					LoadOnlyInlinedPlugins bool
 				}
-				must(t, json.Unmarshal(c.inlined, &inlined))
+				must(t, json.Unmarshal(c.list.Bytes, &inlined))
 				if len(inlined.Plugins) != len(c.list.Plugins) || !inlined.LoadOnlyInlinedPlugins {
-					t.Errorf("inlined: %s", c.inlined)
+					t.Errorf("inlined: %s", c.list.Bytes)
 				}
 			}
 		})

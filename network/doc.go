@@ -27,6 +27,12 @@
 //	leases/<network>/<address>                leases of the default network, as the
 //	                                          plugin host-local writes them
 //
+// In the kernel, beside the pods' own wiring: the default network keeps its bridge
+// and the nftables tables mica-<network> until [Network.RemoveDefault]. Plugins
+// leave behind, by their design, ip_forward switched on and the empty chains
+// CNI-HOSTPORT-{DNAT,MASQ,SETMARK} of portmap with the rules that lead into them;
+// they are shared with other runtimes of the node and stay.
+//
 // The records are not synced to stable storage one by one: after a power cut the
 // network namespaces are gone anyhow, and [Network.GC] gives back the leases of
 // the default network by the lease files alone.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
@@ -21,7 +22,7 @@ import (
 // names each of them. ctx and Options.Timeout for each attachment bound the
 // time.
 func (n *Network) GC(ctx context.Context, live []string) error {
-	ids, err := n.records.ids()
+	ids, err := n.known()
 	if err != nil {
 		return fmt.Errorf("collect networks: %w", err)
 	}
@@ -37,6 +38,23 @@ func (n *Network) GC(ctx context.Context, live []string) error {
 	}
 	errs = append(errs, n.collectPlugins(ctx, alive), n.collectLeases(ctx, alive))
 	return errors.Join(errs...)
+}
+
+// known returns every pod that has a record or a cached result.
+func (n *Network) known() ([]string, error) {
+	ids, err := n.records.ids()
+	if err != nil {
+		return nil, err
+	}
+	cached, err := n.cni.GetCachedAttachments("")
+	if err != nil {
+		return nil, fmt.Errorf("read cached attachments: %w", err)
+	}
+	for _, a := range cached {
+		ids = append(ids, a.ContainerID)
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids), nil
 }
 
 // alive returns the test that GC goes by. A pod that is added while it runs

@@ -108,7 +108,7 @@ func (p Pod) record(c *conf) (record, error) {
 		Namespace:      p.Namespace,
 		Interface:      podInterface,
 		NetNS:          p.NetNS,
-		Config:         c.inlined,
+		Config:         c.list.Bytes,
 		Args:           p.args(),
 		CapabilityArgs: capabilities,
 	}, nil
