@@ -1,0 +1,566 @@
+package imageservice
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/testing/protocmp"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/overlay"
+)
+
+var _ runtimeapi.ImageServiceServer = (*Service)(nil)
+
+func TestGet(t *testing.T) {
+	e := newEnv(t, nil)
+	b := e.push(e.build(simple("x")), "ns/app", "v1")
+	img := e.pull("ns/app:v1")
+	hex := b.id.Encoded()
+	for _, form := range []string{e.ref("ns/app:v1"), e.ref("ns/app@" + b.digest.String()), e.ref("ns/app:any@" + b.digest.String()), b.id.String(), hex, hex[:12], "sha256:" + hex[:7], hex[:1]} {
+		if got, err := e.service.Get(form); err != nil || got.ID != img.ID {
+			t.Errorf("%q: %v, %v", form, got.ID, err)
+		}
+	}
+	for form, class := range map[string]func(error) bool{
+		e.ref("ns/app"):                     errdefs.IsNotFound,
+		e.ref("ns/app:v2"):                  errdefs.IsNotFound,
+		"ns/app:v1":                         errdefs.IsNotFound,
+		strings.Repeat("f", 64):             errdefs.IsNotFound,
+		"sha256:" + strings.Repeat("f", 64): errdefs.IsNotFound,
+		e.ref("ns/app@" + someDigest):       errdefs.IsNotFound,
+		"":                                  errdefs.IsInvalidArgument,
+		"Not A Reference":                   errdefs.IsInvalidArgument,
+	} {
+		if _, err := e.service.Get(form); !class(err) {
+			t.Errorf("%q: %v", form, err)
+		}
+	}
+}
+
+func TestAmbiguousPrefix(t *testing.T) {
+	s := &Service{images: map[digest.Digest]Image{}, repos: repositories{}}
+	for _, hex := range []string{"abc1" + strings.Repeat("0", 60), "abc2" + strings.Repeat("0", 60)} {
+		id := digest.NewDigestFromEncoded(digest.SHA256, hex)
+		s.images[id] = Image{ID: id}
+	}
+	if _, err := s.Get("abc"); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), `"abc"`) {
+		t.Errorf("ambiguous: %v", err)
+	}
+	if img, err := s.Get("abc1"); err != nil || !strings.HasPrefix(img.ID.Encoded(), "abc1") {
+		t.Errorf("unique: %v, %v", img.ID, err)
+	}
+	// A name wins over a prefix.
+	named := digest.NewDigestFromEncoded(digest.SHA256, strings.Repeat("9", 64))
+	s.images[named] = Image{ID: named}
+	s.repos.set(must(parseReference("abc1")), named)
+	if img, err := s.Get("abc1"); err != nil || img.ID != named {
+		t.Errorf("name: %v, %v", img.ID, err)
+	}
+}
+
+// A tag that moves leaves the old image behind without it, until that is removed.
+func TestTagMoves(t *testing.T) {
+	e := newEnv(t, nil)
+	old := e.push(e.build(simple("old")), "app", "latest")
+	e.pull("app")
+	now := e.push(e.build(simple("new")), "app", "latest")
+	img := e.pull("app")
+	if img.ID != now.id {
+		t.Errorf("pulled %s", img.ID)
+	}
+	left, err := e.service.Get(old.id.String())
+	if err != nil || !left.Dangling() || !slices.Equal(left.Digests, []string{e.ref("app@" + old.digest.String())}) {
+		t.Errorf("old image: %+v, %v", left, err)
+	}
+	if n := len(e.service.List()); n != 2 {
+		t.Errorf("%d images", n)
+	}
+	e.reopen()
+	if again, err := e.service.Get(old.id.String()); err != nil || !cmp.Equal(left, again) {
+		t.Errorf("after a restart: %s", cmp.Diff(left, again))
+	}
+	if err := e.service.Remove(t.Context(), e.ref("app@"+old.digest.String())); err != nil {
+		t.Fatal(err)
+	}
+	if got := e.service.List(); len(got) != 1 || got[0].ID != now.id {
+		t.Errorf("images %v", got)
+	}
+	if n := len(e.layers.Layers()); n != 1 {
+		t.Errorf("%d layers", n)
+	}
+}
+
+func TestTag(t *testing.T) {
+	e := newEnv(t, nil)
+	b := e.push(e.build(simple("x")), "app", "v1")
+	e.pull("app:v1")
+	before := time.Now()
+	if err := e.service.Tag(t.Context(), b.id.Encoded()[:12], "busybox"); err != nil {
+		t.Fatal(err)
+	}
+	img, err := e.service.Get("docker.io/library/busybox:latest")
+	if err != nil || !slices.Equal(img.Tags, []string{e.ref("app:v1"), "docker.io/library/busybox:latest"}) {
+		t.Errorf("tags %v, %v", img.Tags, err)
+	}
+	stamp := must(os.ReadFile(filepath.Join(e.root, "image/overlay2/imagedb/metadata/sha256", b.id.Encoded(), "lastUpdated")))
+	if at, err := time.Parse(time.RFC3339Nano, string(stamp)); err != nil || at.Before(before.Add(-time.Second)) {
+		t.Errorf("lastUpdated %q, %v", stamp, err)
+	}
+	for _, bad := range []string{"a@" + someDigest, "UPPER"} {
+		if err := e.service.Tag(t.Context(), b.id.String(), bad); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("tag %q: %v", bad, err)
+		}
+	}
+	if err := e.service.Tag(t.Context(), "absent", "x"); !errdefs.IsNotFound(err) {
+		t.Errorf("tag of nothing: %v", err)
+	}
+}
+
+// By any name the image goes with all its names; what others share stays, also what containers and pulls need.
+func TestRemove(t *testing.T) {
+	e := newEnv(t, nil)
+	base := layerSpec{files: []file{{"base", "b"}}}
+	a := e.push(e.build(imageSpec{layers: []layerSpec{base, {files: []file{{"a", "a"}}}}}), "a", "v1")
+	e.push(a, "elsewhere/a", "v2")
+	b := e.push(e.build(imageSpec{layers: []layerSpec{base, {files: []file{{"b", "b"}}}}}), "b", "v1")
+	for _, name := range []string{"a:v1", "elsewhere/a:v2", "b:v1"} {
+		e.pull(name)
+	}
+	if _, err := e.layers.Create(t.Context(), overlay.CreateArgs{ID: strings.Repeat("c", 64), Parent: chainIDs(b.diffIDs)[1]}); err != nil {
+		t.Fatal(err)
+	}
+	remove := func(ref string) {
+		t.Helper()
+		if err := e.service.Remove(t.Context(), ref); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remove(e.ref("elsewhere/a:v2"))
+	if _, err := e.service.Get(e.ref("a:v1")); !errdefs.IsNotFound(err) {
+		t.Errorf("the other name is still there: %v", err)
+	}
+	if n := len(e.layers.Layers()); n != 2 {
+		t.Errorf("%d layers after a", n)
+	}
+	remove(e.ref("a:v1"))
+	remove(a.id.String())
+	remove(b.id.Encoded()[:10])
+	if n := len(e.layers.Layers()); n != 2 {
+		t.Errorf("%d layers below a container", n)
+	}
+	if err := e.layers.Remove(t.Context(), strings.Repeat("c", 64)); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.service.Remove(t.Context(), "not a reference"); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("remove of nonsense: %v", err)
+	}
+	e.pull("b:v1")
+	remove(e.ref("b:v1"))
+	if n := len(e.layers.Layers()); n != 0 {
+		t.Errorf("%d layers at the end", n)
+	}
+	got := string(must(os.ReadFile(e.service.repositoriesPath())))
+	if got != `{"Repositories":{}}` {
+		t.Errorf("repositories.json holds %s", got)
+	}
+	for _, dir := range []string{"imagedb/content/sha256", "distribution/diffid-by-digest/sha256", "distribution/v2metadata-by-diffid/sha256"} {
+		if entries := must(os.ReadDir(filepath.Join(e.root, "image/overlay2", dir))); len(entries) > 0 {
+			t.Errorf("%s holds %v", dir, entries)
+		}
+	}
+}
+
+// Damage makes an image absent, so that the next pull is a real one and repairs it.
+func TestPullRepairs(t *testing.T) {
+	for name, damage := range map[string]func(e *env, b built) error{
+		"layer directory lost": func(e *env, b built) error {
+			l := must(e.layers.Layer(chainIDs(b.diffIDs)[0]))
+			return os.RemoveAll(filepath.Join(e.root, "overlay2", l.CacheID))
+		},
+		"layer entry lost": func(e *env, b built) error {
+			return os.RemoveAll(filepath.Join(e.root, "image/overlay2/layerdb/sha256", chainIDs(b.diffIDs)[1].Encoded()))
+		},
+		"configuration changed": func(e *env, b built) error {
+			return os.WriteFile(filepath.Join(e.root, "image/overlay2/imagedb/content/sha256", b.id.Encoded()), []byte("{}"), 0o600)
+		},
+		"configuration lost": func(e *env, b built) error {
+			return os.Remove(filepath.Join(e.root, "image/overlay2/imagedb/content/sha256", b.id.Encoded()))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newEnv(t, nil)
+			b := e.push(e.build(fourLayers), "app", "v1")
+			want := e.pull("app:v1")
+			e.close()
+			if err := damage(e, b); err != nil {
+				t.Fatal(err)
+			}
+			e.open()
+			if problems, err := e.service.Check(t.Context()); err != nil || len(problems) == 0 {
+				t.Errorf("Check found %v, %v", problems, err)
+			}
+			if _, err := e.service.Get(b.id.String()); !errdefs.IsNotFound(err) {
+				t.Errorf("the damaged image is found: %v", err)
+			}
+			if resp, err := e.service.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: e.ref("app:v1")}}); err != nil || resp.GetImage() != nil {
+				t.Errorf("status of the damaged image: %v, %v", resp, err)
+			}
+			if diff := cmp.Diff(want, e.pull("app:v1")); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// A damaged image can also be removed.
+func TestRemoveDamaged(t *testing.T) {
+	e := newEnv(t, nil)
+	b := e.push(e.build(fourLayers), "app", "v1")
+	e.pull("app:v1")
+	if err := os.WriteFile(filepath.Join(e.root, "image/overlay2/imagedb/content/sha256", b.id.Encoded()), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e.reopen()
+	if err := e.service.Remove(t.Context(), e.ref("app:v1")); err != nil {
+		t.Fatal(err)
+	}
+	e.reopen()
+}
+
+func TestOpenSweepsAndRefuses(t *testing.T) {
+	e := newEnv(t, nil)
+	e.close()
+	content := filepath.Join(e.root, "image/overlay2/imagedb/content/sha256")
+	for _, leftover := range []string{filepath.Join(content, ".tmp-1"), filepath.Join(e.root, "image/overlay2/.repositories.json.1")} {
+		if err := os.WriteFile(leftover, []byte("half"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if _, err := os.Stat(leftover); !os.IsNotExist(err) {
+				t.Errorf("%s is still there", leftover)
+			}
+		}()
+	}
+	e.open()
+	repositories := e.service.repositoriesPath()
+	good := must(os.ReadFile(repositories))
+	if err := os.WriteFile(repositories, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), e.opts, e.layers); err == nil || !strings.Contains(err.Error(), repositories) {
+		t.Errorf("a broken repositories.json: %v", err)
+	}
+	if err := os.WriteFile(repositories, good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, o := range map[string]Options{
+		"root": {}, "platform": {Root: e.root, Platform: "a/b/c/d/e"}, "pinned": {Root: e.root, Pinned: []string{"["}},
+		"negative": {Root: e.root, Concurrency: -1}, "timeout": {Root: e.root, StallTimeout: -1},
+	} {
+		if _, err := Open(t.Context(), o, e.layers); err == nil {
+			t.Errorf("options: %s: no error", name)
+		}
+	}
+}
+
+// Check finds what is wrong, and only that.
+func TestCheck(t *testing.T) {
+	for name, c := range map[string]struct{ path, content, want string }{
+		"stranger":               {"imagedb/content/sha256/stranger", "", "is no image ID"},
+		"metadata":               {"imagedb/metadata/sha256/" + strings.Repeat("a", 64) + "/parent", "x", "metadata without an image"},
+		"content":                {"imagedb/content/sha256/" + strings.Repeat("a", 64), "{}", "content has digest"},
+		"repositories: absent":   {"repositories.json", `{"Repositories":{"a":{"a:b":"` + someDigest + `"}}}`, "is an image that is missing"},
+		"repositories: spelling": {"repositories.json", `{"Repositories":{"a":{"docker.io/library/a:b":"` + someDigest + `"}}}`, "not in the form"},
+		"sources":                {"distribution/v2metadata-by-diffid/sha256/" + strings.Repeat("a", 64), "{", "is not a list of sources"},
+		"source":                 {"distribution/v2metadata-by-diffid/sha256/" + strings.Repeat("a", 64), `[{"Digest":"` + someDigest + `"}]`, "does not lead back"},
+		"blob":                   {"distribution/diffid-by-digest/sha256/" + strings.Repeat("a", 64), someDigest, "does not know the blob"},
+		"blob garbage":           {"distribution/diffid-by-digest/sha256/" + strings.Repeat("a", 64), "x", "not a diff ID"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newEnv(t, nil)
+			path := filepath.Join(e.root, "image/overlay2", c.path)
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			before, readErr := os.ReadFile(path)
+			if err := os.WriteFile(path, []byte(c.content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			problems, err := e.service.Check(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.ContainsFunc(problems, func(p overlay.Problem) bool { return strings.Contains(p.What, c.want) }) {
+				t.Errorf("found %v, want %q", problems, c.want)
+			}
+			if readErr == nil {
+				err = os.WriteFile(path, before, 0o600)
+			} else if err = os.Remove(path); err == nil && name == "metadata" {
+				err = os.Remove(filepath.Dir(path))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+func TestCRI(t *testing.T) {
+	e := newEnv(t, func(o *Options) {
+		o.Pinned = []string{"*/pinned:*"}
+		o.RuntimeHandlers = []string{"", "runc"}
+	})
+	ctx := t.Context()
+	numeric, named := fourLayers, simple("named")
+	named.config = ocispec.ImageConfig{User: "nobody:nogroup"}
+	b := e.push(e.build(numeric), "app", "v1")
+	e.push(e.build(named), "pinned", "v1")
+	for _, name := range []string{"app:v1", "pinned:v1"} {
+		resp, err := e.service.PullImage(ctx, &runtimeapi.PullImageRequest{
+			Image: &runtimeapi.ImageSpec{Image: e.ref(name), RuntimeHandler: "runc"}, SandboxConfig: &runtimeapi.PodSandboxConfig{},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == "app:v1" && resp.GetImageRef() != b.id.String() {
+			t.Errorf("image_ref %s", resp.GetImageRef())
+		}
+	}
+	if _, err := e.service.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: e.ref("app:v1"), RuntimeHandler: "kata"}}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("unknown handler: %v", err)
+	}
+	spec := &runtimeapi.ImageSpec{Image: e.ref("app:v1"), UserSpecifiedImage: "app", Annotations: map[string]string{"a": "b"}}
+	status, err := e.service.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: spec, Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &runtimeapi.Image{
+		Id: b.id.String(), RepoTags: []string{e.ref("app:v1")}, RepoDigests: []string{e.ref("app@" + b.digest.String())},
+		Size: 4, Uid: &runtimeapi.Int64Value{Value: 1000}, Spec: spec,
+	}
+	if diff := cmp.Diff(want, status.GetImage(), protocmp.Transform()); diff != "" {
+		t.Error(diff)
+	}
+	var info verboseInfo
+	if err := json.Unmarshal([]byte(status.GetInfo()["info"]), &info); err != nil || info.ChainID != chainIDs(b.diffIDs)[3] || info.ImageSpec.Config.User != "1000:1000" {
+		t.Errorf("info %s, %v", status.GetInfo(), err)
+	}
+	list, err := e.service.ListImages(ctx, &runtimeapi.ListImagesRequest{})
+	if err != nil || len(list.GetImages()) != 2 {
+		t.Fatal(list, err)
+	}
+	for _, img := range list.GetImages() {
+		isPinned := strings.Contains(img.GetRepoTags()[0], "pinned")
+		if img.GetPinned() != isPinned || isPinned && (img.GetUsername() != "nobody" || img.GetUid() != nil) {
+			t.Errorf("listed %v", img)
+		}
+	}
+	for filter, n := range map[string]int{e.ref("app:v1"): 1, b.id.String(): 1, b.id.Encoded()[:12]: 1, e.ref("app@" + b.digest.String()): 1, e.ref("app"): 0, "": 2} {
+		list, err := e.service.ListImages(ctx, &runtimeapi.ListImagesRequest{Filter: &runtimeapi.ImageFilter{Image: &runtimeapi.ImageSpec{Image: filter}}})
+		if err != nil || len(list.GetImages()) != n {
+			t.Errorf("filter %q: %v, %v", filter, list, err)
+		}
+	}
+	for range 2 {
+		if _, err := e.service.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: e.ref("app:v1")}}); err != nil {
+			t.Error(err)
+		}
+	}
+	if status, err := e.service.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: spec}); err != nil || status.GetImage() != nil {
+		t.Errorf("status of an absent image: %v, %v", status, err)
+	}
+}
+
+// stream collects the messages of StreamImages.
+type stream struct {
+	grpc.ServerStream
+	chunks [][]*runtimeapi.Image
+}
+
+func (s *stream) Send(r *runtimeapi.StreamImagesResponse) error {
+	s.chunks = append(s.chunks, r.GetImages())
+	return nil
+}
+
+// Each image comes once, in messages that stay below gRPC's usual limit of 4 MiB.
+func TestStreamImages(t *testing.T) {
+	s := &Service{images: map[digest.Digest]Image{}}
+	if err := s.StreamImages(&runtimeapi.StreamImagesRequest{}, &stream{}); err != nil {
+		t.Error(err)
+	}
+	const n = 2000
+	for i := range n {
+		id := digest.FromString(fmt.Sprint(i))
+		s.images[id] = Image{ID: id, Tags: []string{strings.Repeat("x", 16<<10)}}
+	}
+	var got stream
+	if err := s.StreamImages(&runtimeapi.StreamImagesRequest{}, &got); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for _, c := range got.chunks {
+		size := 0
+		for _, img := range c {
+			if seen[img.GetId()] {
+				t.Errorf("%s came twice", img.GetId())
+			}
+			seen[img.GetId()] = true
+			size += len(img.GetRepoTags()[0])
+		}
+		if size > 2<<20 || size == 0 {
+			t.Errorf("a message of %d bytes", size)
+		}
+	}
+	if len(seen) != n {
+		t.Errorf("%d images came", len(seen))
+	}
+}
+
+func TestImageFsInfo(t *testing.T) {
+	e := newEnv(t, nil)
+	b := e.push(e.build(imageSpec{layers: []layerSpec{{files: []file{{"big", incompressible(1<<20, 9)}}}, {files: []file{{"small", "s"}}}}}), "app", "v1")
+	e.pull("app:v1")
+	if _, err := e.layers.Create(t.Context(), overlay.CreateArgs{ID: strings.Repeat("c", 64), Parent: chainIDs(b.diffIDs)[1]}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := e.layers.Remove(t.Context(), strings.Repeat("c", 64)); err != nil {
+			t.Error(err)
+		}
+	}()
+	var info *runtimeapi.ImageFsInfoResponse
+	ready := func() bool {
+		var err error
+		if info, err = e.service.ImageFsInfo(t.Context(), &runtimeapi.ImageFsInfoRequest{}); err != nil {
+			t.Fatal(err)
+		}
+		return info.GetImageFilesystems()[0].GetInodesUsed().GetValue() == 4 && len(info.GetContainerFilesystems()) == 1
+	}
+	e.await(t, ready) // two files in two directories
+	images, containers := info.GetImageFilesystems()[0], info.GetContainerFilesystems()[0]
+	for _, fs := range []*runtimeapi.FilesystemUsage{images, containers} {
+		if fs.GetFsId().GetMountpoint() != e.root || fs.GetTimestamp() <= 0 {
+			t.Errorf("file system %v", fs)
+		}
+	}
+	if used := images.GetUsedBytes().GetValue(); used < 1<<20 || used > 1<<20+64<<10 {
+		t.Errorf("%d bytes used", used)
+	}
+	if containers.GetInodesUsed().GetValue() == 0 {
+		t.Error("the writable layer has no inode")
+	}
+	cache := filepath.Join(e.root, "image", "usage.json")
+	e.await(t, func() bool { _, err := os.Stat(cache); return err == nil })
+	e.reopen()
+	info, err := e.service.ImageFsInfo(t.Context(), &runtimeapi.ImageFsInfoRequest{})
+	if err != nil || info.GetImageFilesystems()[0].GetInodesUsed().GetValue() != 4 {
+		t.Errorf("after a restart: %v, %v", info, err)
+	}
+}
+
+// Random operations against a map: after each the service says what the map says, and so does a service opened on the same disk.
+func TestModel(t *testing.T) {
+	e := newEnv(t, nil)
+	shared := []layerSpec{{files: []file{{"base", "b"}}}, {files: []file{{"mid", "m"}}}}
+	var images []built
+	for i := range 5 {
+		layers := append(slices.Clone(shared[:i%3]), layerSpec{files: []file{{"top", fmt.Sprint(i)}}})
+		images = append(images, e.push(e.build(imageSpec{layers: layers}), "app", ""))
+	}
+	model := map[string]digest.Digest{} // full tag → ID
+	present := map[digest.Digest]bool{}
+	random := rand.New(rand.NewPCG(1, 2))
+	for step := range 150 {
+		b := images[random.IntN(len(images))]
+		tag := fmt.Sprintf("t%d", random.IntN(4))
+		switch random.IntN(4) {
+		case 0, 1:
+			e.push(b, "app", tag)
+			e.pull("app:" + tag)
+			model[e.ref("app:"+tag)], present[b.id] = b.id, true
+		case 2:
+			ref := e.ref("app:" + tag)
+			if random.IntN(2) == 0 {
+				ref = b.id.String()
+			}
+			id, ok := model[ref]
+			if strings.HasPrefix(ref, "sha256:") {
+				id, ok = b.id, true
+			}
+			if err := e.service.Remove(t.Context(), ref); err != nil {
+				t.Fatal(err)
+			}
+			if ok {
+				delete(present, id)
+				for name, other := range model {
+					if other == id {
+						delete(model, name)
+					}
+				}
+			}
+		case 3:
+			e.reopen()
+		}
+		got, gotPresent := map[string]digest.Digest{}, map[digest.Digest]bool{}
+		for _, img := range e.service.List() {
+			gotPresent[img.ID] = true
+			for _, name := range img.Tags {
+				got[name] = img.ID
+			}
+		}
+		if diff := cmp.Diff(model, got, cmpopts.EquateEmpty()) + cmp.Diff(present, gotPresent, cmpopts.EquateEmpty()); diff != "" {
+			t.Fatalf("step %d: %s", step, diff)
+		}
+		if step%10 == 0 {
+			e.verify()
+		}
+	}
+}
+
+// Operations that run at the same time leave a consistent store.
+func TestConcurrentUse(t *testing.T) {
+	e := newEnv(t, nil)
+	base := layerSpec{files: []file{{"base", incompressible(1<<16, 10)}}}
+	var ids []built
+	for i := range 4 {
+		b := e.build(imageSpec{layers: []layerSpec{base, {files: []file{{"top", fmt.Sprint(i)}}}}})
+		ids = append(ids, e.push(b, fmt.Sprintf("app%d", i), "v1"))
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	done := make(chan error)
+	for i := range 8 {
+		go func() {
+			var err error
+			for ctx.Err() == nil && err == nil {
+				name := e.ref(fmt.Sprintf("app%d:v1", i%4))
+				if i < 4 {
+					_, err = e.service.Pull(t.Context(), PullArgs{Ref: name})
+				} else {
+					err = e.service.Remove(t.Context(), ids[i%4].id.String())
+				}
+			}
+			done <- err
+		}()
+	}
+	for range 8 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
