@@ -1,5 +1,7 @@
 // Package version tells the version of the executable that it is linked into, as
 // the Go toolchain stamped it: the tag or pseudo-version of the module at build.
+// There is no other place in which a version is written, so the daemon, its tool
+// and what the kubelet is told cannot disagree about one build.
 package version
 
 import "runtime/debug"

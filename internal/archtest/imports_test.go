@@ -1,0 +1,121 @@
+package archtest
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/micarun/mica"
+
+// pkg is what the tests need of `go list -json`.
+type pkg struct {
+	ImportPath, Dir  string
+	Standard         bool
+	GoFiles, Imports []string
+}
+
+// path returns the package's path within the module, "." for its root.
+func (p pkg) path() string {
+	if p.ImportPath == module {
+		return "."
+	}
+	return strings.TrimPrefix(p.ImportPath, module+"/")
+}
+
+// list runs go list at the module's root.
+func list(t *testing.T, args ...string) []pkg {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", append([]string{"list", "-json=ImportPath,Dir,Standard,GoFiles,Imports"}, args...)...)
+	cmd.Dir = "../.."
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, &stderr)
+	}
+	var pkgs []pkg
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p pkg
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return pkgs
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		pkgs = append(pkgs, p)
+	}
+}
+
+// mayImport says what of this module each package may import, besides the leaves
+// in internal. The first row that matches a package counts; a pattern that ends in
+// /... matches what is below as well.
+func mayImport() []struct {
+	who  string
+	what []string
+} {
+	return []struct {
+		who  string
+		what []string
+	}{
+		{"cmd/mica-keeper", []string{"runtimeservice/keeper/..."}},
+		{"cmd/mica-init", nil},
+		{"cmd/...", []string{"config", "cri", "dockerapi", "imageservice/...", "network/...", "overlay/...", "runtimeservice/..."}},
+		{"config", []string{"cri", "dockerapi", "imageservice", "network", "overlay", "runtimeservice/..."}},
+		{"cri", nil},
+		{"dockerapi", []string{"imageservice", "runtimeservice", "overlay"}},
+		{"runtimeservice", []string{"imageservice", "network", "overlay", "runtimeservice/..."}},
+		{"runtimeservice/keeper", []string{"runtimeservice/keeper/..."}},
+		{"runtimeservice/keeper/server", []string{"runtimeservice/keeper/wire"}},
+		{"runtimeservice/...", nil},
+		{"imageservice/...", []string{"overlay"}},
+		{"network/...", nil},
+		{"overlay/...", nil},
+		{"e2e/...", []string{"e2e/...", "config", "overlay", "runtimeservice/..."}},
+		{"packaging", []string{"config"}},
+		{"internal/...", nil},
+	}
+}
+
+func matches(pattern, path string) bool {
+	if below, ok := strings.CutSuffix(pattern, "/..."); ok {
+		return path == below || strings.HasPrefix(path, below+"/")
+	}
+	return path == pattern
+}
+
+func TestImportsGoDownwards(t *testing.T) {
+	for _, p := range list(t, "./...") {
+		rule := slices.IndexFunc(mayImport(), func(r struct {
+			who  string
+			what []string
+		},
+		) bool {
+			return matches(r.who, p.path())
+		})
+		if rule < 0 {
+			t.Errorf("%s has no place in the house: give it a row in mayImport and in docs/design.md", p.path())
+			continue
+		}
+		for _, imported := range p.Imports {
+			what, ours := strings.CutPrefix(imported, module+"/")
+			leaf := matches("internal/...", what) && !matches("internal/...", p.path())
+			if ours && !leaf && !slices.ContainsFunc(mayImport()[rule].what, func(w string) bool { return matches(w, what) }) {
+				t.Errorf("%s imports %s", p.path(), what)
+			}
+		}
+	}
+}
+
+// What lives beside every container stays small.
+func TestKeeperLinksTheStandardLibraryOnly(t *testing.T) {
+	for _, p := range list(t, "-deps", "./cmd/mica-keeper", "./cmd/mica-init") {
+		if !p.Standard && !matches(module+"/...", p.ImportPath) && !matches("golang.org/x/sys/...", p.ImportPath) {
+			t.Errorf("mica-keeper or mica-init links %s", p.ImportPath)
+		}
+	}
+}
