@@ -26,6 +26,12 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// ociVersion is what specifications declare. It is the oldest that says all
+// that nodes need, because crun before 1.9 refuses any newer one; the fields
+// of later versions that Container uses are refused unless the OCI runtime
+// lists them as features.
+const ociVersion = "1.0.2"
+
 // Container returns the specification for a container. Requests that break
 // CRI's rules give ErrInvalidArgument, those that this node cannot honour
 // ErrFailedPrecondition, and recursive read-only mounts that it lacks
@@ -37,7 +43,7 @@ func Container(in ContainerInput) (*specs.Spec, error) {
 	b := &builder{
 		in:   in,
 		sc:   in.Config.GetLinux().GetSecurityContext(),
-		spec: &specs.Spec{Version: specs.Version, Linux: &specs.Linux{}},
+		spec: &specs.Spec{Version: ociVersion, Linux: &specs.Linux{}},
 	}
 	for _, step := range []func() error{
 		b.root,

@@ -1,0 +1,79 @@
+package oci
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go/features"
+)
+
+// Features returns what the runtime says it supports. For a crun without the
+// features command it is what that version is known to support; for any other
+// runtime without it, nothing optional.
+func (r *Runtime) Features(ctx context.Context) (features.Features, error) {
+	out, err := r.run(ctx, nil, "features")
+	if err == nil {
+		var f features.Features
+		if err := json.Unmarshal(out, &f); err != nil {
+			return features.Features{}, fmt.Errorf("parse features of %s: %w", r.handler.Path, err)
+		}
+		return f, nil
+	}
+	if ctx.Err() != nil {
+		return features.Features{}, err
+	}
+	version, verr := r.Version(ctx)
+	if verr != nil {
+		return features.Features{}, verr
+	}
+	if r.handler.Type == "crun" {
+		return crunFeatures(version), nil
+	}
+	return features.Features{}, nil
+}
+
+// crunFeatures is the fallback table by crun's release notes: recursive mount
+// options came with 1.4, the features command itself with 1.9.
+func crunFeatures(version string) features.Features {
+	yes := true
+	f := features.Features{
+		OCIVersionMin: "1.0.0", OCIVersionMax: "1.0.0",
+		Hooks: []string{"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"},
+		MountOptions: []string{
+			"async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "iversion", "mand",
+			"noatime", "nodev", "nodiratime", "noexec", "noiversion", "nomand", "norelatime", "nostrictatime", "nosuid",
+			"private", "rbind", "relatime", "remount", "ro", "rprivate", "rshared", "rslave", "runbindable", "rw",
+			"shared", "slave", "strictatime", "suid", "sync", "tmpcopyup", "unbindable",
+		},
+		Linux: &features.Linux{
+			Namespaces: []string{"cgroup", "ipc", "mount", "network", "pid", "user", "uts"},
+			Cgroup:     &features.Cgroup{V1: &yes, V2: &yes, Systemd: &yes},
+			Seccomp:    &features.Seccomp{Enabled: &yes},
+			Apparmor:   &features.Apparmor{Enabled: &yes},
+			Selinux:    &features.Selinux{Enabled: &yes},
+		},
+	}
+	if major, minor := versionNumbers(version); major > 1 || major == 1 && minor >= 4 {
+		f.MountOptions = append(f.MountOptions,
+			"ratime", "rdev", "rdiratime", "rexec", "rnoatime", "rnodev", "rnodiratime", "rnoexec", "rnorelatime",
+			"rnostrictatime", "rnosuid", "rrelatime", "rro", "rrw", "rstrictatime", "rsuid")
+	}
+	return f
+}
+
+// versionNumbers reads "crun version 1.8.1".
+func versionNumbers(text string) (major, minor int) {
+	fields := strings.Fields(text)
+	if len(fields) == 0 {
+		return 0, 0
+	}
+	parts := strings.Split(fields[len(fields)-1], ".")
+	major, _ = strconv.Atoi(parts[0])
+	if len(parts) > 1 {
+		minor, _ = strconv.Atoi(parts[1])
+	}
+	return major, minor
+}

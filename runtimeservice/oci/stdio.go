@@ -1,0 +1,313 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// drainGrace is how long after the end of a process its output is waited for
+// when something else holds it open.
+const drainGrace = 50 * time.Millisecond
+
+// consoleTimeout is how long a runtime that has exited may take to have sent
+// the terminal.
+const consoleTimeout = 10 * time.Second
+
+// stdio is the standard streams of an exec process: the child's ends, our
+// ends and what copies between them and the caller.
+type stdio struct {
+	child  [3]*os.File // given to the runtime; nil is /dev/null
+	ours   []*os.File  // those of child that we have to close
+	stdin  io.Reader   // copied to input
+	input  *os.File
+	output []*output
+
+	console *net.UnixListener // where the terminal will come from
+	stdout  io.Writer         // of the terminal
+
+	mu  sync.Mutex // guards tty
+	tty *os.File
+}
+
+// output is one stream from the process to the caller.
+type output struct {
+	from *os.File
+	to   io.Writer
+	done chan struct{}
+	err  error // valid after done
+}
+
+func newStdio(a ExecArgs, dir string) (*stdio, error) {
+	s := &stdio{}
+	var err error
+	if a.Process.Terminal {
+		s.stdin, s.stdout = a.Stdin, a.Stdout
+		s.console, err = listenConsole(dir)
+	} else {
+		err = s.pipes(a)
+	}
+	if err != nil {
+		s.close()
+		s.closeChild()
+		return nil, err
+	}
+	return s, nil
+}
+
+// pipes makes the pipes that are needed.
+func (s *stdio) pipes(a ExecArgs) error {
+	if f, ok := a.Stdin.(*os.File); ok {
+		s.child[0] = f
+	} else if a.Stdin != nil {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return err
+		}
+		s.child[0], s.input, s.stdin = r, w, a.Stdin
+		s.ours = append(s.ours, r)
+	}
+	for i, to := range []io.Writer{a.Stdout, a.Stderr} {
+		if f, ok := to.(*os.File); ok {
+			s.child[i+1] = f
+		} else if to != nil {
+			r, w, err := os.Pipe()
+			if err != nil {
+				return err
+			}
+			s.child[i+1] = w
+			s.ours = append(s.ours, w)
+			s.output = append(s.output, &output{from: r, to: to, done: make(chan struct{})})
+		}
+	}
+	return nil
+}
+
+// giveTo hands the child's ends to a command; the streams that nobody wants
+// are /dev/null.
+func (s *stdio) giveTo(cmd *exec.Cmd) {
+	if s.child[0] != nil {
+		cmd.Stdin = s.child[0]
+	}
+	if s.child[1] != nil {
+		cmd.Stdout = s.child[1]
+	}
+	if s.child[2] != nil {
+		cmd.Stderr = s.child[2]
+	}
+}
+
+// listenConsole listens for the terminal, by way of a descriptor of the
+// directory, as its path may be too long for a socket address.
+func listenConsole(dir string) (*net.UnixListener, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	name := filepath.Join("/proc/self/fd", fmt.Sprint(d.Fd()), consoleFile)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: name})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false) // the directory is removed as a whole
+	return l, nil
+}
+
+// acceptConsole takes the terminal that the runtime has sent before it exited.
+func (s *stdio) acceptConsole(ctx context.Context) error {
+	deadline := time.Now().Add(consoleTimeout)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	if err := s.console.SetDeadline(deadline); err != nil {
+		return err
+	}
+	conn, err := s.console.AcceptUnix()
+	if err != nil {
+		return fmt.Errorf("accept terminal: %w", err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(deadline); err != nil {
+		return err
+	}
+	f, err := receiveFile(conn)
+	if err != nil {
+		return fmt.Errorf("receive terminal: %w", err)
+	}
+	s.mu.Lock()
+	s.tty = f
+	s.mu.Unlock()
+	to := s.stdout
+	if to == nil {
+		to = io.Discard
+	}
+	s.output = append(s.output, &output{from: f, to: to, done: make(chan struct{})})
+	s.input = f
+	return nil
+}
+
+// receiveFile receives one descriptor (unix(7), SCM_RIGHTS).
+func receiveFile(conn *net.UnixConn) (*os.File, error) {
+	text, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := conn.ReadMsgUnix(text, oob)
+	if err != nil {
+		return nil, err
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil {
+		return nil, err
+	}
+	if len(messages) != 1 {
+		return nil, fmt.Errorf("%d control messages: %w", len(messages), errdefs.ErrInternal)
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil {
+		return nil, err
+	}
+	if len(fds) != 1 {
+		return nil, fmt.Errorf("%d descriptors: %w", len(fds), errdefs.ErrInternal)
+	}
+	unix.CloseOnExec(fds[0])
+	if err := unix.SetNonblock(fds[0], true); err != nil { // so that reads can have a deadline
+		return nil, errors.Join(err, unix.Close(fds[0]))
+	}
+	return os.NewFile(uintptr(fds[0]), "terminal"), nil
+}
+
+// start starts copying.
+func (s *stdio) start() {
+	for _, o := range s.output {
+		go o.copy()
+	}
+	if s.input == nil || s.stdin == nil {
+		return
+	}
+	go func() {
+		_, _ = io.Copy(s.input, s.stdin) // an error means that one side has gone
+		if s.console == nil {
+			_ = s.input.Close()
+		}
+	}()
+}
+
+// copy copies until EOF or, after drain has set a deadline, until everything
+// is copied that was in the pipe then.
+func (o *output) copy() {
+	defer close(o.done)
+	_, err := io.Copy(o.to, onlyReader{o.from})
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = o.rest()
+	}
+	if !errors.Is(err, unix.EIO) && !errors.Is(err, os.ErrClosed) { // EIO is the end of a terminal
+		o.err = err
+	}
+	_ = o.from.SetReadDeadline(time.Time{})
+}
+
+// rest copies what is in the pipe at this moment and no more, as a surviving
+// child may write for ever.
+func (o *output) rest() error {
+	raw, err := o.from.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var pending int
+	var ioctl error
+	if err := raw.Control(func(fd uintptr) { pending, ioctl = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }); err != nil {
+		return err
+	}
+	if ioctl != nil {
+		return os.NewSyscallError("ioctl FIONREAD", ioctl)
+	}
+	if err := o.from.SetReadDeadline(time.Now().Add(drainGrace)); err != nil {
+		return err
+	}
+	_, err = io.CopyN(o.to, onlyReader{o.from}, int64(pending))
+	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, io.EOF) {
+		return nil // somebody else read it
+	}
+	return err
+}
+
+// onlyReader hides *os.File's WriteTo, which would not stop at a deadline
+// alike on every kernel.
+type onlyReader struct{ io.Reader }
+
+// drain waits until the output of an ended process is copied: shortly for
+// what may still come, as long as it takes for what is there.
+func (s *stdio) drain(ctx context.Context) error {
+	for _, o := range s.output {
+		if err := o.from.SetReadDeadline(time.Now().Add(drainGrace)); err != nil && !errors.Is(err, os.ErrClosed) {
+			return fmt.Errorf("drain output: %w", err)
+		}
+	}
+	for _, o := range s.output {
+		select {
+		case <-o.done:
+			if o.err != nil {
+				return fmt.Errorf("copy output: %w", o.err)
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("copy output: %w", context.Cause(ctx))
+		}
+	}
+	return nil
+}
+
+// closeChild closes our copies of the child's ends.
+func (s *stdio) closeChild() {
+	for _, f := range s.ours {
+		_ = f.Close()
+	}
+	s.ours = nil
+}
+
+// close closes everything that is ours and ends the copying.
+func (s *stdio) close() {
+	for _, o := range s.output {
+		_ = o.from.Close()
+	}
+	if s.input != nil {
+		_ = s.input.Close()
+	}
+	if c, ok := s.stdin.(io.Closer); ok {
+		_ = c.Close()
+	}
+	if s.console != nil {
+		_ = s.console.Close()
+	}
+	s.mu.Lock()
+	s.tty = nil
+	s.mu.Unlock()
+}
+
+func (s *stdio) resize(width, height uint16) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.tty == nil {
+		return fmt.Errorf("resize terminal: there is none: %w", errdefs.ErrFailedPrecondition)
+	}
+	raw, err := s.tty.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("resize terminal: %w", err)
+	}
+	var ioctl error
+	err = raw.Control(func(fd uintptr) {
+		ioctl = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Col: width, Row: height})
+	})
+	if err = errors.Join(err, ioctl); err != nil {
+		return fmt.Errorf("resize terminal: %w", err)
+	}
+	return nil
+}
