@@ -96,36 +96,3 @@ func (s *Service) emit(id string, pod *Pod, kind runtimeapi.ContainerEventType) 
 	}
 	s.events.publish(ev)
 }
-
-// GetContainerEvents streams what becomes of pods and containers from now on,
-// until the client ends it. A client that reads too slowly is cut off with
-// ErrResourceExhausted and has to list anew.
-func (s *Service) GetContainerEvents(_ *runtimeapi.GetEventsRequest, stream runtimeapi.RuntimeService_GetContainerEventsServer) error {
-	sub, err := s.events.subscribe()
-	if err != nil {
-		return err
-	}
-	defer s.events.cancel(sub)
-	for {
-		select {
-		case ev, ok := <-sub.queue:
-			if !ok {
-				return s.subscriptionEnd(sub)
-			}
-			if err := stream.Send(ev); err != nil {
-				return err
-			}
-		case <-stream.Context().Done():
-			return nil
-		}
-	}
-}
-
-func (s *Service) subscriptionEnd(sub *subscription) error {
-	s.events.mu.Lock()
-	defer s.events.mu.Unlock()
-	if sub.lagged {
-		return fmt.Errorf("stream container events: the client lags %d events behind: %w", eventBacklog, errdefs.ErrResourceExhausted)
-	}
-	return fmt.Errorf("stream container events: shutting down: %w", errdefs.ErrUnavailable)
-}

@@ -1,0 +1,32 @@
+package runtimeservice
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// ListPodSandbox lists pods, the newest first.
+func (s *Service) ListPodSandbox(_ context.Context, req *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
+	return &runtimeapi.ListPodSandboxResponse{Items: s.listPods(req.GetFilter())}, nil
+}
+
+func (s *Service) listPods(f *runtimeapi.PodSandboxFilter) []*runtimeapi.PodSandbox {
+	var items []*runtimeapi.PodSandbox
+	for _, p := range s.pods.all() {
+		// A pod that is still being made has an answer only when it is ready.
+		if p.snapshot().Phase == PodCreating || !strings.HasPrefix(p.ID, f.GetId()) || !hasLabels(p.config().GetLabels(), f.GetLabelSelector()) {
+			continue
+		}
+		item := p.listed()
+		if f.GetState() != nil && f.GetState().GetState() != item.GetState() {
+			continue
+		}
+		items = append(items, item)
+	}
+	slices.SortFunc(items, func(a, b *runtimeapi.PodSandbox) int { return cmp.Compare(b.GetCreatedAt(), a.GetCreatedAt()) })
+	return items
+}
