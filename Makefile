@@ -8,16 +8,16 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := build
 
 GO ?= go
+CC := gcc
 BIN := $(CURDIR)/bin
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOFUMPT := mvdan.cc/gofumpt@v0.12.0
 
 # What a node needs, what the image builder needs, what the tests need besides.
-NODE_PACKAGES := runc crun iptables nftables iproute2 containernetworking-plugins ca-certificates
-TEST_PACKAGES := $(NODE_PACKAGES) gcc libc6-dev e2fsprogs
+NODE_PACKAGES := runc crun iptables nftables iproute2 containernetworking-plugins ca-certificates gcc libc6-dev
+TEST_PACKAGES := $(NODE_PACKAGES) e2fsprogs
 BENCH_PACKAGES := $(TEST_PACKAGES) containerd
 
 # go test's own arguments, and how long one package may take.
@@ -31,6 +31,7 @@ IMAGE ?=
 build:
 	@mkdir -p $(BIN)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+	$(CC) -Os -s -static -nostdlib -o $(BIN)/mica-init cmd/mica-init/init.c
 
 .PHONY: images
 images: packages-node

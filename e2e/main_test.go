@@ -63,8 +63,7 @@ func prepare(ctx context.Context, dir string) (suite, error) {
 	if err != nil {
 		return suite{}, err
 	}
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir+"/", "./cmd/...")
-	build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0")
+	build := exec.CommandContext(ctx, "make", "-C", root, "build", "BIN="+dir)
 	if out, err := build.CombinedOutput(); err != nil {
 		return suite{}, fmt.Errorf("build binaries: %w: %s", err, out)
 	}

@@ -173,7 +173,7 @@ func (n *Node) countFiles(_ context.Context, c Census) error {
 		"layer":           {n.Data + "/image/overlay2/layerdb/sha256/*"},
 		"image":           {n.Data + "/image/overlay2/imagedb/content/sha256/*"},
 		"lease":           {n.Data + "/network/leases/*/*.*.*.*"},
-		"attachment":      {n.Data + "/network/results/*", n.Data + "/network/pods/*"},
+		"attachment":      {n.Data + "/network/results/*", n.Data + "/network/attachments/*"},
 	}
 	for kind, list := range patterns {
 		for _, pattern := range list {

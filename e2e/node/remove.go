@@ -15,15 +15,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Remove ends the node and removes everything of it: pods, daemon, keeper,
-// bridge, cgroups, rules and directories. It works on a node in any state,
-// also one that another process started, and reports what the product should
-// have removed itself.
+// Remove has the product end the node with everything of it, reports what is
+// left, and removes that and the directories by force. It works on a node in
+// any state, also one that another process started.
 func (n *Node) Remove(ctx context.Context) error {
 	var errs []error
-	if n.Runtime != nil {
-		errs = append(errs, n.Empty(ctx))
+	if n.pid != 0 {
+		n.disconnect(ctx)
+		_, err := n.Mica(ctx, "stop", "--all")
+		errs = append(errs, err)
 	}
+	// Both are gone already, unless that failed.
 	errs = append(errs, n.StopDaemon(), n.endKeeper())
 	left, err := n.Census(ctx)
 	errs = append(errs, err)
