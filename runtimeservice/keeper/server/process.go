@@ -2,8 +2,8 @@ package server
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
+	"fmt"
+	"hash/fnv"
 	"log"
 	"os"
 	"path/filepath"
@@ -23,9 +23,9 @@ func settleDown(label, dir string) []string {
 	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(oomScore)), 0); err != nil {
 		log.Printf("keep the OOM score: %v", err)
 	}
-	sum := sha256.Sum256([]byte(dir))
-	name := "mica-" + label + "-" + hex.EncodeToString(sum[:4])
-	return ownCgroups(name)
+	sum := fnv.New32a()
+	_, _ = sum.Write([]byte(dir))
+	return ownCgroups(fmt.Sprintf("mica-%s-%08x", label, sum.Sum32()))
 }
 
 // ownCgroups moves the process to a cgroup called name at the root of every

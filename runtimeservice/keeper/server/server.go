@@ -17,13 +17,13 @@ package server
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -79,7 +79,7 @@ type Server struct {
 // Run serves until a client asks for the end or ctx ends.
 func Run(ctx context.Context, o Options) error {
 	s := &Server{
-		o: o, instance: rand.Text(), lock: -1, settled: make(chan struct{}), quit: make(chan struct{}),
+		o: o, instance: newInstance(), lock: -1, settled: make(chan struct{}), quit: make(chan struct{}),
 		containers: map[string]*container{}, making: map[string]bool{}, sessions: map[*session]bool{},
 	}
 	s.work.rest = relax
@@ -104,6 +104,11 @@ func Run(ctx context.Context, o Options) error {
 	}
 	s.close()
 	return nil
+}
+
+// newInstance names this life of a keeper.
+func newInstance() string {
+	return strconv.Itoa(os.Getpid()) + "." + strconv.FormatInt(time.Now().UnixNano(), 36)
 }
 
 // relax gives memory back that only a burst of requests needed.

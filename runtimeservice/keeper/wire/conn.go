@@ -75,9 +75,6 @@ func NewConn(fd int) (*Conn, error) {
 // Close closes the socket and wakes its users.
 func (c *Conn) Close() error { return c.file.Close() }
 
-// SetDeadline bounds sending and receiving.
-func (c *Conn) SetDeadline(t time.Time) error { return c.file.SetDeadline(t) }
-
 // SetWriteDeadline bounds sending.
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.file.SetWriteDeadline(t) }
 
@@ -129,8 +126,11 @@ func (c *Conn) Receive(s *Section) (Message, FDs, error) {
 		}
 		return true
 	})
-	if err = errors.Join(err, rerr); err != nil {
-		return Message{}, nil, err
+	if err != nil {
+		return Message{}, nil, fmt.Errorf("receive packet: %w: %w", os.ErrClosed, err)
+	}
+	if rerr != nil {
+		return Message{}, nil, rerr
 	}
 	m, named, err := name(packet, fds)
 	if err != nil {

@@ -1,0 +1,312 @@
+package keeper
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// counting prints the numbers 1 to n as fast as busybox can, in writes that
+// end anywhere in a line.
+func counting(n int) string { return fmt.Sprintf("seq 1 %d", n) }
+
+const lots = 3_000_000
+
+// Property: whatever dies, the log holds every line once.
+
+func TestDaemonKilledUnderLoad(t *testing.T) {
+	n := newNode(t)
+	a := n.args(n.newID(), spec{script: counting(lots)})
+	n.create(a)
+	first := n.daemon()
+	n.start(a.ID)
+	eventually(t, "output flows", func() bool { return size(a.LogPath) > 1<<20 })
+	killed(t, first)
+	for range 3 {
+		killed(t, n.daemon())
+	}
+	if err := n.client.Close(); err != nil { // also the only one that is left
+		t.Fatal(err)
+	}
+	n.client = n.connect()
+	if exit := n.exit(a.ID); exit.Code != 0 {
+		t.Errorf("exit = %+v", exit)
+	}
+	checkCount(t, lots, a.LogPath)
+}
+
+func TestKeeperKilledUnderLoad(t *testing.T) {
+	n := newNode(t)
+	a := n.args(n.newID(), spec{script: counting(lots) + "; exit 7"})
+	n.create(a)
+	n.start(a.ID)
+	for i := range 8 {
+		was := size(a.LogPath)
+		eventually(t, "output flows", func() bool { return size(a.LogPath) > was+1<<18 })
+		if st, err := n.client.Get(t.Context(), a.ID); err != nil || !st.Running {
+			t.Fatalf("kill %d: Get = %+v, %v", i, st, err)
+		}
+		n.killKeeper()
+	}
+	if exit := n.exit(a.ID); exit.Code != 7 || exit.Reason != "" {
+		t.Errorf("exit = %+v", exit)
+	}
+	checkCount(t, lots, a.LogPath)
+}
+
+// The exit happens while no keeper lives, and is known all the same: from the
+// pidfd that the daemon held.
+func TestExitWithoutKeeper(t *testing.T) {
+	n := newNode(t)
+	for name, tc := range map[string]struct {
+		script string
+		want   Exit
+	}{
+		"code":   {"read x; exit 9", Exit{Code: 9}},
+		"signal": {"read x; kill -TERM $$; sleep 100", Exit{Code: 143, Signal: 15}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := n.args(n.newID(), spec{script: tc.script, hostNS: true})
+			a.Stdin = true
+			n.create(a)
+			n.start(a.ID)
+			st, err := n.client.Get(t.Context(), a.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fd, err := unix.PidfdOpen(st.Pid, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = unix.Close(fd) }()
+			at, err := n.client.Attach(t.Context(), a.ID, AttachArgs{Stdin: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = at.Close() }()
+			// Stopped, the keeper cannot notice; killed, it never will.
+			if err := unix.Kill(n.keeperPid(), unix.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			n.client.mu.Lock()
+			stdin := n.client.held[a.ID].fds["stdin"]
+			n.client.mu.Unlock()
+			if _, err := unix.Write(stdin, []byte("go\n")); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 20000); err != nil {
+				t.Fatal(err)
+			}
+			n.killKeeper()
+			exit := n.exit(a.ID)
+			exit.At = time.Time{}
+			if exit != tc.want {
+				t.Errorf("exit = %+v, want %+v", exit, tc.want)
+			}
+		})
+	}
+}
+
+func TestExitRedelivered(t *testing.T) {
+	n := newNode(t)
+	id, _ := n.run(spec{script: "sleep 0.3; exit 5"})
+	if err := n.client.Close(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "exit recorded", func() bool { return size(filepath.Join(n.o.Dir, id, "exit.json")) > 0 })
+	for range 2 {
+		n.client = n.connect()
+		if exit := n.exit(id); exit.Code != 5 {
+			t.Errorf("exit = %+v", exit)
+		}
+		if err := n.client.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.client = n.connect()
+	// A keeper's death does not tell it again to the same client.
+	if exit := n.exit(id); exit.Code != 5 {
+		t.Errorf("exit = %+v", exit)
+	}
+	n.killKeeper()
+	if st, err := n.client.Get(t.Context(), id); err != nil || st.Exit == nil || st.Exit.Code != 5 {
+		t.Errorf("Get = %+v, %v", st, err)
+	}
+	select {
+	case e := <-n.client.Events():
+		t.Errorf("told twice: %+v", e)
+	case <-time.After(100 * time.Millisecond):
+	}
+}
+
+// Both die: the container's end is told with an honest reason.
+func TestKeeperAndDaemonDie(t *testing.T) {
+	n := newNode(t)
+	quick := n.args(n.newID(), spec{script: "sleep 0.5; exit 5", hostNS: true})
+	n.create(quick)
+	long, _ := n.run(spec{script: "sleep 1000"})
+	st, err := n.client.Get(t.Context(), quick.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.start(quick.ID)
+	pid := n.keeperPid()
+	if err := n.client.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "container gone", func() bool { return unix.Kill(st.Pid, 0) == unix.ESRCH })
+	n.client = n.connect()
+	if exit := n.exit(quick.ID); exit.Code != 255 || !strings.Contains(exit.Reason, "exit code unknown") {
+		t.Errorf("exit = %+v", exit)
+	}
+	if st, err := n.client.Get(t.Context(), long); err != nil || !st.Running {
+		t.Errorf("survivor: %+v, %v", st, err)
+	}
+	if err := n.client.Kill(t.Context(), long, syscall.SIGKILL, false); err != nil {
+		t.Fatal(err)
+	}
+	if exit := n.exit(long); exit.Code != 137 {
+		t.Errorf("survivor's exit = %+v", exit)
+	}
+}
+
+// A daemon that is stopped neither stalls the log nor the other daemon.
+func TestHungDaemon(t *testing.T) {
+	n := newNode(t)
+	hung := n.daemon()
+	if err := hung.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		a := n.args(n.newID(), spec{script: counting(1000)})
+		n.create(a)
+		n.start(a.ID)
+		n.exit(a.ID)
+		checkCount(t, 1000, a.LogPath)
+	}
+	killed(t, hung)
+}
+
+func TestHalfMadeContainerIsRemoved(t *testing.T) {
+	n := newNode(t)
+	slow := filepath.Join(t.TempDir(), "slow")
+	if err := os.WriteFile(slow, []byte("#!/bin/sh\ncase \"$*\" in *create*) exec sleep 600;; *) exec /usr/sbin/runc \"$@\";; esac\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	a := n.args(n.newID(), spec{script: "true"})
+	a.Runtime[0] = slow
+	failed := make(chan error)
+	go func() {
+		_, err := n.client.Create(t.Context(), a)
+		failed <- err
+	}()
+	eventually(t, "creation begun", func() bool { return size(filepath.Join(n.o.Dir, a.ID, "container.json")) > 0 })
+	n.killKeeper()
+	if err := <-failed; err == nil || !strings.Contains(err.Error(), "lost") {
+		t.Errorf("Create = %v", err)
+	}
+	if states, err := n.client.List(t.Context()); err != nil || len(states) != 0 {
+		t.Errorf("List = %v, %v", states, err)
+	}
+}
+
+// The keeper re-executes another program: same process, nothing lost, attached
+// clients included.
+func TestUpgradeUnderLoad(t *testing.T) {
+	n := newNode(t)
+	a := n.args(n.newID(), spec{script: "read x; echo attached; " + counting(lots) + "; exit 6"})
+	a.Stdin = true
+	n.create(a)
+	n.start(a.ID)
+	ended, _ := n.run(spec{script: "exit 4"})
+	if exit := n.exit(ended); exit.Code != 4 {
+		t.Fatalf("exit = %+v", exit)
+	}
+	pid := n.keeperPid()
+	at, err := n.client.Attach(t.Context(), a.ID, AttachArgs{Stdin: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = at.Close() }()
+	other := n.copyKeeper()
+	if err := n.client.Close(); err != nil {
+		t.Fatal(err)
+	}
+	n.o.Binary = other
+	n.client = n.connect()
+	if _, err := at.Stdin.Write([]byte("go\n")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "output flows", func() bool { return size(a.LogPath) > 1<<18 })
+	for range 4 {
+		n.o.Binary = n.copyKeeper()
+		c := n.connect()
+		defer func() { _ = c.Close() }()
+	}
+	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err != nil || exe != n.o.Binary {
+		t.Errorf("keeper %d runs %s, %v; want %s", pid, exe, err, n.o.Binary)
+	}
+	if now := n.keeperPid(); now != pid {
+		t.Errorf("keeper was %d, is %d", pid, now)
+	}
+	if exit := n.exit(ended); exit.Code != 4 {
+		t.Errorf("exit told by the new program = %+v", exit)
+	}
+	if exit := n.exit(a.ID); exit.Code != 6 || exit.Reason != "" {
+		t.Errorf("exit = %+v", exit)
+	}
+	lines := readLog(t, a.LogPath)
+	if len(lines) != lots+1 || lines[0].text != "attached" || lines[lots].text != fmt.Sprint(lots) {
+		t.Errorf("%d lines in the log", len(lines))
+	}
+}
+
+func (n *node) copyKeeper() string {
+	n.t.Helper()
+	from, err := os.Open(programs.keeper)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer func() { _ = from.Close() }()
+	to, err := os.OpenFile(filepath.Join(n.t.TempDir(), "mica-keeper"), os.O_CREATE|os.O_WRONLY, 0o755)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	if _, err := io.Copy(to, from); err != nil {
+		n.t.Fatal(err)
+	}
+	if err := to.Close(); err != nil {
+		n.t.Fatal(err)
+	}
+	return to.Name()
+}
+
+// A program that is no keeper does not get the containers.
+func TestUpgradeToNonsense(t *testing.T) {
+	n := newNode(t)
+	id, _ := n.run(spec{script: "sleep 1000"})
+	pid := n.keeperPid()
+	o := n.o
+	o.Binary = "/bin/true"
+	c, err := Connect(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	if st, err := c.Get(t.Context(), id); err != nil || !st.Running {
+		t.Errorf("Get = %+v, %v", st, err)
+	}
+	if now := n.keeperPid(); now != pid {
+		t.Errorf("keeper was %d, is %d", pid, now)
+	}
+}
