@@ -463,6 +463,26 @@ func TestHostPortsWithoutPortmapAreIgnored(t *testing.T) {
 	}
 }
 
+// Without host ports portmap need not run; with them it runs, and at DEL too.
+func TestPortmapRunsOnlyForHostPorts(t *testing.T) {
+	for ports, want := range map[int]string{0: "", 1: "ADD CHECK DEL"} {
+		n := newNode(t, nil)
+		log := n.script("portmap", pass)
+		pod := newPod(t)
+		pod.PortMappings = []PortMapping{{HostPort: 80, ContainerPort: 80}}[:ports]
+		result, err := n.Add(t.Context(), pod)
+		must(t, err)
+		if len(result.IPs) != 1 {
+			t.Errorf("%d ports: addresses %v", ports, result.IPs)
+		}
+		must(t, n.Check(t.Context(), pod))
+		must(t, n.Del(t.Context(), pod))
+		if got := commands(t, log); got != want {
+			t.Errorf("%d ports: portmap saw %q, want %q", ports, got, want)
+		}
+	}
+}
+
 func TestCheckSeesDamage(t *testing.T) {
 	n := newNode(t, nil)
 	pod, ip := n.attached()

@@ -62,9 +62,13 @@ func (*executables) FindInPath(plugin string, dirs []string) (string, error) {
 // pluginErrors; that of a plugin that reported by the protocol holds a
 // *types.Error.
 func (*executables) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+	command := command(environ)
+	if out, ok := passThrough(path, command, stdin); ok {
+		return out, nil
+	}
 	out, err := runPlugin(ctx, path, stdin, environ)
 	if err != nil {
-		return nil, &pluginError{plugin: filepath.Base(path), command: command(environ), err: err}
+		return nil, &pluginError{plugin: filepath.Base(path), command: command, err: err}
 	}
 	return out, nil
 }
