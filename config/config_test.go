@@ -263,7 +263,7 @@ func TestHiddenKeysExist(t *testing.T) {
 	walk(reflect.TypeFor[Config](), "")
 	for _, key := range []string{
 		"images.root", "network.cache_dir", "network.default.data_dir", "pods.data_dir", "pods.state_dir",
-		"keeper.dir", "runtimes.*.name", "runtimes.*.root",
+		"pods.version", "keeper.dir", "runtimes.*.name", "runtimes.*.root",
 	} {
 		if !hidden(key) || !slices.Contains(all, key) {
 			t.Errorf("%s is not hidden, or is no field", key)

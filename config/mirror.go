@@ -35,11 +35,11 @@ func (d *duration) UnmarshalText(text []byte) error {
 func (d duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
 // hidden tells the keys that are not for users: they follow from others (see
-// Config.Resolved).
+// Config.Resolved) or from the executable.
 func hidden(key string) bool {
 	switch key {
 	case "images.root", "network.cache_dir", "network.default.data_dir",
-		"pods.data_dir", "pods.state_dir", "keeper.dir",
+		"pods.data_dir", "pods.state_dir", "pods.version", "keeper.dir",
 		"runtimes.*.name", "runtimes.*.root":
 		return true
 	}

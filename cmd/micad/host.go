@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/moby/sys/capability"
@@ -17,7 +16,6 @@ import (
 
 	"github.com/micarun/mica/config"
 	"github.com/micarun/mica/internal/admin"
-	"github.com/micarun/mica/internal/reaper"
 	"github.com/micarun/mica/internal/version"
 	"github.com/micarun/mica/runtimeservice"
 	"github.com/micarun/mica/runtimeservice/cgroup"
@@ -26,6 +24,8 @@ import (
 )
 
 const (
+	keeperName = "mica-keeper"
+	initName   = "mica-init"
 	// orphanGrace is how long a dead child is left to a package that is about to
 	// wait for it itself, as os/exec does.
 	orphanGrace = 10 * time.Second
@@ -62,17 +62,19 @@ func helper(setting, name string) (string, error) {
 	return path, nil
 }
 
-func serviceOptions(c config.Config) runtimeservice.Options {
+func serviceOptions(c config.Config) (runtimeservice.Options, error) {
 	o := c.Pods
 	o.Version = version.String()
-	return o
+	var err error
+	o.InitBinary, err = helper(o.InitBinary, initName)
+	return o, err
 }
 
 // openRuntimes returns the OCI runtimes by handler name, the one that serves pods
 // without a handler under "". Runtimes that are not installed are left out.
 func (n *node) openRuntimes(ctx context.Context, c config.Config) (map[string]*oci.Runtime, error) {
 	log := klog.FromContext(ctx)
-	options := oci.Options{SystemdCgroup: n.cgroups.Driver() == cgroup.Systemd, Reaper: orphans{n.reaper}}
+	options := oci.Options{SystemdCgroup: n.cgroups.Driver() == cgroup.Systemd, Reaper: n.reaper}
 	runtimes := map[string]*oci.Runtime{}
 	installed := map[string]oci.Handler{}
 	for name, h := range c.Runtimes {
@@ -106,7 +108,8 @@ func (n *node) chooseRuntime(ctx context.Context, c config.Config, installed map
 	if len(candidates) == 0 {
 		return "", fmt.Errorf("choose OCI runtime: none of %s is installed", strings.Join(c.DefaultRuntimes, ", "))
 	}
-	initBinary, err := helper(c.Pods.InitBinary, "mica-init")
+	// The keeper is linked statically and ends at once after telling its version.
+	static, err := helper(c.Keeper.Binary, keeperName)
 	if err != nil {
 		return "", err
 	}
@@ -121,8 +124,8 @@ func (n *node) chooseRuntime(ctx context.Context, c config.Config, installed map
 	}
 	handler, refusals := oci.Probe(ctx, candidates, oci.ProbeArgs{
 		WorkDir:       work,
-		Binary:        initBinary,
-		Args:          []string{"--probe"},
+		Binary:        static,
+		Args:          []string{"version"},
 		SystemdCgroup: n.cgroups.Driver() == cgroup.Systemd,
 		CgroupsPath:   n.cgroups.ContainerPath(parent, probeID),
 	})
@@ -142,18 +145,6 @@ func (n *node) removeCgroup(ctx context.Context, path string) {
 	if err := n.cgroups.RemoveParent(ctx, path); err != nil {
 		klog.FromContext(ctx).Error(err, "Cgroup stays", "path", path)
 	}
-}
-
-// orphans is the reaper as package oci wants it.
-type orphans struct{ *reaper.Reaper }
-
-// Wait implements oci.Reaper.
-func (o orphans) Wait(ctx context.Context, pid int) (syscall.WaitStatus, error) {
-	status, err := o.Reaper.Wait(ctx, pid)
-	if status.Signal != 0 {
-		return syscall.WaitStatus(status.Signal), err
-	}
-	return syscall.WaitStatus(status.Code << 8), err
 }
 
 // clamped says what this host keeps the daemon from giving to containers.

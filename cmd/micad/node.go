@@ -66,7 +66,11 @@ func (n *node) open(ctx context.Context, c config.Config) error {
 	if err := steps.Wait(); err != nil {
 		return err
 	}
-	n.service, err = runtimeservice.Open(ctx, serviceOptions(c), runtimeservice.Deps{
+	options, err := serviceOptions(c)
+	if err != nil {
+		return err
+	}
+	n.service, err = runtimeservice.Open(ctx, options, runtimeservice.Deps{
 		Images: n.images, Layers: n.layers, Network: n.network, Keeper: n.keeper,
 		Runtimes: n.runtimes, Cgroups: n.cgroups, Host: n.host,
 	})
@@ -99,7 +103,7 @@ func (n *node) openNetwork(ctx context.Context, c config.Config) error {
 func (n *node) openKeeper(ctx context.Context, c config.Config) error {
 	options := c.Keeper
 	var err error
-	if options.Binary, err = helper(options.Binary, "mica-keeper"); err != nil {
+	if options.Binary, err = helper(options.Binary, keeperName); err != nil {
 		return err
 	}
 	if n.keeper, err = keeper.Connect(ctx, options); err != nil {

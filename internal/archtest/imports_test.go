@@ -63,7 +63,6 @@ func mayImport() []struct {
 		what []string
 	}{
 		{"cmd/mica-keeper", []string{"runtimeservice/keeper/..."}},
-		{"cmd/mica-init", nil},
 		{"cmd/...", []string{"config", "cri", "dockerapi", "imageservice/...", "network/...", "overlay/...", "runtimeservice/..."}},
 		{"config", []string{"cri", "dockerapi", "imageservice", "network", "overlay", "runtimeservice/..."}},
 		{"cri", nil},
@@ -113,9 +112,9 @@ func TestImportsGoDownwards(t *testing.T) {
 
 // What lives beside every container stays small.
 func TestKeeperLinksTheStandardLibraryOnly(t *testing.T) {
-	for _, p := range list(t, "-deps", "./cmd/mica-keeper", "./cmd/mica-init") {
+	for _, p := range list(t, "-deps", "./cmd/mica-keeper") {
 		if !p.Standard && !matches(module+"/...", p.ImportPath) && !matches("golang.org/x/sys/...", p.ImportPath) {
-			t.Errorf("mica-keeper or mica-init links %s", p.ImportPath)
+			t.Errorf("mica-keeper links %s", p.ImportPath)
 		}
 	}
 }
