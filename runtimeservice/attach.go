@@ -13,6 +13,10 @@ import (
 	"github.com/micarun/mica/runtimeservice/keeper"
 )
 
+// attachLinger is how long a client whose input has ended gets the answer to
+// the last of it.
+const attachLinger = time.Second
+
 // CheckAttach returns nil if clients can attach to the container. Errors:
 // ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition (not running).
 func (s *Service) CheckAttach(_ context.Context, containerID string) error {
@@ -55,7 +59,7 @@ func (s *Service) ServeAttach(ctx context.Context, containerID string, in io.Rea
 		input:  feed(att.Stdin, in),
 		output: drain(copyStream{to: out, from: att.Stdout}, copyStream{to: errs, from: att.Stderr}),
 		exited: c.exited,
-		linger: s.opts.DrainTimeout,
+		linger: attachLinger,
 		// The copy to the container closes its end with the client's.
 		outliveInput: cfg.GetStdinOnce() && !cfg.GetTty(),
 	}

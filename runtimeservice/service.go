@@ -58,9 +58,6 @@ type Options struct {
 	// ExecSyncLimit is how many bytes of each output stream ExecSync returns;
 	// 16 MiB by default, as the CRI asks for.
 	ExecSyncLimit int
-	// DrainTimeout bounds the wait for output that a process left behind by
-	// an exec still holds open; 1 second by default.
-	DrainTimeout time.Duration
 }
 
 func (o Options) withDefaults() Options {
@@ -71,7 +68,6 @@ func (o Options) withDefaults() Options {
 	o.TeardownTimeout = either(o.TeardownTimeout, 2*time.Minute)
 	o.ShmSize = either(o.ShmSize, 64<<20)
 	o.ExecSyncLimit = either(o.ExecSyncLimit, 16<<20)
-	o.DrainTimeout = either(o.DrainTimeout, time.Second)
 	return o
 }
 
