@@ -174,8 +174,14 @@ func (n *Network) detach(ctx context.Context, rec record) error {
 			err = errors.Join(err, l.release(ctx, func(id string) bool { return id == rec.PodID }))
 		}
 	}
-	if err := errors.Join(missing, err); err != nil {
+	switch {
+	case err != nil && missing != nil:
+		// Not all that can be done is done, so this is no ErrPluginMissing.
+		return fmt.Errorf("%w; %v", err, missing)
+	case err != nil:
 		return err
+	case missing != nil:
+		return missing
 	}
 	return n.records.remove(rec.PodID)
 }

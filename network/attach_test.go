@@ -396,6 +396,25 @@ func TestMissingPlugin(t *testing.T) {
 	}
 }
 
+// A missing plugin is no excuse for one that is there and fails.
+func TestMissingPluginAndFailingOne(t *testing.T) {
+	n := newNode(t, nil)
+	n.script("gone", pass)
+	n.script("fails", pass+"; [ $CNI_COMMAND != DEL ] || exit 1")
+	n.configure("10.conflist", n.bridged("1.0.0", `{"type":"gone"}`, `{"type":"fails"}`))
+	pod := newPod(t)
+	_, err := n.Add(t.Context(), pod)
+	must(t, err)
+	must(t, os.Remove(filepath.Join(n.opts.BinDirs[0], "gone")))
+	err = n.Del(t.Context(), pod)
+	if err == nil || errors.Is(err, ErrPluginMissing) || !strings.Contains(err.Error(), "plugin fails:") || !strings.Contains(err.Error(), "plugin gone:") {
+		t.Errorf("Del = %v", err)
+	}
+	n.script("fails", "")
+	n.script("gone", "")
+	must(t, n.Del(t.Context(), pod))
+}
+
 func TestPluginBeingInstalled(t *testing.T) {
 	n := newNode(t, nil)
 	log := n.script("late", pass)
