@@ -12,8 +12,10 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/failpoint"
+	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/runtimeservice/podns"
 )
 
@@ -26,9 +28,7 @@ import (
 func (s *Service) tearDownPod(ctx context.Context, p *Pod) error {
 	errs := []error{s.stopAllContainers(ctx, p)}
 	errs = append(errs, s.keeper.Delete(ctx, p.ID), failpoint.Hit("pod-processes-ended")) // its init, if it has one
-	if !p.hostNetwork() {
-		errs = append(errs, s.network.Del(ctx, s.networkPod(p)))
-	}
+	errs = append(errs, s.deleteNetwork(ctx, p))
 	errs = append(errs, failpoint.Hit("pod-network-down"))
 	dir := s.podStateDir(p.ID)
 	errs = append(errs, podns.Unpin(dir), unmount(filepath.Join(dir, shmDir)))
@@ -41,6 +41,21 @@ func (s *Service) tearDownPod(ctx context.Context, p *Pod) error {
 		errs = append(errs, s.cgroups.RemoveParent(ctx, p.CgroupParent))
 	}
 	return errors.Join(errs...)
+}
+
+// deleteNetwork detaches the pod from its network. A plugin that has been
+// uninstalled does not hold the pod: what can be taken away without it is, and
+// the network keeps the rest on record until the plugin is back.
+func (s *Service) deleteNetwork(ctx context.Context, p *Pod) error {
+	if p.hostNetwork() {
+		return nil
+	}
+	err := s.network.Del(ctx, s.networkPod(p))
+	if errors.Is(err, network.ErrPluginMissing) {
+		klog.FromContext(ctx).Error(err, "Pod goes although a network plugin is missing")
+		return nil
+	}
+	return err
 }
 
 // erasePod tears the pod down and removes it and its containers with their
