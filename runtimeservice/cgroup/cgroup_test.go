@@ -167,8 +167,13 @@ func TestKillAllForks(t *testing.T) {
 	if pids, err := m.Pids(path); err != nil || len(pids) != 0 {
 		t.Errorf("Pids after KillAll = %v, %v", pids, err)
 	}
-	if err := m.KillAll(t.Context(), path); err != nil {
-		t.Errorf("KillAll of an empty cgroup = %v", err)
+	if pids, err := m.Pids(path + "/none"); !errdefs.IsNotFound(err) {
+		t.Errorf("Pids of an absent cgroup = %v, %v", pids, err)
+	}
+	for _, p := range []string{path, path + "/none"} {
+		if err := m.KillAll(t.Context(), p); err != nil {
+			t.Errorf("KillAll of an empty or absent cgroup = %v", err)
+		}
 	}
 }
 
@@ -286,12 +291,14 @@ func TestStatsV2(t *testing.T) {
 	want := Stats{
 		CPU: CPUStats{
 			Usage: 5_000_000_000, User: 3_000_000_000, System: 2_000_000_000, Periods: 50, ThrottledPeriods: 7, ThrottledTime: 123_000,
+			BurstPeriods: 2, BurstTime: 9000,
 			Pressure: &Pressure{Some: PressureLine{1.5, 2.25, 3, 1000}, Full: PressureLine{0.5, 0.25, 0, 500}},
 		},
 		Memory: &MemoryStats{
 			Usage: 10485760, WorkingSet: 10485760 - 1048576, Limit: 67108864, MaxUsage: 20971520,
 			RSS: 4194304, Cache: 5242880, MappedFile: 131072, KernelUsage: 262144, PageFaults: 900, MajorPageFaults: 3,
 			SwapUsage: &swap, SwapLimit: &swapLimit, Failcnt: 12, OOMKills: 2,
+			ActiveFile: 2048, InactiveFile: 1048576, Dirty: 512, Writeback: 256,
 			Pressure: &Pressure{Some: PressureLine{Total: 9}, Full: PressureLine{Total: 8}},
 		},
 		Pids:    &PidsStats{Current: 4},
@@ -430,5 +437,57 @@ func BenchmarkStats(b *testing.B) {
 		if _, err := m.Stats("/"); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+func TestUnitConfig(t *testing.T) {
+	for _, c := range []struct{ path, name, parent, prefix string }{
+		{"/kubepods.slice/kubepods-pod1.slice", "kubepods-pod1.slice", "kubepods.slice", ""},
+		{"/kubepods.slice", "kubepods.slice", "-.slice", ""},
+		{"/kubepods.slice/kubepods-pod1.slice/mica-c0ffee.scope", "c0ffee", "kubepods-pod1.slice", "mica"},
+	} {
+		if cg := unitConfig(c.path); cg.Name != c.name || cg.Parent != c.parent || cg.ScopePrefix != c.prefix {
+			t.Errorf("unitConfig(%s) = %+v", c.path, cg)
+		}
+	}
+}
+
+// TestPodsAndInit holds that a pod's cgroup is found again by its ID and that
+// its init has a leaf of its own in every hierarchy.
+func TestPodsAndInit(t *testing.T) {
+	m, path := real(t)
+	m, err := New(m.mode, Options{DefaultParent: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pods, err := m.ListPods(); err != nil || len(pods) != 0 {
+		t.Errorf("ListPods of an absent parent = %v, %v", pods, err)
+	}
+	pod, err := m.PodParent("", "p1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.EnsureParent(t.Context(), pod); err != nil {
+		t.Fatal(err)
+	}
+	if pods, err := m.ListPods(); err != nil || len(pods) != 1 || pods["p1"] != pod {
+		t.Errorf("ListPods = %v, %v", pods, err)
+	}
+	procs, err := m.MakeInit(pod)
+	if err != nil || len(procs) != len(m.mode.roots()) {
+		t.Fatalf("MakeInit = %v, %v", procs, err)
+	}
+	for _, file := range procs {
+		if _, err := os.Stat(file); err != nil {
+			t.Error(err)
+		}
+	}
+	for range 2 {
+		if err := m.RemoveInit(t.Context(), pod); err != nil {
+			t.Error(err)
+		}
+	}
+	if left, err := m.List(pod); err != nil || !slices.Equal(left, []string{pod}) {
+		t.Errorf("List = %v, %v", left, err)
 	}
 }

@@ -32,7 +32,7 @@ func (m *Manager) SetResources(path string, r *specs.LinuxResources) error {
 }
 
 func (m *Manager) set(path string, r *cgroups.Resources) error {
-	cg := sliceConfig(path)
+	cg := unitConfig(path)
 	cg.Systemd = m.options.Driver == Systemd
 	var manager cgroups.Manager
 	var err error

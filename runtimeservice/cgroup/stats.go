@@ -31,10 +31,13 @@ type CPUStats struct {
 	Usage, User, System uint64
 	// Periods, ThrottledPeriods and ThrottledTime tell of the CFS quota.
 	Periods, ThrottledPeriods, ThrottledTime uint64
-	Pressure                                 *Pressure
+	// BurstPeriods and BurstTime tell of the quota's bursts; 0 on kernels
+	// without them (before Linux 5.14).
+	BurstPeriods, BurstTime uint64
+	Pressure                *Pressure
 }
 
-// MemoryStats is memory in bytes.
+// MemoryStats is memory in bytes, of the cgroup and those below it.
 type MemoryStats struct {
 	// Usage is everything charged; WorkingSet is Usage without inactive
 	// file pages, as cAdvisor defines it.
@@ -44,6 +47,8 @@ type MemoryStats struct {
 	// MaxUsage is the high-water mark, 0 where not counted.
 	MaxUsage                    uint64
 	RSS, Cache, MappedFile      uint64
+	ActiveFile, InactiveFile    uint64
+	Dirty, Writeback            uint64
 	KernelUsage                 uint64
 	PageFaults, MajorPageFaults uint64
 	// SwapUsage and SwapLimit (of swap alone; 0 for none) are nil where swap

@@ -30,6 +30,10 @@ func (m *Manager) statsV1(r *reader, path string, s *Stats) {
 				s.CPU.ThrottledPeriods = v
 			case "throttled_time":
 				s.CPU.ThrottledTime = v
+			case "nr_bursts":
+				s.CPU.BurstPeriods = v
+			case "burst_time":
+				s.CPU.BurstTime = v
 			}
 		})
 	}
@@ -57,10 +61,11 @@ func memoryV1(r *reader) *MemoryStats {
 	s.MaxUsage, _ = r.number("memory.max_usage_in_bytes")
 	s.Failcnt, _ = r.number("memory.failcnt")
 	s.KernelUsage, _ = r.number("memory.kmem.usage_in_bytes")
-	var inactive, swap uint64
+	var swap uint64
 	// total_ counts the cgroups below as well.
 	fields := map[string]*uint64{
-		"total_inactive_file": &inactive, "total_rss": &s.RSS, "total_cache": &s.Cache, "total_mapped_file": &s.MappedFile,
+		"total_inactive_file": &s.InactiveFile, "total_active_file": &s.ActiveFile,
+		"total_dirty": &s.Dirty, "total_writeback": &s.Writeback, "total_rss": &s.RSS, "total_cache": &s.Cache, "total_mapped_file": &s.MappedFile,
 		"total_pgfault": &s.PageFaults, "total_pgmajfault": &s.MajorPageFaults, "total_swap": &swap,
 	}
 	r.keyed("memory.stat", func(key []byte, v uint64) {
@@ -68,7 +73,7 @@ func memoryV1(r *reader) *MemoryStats {
 			*field = v
 		}
 	})
-	s.WorkingSet = workingSet(usage, inactive)
+	s.WorkingSet = workingSet(usage, s.InactiveFile)
 	r.keyed("memory.oom_control", func(key []byte, v uint64) {
 		if string(key) == "oom_kill" {
 			s.OOMKills = v

@@ -8,7 +8,7 @@ func (m *Manager) statsV2(r *reader, path string, s *Stats) {
 	r.open(m.mode.dir("", path))
 	cpu := map[string]*uint64{
 		"usage_usec": &s.CPU.Usage, "user_usec": &s.CPU.User, "system_usec": &s.CPU.System,
-		"throttled_usec": &s.CPU.ThrottledTime,
+		"throttled_usec": &s.CPU.ThrottledTime, "burst_usec": &s.CPU.BurstTime,
 	}
 	r.keyed("cpu.stat", func(key []byte, v uint64) {
 		switch {
@@ -18,6 +18,8 @@ func (m *Manager) statsV2(r *reader, path string, s *Stats) {
 			s.CPU.Periods = v
 		case string(key) == "nr_throttled":
 			s.CPU.ThrottledPeriods = v
+		case string(key) == "nr_bursts":
+			s.CPU.BurstPeriods = v
 		}
 	})
 	s.CPU.Pressure = r.pressure("cpu.pressure")
@@ -36,9 +38,9 @@ func memoryV2(r *reader) *MemoryStats {
 	s := &MemoryStats{Usage: usage}
 	s.Limit, _ = r.limit("memory.max")
 	s.MaxUsage, _ = r.number("memory.peak") // Linux 5.19
-	var inactive, kernel uint64
 	fields := map[string]*uint64{
-		"inactive_file": &inactive, "anon": &s.RSS, "file": &s.Cache, "file_mapped": &s.MappedFile, "kernel": &kernel,
+		"inactive_file": &s.InactiveFile, "active_file": &s.ActiveFile, "file_dirty": &s.Dirty, "file_writeback": &s.Writeback,
+		"anon": &s.RSS, "file": &s.Cache, "file_mapped": &s.MappedFile, "kernel": &s.KernelUsage, // the last since Linux 5.18
 		"pgfault": &s.PageFaults, "pgmajfault": &s.MajorPageFaults,
 	}
 	r.keyed("memory.stat", func(key []byte, v uint64) {
@@ -46,8 +48,7 @@ func memoryV2(r *reader) *MemoryStats {
 			*field = v
 		}
 	})
-	s.KernelUsage = kernel // Linux 5.18
-	s.WorkingSet = workingSet(usage, inactive)
+	s.WorkingSet = workingSet(usage, s.InactiveFile)
 	r.keyed("memory.events", func(key []byte, v uint64) {
 		switch string(key) {
 		case "max":

@@ -108,7 +108,7 @@ func (m *Manager) removeDirs(ctx context.Context, path string) error {
 		}
 		return !busy, nil
 	}, func() error {
-		pids, _ := m.Pids(path)
+		pids, _ := m.pids(path)
 		return fmt.Errorf("%d processes left %v: %w", len(pids), firstPids(pids), errdefs.ErrFailedPrecondition)
 	})
 }
@@ -188,9 +188,17 @@ func (m *Manager) List(prefix string) ([]string, error) {
 	return slices.Compact(out), nil
 }
 
-// Pids returns all processes in a cgroup and below, in any hierarchy, sorted.
-// A cgroup that does not exist has none.
+// Pids returns all processes in a cgroup and below, in any hierarchy, sorted;
+// ErrNotFound where it does not exist.
 func (m *Manager) Pids(path string) ([]int, error) {
+	if !m.exists(path) {
+		return nil, fmt.Errorf("list processes of cgroup %s: %w", path, errdefs.ErrNotFound)
+	}
+	return m.pids(path)
+}
+
+// pids is Pids with none for a cgroup that does not exist.
+func (m *Manager) pids(path string) ([]int, error) {
 	var out []int
 	for _, dir := range m.mode.dirs(path) {
 		err := filepath.WalkDir(dir, func(p string, e fs.DirEntry, err error) error {
@@ -243,7 +251,7 @@ func (m *Manager) KillAll(ctx context.Context, path string) error {
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
 	err := retry(ctx, func() (bool, error) { return m.killOnce(path) }, func() error {
-		pids, _ := m.Pids(path)
+		pids, _ := m.pids(path)
 		return fmt.Errorf("%d processes left %v: %w", len(pids), firstPids(pids), context.DeadlineExceeded)
 	})
 	if err != nil {
@@ -256,7 +264,7 @@ func (m *Manager) KillAll(ctx context.Context, path string) error {
 // the kernel does it at once (cgroup.kill, Linux 5.14). On v1 the freezer
 // keeps them from forking meanwhile; the signal takes effect at the thaw.
 func (m *Manager) killOnce(path string) (done bool, err error) {
-	pids, err := m.Pids(path)
+	pids, err := m.pids(path)
 	if err != nil || len(pids) == 0 {
 		return err == nil, err
 	}
@@ -272,7 +280,7 @@ func (m *Manager) killOnce(path string) (done bool, err error) {
 				}
 			}()
 		}
-		if pids, err = m.Pids(path); err != nil {
+		if pids, err = m.pids(path); err != nil {
 			return false, err
 		}
 	}
@@ -287,7 +295,7 @@ func (m *Manager) killOnce(path string) (done bool, err error) {
 // startSlice has systemd make the slice of a pod. Its parents come by
 // themselves.
 func (m *Manager) startSlice(p string) error {
-	cg := sliceConfig(p)
+	cg := unitConfig(p)
 	if m.mode.V2 {
 		manager, err := systemd.NewUnifiedManager(cg, m.mode.dir("", p))
 		if err != nil {
@@ -303,7 +311,7 @@ func (m *Manager) startSlice(p string) error {
 }
 
 func (m *Manager) stopSlice(p string) error {
-	cg := sliceConfig(p)
+	cg := unitConfig(p)
 	if m.mode.V2 {
 		manager, err := systemd.NewUnifiedManager(cg, m.mode.dir("", p))
 		if err != nil {
@@ -318,17 +326,21 @@ func (m *Manager) stopSlice(p string) error {
 	return manager.Destroy()
 }
 
-// sliceConfig names a slice as the library wants it: the parent is the slice
-// whose path is one element shorter.
-func sliceConfig(p string) *cgroups.Cgroup {
-	parent := path.Base(path.Dir(p))
-	if parent == "/" {
-		parent = "-.slice"
-	}
-	return &cgroups.Cgroup{
-		Name: path.Base(p), Parent: parent, Systemd: true,
+// unitConfig names a slice or a container's scope as the library wants it:
+// the parent is the slice whose path is one element shorter, and a scope is
+// named by its prefix and the rest.
+func unitConfig(p string) *cgroups.Cgroup {
+	cg := &cgroups.Cgroup{
+		Name: path.Base(p), Parent: path.Base(path.Dir(p)), Systemd: true,
 		Resources: &cgroups.Resources{SkipDevices: true},
 	}
+	if cg.Parent == "/" {
+		cg.Parent = "-.slice"
+	}
+	if scope, ok := strings.CutSuffix(cg.Name, ".scope"); ok {
+		cg.ScopePrefix, cg.Name, _ = strings.Cut(scope, "-")
+	}
+	return cg
 }
 
 // v1Paths maps each v1 controller to the cgroup's directory.
