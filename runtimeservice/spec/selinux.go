@@ -1,10 +1,12 @@
 package spec
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/opencontainers/selinux/go-selinux"
 	"github.com/opencontainers/selinux/go-selinux/label"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -42,16 +44,37 @@ func selinuxOptions(o *runtimeapi.SELinuxOption) []string {
 // ReleaseSELinux gives the category pair of a process label back.
 func ReleaseSELinux(process string) { selinux.ReleaseLabel(process) }
 
-// RelabelMounts gives the sources of those mounts that ask for it the
-// container's mount label. It does nothing for an empty label.
-func RelabelMounts(mounts []*runtimeapi.Mount, sources []string, mountLabel string) error {
-	for i, m := range mounts {
-		if !m.GetSelinuxRelabel() || mountLabel == "" {
-			continue
-		}
-		if err := label.Relabel(sources[i], mountLabel, false); err != nil {
-			return fmt.Errorf("relabel %s: %w", sources[i], err)
+// Relabel gives the sources of those mounts that ask for it, the request's
+// and the runtime's own, the container's mount label. It does nothing without
+// a label. File systems without extended attributes keep theirs.
+func Relabel(in ContainerInput) error {
+	if in.MountLabel == "" {
+		return nil
+	}
+	for _, source := range relabelSources(in) {
+		if err := label.Relabel(source, in.MountLabel, false); err != nil && !errors.Is(err, unix.ENOTSUP) {
+			return fmt.Errorf("relabel %s: %w", source, err)
 		}
 	}
 	return nil
+}
+
+func relabelSources(in ContainerInput) []string {
+	var sources []string
+	for i, m := range in.Config.GetMounts() {
+		if !m.GetSelinuxRelabel() {
+			continue
+		}
+		source := m.GetHostPath()
+		if in.MountSources != nil {
+			source = in.MountSources[i]
+		}
+		sources = append(sources, source)
+	}
+	for _, m := range in.Mounts {
+		if m.Relabel {
+			sources = append(sources, m.Source)
+		}
+	}
+	return sources
 }
