@@ -6,6 +6,7 @@ import (
 	"maps"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -53,7 +54,13 @@ func (s *Service) updateContainer(ctx context.Context, c *Container, change *run
 	if err != nil {
 		return fmt.Errorf("update container %s: %w", c.ID, err)
 	}
+	// OCI runtimes know of CPU and memory only, some ignoring the rest.
+	direct := &specs.LinuxResources{HugepageLimits: limits.HugepageLimits, Unified: limits.Unified}
+	limits.HugepageLimits, limits.Unified = nil, nil
 	if err := h.Update(ctx, c.ID, limits); err != nil {
+		return fmt.Errorf("update container %s: %w", c.ID, err)
+	}
+	if err := s.cgroups.SetResources(s.containerCgroup(c), direct); err != nil {
 		return fmt.Errorf("update container %s: %w", c.ID, err)
 	}
 	return c.update(func(st *ContainerState) error {
