@@ -52,8 +52,9 @@ func (s *Service) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 
 // checkPodNamespaces refuses what the handler or this host cannot give.
 func (s *Service) checkPodNamespaces(cfg *runtimeapi.PodSandboxConfig, h handler) error {
-	ns := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
-	if ns.GetUsernsOptions().GetMode() == runtimeapi.NamespaceMode_POD && !h.features.userNamespaces {
+	// The mode POD is the zero value: options that are not there ask for nothing.
+	users := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
+	if users != nil && users.GetMode() == runtimeapi.NamespaceMode_POD && !h.features.userNamespaces {
 		return fmt.Errorf("pod %q: user namespaces are not supported by handler %q: %w", cfg.GetMetadata().GetName(), h.name, errdefs.ErrFailedPrecondition)
 	}
 	return podns.CheckSysctls(podNamespaces(cfg, ""))

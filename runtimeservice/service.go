@@ -178,6 +178,13 @@ func (s *Service) Close(ctx context.Context) error {
 	}
 }
 
+// RemoveShared takes away what a closed service keeps on the machine between
+// pods: the shared mount below which their namespaces are pinned. There must be
+// no pods.
+func (s *Service) RemoveShared() error {
+	return podns.Unshare(filepath.Join(s.opts.StateDir, "pods"))
+}
+
 func (s *Service) podsDir() string       { return filepath.Join(s.opts.DataDir, "cri", "pods") }
 func (s *Service) containersDir() string { return filepath.Join(s.opts.DataDir, "cri", "containers") }
 

@@ -172,10 +172,10 @@ func (n *node) requireEmpty(ctx context.Context) error {
 	return nil
 }
 
-// endEverything is close that also ends the keeper and takes away what the
-// embedded network keeps between pods. There must be no pods.
+// endEverything is close that also ends the keeper and takes away what pods and
+// the embedded network keep on the machine. There must be no pods.
 func (n *node) endEverything(ctx context.Context) error {
-	err := errors.Join(n.server.Close(), n.service.Close(ctx), n.network.RemoveDefault(ctx), n.keeper.Shutdown(ctx))
+	err := errors.Join(n.server.Close(), n.service.Close(ctx), n.service.RemoveShared(), n.network.RemoveDefault(ctx), n.keeper.Shutdown(ctx))
 	n.server, n.service = nil, nil
 	return errors.Join(err, n.close(ctx))
 }
