@@ -88,11 +88,12 @@ func (f *fixture) finish() {
 	if f.Pid() != 0 {
 		f.checkClean(ctx)
 	}
+	log := f.LogTail(60)
 	if err := f.Remove(ctx); err != nil {
 		f.t.Errorf("remove node: %v", err)
 	}
 	if f.t.Failed() {
-		f.t.Logf("daemon log:\n%s", f.LogTail(60))
+		f.t.Logf("daemon log:\n%s", log)
 	}
 }
 
