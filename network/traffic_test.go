@@ -164,6 +164,7 @@ func TestMasqueradeIsRepaired(t *testing.T) {
 		}
 		return answer
 	}
+	ask() // makes the table
 	for name, damage := range map[string]func(){
 		"none":        func() {},
 		"table gone":  func() { must(t, d.unmasquerade()) },
