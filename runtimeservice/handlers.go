@@ -20,7 +20,6 @@ type handler struct {
 // handlerFeatures are what an OCI runtime says of itself.
 type handlerFeatures struct {
 	oci               features.Features
-	userNamespaces    bool
 	recursiveReadOnly bool
 }
 
@@ -34,11 +33,6 @@ func loadHandlers(ctx context.Context, runtimes map[string]*oci.Runtime) (map[st
 		}
 		h := handler{Runtime: rt, name: name, features: handlerFeatures{oci: f}}
 		h.features.recursiveReadOnly = slices.Contains(f.MountOptions, "rro")
-		if f.Linux != nil {
-			h.features.userNamespaces = slices.Contains(f.Linux.Namespaces, "user") &&
-				f.Linux.MountExtensions != nil && f.Linux.MountExtensions.IDMap != nil &&
-				f.Linux.MountExtensions.IDMap.Enabled != nil && *f.Linux.MountExtensions.IDMap.Enabled
-		}
 		handlers[name] = h
 	}
 	return handlers, nil

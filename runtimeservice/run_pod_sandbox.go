@@ -28,11 +28,10 @@ func (s *Service) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 	if err := spec.ValidatePod(cfg); err != nil {
 		return nil, fmt.Errorf("run pod: %w", err)
 	}
-	h, err := s.handler(req.GetRuntimeHandler())
-	if err != nil {
+	if _, err := s.handler(req.GetRuntimeHandler()); err != nil {
 		return nil, fmt.Errorf("run pod: %w", err)
 	}
-	if err := s.checkPodNamespaces(cfg, h); err != nil {
+	if err := checkPodNamespaces(cfg); err != nil {
 		return nil, fmt.Errorf("run pod: %w", err)
 	}
 	reuse := func(p *Pod) error {
@@ -50,12 +49,12 @@ func (s *Service) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: pod.ID}, nil
 }
 
-// checkPodNamespaces refuses what the handler or this host cannot give.
-func (s *Service) checkPodNamespaces(cfg *runtimeapi.PodSandboxConfig, h handler) error {
+// checkPodNamespaces refuses what pods are not given.
+func checkPodNamespaces(cfg *runtimeapi.PodSandboxConfig) error {
 	// The mode POD is the zero value: options that are not there ask for nothing.
 	users := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
-	if users != nil && users.GetMode() == runtimeapi.NamespaceMode_POD && !h.features.userNamespaces {
-		return fmt.Errorf("pod %q: user namespaces are not supported by handler %q: %w", cfg.GetMetadata().GetName(), h.name, errdefs.ErrFailedPrecondition)
+	if users != nil && users.GetMode() == runtimeapi.NamespaceMode_POD {
+		return fmt.Errorf("pod %q: user namespaces are not supported: %w", cfg.GetMetadata().GetName(), errdefs.ErrFailedPrecondition)
 	}
 	return podns.CheckSysctls(podNamespaces(cfg, ""))
 }
