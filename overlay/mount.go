@@ -71,7 +71,10 @@ func (s *Store) mount(id string, a MountArgs) error {
 	}
 	m.target = filepath.Join(id, mergedName)
 	m.volatile, m.label = a.Volatile && !a.ReadOnly, a.Label
-	return s.mountOverlay(m)
+	if err := s.mountOverlay(m); err != nil {
+		return err
+	}
+	return failpoint.Hit("overlay.mount.mounted")
 }
 
 // Unmount undoes Mount. A layer that is not mounted, or not there, is no error.

@@ -34,7 +34,7 @@ func (s *Store) TarStream(ctx context.Context, chain digest.Digest) (io.ReadClos
 	}
 	r, w := io.Pipe()
 	t.PipeReader = r
-	t.stop = context.AfterFunc(ctx, func() { _ = r.CloseWithError(context.Cause(ctx)); _ = w.CloseWithError(context.Cause(ctx)) })
+	t.stop = context.AfterFunc(ctx, func() { _ = w.CloseWithError(context.Cause(ctx)) })
 	t.running.Go(func() {
 		err := asm.WriteOutputTarStream(&fileGetter{t.root}, t.unpacker, w)
 		if err != nil {

@@ -1,0 +1,44 @@
+package overlay
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// FuzzApply: whatever the bytes are, nothing outside of the store changes and
+// nothing stays of what is refused. What is accepted has the digest of the
+// bytes and comes back as the same bytes.
+func FuzzApply(f *testing.F) {
+	out := victim(f)
+	for _, entries := range [][]entry{
+		{dir("d"), file("d/f", "content"), hardlink("h", "d/f"), symlink("s", "d"), file("s/x", "y")},
+		{file(".wh.x", ""), file("x/a", "1"), file("x/.wh..wh..opq", ""), file("x", "over")},
+		{symlink("s", out), file("s/passwd", "evil"), hardlink("h", "s/passwd"), file("s", "x")},
+		{device("n", tar.TypeChar, 1, 3), device("p", tar.TypeFifo, 0, 0), file("n", "x"), file("../passwd", "evil")},
+		{dir("a"), file("a/b", "1"), file("a", "2"), dir("a"), file("a/b", "3").with(func(h *tar.Header) {
+			h.PAXRecords = map[string]string{"SCHILY.xattr.user.x": "y", "SCHILY.xattr.trusted.overlay.opaque": "y"}
+		})},
+	} {
+		f.Add(buildTar(f, entries...))
+	}
+	f.Add(sparseBomb(f))
+	s := newStore(f)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		l, err := s.Register(ctx, "", digest.FromBytes(data), bytes.NewReader(data))
+		if err == nil && !bytes.Equal(readLayer(t, s, l.ID), data) {
+			t.Error("the layer does not come back as it was")
+		}
+		if _, err := s.Prune(ctx, nil); err != nil {
+			t.Error(err)
+		}
+		noDrafts(t, s)
+		untouched(t, out)
+	})
+}
