@@ -77,7 +77,7 @@ func (r *Runtime) Exec(ctx context.Context, a ExecArgs) (*ExecProcess, error) {
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", a.ID, err)
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // the sweep at start takes what stays
+	defer os.RemoveAll(dir) //nolint:errcheck // the next start takes what stays
 	s, err := newStdio(a, dir)
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", a.ID, err)
@@ -127,7 +127,7 @@ func (r *Runtime) execDir(p *specs.Process) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := os.MkdirAll(r.options.WorkDir, 0o700); err != nil {
+	if err := r.makeWorkDir(); err != nil {
 		return "", err
 	}
 	dir, err := os.MkdirTemp(r.options.WorkDir, "exec-")

@@ -15,9 +15,11 @@ package oci
 
 import (
 	"cmp"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/micarun/mica/internal/reaper"
@@ -46,8 +48,9 @@ type Options struct {
 	// SystemdCgroup passes --systemd-cgroup.
 	SystemdCgroup bool
 	// WorkDir holds the short-lived files of exec sessions; it must be
-	// this process's alone, on a tmpfs for speed. "" means
-	// Handler.Root + "/.work".
+	// this Runtime's alone, on a tmpfs for speed. What is in it before the
+	// first Exec is removed. "" means Handler.Root + ".exec", beside the
+	// runtime's own directory.
 	WorkDir string
 	// Reaper collects exec processes, which become children of this process.
 	// It is needed for Exec only.
@@ -58,16 +61,28 @@ type Options struct {
 
 // Runtime drives one OCI runtime. It is safe for concurrent use.
 type Runtime struct {
-	handler Handler
-	options Options
+	handler     Handler
+	options     Options
+	makeWorkDir func() error // runs once, at the first exec
 }
 
 // New returns the driver for h. It runs nothing.
 func New(h Handler, o Options) *Runtime {
 	h.Type = cmp.Or(h.Type, dialect(h.Path))
-	o.WorkDir = cmp.Or(o.WorkDir, filepath.Join(h.Root, ".work"))
+	if o.WorkDir == "" {
+		o.WorkDir = filepath.Clean(h.Root) + ".exec"
+	}
 	o.Timeout = cmp.Or(o.Timeout, defaultTimeout)
-	return &Runtime{handler: h, options: o}
+	return &Runtime{handler: h, options: o, makeWorkDir: sync.OnceValue(func() error { return emptyDir(o.WorkDir) })}
+}
+
+// emptyDir makes a directory, or removes what a process that was killed left
+// in it.
+func emptyDir(dir string) error {
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	return os.MkdirAll(dir, 0o700)
 }
 
 // dialect guesses the type from an executable's name, such as "crun-1.27".

@@ -177,6 +177,9 @@ func eventually(t testing.TB, what string, f func() bool) {
 
 func TestExec(t *testing.T) {
 	c := newContainer(t)
+	if err := os.MkdirAll(filepath.Join(c.work, "exec-left-by-a-crash"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	for _, tc := range []struct {
 		name, script, stdin string
 		code                int
