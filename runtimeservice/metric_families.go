@@ -142,6 +142,10 @@ func cpuFamilies() []family {
 			quota(func(c cgroup.CPUStats) uint64 { return c.ThrottledPeriods })),
 		counter("container_cpu_cfs_throttled_seconds_total", "Time spent waiting for the next period of the CPU quota, in seconds.",
 			quota(func(c cgroup.CPUStats) uint64 { return seconds(c.ThrottledTime) })),
+		counter("container_cpu_cfs_burst_periods_total", "Periods in which more than the CPU quota was used, from what earlier ones had saved.",
+			quota(func(c cgroup.CPUStats) uint64 { return c.BurstPeriods })),
+		counter("container_cpu_cfs_burst_seconds_total", "CPU time used above the quota, in seconds.",
+			quota(func(c cgroup.CPUStats) uint64 { return seconds(c.BurstTime) })),
 	}
 }
 
@@ -167,6 +171,14 @@ func memoryFamilies() []family {
 			memory(func(m *cgroup.MemoryStats) uint64 { return m.Cache })),
 		gauge("container_memory_mapped_file", "Files mapped into memory, in bytes.",
 			memory(func(m *cgroup.MemoryStats) uint64 { return m.MappedFile })),
+		gauge("container_memory_total_active_file_bytes", "File pages that were used lately.",
+			memory(func(m *cgroup.MemoryStats) uint64 { return m.ActiveFile })),
+		gauge("container_memory_total_inactive_file_bytes", "File pages that were not used lately.",
+			memory(func(m *cgroup.MemoryStats) uint64 { return m.InactiveFile })),
+		gauge("container_memory_file_dirty_bytes", "File pages that are still to be written to disk.",
+			memory(func(m *cgroup.MemoryStats) uint64 { return m.Dirty })),
+		gauge("container_memory_file_writeback_bytes", "File pages that are being written to disk.",
+			memory(func(m *cgroup.MemoryStats) uint64 { return m.Writeback })),
 		gauge("container_memory_kernel_usage", "Kernel memory in bytes.",
 			memory(func(m *cgroup.MemoryStats) uint64 { return m.KernelUsage })),
 		gauge("container_memory_swap", "Swap in use, in bytes.", swapSamples),

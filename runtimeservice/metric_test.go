@@ -29,11 +29,11 @@ func fullReading() *reading {
 		stats: &cgroup.Stats{
 			CPU: cgroup.CPUStats{
 				Usage: 4_900_000_000, User: 3_100_000_000, System: 1_800_000_000, Periods: 10, ThrottledPeriods: 5,
-				ThrottledTime: 2_500_000_000, Pressure: pressure(11, 12),
+				ThrottledTime: 2_500_000_000, BurstPeriods: 6, BurstTime: 7_900_000_000, Pressure: pressure(11, 12),
 			},
 			Memory: &cgroup.MemoryStats{
 				Usage: 20, WorkingSet: 21, MaxUsage: 22, RSS: 23, Cache: 24, MappedFile: 25, KernelUsage: 26,
-				PageFaults: 27, MajorPageFaults: 28, SwapUsage: &swap, Failcnt: 29, OOMKills: 30, Pressure: pressure(31, 32),
+				PageFaults: 27, MajorPageFaults: 28, SwapUsage: &swap, Failcnt: 29, OOMKills: 30, ActiveFile: 80, InactiveFile: 81, Dirty: 82, Writeback: 83, Pressure: pressure(31, 32),
 			},
 			Pids:       &cgroup.PidsStats{Current: 8, Limit: 40},
 			Hugetlb:    []cgroup.HugetlbStats{{PageSize: "2MB", Usage: 41, MaxUsage: 42, Failcnt: 43}},
@@ -51,6 +51,8 @@ const wantMetrics = `
 container_blkio_device_usage_total{9999:1,9999,1,Discard} counter 46
 container_blkio_device_usage_total{9999:1,9999,1,Read} counter 5120
 container_blkio_device_usage_total{9999:1,9999,1,Write} counter 1024
+container_cpu_cfs_burst_periods_total{} counter 6
+container_cpu_cfs_burst_seconds_total{} counter 7
 container_cpu_cfs_periods_total{} counter 10
 container_cpu_cfs_throttled_periods_total{} counter 5
 container_cpu_cfs_throttled_seconds_total{} counter 2
@@ -79,11 +81,15 @@ container_memory_failures_total{pgfault,container} counter 27
 container_memory_failures_total{pgfault,hierarchy} counter 27
 container_memory_failures_total{pgmajfault,container} counter 28
 container_memory_failures_total{pgmajfault,hierarchy} counter 28
+container_memory_file_dirty_bytes{} gauge 82
+container_memory_file_writeback_bytes{} gauge 83
 container_memory_kernel_usage{} gauge 26
 container_memory_mapped_file{} gauge 25
 container_memory_max_usage_bytes{} gauge 22
 container_memory_rss{} gauge 23
 container_memory_swap{} gauge 18
+container_memory_total_active_file_bytes{} gauge 80
+container_memory_total_inactive_file_bytes{} gauge 81
 container_memory_usage_bytes{} gauge 20
 container_memory_working_set_bytes{} gauge 21
 container_network_receive_bytes_total{eth0} counter 70
