@@ -36,7 +36,7 @@ func Load(path string) (Config, error) {
 	}
 	transfer(reflect.ValueOf(&c).Elem(), view.Elem())
 	if err := c.Validate(); err != nil {
-		return Config{}, fmt.Errorf("configuration %s: %w", strings.Join(names, ", "), err)
+		return Config{}, fmt.Errorf("configuration %s cannot work:\n%w", strings.Join(names, ", "), err)
 	}
 	return c, nil
 }

@@ -147,6 +147,20 @@ func (n *node) removeCgroup(ctx context.Context, path string) {
 	}
 }
 
+// removeDefaultParent removes the cgroup below which pods were, if there is nothing
+// in it. systemd does that itself for its slices.
+func (n *node) removeDefaultParent(ctx context.Context) error {
+	pod, err := n.cgroups.PodParent("", probeID)
+	if err != nil || n.cgroups.Driver() == cgroup.Systemd || filepath.Dir(pod) == "/" {
+		return err
+	}
+	below, err := n.cgroups.List(filepath.Dir(pod))
+	if err != nil || len(below) != 1 {
+		return err
+	}
+	return n.cgroups.RemoveParent(ctx, filepath.Dir(pod))
+}
+
 // clamped says what this host keeps the daemon from giving to containers.
 func clamped(h spec.Host) []string {
 	var lines, missing []string

@@ -1,0 +1,23 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// TestMain makes this test binary the command mica for scripts.
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"mica": main})
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{Dir: "testdata", RequireExplicitExec: true, Condition: func(name string) (bool, error) {
+		if name == "root" {
+			return os.Getuid() == 0, nil
+		}
+		return false, fmt.Errorf("unknown condition %q", name)
+	}})
+}
