@@ -178,6 +178,9 @@ func TestRun(t *testing.T) {
 		for _, runtime := range runtimes(t) {
 			t.Run(c.name+"/"+runtime, func(t *testing.T) {
 				in := onHost(t, root, c.script)
+				if in.Host.CgroupV2 && c.name == "resources" {
+					t.Skip("reads the files of cgroup v1")
+				}
 				c.change(&in)
 				prepare(t, &in)
 				s, err := Container(in)
