@@ -77,6 +77,8 @@ func startWith(t *testing.T, auth testregistry.Auth) *fixture {
 	if f.baseline, err = f.Census(ctx); err != nil {
 		t.Fatal(err)
 	}
+	// What libraries open at their first use, once, and keep.
+	f.baseline["daemon fd"] = append(f.baseline["daemon fd"], "/", "/sys/fs/cgroup")
 	return f
 }
 
@@ -100,7 +102,7 @@ func (f *fixture) finish() {
 // checkClean empties the node and fails the test if anything is left.
 func (f *fixture) checkClean(ctx context.Context) {
 	f.t.Helper()
-	if _, err := f.Mica(ctx, "check"); err != nil {
+	if err := f.awaitCheck(ctx); err != nil {
 		f.t.Errorf("check the node with its pods: %v", err)
 	}
 	if err := f.Empty(ctx); err != nil {
@@ -118,6 +120,19 @@ func (f *fixture) checkClean(ctx context.Context) {
 	}
 	if _, err := f.Mica(ctx, "check"); err != nil {
 		f.t.Errorf("check the empty node: %v", err)
+	}
+}
+
+// awaitCheck waits until the node's check has nothing to say: what has just
+// ended may still be on its way out.
+func (f *fixture) awaitCheck(ctx context.Context) error {
+	deadline := time.Now().Add(cleanWait)
+	for {
+		_, err := f.Mica(ctx, "check")
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(100 * time.Millisecond)
 	}
 }
 
@@ -174,7 +189,10 @@ func (f *fixture) containerConfig(image string, command ...string) *runtimeapi.C
 		Image:    &runtimeapi.ImageSpec{Image: image},
 		Command:  command,
 		LogPath:  name + ".log",
-		Linux:    &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{}},
+		Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+			// As the kubelet says it of pods that do not share; absent options ask for the pod's.
+			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
+		}},
 	}
 }
 

@@ -25,7 +25,7 @@ func TestLogStreams(t *testing.T) {
 			t.Errorf("line %q is %s old", line.text, age)
 		}
 	}
-	if streams["stdout"] != "out\nno newline" || streams["stderr"] != "err\n" {
+	if streams["stdout"] != "out\nno newline\n" || streams["stderr"] != "err\n" {
 		t.Errorf("streams are %q", streams)
 	}
 	if path := f.status(f.start(p, f.containerConfig(busyboxImage, "true"))).LogPath; !strings.HasPrefix(path, p.config.LogDirectory) {

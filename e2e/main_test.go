@@ -10,11 +10,14 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/e2e/images"
 	"github.com/micarun/mica/internal/testimage"
@@ -31,6 +34,8 @@ var shared suite
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	klog.LogToStderr(false) // the CRI client logs every error that it returns
+	klog.SetOutput(io.Discard)
 	code, err := run(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "set up end-to-end tests:", err)

@@ -263,7 +263,7 @@ func TestSharedProcessNamespace(t *testing.T) {
 	if got := f.output(p, watcher); got != "seen\n" {
 		t.Errorf("second container printed %q, want seen", got)
 	}
-	third := f.containerConfig(busyboxImage, "sh", "-c", "pgrep sleep || echo alone")
+	third := f.containerConfig(busyboxImage, "sh", "-c", "pgrep -x sleep || echo alone")
 	if got := f.output(p, third); got != "alone\n" {
 		t.Errorf("container with a namespace of its own printed %q", got)
 	}

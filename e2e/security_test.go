@@ -56,8 +56,8 @@ func TestSecurityContext(t *testing.T) {
 		},
 		"read-only root": {security: &security{ReadonlyRootfs: true}, script: "touch /x 2>&1", want: "touch: /x: Read-only file system\n"},
 		"masked path": {
-			security: &security{MaskedPaths: []string{"/etc/passwd", "/proc/kcore"}},
-			script:   "wc -c < /etc/passwd; wc -c < /proc/kcore", want: "0\n0\n",
+			security: &security{MaskedPaths: []string{"/etc/passwd", "/proc/cpuinfo"}},
+			script:   "wc -c < /etc/passwd; wc -c < /proc/cpuinfo", want: "0\n0\n",
 		},
 		"read-only path": {
 			security: &security{ReadonlyPaths: []string{"/proc/sys"}},
@@ -82,6 +82,7 @@ func TestSecurityContext(t *testing.T) {
 				test.image = busyboxImage
 			}
 			config := f.containerConfig(test.image, "sh", "-c", test.script)
+			test.security.NamespaceOptions = config.Linux.SecurityContext.NamespaceOptions
 			config.Linux.SecurityContext = test.security
 			if got := f.output(p, config); got != test.want {
 				t.Errorf("printed %q, want %q", got, test.want)

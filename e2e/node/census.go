@@ -182,7 +182,8 @@ func (n *Node) countFiles(_ context.Context, c Census) error {
 				return err
 			}
 			for _, name := range names {
-				if !strings.HasPrefix(filepath.Base(name), "last_reserved_ip") {
+				base := filepath.Base(name)
+				if !strings.HasPrefix(base, "last_reserved_ip") && !strings.HasPrefix(base, ".") {
 					c.add(kind, "%s", name)
 				}
 			}

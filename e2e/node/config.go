@@ -48,14 +48,14 @@ func freeAddress() (string, error) {
 	return listener.Addr().String(), listener.Close()
 }
 
-// WriteMirror makes the registry at addr serve every image, in the form that
-// containerd and Mica read below dir.
+// WriteMirror makes the registry at addr serve every image, and nobody else
+// where it has none, in the form that containerd and Mica read below dir.
 func WriteMirror(dir, addr string) error {
 	file := filepath.Join(dir, "_default", "hosts.toml")
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return fmt.Errorf("write mirror: %w", err)
 	}
-	content := fmt.Sprintf("[host.\"http://%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", addr)
+	content := fmt.Sprintf("server = \"http://%[1]s\"\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", addr)
 	if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
 		return fmt.Errorf("write mirror: %w", err)
 	}
