@@ -256,7 +256,8 @@ func TestSetResourcesRefuses(t *testing.T) {
 		"devices":  {Devices: []specs.LinuxDeviceCgroup{{}}},
 		"block":    {BlockIO: &specs.LinuxBlockIO{}},
 		"realtime": {CPU: &specs.LinuxCPU{RealtimeRuntime: &n}},
-		"kernel":   {Memory: &specs.LinuxMemory{Kernel: &n}}, //nolint:staticcheck
+		//lint:ignore SA1019 refused, not used
+		"kernel": {Memory: &specs.LinuxMemory{Kernel: &n}},
 	} {
 		if err := m.SetResources(path, r); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: %v", name, err)
@@ -385,14 +386,16 @@ func TestModeOf(t *testing.T) {
 		want   Mode
 	}{
 		{
-			"v1 with shared mounts", []*mountinfo.Info{v1("rw,cpu,cpuacct", "/c"), v1("rw,memory", "/m"), v1("rw,blkio", "/b"), v1("rw,xattr,name=systemd", "/s")},
+			"v1 with shared mounts",
+			[]*mountinfo.Info{v1("rw,cpu,cpuacct", "/c"), v1("rw,memory", "/m"), v1("rw,blkio", "/b"), v1("rw,xattr,name=systemd", "/s")},
 			Mode{
 				Hierarchies: map[string]string{"cpu": "/c", "cpuacct": "/c", "memory": "/m", "blkio": "/b", "name=systemd": "/s"},
 				Controllers: []string{"cpu", "io", "memory"},
 			},
 		},
 		{
-			"hybrid", []*mountinfo.Info{v1("rw,memory", "/m"), unified, v1("rw,memory", "/copy")},
+			"hybrid",
+			[]*mountinfo.Info{v1("rw,memory", "/m"), unified, v1("rw,memory", "/copy")},
 			Mode{Unified: "testdata/v2", Hierarchies: map[string]string{"memory": "/m"}, Controllers: []string{"memory"}},
 		},
 		{"v2", []*mountinfo.Info{unified}, Mode{V2: true, Unified: "testdata/v2", Controllers: []string{"cpu", "io", "memory", "pids"}}},

@@ -109,7 +109,8 @@ func convertMemory(out *cgroups.Resources, m *specs.LinuxMemory) error {
 	if m == nil {
 		return nil
 	}
-	if m.Kernel != nil || m.KernelTCP != nil || m.DisableOOMKiller != nil { //nolint:staticcheck // refused, not used
+	//lint:ignore SA1019 refused, not used
+	if m.Kernel != nil || m.KernelTCP != nil || m.DisableOOMKiller != nil {
 		return fmt.Errorf("kernel memory and OOM killer settings: %w", errdefs.ErrInvalidArgument)
 	}
 	if m.Limit != nil {

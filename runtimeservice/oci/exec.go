@@ -77,7 +77,7 @@ func (r *Runtime) Exec(ctx context.Context, a ExecArgs) (*ExecProcess, error) {
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", a.ID, err)
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // the next start takes what stays
+	defer func() { _ = os.RemoveAll(dir) }() // the next start takes what stays
 	s, err := newStdio(a, dir)
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", a.ID, err)

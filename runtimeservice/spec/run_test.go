@@ -113,7 +113,8 @@ func TestRun(t *testing.T) {
 	}{
 		{
 			"minimal", `echo $HOSTNAME; busybox hostname; busybox id -u; busybox grep -c . /proc/self/mountinfo >/dev/null && echo mounts; (echo x >/proc/sys/kernel/domainname) 2>/dev/null || echo guarded; busybox wc -c </proc/interrupts`,
-			func(*ContainerInput) {}, []string{"pod1", "pod1", "0", "mounts", "guarded", "0"},
+			func(*ContainerInput) {},
+			[]string{"pod1", "pod1", "0", "mounts", "guarded", "0"},
 		},
 		{
 			"confined", `busybox id -u; busybox id -G; busybox grep -E "^(CapEff|CapAmb|NoNewPrivs|Seccomp):" /proc/self/status; busybox touch /x 2>/dev/null || echo readonly; busybox pwd`,

@@ -80,7 +80,8 @@ func seccompProfile(sc *runtimeapi.LinuxContainerSecurityContext) (*runtimeapi.S
 	if p := sc.GetSeccomp(); p != nil {
 		return checkProfile("seccomp", p)
 	}
-	return parseProfile("seccomp", sc.GetSeccompProfilePath()) //nolint:staticcheck // older clients send only this
+	//lint:ignore SA1019 older clients send only this
+	return parseProfile("seccomp", sc.GetSeccompProfilePath())
 }
 
 // apparmorProfile is the same for AppArmor.
@@ -88,7 +89,8 @@ func apparmorProfile(sc *runtimeapi.LinuxContainerSecurityContext) (*runtimeapi.
 	if p := sc.GetApparmor(); p != nil {
 		return checkProfile("apparmor", p)
 	}
-	return parseProfile("apparmor", sc.GetApparmorProfile()) //nolint:staticcheck // older clients send only this
+	//lint:ignore SA1019 older clients send only this
+	return parseProfile("apparmor", sc.GetApparmorProfile())
 }
 
 // parseProfile reads the deprecated textual form of a profile.

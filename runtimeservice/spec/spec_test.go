@@ -76,7 +76,8 @@ func TestContainerRefuses(t *testing.T) {
 			security(in).Seccomp = profile(runtimeapi.SecurityProfile_Localhost, "/a.json")
 			in.SeccompProfile = []byte("{}")
 		}, bad, "default action"},
-		{"old seccomp field", func(in *ContainerInput) { security(in).SeccompProfilePath = "strange" }, bad, "strange"}, //nolint:staticcheck
+		//lint:ignore SA1019 older clients send only this
+		{"old seccomp field", func(in *ContainerInput) { security(in).SeccompProfilePath = "strange" }, bad, "strange"},
 		{"AppArmor without name", func(in *ContainerInput) {
 			security(in).Apparmor = profile(runtimeapi.SecurityProfile_Localhost, "")
 		}, bad, "apparmor"},
@@ -271,10 +272,12 @@ func TestUnsetAndOldProfiles(t *testing.T) {
 			sc.Apparmor = profile(runtimeapi.SecurityProfile_Unconfined, "")
 		}, false, ""},
 		{"old default", func(sc *runtimeapi.LinuxContainerSecurityContext) {
-			sc.SeccompProfilePath, sc.ApparmorProfile = "runtime/default", "runtime/default" //nolint:staticcheck
+			//lint:ignore SA1019 older clients send only these
+			sc.SeccompProfilePath, sc.ApparmorProfile = "runtime/default", "runtime/default"
 		}, true, "default"},
 		{"old localhost", func(sc *runtimeapi.LinuxContainerSecurityContext) {
-			sc.SeccompProfilePath, sc.ApparmorProfile = "unconfined", "localhost/mine" //nolint:staticcheck
+			//lint:ignore SA1019 older clients send only these
+			sc.SeccompProfilePath, sc.ApparmorProfile = "unconfined", "localhost/mine"
 		}, false, "mine"},
 	} {
 		in := request()
