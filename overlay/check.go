@@ -36,10 +36,7 @@ type Problem struct {
 // could not do its work.
 func (s *Store) Check(ctx context.Context, o CheckOptions) ([]Problem, error) {
 	s.sweep.Wait()
-	c, err := s.newChecker()
-	if err != nil {
-		return nil, fmt.Errorf("check layer store: %w", err)
-	}
+	c := s.newChecker()
 	for _, step := range []func() error{c.layers, c.writables, c.directories, c.links, c.tmp, c.mounts} {
 		if err := ctx.Err(); err != nil {
 			return c.problems, fmt.Errorf("check layer store: %w", err)
@@ -70,15 +67,16 @@ type checker struct {
 	busy     map[string]bool
 	claims   map[string]string // directory of overlay2 → entry that names it
 	below    map[string]string // directory of overlay2 → the one that it stands on
+	used     map[string]bool   // directories that writable layers stand on by their own account
 	problems []Problem
 }
 
-func (s *Store) newChecker() (*checker, error) {
+func (s *Store) newChecker() *checker {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := &checker{
 		s: s, known: map[digest.Digest]Layer{}, rws: map[string]RW{}, busy: map[string]bool{},
-		claims: map[string]string{}, below: map[string]string{},
+		claims: map[string]string{}, below: map[string]string{}, used: s.lowersLocked(),
 	}
 	for id, l := range s.layers {
 		c.known[id] = l
@@ -89,7 +87,7 @@ func (s *Store) newChecker() (*checker, error) {
 	for id := range s.busy {
 		c.busy[id] = true
 	}
-	return c, nil
+	return c
 }
 
 func (c *checker) report(path, format string, args ...any) {
@@ -222,7 +220,7 @@ func (c *checker) directories() error {
 	there := map[string]bool{linksName: true}
 	for _, name := range names {
 		there[name] = true
-		if name != linksName && !c.busy[name] && c.claims[name] == "" {
+		if name != linksName && !c.busy[name] && c.claims[name] == "" && !c.used[name] {
 			c.report(c.s.paths.dir(name), "no layer and no container refers to it")
 		}
 	}
@@ -300,7 +298,7 @@ func (c *checker) links() error {
 			if _, err := os.Stat(path); err != nil || !c.s.names.link.MatchString(name) {
 				c.report(path, "is not the short name of a directory")
 			}
-		case c.busy[id]:
+		case c.busy[id], c.used[id] && c.claims[id] == "":
 		case c.claims[id] == "":
 			c.report(path, "leads to overlay2/%s, which nothing refers to", id)
 		default:

@@ -226,17 +226,16 @@ func (s *Store) describe(id, parent string) error {
 func (s *Store) describeUpper(id, parent string) error {
 	dir := s.paths.dir(id)
 	files := map[string]string{}
-	link, err := readString(filepath.Join(dir, linkName))
-	if err != nil { // not a second call
-		link = newLink()
-		if err := os.Symlink(filepath.Join("..", id, diffName), filepath.Join(s.paths.links(), link)); err != nil {
+	if _, err := os.Lstat(filepath.Join(dir, linkName)); err != nil { // not a second call
+		files[linkName] = newLink()
+		if err := os.Symlink(filepath.Join("..", id, diffName), filepath.Join(s.paths.links(), files[linkName])); err != nil {
 			return err
 		}
-		files[linkName] = link
 	}
 	if parent == "" {
 		return writeFiles(dir, files)
 	}
+	var err error
 	if files[lowerName], err = s.lowerAbove(parent); err != nil {
 		return err
 	}
@@ -312,21 +311,28 @@ func (s *Store) publish(plan []planned) (again bool, err error) {
 	return false, nil
 }
 
-// replaceDamagedLocked takes a damaged entry of the same chain ID away. Its
-// directory is garbage from then on.
+// replaceDamagedLocked takes a damaged entry of the same chain ID away, with
+// its directory unless something still needs that.
 func (s *Store) replaceDamagedLocked(chain digest.Digest) error {
 	if _, ok := s.damaged[chain]; !ok {
 		return nil
 	}
-	old, _ := s.readLayer(chain) // its cache-id may be the only thing that is readable
+	if err := s.dropDamagedLocked(chain); err != nil {
+		return fmt.Errorf("replace damaged layer %s: %w", chain, err)
+	}
+	return nil
+}
+
+func (s *Store) dropDamagedLocked(chain digest.Digest) error {
+	old := s.damaged[chain]
 	set := s.paths.writeSet(newID())
 	if err := os.Rename(s.paths.layer(chain), set); err != nil {
-		return fmt.Errorf("replace damaged layer %s: %w", chain, err)
+		return err
 	}
 	delete(s.damaged, chain)
 	if s.names.directory.MatchString(old.CacheID) && !s.claimedLocked(old.CacheID) {
 		if err := s.removeDirectory(old.CacheID); err != nil {
-			return fmt.Errorf("replace damaged layer %s: %w", chain, err)
+			return err
 		}
 	}
 	return os.RemoveAll(set)
@@ -338,7 +344,12 @@ func (s *Store) claimedLocked(cacheID string) bool {
 			return true
 		}
 	}
-	return s.busy[cacheID]
+	for _, l := range s.damaged {
+		if l.CacheID == cacheID {
+			return true
+		}
+	}
+	return s.busy[cacheID] || s.lowersLocked()[cacheID]
 }
 
 // finish drops the drafts whose layers were there before.

@@ -62,7 +62,7 @@ func (s *Store) loadLayers(ctx context.Context, f *findings) error {
 			continue
 		}
 		log.Info("Layer is damaged, a new pull replaces it", "layer", chain, "reason", err.Error())
-		s.damaged[chain] = err.Error()
+		s.damaged[chain] = l
 	}
 	s.dropParentless(log)
 	return nil
@@ -77,7 +77,7 @@ func (s *Store) dropParentless(log klog.Logger) {
 				continue
 			}
 			log.Info("Layer is damaged, a new pull replaces it", "layer", id, "reason", "parent is missing", "parent", l.Parent)
-			s.damaged[id] = "parent " + l.Parent.String() + " is missing or damaged"
+			s.damaged[id] = l
 			delete(s.layers, id)
 			again = true
 		}
@@ -93,27 +93,22 @@ func (f *findings) claim(id string, err error) {
 	}
 }
 
-// readLayer reads one entry. With an error, CacheID is set if it was readable.
+// readLayer reads one entry. With an error, what was readable is set.
 func (s *Store) readLayer(chain digest.Digest) (Layer, error) {
 	dir := s.paths.layer(chain)
-	l := Layer{ID: chain}
-	cacheID, err := readString(filepath.Join(dir, cacheIDName))
-	if err != nil {
+	cacheID, cerr := readString(filepath.Join(dir, cacheIDName))
+	if cerr == nil && !isName(cacheID) {
+		cacheID, cerr = "", fmt.Errorf("bad cache-id %q", cacheID)
+	}
+	parent, perr := readString(filepath.Join(dir, parentName))
+	if errors.Is(perr, fs.ErrNotExist) {
+		perr = nil
+	}
+	diff, derr := readString(filepath.Join(dir, diffIDName))
+	l := Layer{ID: chain, Parent: digest.Digest(parent), DiffID: digest.Digest(diff), CacheID: cacheID}
+	if err := errors.Join(cerr, perr, derr); err != nil {
 		return l, err
 	}
-	if cacheID == "" || cacheID != filepath.Base(cacheID) || cacheID == "." || cacheID == ".." {
-		return l, fmt.Errorf("bad cache-id %q", cacheID)
-	}
-	l.CacheID = cacheID
-	diff, err := readString(filepath.Join(dir, diffIDName))
-	if err != nil {
-		return l, err
-	}
-	parent, err := readString(filepath.Join(dir, parentName))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return l, err
-	}
-	l.DiffID, l.Parent = digest.Digest(diff), digest.Digest(parent)
 	if got := chainID(l.Parent, l.DiffID); got != chain {
 		return l, fmt.Errorf("parent and diff make the chain ID %s", got)
 	}
@@ -125,6 +120,11 @@ func (s *Store) readLayer(chain digest.Digest) (Layer, error) {
 		return l, fmt.Errorf("bad size %q", size)
 	}
 	return l, nil
+}
+
+// isName tells whether s can name a directory in overlay2.
+func isName(s string) bool {
+	return s != "" && s != "." && s != ".." && s != linksName && !strings.ContainsAny(s, "/\x00")
 }
 
 func (s *Store) loadWritables(ctx context.Context, f *findings) error {

@@ -91,16 +91,6 @@ func chainID(parent, diffID digest.Digest) digest.Digest {
 	return digest.FromString(parent.String() + " " + diffID.String())
 }
 
-func checkDigest(what string, d digest.Digest) error {
-	if err := d.Validate(); err != nil {
-		return fmt.Errorf("%s %q: %w: %w", what, d, err, errdefs.ErrInvalidArgument)
-	}
-	if d.Algorithm() != digest.SHA256 {
-		return fmt.Errorf("%s %q: not sha256: %w", what, d, errdefs.ErrInvalidArgument)
-	}
-	return nil
-}
-
 // checkID refuses an ID of a writable layer that could not be one file name.
 func checkID(id string) error {
 	if id == "" || len(id) > 128 || id[0] == '.' || strings.ContainsAny(id, "/\x00") {

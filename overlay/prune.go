@@ -19,10 +19,14 @@ type Pruned struct {
 
 // Prune removes every layer that nothing needs. What is needed are the layers
 // of live, what writable layers stand on, what is held or reserved, and the
-// ancestors of them all. With an error, or when ctx ends, the result says what
+// ancestors of them all. Damaged entries that nothing needs go too, and are not
+// part of the result. With an error, or when ctx ends, the result says what
 // was removed until then.
 func (s *Store) Prune(ctx context.Context, live []digest.Digest) (Pruned, error) {
 	var p Pruned
+	if err := s.pruneDamaged(live); err != nil {
+		return p, fmt.Errorf("prune layers: %w", err)
+	}
 	for {
 		if err := ctx.Err(); err != nil {
 			return p, fmt.Errorf("prune layers: %w", err)
@@ -44,6 +48,21 @@ func (s *Store) Prune(ctx context.Context, live []digest.Digest) (Pruned, error)
 			return p, fmt.Errorf("prune layer %s: %w", l.ID, err)
 		}
 	}
+}
+
+func (s *Store) pruneDamaged(live []digest.Digest) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	needed := s.markLocked(live)
+	for id := range s.damaged {
+		if needed[id] {
+			continue
+		}
+		if err := s.dropDamagedLocked(id); err != nil {
+			return fmt.Errorf("damaged layer %s: %w", id, err)
+		}
+	}
+	return nil
 }
 
 // retireOne takes one entry away that no other layer stands on. What remains of
@@ -78,7 +97,11 @@ func (s *Store) markLocked(live []digest.Digest) map[digest.Digest]bool {
 	mark := func(id digest.Digest) {
 		for id != "" && !needed[id] {
 			needed[id] = true
-			id = s.layers[id].Parent
+			parent := s.layers[id].Parent
+			if d, ok := s.damaged[id]; ok {
+				parent = d.Parent
+			}
+			id = parent
 		}
 	}
 	for _, id := range live {

@@ -34,7 +34,7 @@ type Store struct {
 	mu       sync.Mutex // guards what follows; no lock of a writable layer is taken under it
 	closed   bool
 	layers   map[digest.Digest]Layer
-	damaged  map[digest.Digest]string // entries of layerdb that cannot be used, and why
+	damaged  map[digest.Digest]Layer // entries of layerdb that cannot be used: what is known of them
 	rws      map[string]*writable
 	reserved map[digest.Digest]int // counts of Reserve and Hold
 	busy     map[string]bool       // directories of overlay2 that are being made or removed
@@ -56,7 +56,7 @@ type Layer struct {
 func Open(ctx context.Context, o Options) (*Store, error) {
 	s := &Store{
 		paths: layout{o.Root}, names: newNames(), stop: make(chan struct{}),
-		layers: map[digest.Digest]Layer{}, damaged: map[digest.Digest]string{},
+		layers: map[digest.Digest]Layer{}, damaged: map[digest.Digest]Layer{},
 		rws: map[string]*writable{}, reserved: map[digest.Digest]int{}, busy: map[string]bool{},
 	}
 	s.buffers.New = func() any { b := make([]byte, bufferSize); return &b }

@@ -504,7 +504,71 @@ func TestDamage(t *testing.T) {
 			}
 			a = register(t, s, "", first)
 			register(t, s, a.ID, second)
-			s = reopen(t, s) // what a damaged entry named is swept now
+			reopen(t, s) // what a damaged entry named is swept now
+		})
+	}
+}
+
+// Prune takes damaged entries away, but nothing that a container stands on,
+// whatever became of the entries.
+func TestPruneDamaged(t *testing.T) {
+	for _, used := range []bool{false, true} {
+		t.Run(fmt.Sprint("in use: ", used), func(t *testing.T) {
+			needRoot(t)
+			ctx := context.Background()
+			s, err := Open(ctx, Options{Root: t.TempDir()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			a := register(t, s, "", buildTar(t, file("a", "1")))
+			b := register(t, s, a.ID, buildTar(t, file("b", "2")))
+			c := register(t, s, b.ID, buildTar(t, file("c", "3")))
+			if used {
+				create(t, s, "w", c.ID)
+			}
+			if err := errors.Join(os.WriteFile(filepath.Join(s.paths.layer(b.ID), sizeName), nil, 0o644), s.Close()); err != nil {
+				t.Fatal(err)
+			}
+			if s, err = Open(ctx, Options{Root: s.paths.root}); err != nil {
+				t.Fatal(err)
+			}
+			if n := len(s.Layers()); n != 1 {
+				t.Errorf("%d layers are offered", n)
+			}
+			if _, err := s.Prune(ctx, nil); err != nil {
+				t.Error(err)
+			}
+			if used { // pull again under the container
+				b = register(t, s, a.ID, buildTar(t, file("b", "2")))
+				register(t, s, b.ID, buildTar(t, file("c", "3")))
+				if err := s.Close(); err != nil {
+					t.Fatal(err)
+				}
+				if s, err = Open(ctx, Options{Root: s.paths.root}); err != nil {
+					t.Fatal(err)
+				}
+				path := mount(t, s, MountArgs{ID: "w"})
+				for name, want := range map[string]string{"a": "file 1", "b": "file 2", "c": "file 3"} {
+					if got := describe(t, filepath.Join(path, name)); got != want {
+						t.Errorf("%s is %q under the container", name, got)
+					}
+				}
+				if err := s.Remove(ctx, "w"); err != nil {
+					t.Error(err)
+				}
+				if _, err := s.Prune(ctx, nil); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			s = openStore(t, s.paths.root)
+			s.sweep.Wait()
+			noDrafts(t, s)
+			if n := len(s.Layers()); n != 0 {
+				t.Errorf("%d layers are left", n)
+			}
 		})
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
@@ -25,11 +26,7 @@ func (s *Store) startSweep(ctx context.Context, f *findings) error {
 	if f.unreadable {
 		log.Info("Not sweeping layer directories: an entry of layerdb cannot be read", "root", s.paths.root)
 	} else {
-		for name := range f.directories {
-			if s.names.directory.MatchString(name) && !f.claimed[name] {
-				garbage = append(garbage, name)
-			}
-		}
+		garbage = s.unclaimed(f)
 	}
 	links, err := s.danglingLinks(f, garbage)
 	if err != nil {
@@ -49,6 +46,39 @@ func (s *Store) startSweep(ctx context.Context, f *findings) error {
 	}
 	s.sweep.Go(func() { s.sweepAll(log, garbage, sets) })
 	return nil
+}
+
+func (s *Store) unclaimed(f *findings) []string {
+	var names []string
+	for name := range f.directories {
+		if s.names.directory.MatchString(name) && !f.claimed[name] {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	used := s.lowersLocked() // nobody else has the store yet
+	return slices.DeleteFunc(names, func(n string) bool { return used[n] })
+}
+
+// lowersLocked returns the directories that writable layers stand on by their
+// own account. They differ from what layerdb says if an entry was damaged and
+// replaced under a container.
+func (s *Store) lowersLocked() map[string]bool {
+	used := map[string]bool{}
+	for _, w := range s.rws {
+		lower, err := readString(filepath.Join(s.paths.dir(w.MountID), lowerName))
+		if err != nil {
+			continue
+		}
+		for l := range strings.SplitSeq(lower, ":") {
+			if id, ok := s.linkTarget(strings.TrimPrefix(l, linksName+"/")); ok {
+				used[id] = true
+			}
+		}
+	}
+	return used
 }
 
 // sweepAll ends early at Close; the next Open goes on.
