@@ -18,6 +18,7 @@ import (
 	_ "github.com/google/go-cmp/cmp"
 	_ "github.com/klauspost/compress/gzip"
 	_ "github.com/klauspost/compress/zstd"
+	_ "github.com/moby/profiles/apparmor"
 	_ "github.com/moby/profiles/seccomp"
 	_ "github.com/moby/sys/capability"
 	_ "github.com/moby/sys/mountinfo"

@@ -109,7 +109,7 @@ func goldenCases() map[string]func(*ContainerInput) {
 			in.Devices = []specs.LinuxDevice{{Path: "/dev/fuse", Type: "c", Major: 1, Minor: 3}}
 		},
 		"confined": func(in *ContainerInput) {
-			in.AppArmorDefault = "mica-default"
+			in.Host.AppArmorDefault = "mica-default"
 			in.ProcessLabel, in.MountLabel = "system_u:system_r:container_t:s0:c1,c2", "system_u:object_r:container_file_t:s0:c1,c2"
 			security(in).Seccomp = profile(runtimeapi.SecurityProfile_RuntimeDefault, "")
 			security(in).Capabilities = &runtimeapi.Capability{

@@ -21,6 +21,10 @@ type Host struct {
 	HugetlbCgroup bool
 	// Seccomp, AppArmor and SELinux are true where the kernel enforces them.
 	Seccomp, AppArmor, SELinux bool
+	// AppArmorDefault is the name of the loaded default profile, from
+	// LoadAppArmor. Where it is "", a container that asks for no profile runs
+	// unconfined, and one that asks for RuntimeDefault is refused.
+	AppArmorDefault string
 	// SwapAccounting is true where a cgroup can limit memory and swap together.
 	SwapAccounting bool
 	// RecursiveReadOnly is true where mount_setattr(2) exists (Linux 5.12).
@@ -109,10 +113,6 @@ type ContainerInput struct {
 	SeccompProfile []byte
 	// ProcessLabel and MountLabel are the SELinux labels, from SELinuxLabels.
 	ProcessLabel, MountLabel string
-	// AppArmorDefault is the name of the loaded default profile. Where it is
-	// "", a container that asks for no profile runs unconfined, and one that
-	// asks for RuntimeDefault is refused.
-	AppArmorDefault string
 	// Rlimits are the configured default limits of containers; they are
 	// clamped to what Host allows.
 	Rlimits []specs.POSIXRlimit

@@ -376,3 +376,18 @@ func TestOOMScoreAdjMinIsAllowed(t *testing.T) {
 		t.Errorf("writing the detected minimum %d: %v", h.OOMScoreAdjMin, err)
 	}
 }
+
+// TestLoadAppArmor loads the profile where there is AppArmor and is silent
+// where there is none.
+func TestLoadAppArmor(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("loading needs root")
+	}
+	name, err := LoadAppArmor()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if hasAppArmor() != (name != "") {
+		t.Errorf("AppArmor %v: profile %q", hasAppArmor(), name)
+	}
+}

@@ -148,12 +148,12 @@ func (b *builder) apparmor() error {
 	}
 	switch {
 	case profile == nil:
-		b.spec.Process.ApparmorProfile = b.in.AppArmorDefault
+		b.spec.Process.ApparmorProfile = b.in.Host.AppArmorDefault
 	case profile.GetProfileType() == runtimeapi.SecurityProfile_RuntimeDefault:
-		if b.in.AppArmorDefault == "" {
+		if b.in.Host.AppArmorDefault == "" {
 			return unsupported("apparmor profile RuntimeDefault: no default profile is loaded")
 		}
-		b.spec.Process.ApparmorProfile = b.in.AppArmorDefault
+		b.spec.Process.ApparmorProfile = b.in.Host.AppArmorDefault
 	case profile.GetProfileType() == runtimeapi.SecurityProfile_Localhost:
 		b.spec.Process.ApparmorProfile = strings.TrimPrefix(profile.GetLocalhostRef(), "localhost/")
 	}

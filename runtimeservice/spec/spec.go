@@ -5,7 +5,7 @@
 // gives the same bytes, nothing is read from or written to the machine. What
 // has to be looked up is done before and handed in, by the functions of
 // host.go (the node), user.go (users inside a root filesystem), prepare.go
-// (mount sources, device nodes, seccomp files) and selinux.go.
+// (mount sources, device nodes, seccomp files), selinux.go and apparmor.go.
 //
 // A request that cannot be honoured is an error; no field of CRI is dropped in
 // silence. There are three stated exceptions, all of them things that every

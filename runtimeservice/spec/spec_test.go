@@ -281,7 +281,7 @@ func TestUnsetAndOldProfiles(t *testing.T) {
 		}, false, "mine"},
 	} {
 		in := request()
-		in.AppArmorDefault = "default"
+		in.Host.AppArmorDefault = "default"
 		c.change(security(&in))
 		s, err := Container(in)
 		if err != nil {
