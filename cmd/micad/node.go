@@ -121,6 +121,9 @@ func (n *node) openHost(ctx context.Context, c config.Config) error {
 	for _, line := range clamped(n.host) {
 		klog.FromContext(ctx).Info("Clamped by the host", "what", line)
 	}
+	if n.host.AppArmorDefault, err = spec.LoadAppArmor(); err != nil {
+		klog.FromContext(ctx).Error(err, "Containers without an AppArmor profile of their own run unconfined")
+	}
 	mode, err := cgroup.Detect()
 	if err != nil {
 		return fmt.Errorf("detect cgroups: %w", err)
@@ -177,7 +180,7 @@ func (n *node) requireEmpty(ctx context.Context) error {
 func (n *node) endEverything(ctx context.Context) error {
 	err := errors.Join(n.server.Close(), n.service.Close(ctx), n.service.RemoveShared(), n.network.RemoveDefault(ctx), n.keeper.Shutdown(ctx))
 	n.server, n.service = nil, nil
-	return errors.Join(err, n.close(ctx))
+	return errors.Join(err, n.removeDefaultParent(ctx), n.close(ctx))
 }
 
 // check asks everything that has a Check.
