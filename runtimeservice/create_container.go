@@ -229,6 +229,11 @@ func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, e
 	if in.Devices, in.DeviceRules, err = spec.ResolveDevices(cfg.GetDevices()); err != nil {
 		return nil, fmt.Errorf("resolve devices: %w", err)
 	}
+	if sc.GetPrivileged() { // devices come and go, such as loop devices
+		if in.Host.Devices, err = spec.HostDevices(); err != nil {
+			return nil, fmt.Errorf("list devices: %w", err)
+		}
+	}
 	if in.SeccompProfile, err = spec.ReadSeccomp(sc); err != nil {
 		return nil, fmt.Errorf("read seccomp profile: %w", err)
 	}
