@@ -29,18 +29,21 @@ func setJSONLog(level int, w io.Writer) (setLevel func(int)) {
 	// klog's V(n) is slog's level -n.
 	limit := new(slog.LevelVar)
 	limit.Set(slog.Level(-level))
-	handler := slog.NewJSONHandler(w, &slog.HandlerOptions{Level: limit, AddSource: true, ReplaceAttr: renameLevel})
+	handler := slog.NewJSONHandler(w, &slog.HandlerOptions{Level: limit, AddSource: true, ReplaceAttr: readable})
 	klog.SetSlogLogger(slog.New(handler))
 	return func(level int) { limit.Set(slog.Level(-level)) }
 }
 
-// renameLevel writes V(4) as "v4", where slog would write "INFO-4".
-func renameLevel(groups []string, a slog.Attr) slog.Attr {
-	level, ok := a.Value.Any().(slog.Level)
-	if len(groups) > 0 || a.Key != slog.LevelKey || !ok {
-		return a
+// readable writes levels as "v4" and durations as "1.5s", where slog would write
+// "INFO-4" and nanoseconds.
+func readable(groups []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		return slog.String(a.Key, a.Value.Duration().String())
 	}
+	level, ok := a.Value.Any().(slog.Level)
 	switch {
+	case len(groups) > 0 || a.Key != slog.LevelKey || !ok:
+		return a
 	case level >= slog.LevelError:
 		return slog.String(a.Key, "error")
 	case level >= slog.LevelInfo:

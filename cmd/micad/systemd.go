@@ -33,7 +33,7 @@ func (d *daemon) tellSystemd(ctx context.Context) error {
 	}
 	took := time.Since(d.started)
 	d.ready.Store(int64(took))
-	log.Info("Ready", "socket", d.config.CRI.Socket, "streams", d.node.server.StreamAddress(), "took", took)
+	log.Info("Ready", "socket", d.config.CRI.Socket, "streams", d.node.server.StreamAddress().String(), "took", took)
 	notify(log, sd.SdNotifyReady)
 	interval, err := sd.SdWatchdogEnabled(false)
 	if err != nil {

@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/micarun/mica/internal/admin"
+)
+
+// TestMain makes this test binary the command micad for scripts.
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"micad": main})
+}
+
+func TestScripts(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("the daemon needs root")
+	}
+	bin := t.TempDir()
+	build(t, bin)
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		RequireExplicitExec: true,
+		Setup:               func(env *testscript.Env) error { return setup(t, env, bin) },
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"ready": ready,
+			"gone":  gone,
+		},
+	})
+}
+
+// build makes the executables that the daemon runs, and the tool.
+func build(t *testing.T, dir string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-o", dir, "../mica", "../mica-keeper")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	// The init of pods with a shared PID namespace is never run here.
+	if err := os.WriteFile(filepath.Join(dir, "mica-init"), []byte("#!/bin/false\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// setup writes a configuration below a directory with a short name, because the
+// paths of sockets are limited, into the script's $WORK.
+func setup(t *testing.T, env *testscript.Env, bin string) error {
+	dir, err := os.MkdirTemp("", "micad-")
+	if err != nil {
+		return err
+	}
+	name := strings.ReplaceAll(filepath.Base(dir), "micad-", "mt")
+	env.Defer(func() { clean(t, dir, name) })
+	env.Setenv("DIR", dir)
+	env.Setenv("NAME", name)
+	env.Setenv("PATH", bin+":"+env.Getenv("PATH")+":/usr/sbin:/sbin")
+	config := fmt.Sprintf(`
+data_root = "%[1]s/data"
+state_dir = "%[1]s/run"
+[log]
+level = 1
+[network]
+conf_dir = "%[1]s/net.d"
+[cgroups]
+default_parent = "/%[2]s"
+[keeper]
+binary = "%[3]s/mica-keeper"
+[pods]
+init_binary = "%[3]s/mica-init"
+`, dir, name, bin)
+	return os.WriteFile(filepath.Join(dir, "config.toml"), []byte(config), 0o600)
+}
+
+// clean ends what a script that failed half-way has left.
+func clean(t *testing.T, dir, name string) {
+	for _, proc := range processes(dir) {
+		var pid int
+		if _, err := fmt.Sscanf(proc, "/proc/%d/", &pid); err == nil {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	for _, cgroup := range cgroups(name) {
+		_ = os.Remove(cgroup)
+	}
+	_ = syscall.Unmount(filepath.Join(dir, "run", "pods"), syscall.MNT_DETACH)
+	if err := os.RemoveAll(dir); err != nil {
+		t.Error(err)
+	}
+}
+
+const patience = 30 * time.Second
+
+// ready waits until the daemon answers calls.
+func ready(ts *testscript.TestScript, _ bool, _ []string) {
+	client := admin.NewClient(filepath.Join(ts.Getenv("DIR"), "run", "admin.sock"))
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		info, err := client.Info(context.Background())
+		if err == nil && info.ReadyAfter != "0s" {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("the daemon is not ready: %v", err)
+		}
+	}
+}
+
+// gone waits until no process has the argument $DIR, which is in the command line
+// of the daemon and of the keeper, and no cgroup is named $NAME.
+func gone(ts *testscript.TestScript, _ bool, _ []string) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		left := remains(ts.Getenv("DIR"), ts.Getenv("NAME"))
+		if len(left) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("still there: %s", strings.Join(left, ", "))
+		}
+	}
+}
+
+func remains(dir, name string) []string {
+	var left []string
+	for _, proc := range processes(dir) {
+		text, _ := os.ReadFile(proc) // empty if it has ended meanwhile
+		left = append(left, strings.ReplaceAll(string(text), "\x00", " "))
+	}
+	return append(left, cgroups(name)...)
+}
+
+// processes returns the cmdline files in /proc that mention dir.
+func processes(dir string) []string {
+	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	return slices.DeleteFunc(all, func(file string) bool {
+		text, err := os.ReadFile(file)
+		return err != nil || !strings.Contains(string(text), dir)
+	})
+}
+
+func cgroups(name string) []string {
+	found, _ := filepath.Glob("/sys/fs/cgroup/*/" + name)
+	return found
+}
