@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"math"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -27,6 +28,7 @@ import (
 
 	"github.com/micarun/mica/runtimeservice/keeper/server"
 	"github.com/micarun/mica/runtimeservice/keeper/wire"
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -88,6 +90,10 @@ func start(dir string) error {
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.ExtraFiles = []*os.File{w}
+	// What the daemon's caller has left open must not stay open for ever.
+	if err := unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		log.Printf("leave inherited descriptors: %v", err) // Linux before 5.11
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
 	_ = w.Close()

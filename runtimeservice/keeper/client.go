@@ -188,13 +188,9 @@ func (c *Client) List(ctx context.Context) ([]State, error) {
 func (c *Client) Attach(ctx context.Context, id string, a AttachArgs) (*Attachment, error) {
 	ctx, cancel := bounded(ctx, c.o.RequestTimeout)
 	defer cancel()
-	l, err := c.current(ctx)
+	fds, err := c.attach(ctx, wire.Attach{ID: id, Stdin: a.Stdin, Stdout: a.Stdout, Stderr: a.Stderr})
 	if err != nil {
 		return nil, err
-	}
-	_, fds, err := l.call(ctx, wire.OpAttach, wire.Attach{ID: id, Stdin: a.Stdin, Stdout: a.Stdout, Stderr: a.Stderr}, nil)
-	if err != nil {
-		return nil, asError(err)
 	}
 	defer fds.Close()
 	out := &Attachment{}
@@ -208,6 +204,16 @@ func (c *Client) Attach(ctx context.Context, id string, a AttachArgs) (*Attachme
 		out.Stderr = asFile(fd, "stderr")
 	}
 	return out, nil
+}
+
+// attach asks the next keeper if the one asked dies: an attachment does not
+// outlive its keeper anyway.
+func (c *Client) attach(ctx context.Context, a wire.Attach) (fds wire.FDs, err error) {
+	err = c.until(ctx, errLost, func(l *link) error {
+		_, fds, err = l.call(ctx, wire.OpAttach, a, nil)
+		return asError(err)
+	})
+	return fds, err
 }
 
 func state(s wire.State) State {
@@ -227,13 +233,9 @@ func bounded(ctx context.Context, d time.Duration) (context.Context, context.Can
 	return context.WithTimeout(ctx, d)
 }
 
-// once makes a request that must not be repeated blindly.
+// once makes a request that is repeated only if no keeper has seen it.
 func (c *Client) once(ctx context.Context, op string, body, out any) error {
-	l, err := c.current(ctx)
-	if err != nil {
-		return err
-	}
-	return c.on(ctx, l, op, body, out)
+	return c.until(ctx, errUnsent, func(l *link) error { return c.on(ctx, l, op, body, out) })
 }
 
 // again makes a request, and makes it of the next keeper if the one asked
@@ -241,12 +243,17 @@ func (c *Client) once(ctx context.Context, op string, body, out any) error {
 func (c *Client) again(ctx context.Context, op string, body, out any) error {
 	ctx, cancel := bounded(ctx, c.o.RequestTimeout)
 	defer cancel()
+	return c.until(ctx, errLost, func(l *link) error { return c.on(ctx, l, op, body, out) })
+}
+
+// until repeats f with the next link as long as it fails by retry.
+func (c *Client) until(ctx context.Context, retry error, f func(*link) error) error {
 	for {
 		l, err := c.current(ctx)
 		if err != nil {
 			return err
 		}
-		if err = c.on(ctx, l, op, body, out); !errors.Is(err, errLost) {
+		if err = f(l); !errors.Is(err, retry) {
 			return err
 		}
 	}
@@ -267,7 +274,7 @@ func (c *Client) on(ctx context.Context, l *link, op string, body, out any) erro
 // asError gives an error from the wire its errdefs sentinel.
 func asError(err error) error {
 	var e *wire.Error
-	if !errors.As(err, &e) {
+	if err == nil || !errors.As(err, &e) {
 		return err
 	}
 	switch e.Code {
@@ -297,6 +304,9 @@ type coded struct {
 
 func (e *coded) Error() string { return e.text }
 func (e *coded) Unwrap() error { return e.is }
+
+// errUnsent says that the request did not reach a keeper.
+var errUnsent = errors.New("request was not sent")
 
 // errLost says that the keeper died, or the connection broke, before the
 // answer.

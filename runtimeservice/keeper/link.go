@@ -125,7 +125,7 @@ func (l *link) send(ctx context.Context, m wire.Message, body any, fds wire.FDs)
 	}
 	_ = l.conn.SetWriteDeadline(deadline)
 	if err := l.conn.Send(packet, numbers); err != nil {
-		return fmt.Errorf("%s: %w", m.Op, errors.Join(err, errLost))
+		return fmt.Errorf("%s: %w", m.Op, errors.Join(err, errLost, errUnsent))
 	}
 	return nil
 }
@@ -134,7 +134,7 @@ func (l *link) expect() (uint64, chan answer, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.lost {
-		return 0, nil, errLost
+		return 0, nil, errors.Join(errLost, errUnsent)
 	}
 	l.last++
 	ch := make(chan answer, 1)

@@ -405,6 +405,11 @@ func (n *node) daemon() *exec.Cmd {
 	return cmd
 }
 
+func runCommand(name string, args ...string) (string, error) {
+	out, err := exec.Command(name, args...).CombinedOutput()
+	return string(out), err
+}
+
 func killed(t *testing.T, cmd *exec.Cmd) {
 	t.Helper()
 	if err := cmd.Process.Kill(); err != nil {

@@ -70,6 +70,9 @@ func (l *logFile) write(lines []byte) {
 		}
 		n = l.mend(lines, max(n, 0))
 		lines = lines[n:]
+		if err == nil && n == 0 {
+			err = unix.ENOSPC // there is room for a part of a line only
+		}
 		if err != nil {
 			l.failed(err, len(lines))
 			return
