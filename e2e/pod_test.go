@@ -59,7 +59,7 @@ func TestExitCodes(t *testing.T) {
 	}{
 		"success": {"true", 0, "Completed"},
 		"failure": {"exit 42", 42, "Error"},
-		"signal":  {"kill -9 $$", 137, "Error"},
+		"signal":  {"sh -c 'kill -9 $$'", 137, "Error"},
 	}
 	for name, test := range tests {
 		got := f.await(f.start(p, f.containerConfig(busyboxImage, "sh", "-c", test.script)))
@@ -258,12 +258,12 @@ func TestSharedProcessNamespace(t *testing.T) {
 	sleeper := f.containerConfig(busyboxImage, "sleep", "4321")
 	sleeper.Linux.SecurityContext.NamespaceOptions = options
 	f.start(p, sleeper)
-	watcher := f.containerConfig(busyboxImage, "sh", "-c", "while ! pgrep -f 'sleep 4321' >/dev/null; do sleep 0.05; done; echo seen")
+	watcher := f.containerConfig(busyboxImage, "sh", "-c", "while ! pgrep sleep >/dev/null; do :; done; echo seen")
 	watcher.Linux.SecurityContext.NamespaceOptions = options
 	if got := f.output(p, watcher); got != "seen\n" {
 		t.Errorf("second container printed %q, want seen", got)
 	}
-	third := f.containerConfig(busyboxImage, "sh", "-c", "pgrep -x sleep || echo alone")
+	third := f.containerConfig(busyboxImage, "sh", "-c", "pgrep sleep || echo alone")
 	if got := f.output(p, third); got != "alone\n" {
 		t.Errorf("container with a namespace of its own printed %q", got)
 	}

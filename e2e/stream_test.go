@@ -47,7 +47,7 @@ func TestExecSyncTimeoutKillsAll(t *testing.T) {
 		t.Errorf("exec with a time-out of 1 s: error %v after %s", err, time.Since(begin))
 	}
 	f.eventually("processes of the exec are gone", func() bool {
-		return f.exec(id, "sh", "-c", "pgrep -f 'sleep 432' || echo none") == "none\n"
+		return f.exec(id, "sh", "-c", "pgrep -f '[s]leep 432' || echo none") == "none\n"
 	})
 }
 
@@ -90,7 +90,8 @@ func (f *fixture) stream(protocol, address string, s *streams) error {
 	f.no(err)
 	var executor remotecommand.Executor
 	if protocol == "websocket" {
-		executor, err = remotecommand.NewWebSocketExecutor(&rest.Config{}, http.MethodGet, address)
+		// The protocol of runtimes; newer ones are between client and API server.
+		executor, err = remotecommand.NewWebSocketExecutorForProtocols(&rest.Config{}, http.MethodGet, address, "v4.channel.k8s.io")
 	} else {
 		executor, err = remotecommand.NewSPDYExecutor(&rest.Config{}, http.MethodPost, target)
 	}
@@ -141,7 +142,7 @@ func TestExecTerminal(t *testing.T) {
 	id := f.start(f.runPod(f.podConfig()), f.containerConfig(busyboxImage, "sleep", "1000"))
 	response, err := f.Runtime.Exec(f.ctx, &runtimeapi.ExecRequest{
 		ContainerId: id, Tty: true, Stdin: true, Stdout: true,
-		Cmd: []string{"sh", "-c", "test -t 0 && echo terminal; while [ \"$(stty size)\" != '33 111' ]; do sleep 0.05; done; stty size"},
+		Cmd: []string{"sh", "-c", "test -t 0 && echo terminal; while [ \"$(stty size 2>/dev/null)\" != '33 111' ]; do sleep 0.05; done; stty size"},
 	})
 	f.no(err)
 	s := &streams{stdin: strings.NewReader(""), tty: true, resize: &sizes{left: []remotecommand.TerminalSize{{Width: 111, Height: 33}}}}

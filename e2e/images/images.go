@@ -96,12 +96,32 @@ func busybox() []testimage.Layer {
 			{Path: "/tmp", Dir: true, Mode: 0o1777},
 			{Path: "/var/tmp", Dir: true, Mode: 0o1777},
 			{Path: "/var/run", Symlink: "/run"},
+			{Path: "/usr/bin/pgrep", Content: pgrep, Mode: 0o755},
+			{Path: "/usr/bin/ipcs", Content: "#!/bin/sh\nexec cat /proc/sysvipc/shm\n", Mode: 0o755},
 			{Path: "/etc/passwd", Content: passwd},
 			{Path: "/etc/group", Content: group},
 			{Path: "/etc/shadow", Content: "root:*:19000:0:99999:7:::\n", Mode: 0o640},
 		},
 	}}
 }
+
+// pgrep stands in for the applet, which Debian's busybox does not have (nor
+// ipcs, which shows shared memory here):
+// pgrep NAME, or pgrep -f PART-OF-THE-COMMAND-LINE.
+const pgrep = `#!/bin/sh
+field=comm
+[ "$1" = -f ] && field=cmdline && shift
+status=1
+for dir in /proc/[0-9]*; do
+	pid=${dir#/proc/}
+	[ "$pid" = $$ ] && continue
+	if tr '\0' ' ' 2>/dev/null <$dir/$field | grep -q -- "$1"; then
+		echo "$pid"
+		status=0
+	fi
+done
+exit $status
+`
 
 const passwd = `root:x:0:0:root:/root:/bin/sh
 daemon:x:1:1:daemon:/usr/sbin:/bin/false
