@@ -36,6 +36,9 @@ import (
 // behind. When ctx ends, Apply ends with it, as soon as a Read of the input that
 // is under way returns: bind the input to the same context.
 func (s *Store) Apply(ctx context.Context, in io.Reader) (*Draft, error) {
+	if err := s.checkOpen(); err != nil {
+		return nil, fmt.Errorf("apply layer: %w", err)
+	}
 	d := &Draft{CacheID: newID(), store: s}
 	s.setBusy(d.CacheID, true)
 	if err := s.apply(ctx, d, in); err != nil {

@@ -38,4 +38,6 @@
 // A layer is extracted without the layers below it, into a [Draft]. What a tar
 // only implies (parent directories that it does not list) is taken from the
 // layers below when the draft is committed.
+//
+// The package needs Linux 5.8, root, and /proc.
 package overlay

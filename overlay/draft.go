@@ -81,6 +81,9 @@ func (s *Store) Register(ctx context.Context, parent, want digest.Digest, tar io
 // caller. A parent that is not there answers errdefs.ErrNotFound, a draft used
 // twice errdefs.ErrInvalidArgument.
 func (s *Store) Commit(ctx context.Context, parent digest.Digest, drafts ...*Draft) ([]Layer, error) {
+	if err := s.checkOpen(); err != nil {
+		return nil, fmt.Errorf("commit layers: %w", err)
+	}
 	unlock, err := s.lockDrafts(drafts)
 	if err != nil {
 		return nil, fmt.Errorf("commit layers: %w", err)
@@ -225,24 +228,28 @@ func (s *Store) describe(id, parent string) error {
 
 func (s *Store) describeUpper(id, parent string) error {
 	dir := s.paths.dir(id)
-	files := map[string]string{}
-	if _, err := os.Lstat(filepath.Join(dir, linkName)); err != nil { // not a second call
-		files[linkName] = newLink()
-		if err := os.Symlink(filepath.Join("..", id, diffName), filepath.Join(s.paths.links(), files[linkName])); err != nil {
+	link, err := readString(filepath.Join(dir, linkName))
+	if err != nil { // not a second call
+		link = newLink()
+		if err := writeFiles(dir, map[string]string{linkName: link}); err != nil {
 			return err
 		}
 	}
-	if parent == "" {
-		return writeFiles(dir, files)
+	err = os.Symlink(filepath.Join("..", id, diffName), filepath.Join(s.paths.links(), link))
+	if err != nil && !errors.Is(err, os.ErrExist) {
+		return err
 	}
-	var err error
-	if files[lowerName], err = s.lowerAbove(parent); err != nil {
+	if parent == "" {
+		return nil
+	}
+	lower, err := s.lowerAbove(parent)
+	if err != nil {
 		return err
 	}
 	if err := os.Mkdir(filepath.Join(dir, workName), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	return writeFiles(dir, files)
+	return writeFiles(dir, map[string]string{lowerName: lower})
 }
 
 // lowerAbove returns the content of the file lower for a directory that stands

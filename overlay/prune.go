@@ -24,6 +24,9 @@ type Pruned struct {
 // was removed until then.
 func (s *Store) Prune(ctx context.Context, live []digest.Digest) (Pruned, error) {
 	var p Pruned
+	if err := s.checkOpen(); err != nil {
+		return p, fmt.Errorf("prune layers: %w", err)
+	}
 	if err := s.pruneDamaged(live); err != nil {
 		return p, fmt.Errorf("prune layers: %w", err)
 	}

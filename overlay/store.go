@@ -132,6 +132,17 @@ func (s *Store) Close() error {
 	return s.lock.Close()
 }
 
+// checkOpen answers errdefs.ErrUnavailable after Close, when the store may belong to
+// another process.
+func (s *Store) checkOpen() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return fmt.Errorf("layer store is closed: %w", errdefs.ErrUnavailable)
+	}
+	return nil
+}
+
 // Layer returns the layer with that chain ID, or errdefs.ErrNotFound.
 func (s *Store) Layer(chain digest.Digest) (Layer, error) {
 	s.mu.Lock()

@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 )
 
 // The vectors are the nginx and centos:test images of the transcripts that
@@ -125,6 +126,43 @@ func TestOpenTwice(t *testing.T) {
 	if _, err := Open(context.Background(), Options{}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("Open without root: %v", err)
 	}
+}
+
+func TestClosed(t *testing.T) {
+	s := newStore(t)
+	if err := errors.Join(s.Close(), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	_, aerr := s.Apply(ctx, bytes.NewReader(nil))
+	_, cerr := s.Commit(ctx, "")
+	_, werr := s.Create(ctx, CreateArgs{ID: "c"})
+	_, perr := s.Prune(ctx, nil)
+	for _, err := range []error{aerr, cerr, werr, perr} {
+		if !errdefs.IsUnavailable(err) {
+			t.Errorf("on a closed store: %v", err)
+		}
+	}
+}
+
+// What is mounted inside of a directory that goes away stays whole.
+func TestRemoveStopsAtMounts(t *testing.T) {
+	s := newStore(t)
+	ctx := context.Background()
+	out := victim(t)
+	rw := create(t, s, "c", "")
+	inside := filepath.Join(s.paths.diff(rw.MountID), "volume")
+	if err := errors.Join(os.Mkdir(inside, 0o755), unix.Mount(out, inside, "", unix.MS_BIND, "")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove(ctx, "c"); !errors.Is(err, unix.EXDEV) {
+		t.Errorf("Remove: %v", err)
+	}
+	untouched(t, out)
+	if err := unix.Unmount(inside, 0); err != nil {
+		t.Fatal(err)
+	}
+	reopen(t, s)
 }
 
 func reopen(t *testing.T, s *Store) *Store {

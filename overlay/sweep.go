@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -165,7 +166,53 @@ func (s *Store) removeDirectory(id string) error {
 			}
 		}
 	}
-	return os.RemoveAll(dir)
+	return removeTree(unix.AT_FDCWD, dir)
+}
+
+// removeTree deletes name below the directory dirfd with all that is in it, but
+// nothing on another mount, which is an error. No such name is none.
+func removeTree(dirfd int, name string) error {
+	err := unix.Unlinkat(dirfd, name, 0)
+	if err == nil || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	fd, oerr := unix.Openat2(dirfd, name, &unix.OpenHow{
+		Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: withinMount(dirfd),
+	})
+	if errors.Is(oerr, unix.ENOTDIR) {
+		return &os.PathError{Op: "unlink", Path: name, Err: err}
+	}
+	if oerr != nil {
+		return &os.PathError{Op: "open", Path: name, Err: oerr}
+	}
+	d := os.NewFile(uintptr(fd), name)
+	defer func() { _ = d.Close() }()
+	for {
+		names, err := d.Readdirnames(1024)
+		for _, n := range names {
+			if err := removeTree(fd, n); err != nil {
+				return err
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := unix.Unlinkat(dirfd, name, unix.AT_REMOVEDIR); err != nil && !errors.Is(err, unix.ENOENT) {
+		return &os.PathError{Op: "rmdir", Path: name, Err: err}
+	}
+	return nil
+}
+
+// withinMount lets the first name of a removeTree be a path.
+func withinMount(dirfd int) uint64 {
+	if dirfd == unix.AT_FDCWD {
+		return 0
+	}
+	return unix.RESOLVE_BENEATH | unix.RESOLVE_NO_XDEV
 }
 
 // unmountAll takes every mount off a mount point; no such path is no error.

@@ -45,6 +45,9 @@ func (s *Store) Create(ctx context.Context, a CreateArgs) (_ RW, err error) {
 	if err := checkID(a.ID); err != nil {
 		return RW{}, err
 	}
+	if err := s.checkOpen(); err != nil {
+		return RW{}, fmt.Errorf("create writable layer %s: %w", a.ID, err)
+	}
 	release, err := s.claimNew(a)
 	if err != nil {
 		return RW{}, fmt.Errorf("create writable layer %s: %w", a.ID, err)
