@@ -93,13 +93,14 @@ func (r *Runtime) Exec(ctx context.Context, a ExecArgs) (*ExecProcess, error) {
 	}
 	p := &ExecProcess{pid: pid, stdio: s, exited: make(chan struct{})}
 	owned := r.options.Reaper.Own(pid)
-	if fd, err := unix.PidfdOpen(pid, 0); err == nil {
-		p.pidfd = os.NewFile(uintptr(fd), "pidfd")
-	} else {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		_ = unix.Kill(pid, unix.SIGKILL) // still ours, as nobody reaps
 		s.close()
 		owned()
 		return nil, fmt.Errorf("exec in container %s: open pidfd of %d: %w", a.ID, pid, err)
 	}
+	p.pidfd = os.NewFile(uintptr(fd), "pidfd")
 	if a.Process.Terminal {
 		err = s.acceptConsole(ctx)
 	}
