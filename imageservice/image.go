@@ -1,7 +1,6 @@
 package imageservice
 
 import (
-	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"strconv"
@@ -73,13 +72,4 @@ func parseConfig(data []byte) (ocispec.Image, error) {
 // chainIDs returns the chain ID of each layer, base to top.
 func chainIDs(diffIDs []digest.Digest) []digest.Digest {
 	return identity.ChainIDs(append([]digest.Digest(nil), diffIDs...))
-}
-
-func digestOf(data []byte) digest.Digest {
-	return digest.NewDigestFromBytes(digest.SHA256, sum256(data))
-}
-
-func sum256(data []byte) []byte {
-	s := sha256.Sum256(data)
-	return s[:]
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -182,7 +183,6 @@ func TestBadImages(t *testing.T) {
 		manifest func(*ocispec.Manifest)
 		config   func(string) string
 		blob     func([]byte) []byte // of the layer; the descriptor fits the result
-		index    []string            // platforms of an index instead
 		fault    testregistry.Fault
 		media    string // Content-Type of the manifest
 	}
@@ -350,17 +350,23 @@ func TestPullDeadline(t *testing.T) {
 	}
 }
 
-func TestDiskFull(t *testing.T) {
-	root := t.TempDir()
-	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=4m"); err != nil {
-		t.Skipf("mounting a tmpfs: %v", err)
+// mountTmpfs mounts a file system in memory for the time of the test.
+func mountTmpfs(t testing.TB, options string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, options); err != nil {
+		t.Skipf("mounting a tmpfs needs root: %v", err)
 	}
 	t.Cleanup(func() {
-		if err := unix.Unmount(root, 0); err != nil {
+		if err := unix.Unmount(dir, 0); err != nil {
 			t.Error(err)
 		}
 	})
-	e := newEnvAt(t, root, testregistry.Auth{}, nil)
+	return dir
+}
+
+func TestDiskFull(t *testing.T) {
+	e := newEnvAt(t, mountTmpfs(t, "size=4m"), testregistry.Auth{}, nil)
 	big := imageSpec{layers: []layerSpec{{files: []file{{"small", "s"}}}, {files: []file{{"big", incompressible(6<<20, 5)}}}}}
 	e.push(e.build(big), "app", "big")
 	_, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app:big")})
@@ -410,7 +416,61 @@ func TestAuthentication(t *testing.T) {
 	}
 }
 
-// mirror writes a hosts.toml for the registry that references name.
+// The token service may be another host than the registry, also one of a private network.
+func TestTokenServiceOfItsOwn(t *testing.T) {
+	for name, c := range map[string]struct {
+		realm string // of the server at its own address, %s
+		class func(error) bool
+	}{
+		"private address":    {"http://%s/token", nil},
+		"relative redirect":  {"http://%s/elsewhere", nil},
+		"metadata service":   {"http://169.254.169.254/token", errdefs.IsUnauthorized},
+		"another protocol":   {"file:///etc/passwd", errdefs.IsUnauthorized},
+		"nobody listens":     {"http://127.0.0.3:1/token", errdefs.IsUnavailable},
+		"wrong, no password": {"http://%s/forbidden", errdefs.IsPermissionDenied},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var handler http.Handler
+			service := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				switch r.URL.Path {
+				case "/elsewhere":
+					http.Redirect(w, r, "/token?"+r.URL.RawQuery, http.StatusFound)
+				case "/forbidden":
+					w.WriteHeader(http.StatusForbidden)
+				default:
+					handler.ServeHTTP(w, r)
+				}
+			}))
+			_ = service.Listener.Close()
+			service.Listener = must(net.Listen("tcp", "127.0.0.2:0"))
+			service.Start()
+			defer service.Close()
+			realm := strings.Replace(c.realm, "%s", service.Listener.Addr().String(), 1)
+			e := newEnvAt(t, t.TempDir(), testregistry.Auth{Username: "u", Password: "p", Bearer: true, Realm: realm}, nil)
+			handler = e.registry
+			e.push(e.build(simple("x")), "app", "v1")
+			_, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app:v1"), Auth: &runtimeapi.AuthConfig{Username: "u", Password: "p"}})
+			if c.class == nil && err != nil || c.class != nil && !c.class(err) {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}
+
+// A registry reached over TLS cannot have its passwords sent in the clear.
+func TestTokenServiceMustNotDowngrade(t *testing.T) {
+	e := newEnvAt(t, t.TempDir(), testregistry.Auth{Username: "u", Password: "p", Bearer: true, Realm: "http://127.0.0.2:1/token"}, nil)
+	e.push(e.build(simple("x")), "app", "v1")
+	server := httptest.NewTLSServer(e.registry)
+	defer server.Close()
+	ref := strings.TrimPrefix(server.URL, "https://") + "/app:v1"
+	_, err := e.service.Pull(t.Context(), PullArgs{Ref: ref, Auth: &runtimeapi.AuthConfig{Username: "u", Password: "p"}})
+	if !errdefs.IsUnauthorized(err) || !strings.Contains(err.Error(), "http") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// configure writes a hosts.toml for the registry that references name.
 func (e *env) configure(t *testing.T, registry, text string) {
 	t.Helper()
 	dir := filepath.Join(e.opts.CertsDirs[0], registry)
@@ -504,7 +564,6 @@ func TestMirrors(t *testing.T) {
 	})
 }
 
-// certificate writes the certificate of a TLS test server into a PEM file.
 func TestTLS(t *testing.T) {
 	e := newEnv(t, nil)
 	e.push(e.build(simple("tls")), "app", "v1")
@@ -712,8 +771,9 @@ func TestCloseEndsPulls(t *testing.T) {
 	e.pull("app:v1")
 }
 
+// The store is in memory, so that the figure is that of the pull path and not of whatever disk is below the test.
 func BenchmarkPull(b *testing.B) {
-	e := newEnv(b, nil)
+	e := newEnvAt(b, mountTmpfs(b, "size=1g"), testregistry.Auth{}, nil)
 	spec := imageSpec{}
 	for l := range 6 {
 		var files []file

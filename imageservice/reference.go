@@ -3,7 +3,6 @@ package imageservice
 import (
 	"fmt"
 	"path"
-	"regexp"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -51,7 +50,8 @@ func tagOrDigest(ref reference.Named) string {
 // idPrefix reads s as an image ID or the beginning of one, with or without sha256:. It returns the hex digits.
 func idPrefix(s string) (string, bool) {
 	hex := strings.TrimPrefix(s, "sha256:")
-	return hex, regexp.MustCompile(`^[0-9a-f]{1,64}$`).MatchString(hex)
+	ok := hex != "" && len(hex) <= 64 && strings.Trim(hex, "0123456789abcdef") == ""
+	return hex, ok
 }
 
 // matchesAny tells whether a reference fits one of the patterns, in its full or familiar form or by its name alone.

@@ -61,7 +61,7 @@ func newHost(c hostConfig, ref reference.Named, cred auth.CredentialFunc, stall 
 		},
 	}
 	h.client = &auth.Client{
-		Client:     &http.Client{Transport: h.transport},
+		Client:     &http.Client{Transport: realmRelay{h.transport}},
 		Header:     c.header.Clone(),
 		Credential: cred,
 		Cache:      auth.NewCache(),

@@ -229,17 +229,29 @@ func TestPullRepairs(t *testing.T) {
 
 // A damaged image can also be removed.
 func TestRemoveDamaged(t *testing.T) {
-	e := newEnv(t, nil)
-	b := e.push(e.build(fourLayers), "app", "v1")
-	e.pull("app:v1")
-	if err := os.WriteFile(filepath.Join(e.root, "image/overlay2/imagedb/content/sha256", b.id.Encoded()), nil, 0o600); err != nil {
-		t.Fatal(err)
+	for name, damage := range map[string]func(e *env, b built) error{
+		"configuration": func(e *env, b built) error {
+			return os.WriteFile(filepath.Join(e.root, "image/overlay2/imagedb/content/sha256", b.id.Encoded()), nil, 0o600)
+		},
+		"base layer": func(e *env, b built) error {
+			return os.RemoveAll(filepath.Join(e.root, "image/overlay2/layerdb/sha256", chainIDs(b.diffIDs)[0].Encoded()))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newEnv(t, nil)
+			b := e.push(e.build(fourLayers), "app", "v1")
+			e.pull("app:v1")
+			e.close()
+			if err := damage(e, b); err != nil {
+				t.Fatal(err)
+			}
+			e.open()
+			if err := e.service.Remove(t.Context(), e.ref("app:v1")); err != nil {
+				t.Fatal(err)
+			}
+			e.reopen()
+		})
 	}
-	e.reopen()
-	if err := e.service.Remove(t.Context(), e.ref("app:v1")); err != nil {
-		t.Fatal(err)
-	}
-	e.reopen()
 }
 
 func TestOpenSweepsAndRefuses(t *testing.T) {

@@ -124,6 +124,9 @@ func (u *usage) measure(ctx context.Context) error {
 		if !ok {
 			var err error
 			m, err = treeUsage(ctx, filepath.Join(u.root, "overlay2", l.CacheID, "diff"))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // removed since; that sets off another round
+			}
 			if err != nil {
 				errs = append(errs, err)
 				continue

@@ -14,6 +14,7 @@ type Auth struct {
 	Bearer             bool   // tokens from /token instead of basic authentication at /v2/
 	RefreshToken       string // Bearer: identity token that /token also takes (grant_type=refresh_token)
 	RegistryToken      string // a bearer token that is always taken, without asking /token
+	Realm              string // Bearer: URL of the token service; "" is /token of the host that was asked
 }
 
 // allowed tells whether the request carries proof; if not it answers with 401.
@@ -29,7 +30,11 @@ func (r *Registry) allowed(w http.ResponseWriter, req *http.Request, scope strin
 		if isBearer && r.tokenCovers(token, scope) {
 			return true
 		}
-		challenge := fmt.Sprintf(`Bearer realm="%s://%s/token",service="testregistry"`, scheme(req), req.Host)
+		realm := r.auth.Realm
+		if realm == "" {
+			realm = scheme(req) + "://" + req.Host + "/token"
+		}
+		challenge := fmt.Sprintf(`Bearer realm=%q,service="testregistry"`, realm)
 		if scope != "" {
 			challenge += fmt.Sprintf(`,scope="%s"`, scope)
 		}
