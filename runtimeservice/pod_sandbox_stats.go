@@ -65,19 +65,19 @@ func (s *Service) linuxPodStats(ctx context.Context, p *Pod) (*runtimeapi.LinuxP
 		Io:      ioUsage(st),
 		Process: &runtimeapi.ProcessUsage{Timestamp: st.Time.UnixNano(), ProcessCount: uint64Value(uint64(len(pids)))},
 	}
-	counters, err := s.podInterfaces(p)
-	if err != nil {
-		return nil, err
-	}
-	if counters != nil {
+	if !p.hostNetwork() { // the node's network is no usage of the pod
+		counters, err := s.podInterfaces(p)
+		if err != nil {
+			return nil, err
+		}
 		out.Network = networkUsage(time.Now(), counters)
 	}
 	out.Containers, err = gather(ctx, s.containersOf(p.ID), s.containerStats)
 	return out, err
 }
 
-// podInterfaces are the counters of the pod's network, nil for the node's,
-// which is no usage of the pod.
+// podInterfaces are the counters of the pod's own network, none for a pod on
+// the node's.
 func (s *Service) podInterfaces(p *Pod) ([]network.InterfaceStats, error) {
 	if p.hostNetwork() {
 		return nil, nil
