@@ -11,14 +11,17 @@ const maxLine = 16 << 10
 // headSize is the length of "2006-01-02T15:04:05.000000000Z stdout F ".
 const headSize = 30 + 1 + 6 + 1 + 2
 
-// head is the beginning of a log line up to its tag, the same for all lines of
-// one batch.
+// head is the beginning of a log line, the same for all lines of one batch but
+// for its tag, which tagAt tells.
 func head(dst []byte, at time.Time, stream string) []byte {
 	dst = at.UTC().AppendFormat(dst, "2006-01-02T15:04:05.000000000Z")
 	dst = append(dst, ' ')
 	dst = append(dst, stream...)
-	return append(dst, ' ')
+	return append(dst, " F "...)
 }
+
+// tagAt is where the tag stands from the end of a head.
+const tagAt = 2
 
 // frame appends the CRI log lines of data to out, as many as fit in out's
 // capacity, and returns how many bytes of data they took. What it leaves is,
@@ -31,34 +34,38 @@ func head(dst []byte, at time.Time, stream string) []byte {
 func frame(out, head, data []byte, last bool) (_ []byte, used int, full bool) {
 	for used < len(data) {
 		rest := data[used:]
-		text, size, tag := cut(rest, last)
+		size, tag := cut(rest, last)
 		if size == 0 {
 			return out, used, false
 		}
-		if len(out)+len(head)+len(text)+3 > cap(out) {
+		if len(out)+len(head)+size+1 > cap(out) {
 			return out, used, true
 		}
 		out = append(out, head...)
-		out = append(out, tag, ' ')
-		out = append(out, text...)
-		out = append(out, '\n')
+		if tag != 'F' {
+			out[len(out)-tagAt] = tag
+		}
+		out = append(out, rest[:size]...)
+		if rest[size-1] != '\n' {
+			out = append(out, '\n')
+		}
 		used += size
 	}
 	return out, used, false
 }
 
-// cut returns the text of the first line of data, how many bytes it and its
-// newline take, and its tag; size 0 if more data is needed to know.
-func cut(data []byte, last bool) (text []byte, size int, tag byte) {
+// cut returns the size of the first line of data with its newline, if it has
+// one, and its tag; size 0 if more data is needed to know.
+func cut(data []byte, last bool) (size int, tag byte) {
 	window := data[:min(len(data), maxLine+1)]
 	if i := bytes.IndexByte(window, '\n'); i >= 0 {
-		return data[:i], i + 1, 'F'
+		return i + 1, 'F'
 	}
 	if len(data) > maxLine {
-		return data[:maxLine], maxLine, 'P'
+		return maxLine, 'P'
 	}
-	if last && len(data) > 0 {
-		return data, len(data), 'F'
+	if last {
+		return len(data), 'F'
 	}
-	return nil, 0, 0
+	return 0, 0
 }

@@ -1,0 +1,166 @@
+package server
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/micarun/mica/runtimeservice/keeper/wire"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// pumped is a pump with one container's streams, whose writing ends are held
+// here.
+type pumped struct {
+	pump *pump
+	io   *stdio
+	out  *os.File
+	log  string
+}
+
+func newPumped(t testing.TB) *pumped {
+	t.Helper()
+	p, err := newPump()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.table, err = newTable(); err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := &pumped{pump: p, out: os.NewFile(uintptr(w), "out"), log: filepath.Join(t.TempDir(), "log")}
+	rec := record{ID: "c", Row: p.table.take(), Create: wire.Create{LogPath: x.log}}
+	if cerr := p.call(t.Context(), func() {
+		if x.io, err = newStdio(p, rec, wire.FDs{wire.FDStdout: r}); err == nil {
+			err = x.io.begin(false)
+		}
+	}); cerr != nil || err != nil {
+		t.Fatal(cerr, err)
+	}
+	t.Cleanup(func() {
+		_ = x.out.Close()
+		_ = p.call(t.Context(), x.io.close)
+		p.close()
+		p.table.close()
+	})
+	return x
+}
+
+// The end of the output is drained quickly when the writers are gone, and in
+// bounded time when they are not.
+func TestDrain(t *testing.T) {
+	for name, tc := range map[string]struct {
+		closed, busy bool
+		atLeast      time.Duration
+		atMost       time.Duration
+	}{
+		"closed": {true, false, 0, drainQuiet},
+		"quiet":  {false, false, drainQuiet / 2, drainMost},
+		"busy":   {false, true, drainMost, drainMost + time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x := newPumped(t)
+			if _, err := x.out.WriteString("a\nb"); err != nil {
+				t.Fatal(err)
+			}
+			stop := make(chan struct{})
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				for tc.busy {
+					select {
+					case <-stop:
+						return
+					case <-time.After(10 * time.Millisecond):
+						_, _ = x.out.WriteString("more\n")
+					}
+				}
+			}()
+			if tc.closed {
+				_ = x.out.Close()
+			}
+			begin := time.Now()
+			x.io.drain(t.Context())
+			took := time.Since(begin)
+			close(stop)
+			<-done
+			if took < tc.atLeast || took > tc.atMost {
+				t.Errorf("drain took %v", took)
+			}
+			if data, err := os.ReadFile(x.log); err != nil || !bytes.Contains(data, []byte(" stdout F a\n")) {
+				t.Errorf("log %q, %v", data, err)
+			}
+		})
+	}
+}
+
+// Memory of logged output is given back.
+func TestPendingIsTrimmed(t *testing.T) {
+	x := newPumped(t)
+	line := append(bytes.Repeat([]byte("x"), 99), '\n')
+	for range 200 {
+		if _, err := x.out.Write(bytes.Repeat(line, 500)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := x.out.WriteString("rest"); err != nil {
+		t.Fatal(err)
+	}
+	x.io.drain(t.Context())
+	var blocks int64
+	if err := x.pump.call(t.Context(), func() {
+		st, err := os.Stat(fmt.Sprintf("/proc/self/fd/%d", x.io.streams[0].pending))
+		if err == nil {
+			blocks = allocated(st)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if blocks == 0 || blocks > 2<<20 {
+		t.Errorf("%d bytes are held for 4 pending ones", blocks)
+	}
+	if _, err := x.out.WriteString("\n"); err != nil {
+		t.Fatal(err)
+	}
+	x.io.drain(t.Context())
+	if err := x.pump.call(t.Context(), func() {
+		if st, err := os.Stat(fmt.Sprintf("/proc/self/fd/%d", x.io.streams[0].pending)); err == nil {
+			blocks = allocated(st)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if blocks != 0 {
+		t.Errorf("%d bytes are held for nothing", blocks)
+	}
+}
+
+func allocated(st os.FileInfo) int64 {
+	return st.Sys().(*syscall.Stat_t).Blocks * 512
+}
+
+func BenchmarkLog(b *testing.B) {
+	for _, size := range []int{10, 100, 1000} {
+		b.Run(fmt.Sprintf("line=%d", size), func(b *testing.B) {
+			x := newPumped(b)
+			data := bytes.Repeat(append(bytes.Repeat([]byte("x"), size-1), '\n'), batch/size)
+			b.SetBytes(int64(len(data)))
+			for b.Loop() {
+				if _, err := x.out.Write(data); err != nil {
+					b.Fatal(err)
+				}
+			}
+			_ = x.out.Close()
+			x.io.drain(b.Context())
+		})
+	}
+}
