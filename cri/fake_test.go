@@ -33,6 +33,7 @@ type fakeRuntime struct {
 
 type fakeImages struct {
 	runtimeapi.UnimplementedImageServiceServer
+	none []error // stays empty
 	pull func(context.Context, *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error)
 }
 
