@@ -13,9 +13,6 @@ import (
 	"github.com/micarun/mica/runtimeservice/cgroup"
 )
 
-// sectorBytes is the unit in which the kernel counts sectors, of any device.
-const sectorBytes = 512
-
 // diskReading is what a container's writable layer uses of its file system.
 type diskReading struct {
 	filesystem filesystem
@@ -88,14 +85,10 @@ func diskFamilies() []family {
 			io(func(d cgroup.IOStats) uint64 { return d.ReadBytes }), key),
 		counter("container_fs_reads_total", "Reads from the device.",
 			io(func(d cgroup.IOStats) uint64 { return d.ReadOps }), key),
-		counter("container_fs_sector_reads_total", "Sectors read from the device.",
-			io(func(d cgroup.IOStats) uint64 { return d.ReadBytes / sectorBytes }), key),
 		counter("container_fs_writes_bytes_total", "Bytes written to the device.",
 			io(func(d cgroup.IOStats) uint64 { return d.WriteBytes }), key),
 		counter("container_fs_writes_total", "Writes to the device.",
 			io(func(d cgroup.IOStats) uint64 { return d.WriteOps }), key),
-		counter("container_fs_sector_writes_total", "Sectors written to the device.",
-			io(func(d cgroup.IOStats) uint64 { return d.WriteBytes / sectorBytes }), key),
 		counter("container_blkio_device_usage_total", "Bytes read from, written to and discarded on the device.",
 			deviceSamples, key, "major", "minor", "operation"),
 	}

@@ -11,9 +11,11 @@ import (
 )
 
 // The metrics bear the names, label keys and types that cAdvisor gives them, so
-// that dashboards written for the kubelet's cAdvisor go on to work. Values are
-// whole numbers, since the CRI carries no others: seconds are cut. A metric
-// that the host does not count has no samples.
+// that dashboards written for the kubelet's cAdvisor go on to work. They are
+// those that it exposes on today's kernels: CRI clients expect samples of every
+// metric that is described. Values are whole numbers, since the CRI carries no
+// others: seconds are cut. Where the host does not count something (huge pages,
+// devices, pressure, swap), its metrics have no samples.
 
 // baseLabels are the label keys of every metric, before its own:
 //
@@ -236,8 +238,6 @@ func hugetlbFamilies() []family {
 			huge(func(h cgroup.HugetlbStats) uint64 { return h.Usage }), "pagesize"),
 		gauge("container_hugetlb_max_usage_bytes", "Most huge pages that were ever in use, in bytes.",
 			huge(func(h cgroup.HugetlbStats) uint64 { return h.MaxUsage }), "pagesize"),
-		counter("container_hugetlb_failcnt", "Times that the limit of huge pages was hit.",
-			huge(func(h cgroup.HugetlbStats) uint64 { return h.Failcnt }), "pagesize"),
 	}
 }
 

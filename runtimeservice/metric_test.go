@@ -66,12 +66,9 @@ container_fs_inodes_total{/dev/vda} gauge 51
 container_fs_limit_bytes{/dev/vda} gauge 50
 container_fs_reads_bytes_total{9999:1} counter 5120
 container_fs_reads_total{9999:1} counter 47
-container_fs_sector_reads_total{9999:1} counter 10
-container_fs_sector_writes_total{9999:1} counter 2
 container_fs_usage_bytes{/dev/vda} gauge 53
 container_fs_writes_bytes_total{9999:1} counter 1024
 container_fs_writes_total{9999:1} counter 48
-container_hugetlb_failcnt{2MB} counter 43
 container_hugetlb_max_usage_bytes{2MB} gauge 42
 container_hugetlb_usage_bytes{2MB} gauge 41
 container_last_seen{} gauge 300
