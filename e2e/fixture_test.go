@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/e2e/node"
@@ -117,6 +119,13 @@ func (f *fixture) checkClean(ctx context.Context) {
 	}
 	for _, leak := range leaks {
 		f.t.Errorf("leak: %s", leak)
+	}
+	if slices.ContainsFunc(leaks, func(leak string) bool { return strings.HasPrefix(leak, "goroutine") }) {
+		// Which one says the dump that the Go runtime writes to the daemon's log.
+		f.no(unix.Kill(f.Pid(), unix.SIGQUIT))
+		time.Sleep(time.Second)
+		f.t.Logf("goroutines:\n%s", f.LogTail(2000))
+		return
 	}
 	if _, err := f.Mica(ctx, "check"); err != nil {
 		f.t.Errorf("check the empty node: %v", err)

@@ -10,7 +10,6 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,8 +33,7 @@ var shared suite
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	klog.LogToStderr(false) // the CRI client logs every error that it returns
-	klog.SetOutput(io.Discard)
+	klog.SetLogger(klog.Logger{}) // the CRI client logs every error that it returns
 	code, err := run(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "set up end-to-end tests:", err)

@@ -59,7 +59,7 @@ func TestExitCodes(t *testing.T) {
 	}{
 		"success": {"true", 0, "Completed"},
 		"failure": {"exit 42", 42, "Error"},
-		"signal":  {"sh -c 'kill -9 $$'", 137, "Error"},
+		"signal":  {"sh -c 'kill -9 $$'; exit $?", 137, "Error"},
 	}
 	for name, test := range tests {
 		got := f.await(f.start(p, f.containerConfig(busyboxImage, "sh", "-c", test.script)))

@@ -20,7 +20,7 @@ func TestKilledDaemonLosesNothing(t *testing.T) {
 	id := f.start(p, printer)
 	codes := map[string]int32{}
 	for range 3 {
-		for code, script := range map[int32]string{0: "sleep 0.3", 42: "sleep 0.3; exit 42", 137: "sleep 0.3; sh -c 'kill -9 $$'"} {
+		for code, script := range map[int32]string{0: "sleep 0.3", 42: "sleep 0.3; exit 42", 137: "sleep 0.3; sh -c 'kill -9 $$'; exit $?"} {
 			codes[f.start(p, f.containerConfig(busyboxImage, "sh", "-c", script))] = code
 		}
 		f.no(f.Kill())

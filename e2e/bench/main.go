@@ -14,7 +14,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -37,9 +36,7 @@ type settings struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	// The client logs every error that it returns.
-	klog.SetOutput(io.Discard)
-	klog.LogToStderr(false)
+	klog.SetLogger(klog.Logger{}) // the CRI client logs every error that it returns
 	var s settings
 	flag.StringVar(&s.bin, "bin", "bin", "directory of the built binaries")
 	flag.IntVar(&s.rounds, "rounds", 50, "pods started by each, one at a time")

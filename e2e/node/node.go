@@ -325,8 +325,8 @@ func (n *Node) LogTail(lines int) string {
 		return err.Error()
 	}
 	defer file.Close()
-	if info, err := file.Stat(); err == nil && info.Size() > 64<<10 {
-		_, _ = file.Seek(-64<<10, io.SeekEnd)
+	if info, err := file.Stat(); err == nil && info.Size() > 512<<10 {
+		_, _ = file.Seek(-512<<10, io.SeekEnd)
 	}
 	data, err := io.ReadAll(file)
 	if err != nil {

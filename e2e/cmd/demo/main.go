@@ -15,7 +15,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -36,8 +35,7 @@ type settings struct {
 func main() {
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
-	klog.LogToStderr(false) // the CRI client logs every error that it returns
-	klog.SetOutput(io.Discard)
+	klog.SetLogger(klog.Logger{}) // the CRI client logs every error that it returns
 	if err := run(ctx, os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)

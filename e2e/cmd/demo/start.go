@@ -109,8 +109,12 @@ func createPod(ctx context.Context, n *node.Node, image string) (pod, log string
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: podName, Uid: podName, Namespace: "default"},
 		Hostname:     podName,
 		LogDirectory: filepath.Join(n.Data, "logs"),
-		Labels:       map[string]string{"app": podName},
-		Linux:        &runtimeapi.LinuxPodSandboxConfig{},
+		Labels: map[string]string{
+			"app": podName,
+			// crictl shows pods of containers by these, as the kubelet sets them.
+			"io.kubernetes.pod.name": podName, "io.kubernetes.pod.namespace": "default", "io.kubernetes.container.name": podName,
+		},
+		Linux: &runtimeapi.LinuxPodSandboxConfig{},
 	}
 	// What a log of an earlier run says is not this pod's.
 	log = filepath.Join(config.LogDirectory, podName+".log")
@@ -124,6 +128,7 @@ func createPod(ctx context.Context, n *node.Node, image string) (pod, log string
 		Metadata: &runtimeapi.ContainerMetadata{Name: podName},
 		Image:    &runtimeapi.ImageSpec{Image: image},
 		LogPath:  podName + ".log",
+		Labels:   config.Labels,
 		Linux:    &runtimeapi.LinuxContainerConfig{},
 	}, config)
 	if err != nil {
