@@ -104,17 +104,25 @@ func (a attachSession) wait(ctx context.Context) {
 	}
 }
 
-// feed copies the client's input to the container in the background, until
-// either side ends, and closes the container's end.
+// feed copies the client's input to the container in the background, until the
+// client ends it, and closes the container's end. What a container without an
+// input, or one that has closed it, is sent is dropped. The result is nil for a
+// client without an input.
 func feed(to io.WriteCloser, from io.Reader) <-chan struct{} {
-	if to == nil || from == nil {
+	if from == nil {
 		return nil
 	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_, _ = io.Copy(to, from) // either side may go at any time
-		_ = to.Close()
+		if to != nil {
+			_, err := io.Copy(to, from)
+			_ = to.Close()
+			if err == nil {
+				return
+			}
+		}
+		_, _ = io.Copy(io.Discard, from)
 	}()
 	return done
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 )
 
@@ -62,8 +63,38 @@ func TestFeedPassesTheEndOn(t *testing.T) {
 	if to.String() != "input" || !to.closed {
 		t.Errorf("container got %q and the end: %t", to.String(), to.closed)
 	}
-	if feed(nil, strings.NewReader("input")) != nil || feed(&to, nil) != nil {
+	if feed(&to, nil) != nil {
 		t.Error("an input that is not there ends")
+	}
+}
+
+// deaf is the input of a container that has closed it.
+type deaf struct{}
+
+func (deaf) Write([]byte) (int, error) { return 0, unix.EPIPE }
+func (deaf) Close() error              { return nil }
+
+// Only the client ends its input: a container that does not read goes on to be
+// listened to.
+func TestFeedWaitsForTheClient(t *testing.T) {
+	for name, to := range map[string]io.WriteCloser{"no input": nil, "closed input": deaf{}} {
+		t.Run(name, func(t *testing.T) {
+			defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+			from, client := io.Pipe()
+			done := feed(to, from)
+			for range 3 { // must not be held up
+				if _, err := client.Write([]byte("line")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			select {
+			case <-done:
+				t.Error("the input ended before the client ended it")
+			default:
+			}
+			_ = client.Close()
+			<-done
+		})
 	}
 }
 
