@@ -41,6 +41,27 @@ func newStore(tb testing.TB) *Store {
 	return openStore(tb, tb.TempDir())
 }
 
+// memoryStore is newStore on a file system in memory, for tests that write
+// much and do not look at what is particular to a disk.
+func memoryStore(tb testing.TB) *Store {
+	tb.Helper()
+	return openStore(tb, memoryDir(tb))
+}
+
+func memoryDir(tb testing.TB) string {
+	tb.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "mica-overlay-")
+	if err != nil {
+		return tb.TempDir()
+	}
+	tb.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			tb.Error(err)
+		}
+	})
+	return dir
+}
+
 func openStore(tb testing.TB, root string) *Store {
 	tb.Helper()
 	needRoot(tb)
@@ -281,11 +302,7 @@ func noDrafts(tb testing.TB, s *Store) {
 func loopStore(tb testing.TB, size int64, mkfs ...string) *Store {
 	tb.Helper()
 	needRoot(tb)
-	base := tb.TempDir()
-	if memory, err := os.MkdirTemp("/dev/shm", "mica-overlay-"); err == nil { // the image in memory, where there is room
-		tb.Cleanup(func() { _ = os.RemoveAll(memory) })
-		base = memory
-	}
+	base := memoryDir(tb)
 	image, root := filepath.Join(base, "image"), filepath.Join(base, "root")
 	if err := os.WriteFile(image, nil, 0o600); err != nil {
 		tb.Fatal(err)

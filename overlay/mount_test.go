@@ -20,14 +20,14 @@ import (
 
 // bothAPIs runs a test on the new mount API and on mount(2).
 func bothAPIs(t *testing.T, f func(t *testing.T, s *Store)) {
-	t.Run("fsopen", func(t *testing.T) { f(t, newStore(t)) })
+	t.Run("fsopen", func(t *testing.T) { f(t, memoryStore(t)) })
 	t.Run("mount", func(t *testing.T) {
-		s := newStore(t)
+		s := memoryStore(t)
 		s.oldAPI.Store(true)
 		f(t, s)
 	})
 	t.Run("fsopen with a long root", func(t *testing.T) {
-		root := filepath.Join(t.TempDir(), strings.Repeat("long", 50), strings.Repeat("path", 50))
+		root := filepath.Join(memoryDir(t), strings.Repeat("long", 50), strings.Repeat("path", 50))
 		if err := os.MkdirAll(root, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -132,7 +132,7 @@ func TestMount(t *testing.T) {
 // More layers than the options of mount(2) can name are an error that says so;
 // the new API takes them.
 func TestMountManyLayers(t *testing.T) {
-	s := newStore(t)
+	s := memoryStore(t)
 	create(t, s, "c", chain(t, s, 200).ID)
 	s.oldAPI.Store(true)
 	if _, err := s.Mount(context.Background(), MountArgs{ID: "c"}); !errdefs.IsOutOfRange(err) || !strings.Contains(err.Error(), "layers") {
