@@ -8,7 +8,7 @@
 //
 //   - An image's ID is the sha256 of its configuration, whose bytes are kept exactly as the registry served them.
 //   - What is on disk is complete: layers are committed before the configuration is written, and the configuration before repositories.json names it.
-//     A crash in between leaves layers or an unnamed image, never a name without content.
+//     A crash in between leaves layers, which the next Open removes, or an unnamed image, never a name without content.
 //   - Every byte that came from a registry was checked against the digest and size by which it was asked for, every layer also
 //     against the diff ID in the configuration.
 //   - An image one of whose layers is missing is as good as absent: it is neither listed nor found, and pulling it again repairs it.
@@ -24,7 +24,7 @@
 //	image/overlay2/distribution/diffid-by-digest/sha256/<hex>       diff ID of a layer blob
 //	image/overlay2/distribution/v2metadata-by-diffid/sha256/<hex>   JSON array of {Digest, SourceRepository, HMAC}, at most 50
 //
-// and one file of its own, a cache that may be deleted: image/usage.json, the disk usage of each layer.
+// and one file of its own, a cache that may be deleted: cri/image-usage.json, the disk usage of each layer.
 //
 // # Concurrency
 //

@@ -14,6 +14,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 	"oras.land/oras-go/v2/registry/remote/auth"
@@ -50,8 +51,10 @@ func (s *Service) Pull(ctx context.Context, a PullArgs) (Image, error) {
 	if err != nil {
 		return Image{}, fmt.Errorf("pull %s: %w", ref, err)
 	}
-	// The digest keeps secrets out of the key; the encoding is unambiguous for two equal requests of one process.
-	key := ref.String() + " " + digest.FromString(a.Auth.String()).String()
+	key, err := pullKey(ref, a.Auth)
+	if err != nil {
+		return Image{}, fmt.Errorf("pull %s: %w", ref, err)
+	}
 	f, _, err := s.pulls.join(ctx, flightArgs[Image, *pullProgress]{
 		key: key, keep: true,
 		info: &pullProgress{ref: ref.String(), started: time.Now()},
@@ -70,6 +73,15 @@ func (s *Service) Pull(ctx context.Context, a PullArgs) (Image, error) {
 	}
 	defer f.release()
 	return follow(ctx, f, a.Progress)
+}
+
+// pullKey is equal for pulls that may be one. The digest keeps secrets out of it.
+func pullKey(ref reference.Named, a *runtimeapi.AuthConfig) (string, error) {
+	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(a)
+	if err != nil {
+		return "", fmt.Errorf("encode credentials: %w", err)
+	}
+	return ref.String() + " " + digest.FromBytes(data).String(), nil
 }
 
 // follow waits for a pull and reports its progress.
@@ -128,12 +140,22 @@ func (s *Service) pull(ctx context.Context, ref reference.Named, cred auth.Crede
 		return Image{}, err
 	}
 	j := &pullJob{service: s, source: src, progress: p, manifest: manifest, diffIDs: config.RootFS.DiffIDs, chains: chainIDs(config.RootFS.DiffIDs)}
+	img, err := s.finishPull(ctx, j, top.digest, data.data)
+	if err != nil {
+		// Some layers may have been committed.
+		s.sweep(ctx)
+	}
+	return img, err
+}
+
+// finishPull makes the layers present and records the image. Meanwhile they are reserved, so that nobody prunes what no image names yet.
+func (s *Service) finishPull(ctx context.Context, j *pullJob, manifest digest.Digest, config []byte) (Image, error) {
 	release := s.layers.Reserve(j.chains...)
 	defer release()
 	if err := j.layers(ctx); err != nil {
 		return Image{}, err
 	}
-	return s.recordPull(ref, top.digest, data.data)
+	return s.recordPull(j.source.ref, manifest, config)
 }
 
 // upToDate spares the registry and the node a manifest when the reference is known and a HEAD tells that it has not moved.
@@ -253,6 +275,9 @@ func (j *pullJob) present() int {
 // credentials, it tries by itself.
 func (j *pullJob) fetch(ctx context.Context, i int) (fetchedLayer, error) {
 	for {
+		if err := ctx.Err(); err != nil {
+			return fetchedLayer{}, err
+		}
 		f, started, err := j.service.fetches.join(ctx, flightArgs[*overlay.Draft, *layerProgress]{
 			key:  j.chains[i].String(),
 			info: new(layerProgress),

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -624,6 +625,48 @@ func TestForeignLayer(t *testing.T) {
 	defer mu.Unlock()
 	if len(authorization) != 1 || authorization[0] != "" {
 		t.Errorf("authorization sent to a foreign host: %q", authorization)
+	}
+}
+
+// Storage that a registry redirects to gets no registry credentials, and what authorizes the redirect is not told in errors.
+func TestRedirectToStorage(t *testing.T) {
+	e := newEnvAt(t, t.TempDir(), testregistry.Auth{Username: "u", Password: "p"}, nil)
+	e.push(e.build(simple("x")), "app", "v1")
+	var refuse atomic.Bool
+	storage := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "" {
+			t.Error("registry credentials went to the storage")
+		}
+		if refuse.Load() {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		r.SetBasicAuth("u", "p")
+		e.registry.ServeHTTP(w, r)
+	}))
+	defer storage.Close()
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/blobs/") {
+			http.Redirect(w, r, storage.URL+r.URL.Path+"?signature=secret", http.StatusTemporaryRedirect)
+			return
+		}
+		e.registry.ServeHTTP(w, r)
+	}))
+	defer front.Close()
+	args := PullArgs{Ref: strings.TrimPrefix(front.URL, "http://") + "/app:v1", Auth: &runtimeapi.AuthConfig{Username: "u", Password: "p"}}
+	refuse.Store(true)
+	if _, err := e.service.Pull(t.Context(), args); !errdefs.IsPermissionDenied(err) || strings.Contains(err.Error(), "secret") {
+		t.Errorf("refused: %v", err)
+	}
+	refuse.Store(false)
+	if _, err := e.service.Pull(t.Context(), args); err != nil {
+		t.Error(err)
+	}
+	storage.Close()
+	args.Ref = strings.Replace(args.Ref, ":v1", ":v2", 1)
+	e.push(e.build(simple("y")), "app", "v2")
+	if _, err := e.service.Pull(t.Context(), args); !errdefs.IsUnavailable(err) || strings.Contains(err.Error(), "secret") {
+		t.Errorf("gone: %v", err)
 	}
 }
 

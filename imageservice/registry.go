@@ -56,6 +56,7 @@ func newHost(c hostConfig, ref reference.Named, cred auth.CredentialFunc, stall 
 			ResponseHeaderTimeout: stall,
 			ForceAttemptHTTP2:     true,
 			MaxIdleConnsPerHost:   8,
+			IdleConnTimeout:       30 * time.Second, // for those that another pull's wait for a layer leaves behind
 			DisableCompression:    true,
 			ReadBufferSize:        64 << 10,
 		},
@@ -189,7 +190,7 @@ func checkStatus(resp *http.Response) (*http.Response, error) {
 	}
 	defer func() { _ = resp.Body.Close() }()
 	e := &statusError{
-		method: resp.Request.Method, url: resp.Request.URL.Redacted(), code: resp.StatusCode,
+		method: resp.Request.Method, url: withoutQuery(resp.Request.URL.String()), code: resp.StatusCode,
 		retryAfter: retryAfter(resp.Header.Get("Retry-After"), time.Now()),
 	}
 	var body struct{ Errors errcode.Errors }
@@ -224,6 +225,10 @@ func (c classified) Unwrap() []error { return []error{c.error, c.class} }
 
 // classify gives an error of a request that brought no answer its class. A request that the caller cancelled keeps its error.
 func classify(ctx context.Context, err error) error {
+	var op *url.Error
+	if errors.As(err, &op) {
+		op.URL = withoutQuery(op.URL)
+	}
 	if ctx.Err() != nil {
 		return fmt.Errorf("%w: %w", context.Cause(ctx), err)
 	}
@@ -236,11 +241,20 @@ func classify(ctx context.Context, err error) error {
 	case isCertificateError(err):
 		return classified{err, errdefs.ErrFailedPrecondition}
 	}
-	var op *url.Error
-	if errors.As(err, &op) {
+	if op != nil {
 		return classified{err, errdefs.ErrUnavailable}
 	}
 	return classified{err, errdefs.ErrUnauthenticated}
+}
+
+// withoutQuery makes a URL fit for an error that users see: storage that registries redirect to has its credentials in the query.
+func withoutQuery(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return "a malformed URL"
+	}
+	u.RawQuery, u.Fragment = "", ""
+	return u.Redacted()
 }
 
 func isCertificateError(err error) bool {

@@ -20,6 +20,9 @@ import (
 	"github.com/micarun/mica/overlay"
 )
 
+// sweepTimeout bounds the removal of unused layers.
+const sweepTimeout = time.Minute
+
 // Service is an open image store.
 type Service struct {
 	runtimeapi.UnimplementedImageServiceServer
@@ -72,7 +75,22 @@ func Open(ctx context.Context, o Options, layers *overlay.Store) (*Service, erro
 	if err != nil {
 		return nil, fmt.Errorf("open image store %s: %w", base, err)
 	}
+	// Not while an image is damaged: a new pull of it needs only what is missing.
+	if len(s.broken) == 0 {
+		s.sweep(ctx)
+	}
 	return s, nil
+}
+
+// sweep removes the layers of pulls that did not get to record their image.
+func (s *Service) sweep(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sweepTimeout)
+	defer cancel()
+	s.change.Lock()
+	defer s.change.Unlock()
+	if err := s.prune(ctx); err != nil {
+		klog.FromContext(ctx).Error(err, "Removing unused layers failed; the next removal of an image tries again")
+	}
 }
 
 func (s *Service) load(ctx context.Context) error {

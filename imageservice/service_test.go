@@ -290,6 +290,49 @@ func TestOpenSweepsAndRefuses(t *testing.T) {
 	}
 }
 
+// Layers that were committed for an image that could not be recorded do not stay.
+func TestUnrecordedLayersAreRemoved(t *testing.T) {
+	e := newEnv(t, nil)
+	e.push(e.build(fourLayers), "app", "v1")
+	content := e.service.db.contentDir()
+	if err := os.Rename(content, content+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(content, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app:v1")}); err == nil || !strings.Contains(err.Error(), "record image") {
+		t.Errorf("error %v", err)
+	}
+	if err := os.Remove(content); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(content+".away", content); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(e.layers.Layers()); n != 0 {
+		t.Errorf("%d layers stay", n)
+	}
+	e.verify()
+	e.pull("app:v1")
+}
+
+// A crash between the commit of the layers and the record of the image leaves nothing behind after the next start.
+func TestOpenRemovesUnrecordedLayers(t *testing.T) {
+	e := newEnv(t, nil)
+	b := e.push(e.build(fourLayers), "app", "v1")
+	if err := e.job(t, "app:v1", b).layers(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(e.layers.Layers()); n != 4 {
+		t.Fatalf("%d layers", n)
+	}
+	e.reopen()
+	if n := len(e.layers.Layers()); n != 0 {
+		t.Errorf("%d layers stay", n)
+	}
+}
+
 // Check finds what is wrong, and only that.
 func TestCheck(t *testing.T) {
 	for name, c := range map[string]struct{ path, content, want string }{
@@ -476,7 +519,7 @@ func TestImageFsInfo(t *testing.T) {
 	if containers.GetInodesUsed().GetValue() == 0 {
 		t.Error("the writable layer has no inode")
 	}
-	cache := filepath.Join(e.root, "image", "usage.json")
+	cache := filepath.Join(e.root, "cri", "image-usage.json")
 	e.await(t, func() bool { _, err := os.Stat(cache); return err == nil })
 	e.reopen()
 	info, err := e.service.ImageFsInfo(t.Context(), &runtimeapi.ImageFsInfoRequest{})

@@ -157,11 +157,13 @@ type content struct {
 	data      []byte
 }
 
-// probe asks for the digest of the reference without fetching anything. It returns "" when the registry does not tell.
+// probe asks, once, for the digest of the reference without fetching anything. It returns "" when the registry does not tell.
 func (s *source) probe(ctx context.Context) digest.Digest {
 	var d digest.Digest
+	once := *s
+	once.opts.Attempts = 1
 	may := func(h *host) bool { return h.resolve }
-	err := s.eachHost(ctx, may, func(h *host) error {
+	err := once.eachHost(ctx, may, func(h *host) error {
 		resp, err := h.get(ctx, http.MethodHead, "/manifests/"+tagOrDigest(s.ref), acceptManifests())
 		if err != nil {
 			return err

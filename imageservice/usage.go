@@ -3,8 +3,10 @@ package imageservice
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"maps"
+	"os"
 	"path/filepath"
 	"sync"
 	"syscall"
@@ -21,7 +23,7 @@ import (
 const containerUsageAge = 30 * time.Second
 
 // usage knows what layers take on disk. A committed layer never changes, so each is measured once, in the background, and remembered over
-// restarts in image/usage.json; answers are sums over what is known. Writable layers are measured in the background when asked for.
+// restarts in cri/image-usage.json; answers are sums over what is known. Writable layers are measured in the background when asked for.
 type usage struct {
 	root   string
 	layers *overlay.Store
@@ -45,6 +47,10 @@ func openUsage(ctx context.Context, root string, layers *overlay.Store) (*usage,
 		wake: make(chan struct{}, 1), done: make(chan struct{}),
 		measured: make(map[digest.Digest]overlay.Usage),
 	}
+	if err := os.MkdirAll(filepath.Dir(u.path()), 0o700); err != nil {
+		stop()
+		return nil, fmt.Errorf("open usage cache: %w", err)
+	}
 	// The file is a cache: one that cannot be read is measured again.
 	if err := jsonfile.Read(u.path(), &u.measured); err != nil {
 		u.measured = make(map[digest.Digest]overlay.Usage)
@@ -54,7 +60,7 @@ func openUsage(ctx context.Context, root string, layers *overlay.Store) (*usage,
 	return u, nil
 }
 
-func (u *usage) path() string { return filepath.Join(u.root, "image", "usage.json") }
+func (u *usage) path() string { return filepath.Join(u.root, "cri", "image-usage.json") }
 
 // close ends the measuring.
 func (u *usage) close() error {
