@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 	"time"
 
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
@@ -18,10 +17,6 @@ import (
 type sessions struct {
 	server  *Server
 	runtime Runtime
-
-	mu      sync.Mutex
-	ended   bool // no session begins any more
-	running sync.WaitGroup
 }
 
 // Exec implements streaming.Runtime.
@@ -54,10 +49,6 @@ func (s *sessions) PortForward(ctx context.Context, id string, port int32, strea
 type session struct{ kind, key, id string }
 
 func (s *sessions) run(ctx context.Context, what session, serve func(context.Context) error) (err error) {
-	if !s.begin() {
-		return errStopping()
-	}
-	defer s.running.Done()
 	gauge := s.server.metrics.sessions.WithLabelValues(what.kind)
 	gauge.Inc()
 	defer gauge.Dec()
@@ -73,32 +64,6 @@ func (s *sessions) run(ctx context.Context, what session, serve func(context.Con
 		err = exitStatus(err)
 	}()
 	return serve(ctx)
-}
-
-func (s *sessions) begin() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ended {
-		return false
-	}
-	s.running.Add(1)
-	return true
-}
-
-// wait lets no session begin any more and waits for the running ones, up to limit.
-func (s *sessions) wait(limit time.Duration) {
-	s.mu.Lock()
-	s.ended = true
-	s.mu.Unlock()
-	done := make(chan struct{})
-	go func() {
-		s.running.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-	case <-time.After(limit):
-	}
 }
 
 // exited is an exit code in the form in which k8s.io/cri-streaming wants it, by

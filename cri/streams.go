@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,7 +23,8 @@ import (
 
 const (
 	headerTimeout = 10 * time.Second
-	// sessionGrace is how long sessions may take to end after they are told to.
+	// sessionGrace is how long sessions may take to end after they are told to, and
+	// their clients to take that in.
 	sessionGrace = 2 * time.Second
 )
 
@@ -31,7 +34,6 @@ const (
 // its connection, and the end of it all.
 type streamServer struct {
 	urls     streaming.Server
-	sessions *sessions
 	listener *watchedListener
 	http     *http.Server
 }
@@ -50,19 +52,18 @@ func newStreamServer(s *Server, rt Runtime) (*streamServer, error) {
 	if tlsConfig != nil {
 		base.Scheme = "https"
 	}
-	sess := &sessions{server: s, runtime: rt}
 	urls, err := streaming.NewServer(streaming.Config{
 		BaseURL:                         base,
 		StreamIdleTimeout:               o.IdleTimeout,
 		StreamCreationTimeout:           o.CreationTimeout,
 		SupportedRemoteCommandProtocols: remotecommand.SupportedStreamingProtocols,
 		SupportedPortForwardProtocols:   portforward.SupportedProtocols,
-	}, sess)
+	}, &sessions{server: s, runtime: rt})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("serve streams: %w", err), l.Close())
 	}
 	watched := &watchedListener{Listener: l, conns: map[*watchedConn]struct{}{}}
-	return &streamServer{urls: urls, sessions: sess, listener: watched, http: &http.Server{
+	return &streamServer{urls: urls, listener: watched, http: &http.Server{
 		Handler:           urls,
 		TLSConfig:         tlsConfig,
 		Protocols:         onlyHTTP1(),
@@ -103,15 +104,15 @@ func (s *streamServer) serve() error {
 	return err
 }
 
-// close ends the sessions, which have been told to stop, and then whatever
-// connection is left.
+// close lets the sessions, which have been told to stop, tell their clients how they
+// ended, and then cuts whatever connection is left. A client that loses its
+// connection before it was told takes that for success.
 func (s *streamServer) close() error {
 	err := s.http.Close()
 	if cerr := s.listener.Close(); cerr != nil && !errors.Is(cerr, net.ErrClosed) {
 		err = errors.Join(err, cerr)
 	}
-	s.sessions.wait(sessionGrace)
-	s.listener.closeConns()
+	s.listener.closeConns(sessionGrace)
 	return err
 }
 
@@ -119,6 +120,7 @@ func (s *streamServer) close() error {
 // from the HTTP server.
 type watchedListener struct {
 	net.Listener
+	open sync.WaitGroup // counts conns
 
 	mu    sync.Mutex
 	conns map[*watchedConn]struct{}
@@ -134,6 +136,7 @@ func (l *watchedListener) Accept() (net.Conn, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.conns[w] = struct{}{}
+	l.open.Add(1)
 	return w, nil
 }
 
@@ -155,12 +158,23 @@ func (l *watchedListener) connContext(ctx context.Context, c net.Conn) context.C
 	return ctx
 }
 
-func (l *watchedListener) closeConns() {
+// closeConns waits until all connections are closed, and closes those that are not
+// after grace. The listener must be closed.
+func (l *watchedListener) closeConns(grace time.Duration) {
+	closed := make(chan struct{})
+	go func() {
+		l.open.Wait()
+		close(closed)
+	}()
+	select {
+	case <-closed:
+		return
+	case <-time.After(grace):
+	}
 	l.mu.Lock()
-	conns := l.conns
-	l.conns = map[*watchedConn]struct{}{}
+	left := slices.Collect(maps.Keys(l.conns))
 	l.mu.Unlock()
-	for c := range conns {
+	for _, c := range left {
 		_ = c.Close()
 	}
 }
@@ -185,9 +199,13 @@ func (c *watchedConn) Read(p []byte) (int, error) {
 // Close implements net.Conn.
 func (c *watchedConn) Close() error {
 	c.die()
-	c.listener.mu.Lock()
-	delete(c.listener.conns, c)
-	c.listener.mu.Unlock()
+	l := c.listener
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, open := l.conns[c]; open {
+		delete(l.conns, c)
+		l.open.Done()
+	}
 	return c.Conn.Close()
 }
 
