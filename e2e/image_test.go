@@ -103,15 +103,15 @@ func TestListAndRemoveImages(t *testing.T) {
 func TestImageFsInfo(t *testing.T) {
 	f := start(t)
 	f.pull(busyboxImage)
-	info, err := f.Images.ImageFsInfo(f.ctx)
-	f.no(err)
-	if len(info.ImageFilesystems) == 0 || len(info.ContainerFilesystems) == 0 {
-		t.Fatalf("filesystems are %v, want those of images and of containers", info)
-	}
-	images := info.ImageFilesystems[0]
-	if images.UsedBytes.GetValue() == 0 || images.InodesUsed.GetValue() == 0 || images.FsId.GetMountpoint() == "" {
-		t.Errorf("image filesystem is %v, want bytes, inodes and a mount point", images)
-	}
+	f.eventually("bytes, inodes and a mount point are known", func() bool {
+		info, err := f.Images.ImageFsInfo(f.ctx)
+		f.no(err)
+		if len(info.ImageFilesystems) == 0 || len(info.ContainerFilesystems) == 0 {
+			t.Fatalf("filesystems are %v, want those of images and of containers", info)
+		}
+		images := info.ImageFilesystems[0]
+		return images.UsedBytes.GetValue() > 0 && images.InodesUsed.GetValue() > 0 && images.FsId.GetMountpoint() != ""
+	})
 }
 
 func TestPullsJoin(t *testing.T) {

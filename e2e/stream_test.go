@@ -109,7 +109,7 @@ func TestExecStream(t *testing.T) {
 	for _, protocol := range []string{"spdy", "websocket"} {
 		t.Run(protocol, func(t *testing.T) {
 			response, err := f.Runtime.Exec(f.ctx, &runtimeapi.ExecRequest{
-				ContainerId: id, Cmd: []string{"sh", "-c", "cat; echo err >&2; exit 5"}, Stdin: true, Stdout: true, Stderr: true,
+				ContainerId: id, Cmd: []string{"sh", "-c", "read line; echo $line; echo err >&2; exit 5"}, Stdin: true, Stdout: true, Stderr: true,
 			})
 			f.no(err)
 			s := &streams{stdin: strings.NewReader("some input\n")}
