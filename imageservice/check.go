@@ -2,13 +2,10 @@ package imageservice
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -21,8 +18,8 @@ import (
 func (s *Service) Check(ctx context.Context) ([]overlay.Problem, error) {
 	s.change.Lock()
 	defer s.change.Unlock()
-	c := &checker{service: s, root: filepath.Join(s.opts.Root, "image", "overlay2")}
-	for _, step := range []func() error{c.images, c.repositories, c.metadata, c.sources, c.blobs} {
+	c := &checker{service: s}
+	for _, step := range []func() error{c.images, c.repositories, c.metadata, c.distribution} {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
@@ -35,7 +32,6 @@ func (s *Service) Check(ctx context.Context) ([]overlay.Problem, error) {
 
 type checker struct {
 	service  *Service
-	root     string
 	ids      []digest.Digest
 	problems []overlay.Problem
 }
@@ -111,67 +107,9 @@ func (c *checker) metadata() error {
 	return nil
 }
 
-// sources checks that every layer's sources can be read and lead back to it.
-func (c *checker) sources() error {
-	dir := filepath.Join(c.root, "distribution", "v2metadata-by-diffid", "sha256")
-	return eachFile(dir, func(name string) error {
-		path := filepath.Join(dir, name)
-		diffID := digest.NewDigestFromEncoded(digest.SHA256, name)
-		var sources []layerSource
-		if diffID.Validate() != nil || jsonfile.Read(path, &sources) != nil {
-			c.found(path, "is not a list of sources of a layer")
-			return nil
-		}
-		for _, s := range sources {
-			if s.Digest.Validate() != nil {
-				c.found(path, "has the digest %q", s.Digest)
-			} else if got, err := os.ReadFile(c.service.distribution.diffIDPath(s.Digest)); err != nil || digest.Digest(got) != diffID {
-				c.found(path, "blob %s does not lead back to the layer", s.Digest)
-			}
-		}
-		return nil
-	})
-}
-
-// blobs checks that every blob's layer knows it.
-func (c *checker) blobs() error {
-	dir := filepath.Join(c.root, "distribution", "diffid-by-digest", "sha256")
-	return eachFile(dir, func(name string) error {
-		path := filepath.Join(dir, name)
-		got, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		diffID := digest.Digest(strings.TrimSpace(string(got)))
-		if diffID.Validate() != nil {
-			c.found(path, "holds %q, not a diff ID", got)
-			return nil
-		}
-		sources, err := c.service.distribution.sources(diffID)
-		if err != nil {
-			return err
-		}
-		blob := digest.NewDigestFromEncoded(digest.SHA256, name)
-		if !slices.ContainsFunc(sources, func(s layerSource) bool { return s.Digest == blob }) {
-			c.found(path, "layer %s does not know the blob", diffID)
-		}
-		return nil
-	})
-}
-
-// eachFile calls f for the names in a directory that may be absent.
-func eachFile(dir string, f func(name string) error) error {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if err := f(e.Name()); err != nil {
-			return err
-		}
-	}
-	return nil
+// distribution checks what is recorded about the sources of layers.
+func (c *checker) distribution() error {
+	problems, err := c.service.distribution.check()
+	c.problems = append(c.problems, problems...)
+	return err
 }

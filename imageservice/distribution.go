@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/overlay"
 )
 
 // maxSources is how many sources dockerd remembers for a layer.
@@ -40,7 +41,8 @@ func (d *distribution) sourcesPath(diffID digest.Digest) string {
 	return filepath.Join(d.dir, "v2metadata-by-diffid", string(diffID.Algorithm()), diffID.Encoded())
 }
 
-// add records that a blob that was fetched from a repository, and checked, holds the layer diffID.
+// add records that a blob that was fetched from a repository, and checked, holds the layer diffID. The record is on stable storage after
+// the next sync.
 func (d *distribution) add(diffID digest.Digest, source layerSource) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -50,7 +52,15 @@ func (d *distribution) add(diffID digest.Digest, source layerSource) error {
 	}
 	sources = slices.DeleteFunc(sources, func(s layerSource) bool { return s == source })
 	sources = append(sources, source)
-	sources = sources[max(0, len(sources)-maxSources):]
+	for len(sources) > maxSources {
+		oldest := sources[0].Digest
+		sources = sources[1:]
+		if !slices.ContainsFunc(sources, func(s layerSource) bool { return s.Digest == oldest }) {
+			if err := removeFiles(d.diffIDPath(oldest)); err != nil {
+				return fmt.Errorf("forget source of layer %s: %w", diffID, err)
+			}
+		}
+	}
 	path := d.sourcesPath(diffID)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("record source of layer %s: %w", diffID, err)
@@ -58,8 +68,17 @@ func (d *distribution) add(diffID digest.Digest, source layerSource) error {
 	if err := jsonfile.Write(path, sources); err != nil {
 		return fmt.Errorf("record source of layer %s: %w", diffID, err)
 	}
-	if err := writeFile(d.diffIDPath(source.Digest), []byte(diffID)); err != nil {
+	unsynced := func(*os.File) error { return nil }
+	if err := replaceFile(d.diffIDPath(source.Digest), []byte(diffID), unsynced); err != nil {
 		return fmt.Errorf("record layer of blob %s: %w", source.Digest, err)
+	}
+	return nil
+}
+
+// sync makes what was added durable: once for all layers of an image instead of four times for each.
+func (d *distribution) sync() error {
+	if err := syncFilesystem(d.dir); err != nil {
+		return fmt.Errorf("record sources of layers: %w", err)
 	}
 	return nil
 }
@@ -97,6 +116,99 @@ func (d *distribution) forget(diffIDs []digest.Digest) error {
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("forget sources of layers: %w", err)
+	}
+	return nil
+}
+
+// repair removes the records that contradict each other, as a power cut may leave them. They are a cache.
+func (d *distribution) repair() error {
+	for {
+		problems, err := d.check()
+		if err != nil {
+			return fmt.Errorf("repair sources of layers: %w", err)
+		}
+		if len(problems) == 0 {
+			return nil
+		}
+		for _, p := range problems {
+			if err := removeFiles(p.Path); err != nil {
+				return fmt.Errorf("repair sources of layers: %w", err)
+			}
+		}
+	}
+}
+
+// check returns the files that are damaged or contradict others.
+func (d *distribution) check() ([]overlay.Problem, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var problems []overlay.Problem
+	check := func(dir string, wrong func(d digest.Digest, path string) string) error {
+		dir = filepath.Join(d.dir, dir, string(digest.SHA256))
+		return eachFile(dir, func(name string) error {
+			path := filepath.Join(dir, name)
+			id := digest.NewDigestFromEncoded(digest.SHA256, name)
+			what := "is not named by a digest"
+			if id.Validate() == nil {
+				what = wrong(id, path)
+			}
+			if what != "" {
+				problems = append(problems, overlay.Problem{Path: path, What: what})
+			}
+			return nil
+		})
+	}
+	err := errors.Join(check("v2metadata-by-diffid", d.wrongSources), check("diffid-by-digest", d.wrongBlob))
+	return problems, err
+}
+
+// wrongSources tells what is wrong with the sources of a layer: they must be readable and lead back to it.
+func (d *distribution) wrongSources(diffID digest.Digest, path string) string {
+	var sources []layerSource
+	if jsonfile.Read(path, &sources) != nil {
+		return "is not a list of sources of a layer"
+	}
+	for _, s := range sources {
+		if s.Digest.Validate() != nil {
+			return fmt.Sprintf("has the digest %q", s.Digest)
+		}
+		if got, err := os.ReadFile(d.diffIDPath(s.Digest)); err != nil || digest.Digest(got) != diffID {
+			return fmt.Sprintf("blob %s does not lead back to the layer", s.Digest)
+		}
+	}
+	return ""
+}
+
+// wrongBlob tells what is wrong with the layer of a blob: it must know the blob.
+func (d *distribution) wrongBlob(blob digest.Digest, path string) string {
+	got, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	diffID := digest.Digest(got)
+	if diffID.Validate() != nil {
+		return fmt.Sprintf("holds %q, not a diff ID", got)
+	}
+	sources, err := d.sources(diffID)
+	if err != nil || !slices.ContainsFunc(sources, func(s layerSource) bool { return s.Digest == blob }) {
+		return fmt.Sprintf("layer %s does not know the blob", diffID)
+	}
+	return ""
+}
+
+// eachFile calls f for the names in a directory that may be absent.
+func eachFile(dir string, f func(name string) error) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := f(e.Name()); err != nil {
+			return err
+		}
 	}
 	return nil
 }

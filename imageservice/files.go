@@ -6,12 +6,22 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/micarun/mica/internal/jsonfile"
 )
 
 // writeFile makes the file at path, and the directories above it, appear with the given bytes at once. It returns when both the
 // file and its directory entry are on stable storage.
-func writeFile(path string, data []byte) (err error) {
+func writeFile(path string, data []byte) error {
+	if err := replaceFile(path, data, (*os.File).Sync); err != nil {
+		return err
+	}
+	return jsonfile.SyncDir(filepath.Dir(path))
+}
+
+// replaceFile is writeFile with a finishing touch of the caller's choice to the file before it appears.
+func replaceFile(path string, data []byte, finish func(*os.File) error) (err error) {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -27,15 +37,25 @@ func writeFile(path string, data []byte) (err error) {
 	}()
 	_, err = f.Write(data)
 	if err == nil {
-		err = f.Sync()
+		err = finish(f)
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	if err := os.Rename(f.Name(), path); err != nil {
+	return os.Rename(f.Name(), path)
+}
+
+// syncFilesystem returns when everything written to the file system of a directory is on stable storage.
+func syncFilesystem(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
 		return err
 	}
-	return jsonfile.SyncDir(dir)
+	defer func() { _ = d.Close() }()
+	if err := unix.Syncfs(int(d.Fd())); err != nil {
+		return fmt.Errorf("sync file system of %s: %w", dir, err)
+	}
+	return nil
 }
 
 // removeFiles removes files and directory trees; what is not there is no error.

@@ -327,6 +327,7 @@ func (j *pullJob) commit(ctx context.Context, fetched []fetchedLayer) error {
 
 // remember records which blobs gave which layers.
 func (j *pullJob) remember(fetched []fetchedLayer) error {
+	added := false
 	for i, f := range fetched {
 		if !f.own {
 			continue
@@ -335,8 +336,12 @@ func (j *pullJob) remember(fetched []fetchedLayer) error {
 		if err := j.service.distribution.add(j.diffIDs[i], source); err != nil {
 			return err
 		}
+		added = true
 	}
-	return nil
+	if !added {
+		return nil
+	}
+	return j.service.distribution.sync()
 }
 
 // layerArgs says which layer to fetch.

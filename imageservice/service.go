@@ -97,6 +97,9 @@ func (s *Service) load(ctx context.Context) error {
 	if err := s.db.open(); err != nil {
 		return err
 	}
+	if err := s.distribution.repair(); err != nil {
+		return err
+	}
 	repos, err := loadRepositories(s.repositoriesPath())
 	if err != nil {
 		return err
