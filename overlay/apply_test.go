@@ -497,6 +497,8 @@ func TestApplyRefused(t *testing.T) {
 		{"TruncatedBigFile", buildTar(t, file("big", strings.Repeat("x", 1<<20)))[:1<<19], "truncated"},
 		{"JunkInsteadOfSecondZeroBlock", append(good[:len(good)-512:len(good)-512], bytes.Repeat([]byte("j"), 512)...), "malformed"},
 		{"HugeSparseFile", sparseBomb(t), "sparse"},
+		{"SparseMapWithoutData", oldSparse(t, "00000000000\x0000000001000\x00", "00000010000\x00"), "add up"},
+		{"SparseMapBeyondTheEnd", oldSparse(t, "00000000000\x0000000001000\x00", "00000000100\x00"), "malformed"},
 		{"NameBomb", nameBomb(t), "bytes of names"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -523,11 +525,30 @@ func recordBomb(tb testing.TB) []byte {
 
 func sparseBomb(tb testing.TB) []byte {
 	tb.Helper()
+	return oldSparse(tb, "00000000000\x0000000000000\x00", "\x80\x00\x00\x00\x7f\xff\xff\xff\xff\xff\xff\xff")
+}
+
+// oldSparse is a sparse file of the old GNU format with one fragment and no data.
+func oldSparse(tb testing.TB, fragment, size string) []byte {
+	tb.Helper()
 	return edit(buildTar(tb, plain(file("f", ""))), func(b []byte) {
 		b[156] = tar.TypeGNUSparse
-		copy(b[386:410], "00000000000\x0000000000000\x00") // one fragment of no bytes
-		copy(b[483:495], "\x80\x00\x00\x00\x7f\xff\xff\xff\xff\xff\xff\xff")
+		copy(b[386:410], fragment)
+		copy(b[483:495], size)
 	})
+}
+
+// The size that a sparse file stands for costs no time either.
+func TestApplySparseHuge(t *testing.T) {
+	s := newStore(t)
+	start := time.Now()
+	l := register(t, s, "", oldSparse(t, "00000000000\x0000000000000\x00", "\x80\x00\x00\x00\x00\x00\x00\x80\x00\x00\x00\x00"))
+	if d := time.Since(start); d > 10*time.Second {
+		t.Errorf("took %v", d)
+	}
+	if st := stat(t, filepath.Join(diffOf(s, l), "f")); st.Size != 1<<39 || st.Blocks > 16 {
+		t.Errorf("size %d, %d blocks", st.Size, st.Blocks)
+	}
 }
 
 func nameBomb(tb testing.TB) []byte {

@@ -37,6 +37,7 @@ type extractor struct {
 	writers *writers
 
 	last       string // name of the last entry, for errors
+	header     []byte // raw headers of the current entry; the packer reads them too
 	parentName string // the directory of the last entry and what it resolved to
 	parent     *node
 	seed       maphash.Seed
@@ -74,7 +75,8 @@ func (x *extractor) count(name string) error {
 // its content (as raw bytes where the layer's directory does not hold it under
 // the entry's name), then itself.
 func (x *extractor) entry(h *tar.Header) error {
-	x.pack.segment(x.record.take())
+	x.header = x.record.take()
+	x.pack.segment(x.header)
 	if err := x.count(h.Name); err != nil {
 		return err
 	}
@@ -287,9 +289,12 @@ func (x *extractor) regular(p place, m meta, h *tar.Header) (*fileJob, error) {
 	}
 	p.dir.children[p.base] = &node{kind: kindOther, hides: hides}
 	x.size += h.Size
-	if job.sparse || p.followed {
-		// The content is not under this name in the form of the tar, so
-		// tar-split keeps it.
+	// Where the content is not under this name in the form of the tar,
+	// tar-split keeps it.
+	switch {
+	case job.sparse:
+		return nil, x.sparseContent(h, job)
+	case p.followed:
 		return nil, x.keepContent(job)
 	}
 	x.record.off = true
@@ -299,20 +304,6 @@ func (x *extractor) regular(p place, m meta, h *tar.Header) (*fileJob, error) {
 		return nil, err
 	}
 	return job, err
-}
-
-// isSparse tells whether the tar may hold less than the file (GNU tar manual,
-// "Storing Sparse Files").
-func isSparse(h *tar.Header) bool {
-	if h.Typeflag == tar.TypeGNUSparse {
-		return true
-	}
-	for key := range h.PAXRecords {
-		if strings.HasPrefix(key, "GNU.sparse.") {
-			return true
-		}
-	}
-	return false
 }
 
 // readContent passes the content of the current entry to a writer.
@@ -333,14 +324,16 @@ func (x *extractor) readContent(job *fileJob) error {
 	job.chunks = make(chan chunk, chunkQueue)
 	x.writers.submit(job)
 	defer close(job.chunks)
-	return x.eachChunk(func(c chunk) error {
-		select {
-		case job.chunks <- c:
-			return nil
-		case <-x.writers.ctx.Done():
-			return context.Cause(x.writers.ctx)
-		}
-	})
+	return x.eachChunk(func(c chunk) error { return x.send(job, c) })
+}
+
+func (x *extractor) send(job *fileJob, c chunk) error {
+	select {
+	case job.chunks <- c:
+		return nil
+	case <-x.writers.ctx.Done():
+		return context.Cause(x.writers.ctx)
+	}
 }
 
 // keepContent records the content of the current entry as raw bytes and, with
@@ -354,14 +347,7 @@ func (x *extractor) keepContent(job *fileJob) error {
 		job.chunks = make(chan chunk, chunkQueue)
 		x.writers.submit(job)
 		defer close(job.chunks)
-		send = func(c chunk) error {
-			select {
-			case job.chunks <- c:
-				return nil
-			case <-x.writers.ctx.Done():
-				return context.Cause(x.writers.ctx)
-			}
-		}
+		send = func(c chunk) error { return x.send(job, c) }
 	}
 	return x.eachChunk(func(c chunk) error {
 		x.pack.segment(x.record.take())
@@ -375,7 +361,7 @@ func (x *extractor) eachChunk(f func(chunk) error) error {
 		buf := x.writers.buffer()
 		n, err := io.ReadFull(x.tar, *buf)
 		if n > 0 {
-			if err := f(chunk{buf, n}); err != nil {
+			if err := f(chunk{buf: buf, n: n}); err != nil {
 				return err
 			}
 		} else {

@@ -11,7 +11,7 @@ const (
 	maxRecord     = 8 << 20  // bytes of the headers of one entry, with PAX records and sparse maps
 	maxAttributes = 256      // extended attributes of one entry
 	maxAttribute  = 1 << 16  // bytes of one value (XATTR_SIZE_MAX)
-	maxSparse     = 1 << 38  // bytes that the sparse files of one layer may stand for
+	maxSparse     = 1 << 40  // bytes that the sparse files of one layer may stand for
 	maxTrailer    = 64 << 20 // bytes behind the end of the archive
 	maxNames      = 64 << 20 // bytes of the names of all entries together
 )

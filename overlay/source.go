@@ -149,11 +149,13 @@ type recorder struct {
 	source *source
 	off    bool // do not keep
 	raw    []byte
+	total  int64 // bytes read
 }
 
 // Read implements io.Reader.
 func (r *recorder) Read(p []byte) (int, error) {
 	n, err := r.source.Read(p)
+	r.total += int64(n)
 	if !r.off {
 		if len(r.raw)+n > maxRecord {
 			return n, fmt.Errorf("headers of one entry exceed %d bytes: %w", maxRecord, errdefs.ErrInvalidArgument)

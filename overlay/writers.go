@@ -41,6 +41,7 @@ type fileJob struct {
 type chunk struct {
 	buf *[]byte
 	n   int
+	at  int64 // of a sparse file: offset in it
 }
 
 // writers is a set of goroutines that write files.
@@ -162,7 +163,9 @@ func (w *writers) stream(out *fileWriter, j *fileJob, crc *uint64) error {
 			if !ok {
 				return nil
 			}
-			if !j.sparse {
+			if j.sparse {
+				out.pos = c.at
+			} else {
 				*crc = crc64.Update(*crc, storage.CRCTable, c.bytes())
 			}
 			err := out.write(c.bytes())

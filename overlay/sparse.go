@@ -1,0 +1,184 @@
+package overlay
+
+import (
+	"archive/tar"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+)
+
+const tarBlock = 512
+
+// fragment is a stretch of data of a sparse file.
+type fragment struct{ at, size int64 }
+
+// isSparse tells whether archive/tar takes an entry for a sparse file (GNU tar
+// manual, "Storing Sparse Files").
+func isSparse(h *tar.Header) bool {
+	if h.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	switch h.PAXRecords["GNU.sparse.major"] + "." + h.PAXRecords["GNU.sparse.minor"] {
+	case "0.0", "0.1", "1.0":
+		return true
+	case ".":
+		return h.PAXRecords["GNU.sparse.map"] != ""
+	}
+	return false
+}
+
+// sparseContent writes a sparse file and records its data as raw bytes. It
+// reads the data itself, because archive/tar only gives it with all the zeros in
+// between, of which a hostile tar can name any number.
+func (x *extractor) sparseContent(h *tar.Header, job *fileJob) error {
+	m, physical, err := sparseMap(h, x.header, x.record.total-int64(len(x.header)))
+	if err != nil {
+		job.dir.release()
+		return err
+	}
+	job.chunks = make(chan chunk, chunkQueue)
+	x.writers.submit(job)
+	defer close(job.chunks)
+	for _, f := range m {
+		for done := int64(0); done < f.size; {
+			c := chunk{buf: x.writers.buffer(), n: int(min(f.size-done, bufferSize)), at: f.at + done}
+			if _, err := io.ReadFull(x.record, c.bytes()); err != nil {
+				return fmt.Errorf("read content: %w", truncated(err))
+			}
+			x.pack.segment(x.record.take())
+			if err := x.send(job, c); err != nil {
+				return err
+			}
+			done += int64(c.n)
+		}
+	}
+	padding := make([]byte, roundUp(physical)-physical)
+	if _, err := io.ReadFull(x.record, padding); err != nil {
+		return fmt.Errorf("read content: %w", truncated(err))
+	}
+	x.tar = tar.NewReader(x.record) // the old one does not know what has been read
+	return nil
+}
+
+// sparseMap finds the fragments of the entry whose headers are in raw, which
+// starts at an offset of the tar. archive/tar has validated them. physical is
+// what the tar holds of the file.
+func sparseMap(h *tar.Header, raw []byte, start int64) (m []fragment, physical int64, err error) {
+	at := roundUp(start) - start // behind the padding of the entry before
+	for at+tarBlock <= int64(len(raw)) && strings.IndexByte("xLK", raw[at+156]) >= 0 {
+		size, err := number(raw[at+124 : at+136])
+		if err != nil {
+			return nil, 0, err
+		}
+		at += tarBlock + roundUp(size)
+	}
+	if at < 0 || at+tarBlock > int64(len(raw)) {
+		return nil, 0, invalid("the headers of a sparse file are not where they should be")
+	}
+	header, rest := raw[at:at+tarBlock], raw[at+tarBlock:]
+	if size := h.PAXRecords["size"]; size != "" {
+		physical, err = strconv.ParseInt(size, 10, 64)
+	} else {
+		physical, err = number(header[124:136])
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	switch {
+	case h.Typeflag == tar.TypeGNUSparse:
+		m, err = oldMap(header, rest)
+	case h.PAXRecords["GNU.sparse.major"] == "1":
+		physical -= int64(len(rest))
+		m, err = newMap(string(rest))
+	case h.PAXRecords["GNU.sparse.map"] != "":
+		m, err = textMap(strings.Split(h.PAXRecords["GNU.sparse.map"], ","))
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	left := physical
+	for _, f := range m {
+		left -= f.size
+	}
+	if left != 0 {
+		return nil, 0, invalid("a sparse file's map does not add up to its data")
+	}
+	return m, physical, nil
+}
+
+// oldMap reads the map of the old GNU format: four fragments in the header and
+// 21 in each block behind it.
+func oldMap(header, rest []byte) ([]fragment, error) {
+	var m []fragment
+	table, extended := header[386:482], header[482]
+	for {
+		for ; len(table) >= 24 && table[0] != 0; table = table[24:] {
+			at, err := number(table[:12])
+			if err != nil {
+				return nil, err
+			}
+			size, err := number(table[12:24])
+			if err != nil {
+				return nil, err
+			}
+			m = append(m, fragment{at, size})
+		}
+		if extended == 0 || len(rest) < tarBlock {
+			return m, nil
+		}
+		table, extended, rest = rest[:504], rest[504], rest[tarBlock:]
+	}
+}
+
+// newMap reads the map of the PAX format 1.0, which stands in front of the data:
+// the number of fragments, then each, one number a line.
+func newMap(text string) ([]fragment, error) {
+	lines := strings.Split(text, "\n")
+	n, err := strconv.Atoi(lines[0])
+	if err != nil || n < 0 || n > (len(lines)-1)/2 {
+		return nil, invalid("the map of a sparse file is malformed")
+	}
+	return textMap(lines[1 : 1+2*n])
+}
+
+func textMap(numbers []string) ([]fragment, error) {
+	var m []fragment
+	for ; len(numbers) >= 2; numbers = numbers[2:] {
+		at, err := strconv.ParseInt(numbers[0], 10, 64)
+		if err != nil {
+			return nil, invalid("the map of a sparse file is malformed")
+		}
+		size, err := strconv.ParseInt(numbers[1], 10, 64)
+		if err != nil {
+			return nil, invalid("the map of a sparse file is malformed")
+		}
+		m = append(m, fragment{at, size})
+	}
+	return m, nil
+}
+
+// number reads a number of a tar header: octal digits, or GNU's base 256.
+func number(field []byte) (int64, error) {
+	if field[0]&0x80 != 0 {
+		n := int64(field[0] & 0x7f)
+		for _, b := range field[1:] {
+			if n >= 1<<54 {
+				return 0, invalid("a number in the header is too large")
+			}
+			n = n<<8 | int64(b)
+		}
+		return n, nil
+	}
+	text := strings.Trim(string(field), " \x00")
+	if text == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseInt(text, 8, 64)
+	if err != nil || n < 0 {
+		return 0, invalid("a number in the header is malformed")
+	}
+	return n, nil
+}
+
+func roundUp(n int64) int64 { return (n + tarBlock - 1) / tarBlock * tarBlock }
