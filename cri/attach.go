@@ -12,5 +12,9 @@ func (e *endpoint) Attach(ctx context.Context, req *runtimeapi.AttachRequest) (*
 	if err := e.CheckAttach(ctx, req.GetContainerId()); err != nil {
 		return nil, err
 	}
-	return e.streams.GetAttach(req)
+	answer, err := e.streams.library.GetAttach(req)
+	if err != nil {
+		return nil, err
+	}
+	return answer, e.streams.tickets.add(answer.GetUrl(), req)
 }

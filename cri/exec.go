@@ -12,5 +12,9 @@ func (e *endpoint) Exec(ctx context.Context, req *runtimeapi.ExecRequest) (*runt
 	if err := e.CheckExec(ctx, req.GetContainerId()); err != nil {
 		return nil, err
 	}
-	return e.streams.GetExec(req)
+	answer, err := e.streams.library.GetExec(req)
+	if err != nil {
+		return nil, err
+	}
+	return answer, e.streams.tickets.add(answer.GetUrl(), req)
 }

@@ -105,6 +105,12 @@ func (f *fakeRuntime) ServeExec(ctx context.Context, id string, cmd []string, in
 		}
 		_, err = io.CopyN(out, in, n)
 		return err
+	case "cat":
+		_, err := io.Copy(out, in)
+		return err
+	case "which":
+		_, err := fmt.Fprintf(out, "in=%t out=%t err=%t resize=%t", in != nil, out != nil, errs != nil, resize != nil)
+		return err
 	case "both":
 		_, _ = io.WriteString(out, "to stdout")
 		_, _ = io.WriteString(errs, "to stderr")

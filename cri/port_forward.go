@@ -12,5 +12,9 @@ func (e *endpoint) PortForward(ctx context.Context, req *runtimeapi.PortForwardR
 	if err := e.CheckPortForward(ctx, req.GetPodSandboxId()); err != nil {
 		return nil, err
 	}
-	return e.streams.GetPortForward(req)
+	answer, err := e.streams.library.GetPortForward(req)
+	if err != nil {
+		return nil, err
+	}
+	return answer, e.streams.tickets.add(answer.GetUrl(), req)
 }

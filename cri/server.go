@@ -15,7 +15,6 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/cri-streaming/pkg/streaming"
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/unixsock"
@@ -47,7 +46,7 @@ type Server struct {
 // Attach and PortForward answered here.
 type endpoint struct {
 	Runtime
-	streams streaming.Server
+	streams *streamServer
 }
 
 // New binds the socket and the streaming address, so that a client may connect
@@ -73,7 +72,7 @@ func New(ctx context.Context, opts Options, rt Runtime, images runtimeapi.ImageS
 	if err != nil {
 		return nil, errors.Join(err, s.streams.close())
 	}
-	s.grpc = s.newGRPC(&endpoint{Runtime: rt, streams: s.streams.urls}, images)
+	s.grpc = s.newGRPC(&endpoint{Runtime: rt, streams: s.streams}, images)
 	return s, nil
 }
 

@@ -19,6 +19,8 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	"k8s.io/klog/v2"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 )
 
 const (
@@ -29,13 +31,16 @@ const (
 )
 
 // streamServer is the HTTP server behind the URLs of Exec, Attach and
-// PortForward. The protocols (SPDY and WebSocket) are those of
-// k8s.io/cri-streaming; ours are the listener, which ends a session's context with
-// its connection, and the end of it all.
+// PortForward. The SPDY protocols, and port-forwarding, are those of
+// k8s.io/cri-streaming; ours are exec and attach over WebSocket, the listener, which
+// ends a session's context with its connection, and the end of it all.
 type streamServer struct {
-	urls     streaming.Server
-	listener *watchedListener
-	http     *http.Server
+	library     streaming.Server
+	tickets     tickets
+	sessions    *sessions
+	idleTimeout time.Duration
+	listener    *watchedListener
+	http        *http.Server
 }
 
 func newStreamServer(s *Server, rt Runtime) (*streamServer, error) {
@@ -52,25 +57,63 @@ func newStreamServer(s *Server, rt Runtime) (*streamServer, error) {
 	if tlsConfig != nil {
 		base.Scheme = "https"
 	}
-	urls, err := streaming.NewServer(streaming.Config{
+	sess := &sessions{server: s, runtime: rt}
+	library, err := streaming.NewServer(streaming.Config{
 		BaseURL:                         base,
 		StreamIdleTimeout:               o.IdleTimeout,
 		StreamCreationTimeout:           o.CreationTimeout,
 		SupportedRemoteCommandProtocols: remotecommand.SupportedStreamingProtocols,
 		SupportedPortForwardProtocols:   portforward.SupportedProtocols,
-	}, &sessions{server: s, runtime: rt})
+	}, sess)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("serve streams: %w", err), l.Close())
 	}
 	watched := &watchedListener{Listener: l, conns: map[*watchedConn]struct{}{}}
-	return &streamServer{urls: urls, listener: watched, http: &http.Server{
-		Handler:           urls,
+	streams := &streamServer{
+		library: library, tickets: tickets{open: map[string]ticket{}},
+		sessions: sess, idleTimeout: o.IdleTimeout, listener: watched,
+	}
+	streams.http = &http.Server{
+		Handler:           streams,
 		TLSConfig:         tlsConfig,
 		Protocols:         onlyHTTP1(),
 		ReadHeaderTimeout: headerTimeout,
+		BaseContext:       func(net.Listener) context.Context { return klog.NewContext(context.Background(), demoted(s.log)) },
 		ConnContext:       watched.connContext,
-		ErrorLog:          slog.NewLogLogger(logr.ToSlogHandler(s.log), slog.LevelDebug),
-	}}, nil
+		ErrorLog:          slog.NewLogLogger(logr.ToSlogHandler(demoted(s.log)), slog.LevelDebug),
+	}
+	return streams, nil
+}
+
+// demoted returns a logger for the libraries, to which every connection that ends is
+// an error: its errors are as loud as calls that only read.
+func demoted(log klog.Logger) klog.Logger { return log.WithSink(quietSink{log.GetSink()}) }
+
+type quietSink struct{ logr.LogSink }
+
+// Error implements logr.LogSink.
+func (s quietSink) Error(err error, msg string, kv ...any) {
+	if s.Enabled(verbosityRead) {
+		s.Info(verbosityRead, msg, append(kv, "err", err)...)
+	}
+}
+
+// WithValues implements logr.LogSink.
+func (s quietSink) WithValues(kv ...any) logr.LogSink { return quietSink{s.LogSink.WithValues(kv...)} }
+
+// WithName implements logr.LogSink.
+func (s quietSink) WithName(name string) logr.LogSink { return quietSink{s.LogSink.WithName(name)} }
+
+// ServeHTTP serves the session that a URL was given out for.
+func (s *streamServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	request, ok := s.tickets.take(r.URL.Path)
+	switch {
+	case !ok:
+		http.NotFound(w, r)
+	case wsstream.IsWebSocketRequest(r) && s.serveWebSocket(w, r, request):
+	default:
+		s.library.ServeHTTP(w, r)
+	}
 }
 
 // onlyHTTP1 keeps HTTP/2 out, whose connections cannot be taken over by a stream.

@@ -37,13 +37,18 @@ func transports() map[string]func(t *testing.T, address string) remotecommand.Ex
 			}
 			return e
 		},
-		"websocket": func(t *testing.T, address string) remotecommand.Executor {
-			e, err := remotecommand.NewWebSocketExecutorForProtocols(&rest.Config{}, http.MethodGet, address, "v4.channel.k8s.io")
-			if err != nil {
-				t.Fatal(err)
-			}
-			return e
-		},
+		"websocket v4": webSocket("v4.channel.k8s.io"),
+		"websocket v5": webSocket("v5.channel.k8s.io"), // what crictl asks for
+	}
+}
+
+func webSocket(protocol string) func(t *testing.T, address string) remotecommand.Executor {
+	return func(t *testing.T, address string) remotecommand.Executor {
+		e, err := remotecommand.NewWebSocketExecutorForProtocols(&rest.Config{}, http.MethodGet, address, protocol)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return e
 	}
 }
 
@@ -309,14 +314,41 @@ func TestStreamsOfNothingAreRefused(t *testing.T) {
 }
 
 func TestURLsServeOnce(t *testing.T) {
-	e := start(t, nil)
-	address := e.exec(&runtimeapi.ExecRequest{Cmd: []string{"both"}, Stdout: true, Stderr: true})
-	dial := transports()["spdy"]
-	for i, wantErr := range []bool{false, true} {
-		err := dial(t, address).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdout: io.Discard, Stderr: io.Discard})
-		if (err != nil) != wantErr {
-			t.Errorf("use %d: %v", i+1, err)
+	onEach(t, func(t *testing.T, e *env, dial func(string) remotecommand.Executor) {
+		address := e.exec(&runtimeapi.ExecRequest{Cmd: []string{"both"}, Stdout: true, Stderr: true})
+		for i, wantErr := range []bool{false, true} {
+			err := dial(address).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdout: io.Discard, Stderr: io.Discard})
+			if (err != nil) != wantErr {
+				t.Errorf("use %d: %v", i+1, err)
+			}
 		}
+	})
+}
+
+// A stream that the client did not ask for is not there, rather than at its end.
+func TestStreamsAreNilUnlessAskedFor(t *testing.T) {
+	onEach(t, func(t *testing.T, e *env, dial func(string) remotecommand.Executor) {
+		var out bytes.Buffer
+		err := dial(e.exec(&runtimeapi.ExecRequest{Cmd: []string{"which"}, Stdout: true})).
+			StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdout: &out})
+		if want := "in=false out=true err=false resize=false"; err != nil || out.String() != want {
+			t.Errorf("got %q, %v, want %q", &out, err, want)
+		}
+	})
+}
+
+// Input ends where the transport can say so: SPDY and WebSocket since v5.
+func TestInputEnds(t *testing.T) {
+	for _, name := range []string{"spdy", "websocket v5"} {
+		t.Run(name, func(t *testing.T) {
+			e := start(t, nil)
+			var out bytes.Buffer
+			err := transports()[name](t, e.exec(&runtimeapi.ExecRequest{Cmd: []string{"cat"}, Stdin: true, Stdout: true})).
+				StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: strings.NewReader("to the end"), Stdout: &out})
+			if err != nil || out.String() != "to the end" {
+				t.Errorf("got %q, %v", &out, err)
+			}
+		})
 	}
 }
 

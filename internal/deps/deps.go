@@ -56,6 +56,7 @@ import (
 	_ "k8s.io/cri-streaming/pkg/streaming"
 	_ "k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	_ "k8s.io/klog/v2"
+	_ "k8s.io/streaming/pkg/httpstream/wsstream"
 	_ "oras.land/oras-go/v2/registry/remote"
 	_ "oras.land/oras-go/v2/registry/remote/auth"
 	_ "sigs.k8s.io/knftables"
