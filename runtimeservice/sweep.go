@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"time"
 
 	"k8s.io/klog/v2"
 
@@ -12,6 +13,10 @@ import (
 	"github.com/micarun/mica/runtimeservice/keeper"
 	"github.com/micarun/mica/runtimeservice/podns"
 )
+
+// releaseGrace is how long an ended container may take to give back what it
+// held before Check calls it a problem.
+const releaseGrace = 10 * time.Second
 
 // leftover is something that should have a pod or a container and has none.
 type leftover struct {
@@ -124,11 +129,12 @@ func (s *Service) Check(ctx context.Context) ([]overlay.Problem, error) {
 		problems = append(problems, overlay.Problem{Path: l.where, What: l.what + " without a record"})
 	}
 	for _, c := range s.containers.all() {
-		phase := c.phase()
+		state := c.snapshot()
+		phase := state.phase()
 		if st := alive[c.ID]; phase == Running && !st.Running {
 			problems = append(problems, overlay.Problem{Path: c.dir, What: "container is recorded as running, and the keeper does not have it so"})
 		}
-		if phase == Exited && exists(s.bundle(c.ID)) {
+		if phase == Exited && time.Since(state.Finished) > releaseGrace && exists(s.bundle(c.ID)) {
 			problems = append(problems, overlay.Problem{Path: s.bundle(c.ID), What: "bundle of an exited container"})
 		}
 	}
