@@ -85,14 +85,14 @@ func (s *Server) adoptTable(fds wire.FDs) error {
 // handover is the state that one program leaves to the next in the same
 // process. Numbers are descriptors.
 type handover struct {
-	Lock       int            `json:"lock"`
-	Listener   int            `json:"listener"`
-	Table      int            `json:"table"`
-	Sessions   []int          `json:"sessions,omitempty"`
-	Caller     int            `json:"caller"` // the session that asked
-	Request    uint64         `json:"request"`
-	Containers []handedOver   `json:"containers,omitempty"`
-	Cgroups    []string       `json:"cgroups,omitempty"`
+	Lock       int          `json:"lock"`
+	Listener   int          `json:"listener"`
+	Table      int          `json:"table"`
+	Sessions   []int        `json:"sessions,omitempty"`
+	Caller     int          `json:"caller"` // the session that asked
+	Request    uint64       `json:"request"`
+	Containers []handedOver `json:"containers,omitempty"`
+	Cgroups    []string     `json:"cgroups,omitempty"`
 }
 
 type handedOver struct {
