@@ -82,7 +82,7 @@ bench: packages-bench build
 .PHONY: critest
 critest: packages-test build
 	$(GO) build -o $(BIN)/ ./e2e/cmd/...
-	$(BIN)/critest -bin $(BIN) -critest '$(CRITEST)' $(CRITEST_FLAGS)
+	$(BIN)/critest -bin $(BIN) -critest '$(CRITEST)' -- $(CRITEST_FLAGS)
 
 .PHONY: clean
 clean:
