@@ -86,14 +86,10 @@ func (s *Server) reserve(rec record) (*container, error) {
 	}
 	c := newContainer(rec)
 	c.op <- struct{}{}
-	s.mu.Lock()
-	if s.containers[rec.ID] != nil {
-		s.mu.Unlock()
+	if err := s.enlist(c); err != nil {
 		s.table.release(rec.Row)
-		return nil, wire.Errorf(wire.CodeExists, "container %s: already exists", rec.ID)
+		return nil, err
 	}
-	s.containers[rec.ID], s.making[rec.ID] = c, true
-	s.mu.Unlock()
 	err := os.MkdirAll(s.path(rec.ID), 0o700)
 	if err == nil {
 		err = writeFile(s.path(rec.ID, recordName), rec)
@@ -103,6 +99,19 @@ func (s *Server) reserve(rec record) (*container, error) {
 		return nil, fmt.Errorf("record container %s: %w", rec.ID, err)
 	}
 	return c, nil
+}
+
+func (s *Server) enlist(c *container) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopping {
+		return wire.Errorf(wire.CodeUnavailable, "create container %s: the keeper is shutting down", c.id())
+	}
+	if s.containers[c.id()] != nil {
+		return wire.Errorf(wire.CodeExists, "container %s: already exists", c.id())
+	}
+	s.containers[c.id()], s.making[c.id()] = c, true
+	return nil
 }
 
 // made ends the time in which a container is being made.
