@@ -55,6 +55,9 @@ func TestAttach(t *testing.T) {
 	if err != nil || line != "out one\n" {
 		t.Fatalf("stdout: %q, %v", line, err)
 	}
+	if line, err := bufio.NewReader(all.Stderr).ReadString('\n'); err != nil || line != "err one\n" {
+		t.Fatalf("stderr: %q, %v", line, err)
+	}
 	// Without StdinOnce, stdin stays open for another client.
 	if err := all.Close(); err != nil {
 		t.Fatal(err)
