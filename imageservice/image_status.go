@@ -4,11 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -29,7 +29,10 @@ func (s *Service) ImageStatus(_ context.Context, req *runtimeapi.ImageStatusRequ
 		return nil, err
 	}
 	c := toCRI(img)
-	c.Spec = proto.CloneOf(req.GetImage())
+	// What the caller knows beside the reference is told back; the spec's image
+	// stays the ID, so that every reference to an image gets the same answer.
+	c.Spec.UserSpecifiedImage = req.GetImage().GetUserSpecifiedImage()
+	c.Spec.Annotations = maps.Clone(req.GetImage().GetAnnotations())
 	resp := &runtimeapi.ImageStatusResponse{Image: c}
 	if req.GetVerbose() {
 		info, err := json.Marshal(verboseInfo{ChainID: img.Top(), ChainIDs: img.Layers, ImageSpec: img.Config})
