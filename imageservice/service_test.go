@@ -451,10 +451,19 @@ func TestCRI(t *testing.T) {
 	}
 	want := &runtimeapi.Image{
 		Id: b.id.String(), RepoTags: []string{e.ref("app:v1")}, RepoDigests: []string{e.ref("app@" + b.digest.String())},
-		Size: 4, Uid: &runtimeapi.Int64Value{Value: 1000}, Spec: spec,
+		Size: 4, Uid: &runtimeapi.Int64Value{Value: 1000},
+		Spec: &runtimeapi.ImageSpec{Image: b.id.String(), UserSpecifiedImage: "app", Annotations: map[string]string{"a": "b"}},
 	}
 	if diff := cmp.Diff(want, status.GetImage(), protocmp.Transform()); diff != "" {
 		t.Error(diff)
+	}
+	spec.Image = b.id.String()
+	byID, err := e.service.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: spec})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(status.GetImage(), byID.GetImage(), protocmp.Transform()); diff != "" {
+		t.Errorf("status by ID differs from that by tag: %s", diff)
 	}
 	var info verboseInfo
 	if err := json.Unmarshal([]byte(status.GetInfo()["info"]), &info); err != nil || info.ChainID != chainIDs(b.diffIDs)[3] || info.ImageSpec.Config.User != "1000:1000" {
