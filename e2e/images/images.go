@@ -82,9 +82,15 @@ func tooled() ocispec.ImageConfig {
 // busybox is the base: one layer with every applet as a hard link, users, and
 // the directories that programs expect.
 func busybox() []testimage.Layer {
-	return []testimage.Layer{{
-		Packages: []string{"busybox-static"},
-		Only:     true,
+	layer := userland("busybox-static")
+	layer.Only = true
+	return []testimage.Layer{layer}
+}
+
+// userland is a layer of one of Debian's builds of busybox.
+func userland(build string) testimage.Layer {
+	return testimage.Layer{
+		Packages: []string{build},
 		Applets:  true,
 		Files: []testimage.File{
 			{Path: "/dev", Dir: true},
@@ -102,7 +108,7 @@ func busybox() []testimage.Layer {
 			{Path: "/etc/group", Content: group},
 			{Path: "/etc/shadow", Content: "root:*:19000:0:99999:7:::\n", Mode: 0o640},
 		},
-	}}
+	}
 }
 
 // pgrep stands in for the applet, which Debian's busybox does not have (nor

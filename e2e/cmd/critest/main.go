@@ -72,6 +72,8 @@ func run(ctx context.Context, tool, bin string, arguments []string) (err error) 
 	if err != nil {
 		return errors.Join(err, n.Remove(ctx))
 	}
+	// What libraries open at their first use, once, and keep.
+	baseline["daemon fd"] = append(baseline["daemon fd"], "/", "/sys/fs/cgroup")
 	cmd := exec.CommandContext(ctx, tool, append([]string{"-runtime-endpoint", "unix://" + n.Socket()}, arguments...)...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	ran := cmd.Run()
