@@ -1,0 +1,120 @@
+package e2e
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/e2e/images"
+	"github.com/micarun/mica/internal/failpoint"
+)
+
+// TestCrashAtEveryFailPoint kills the daemon at each fail point of the source
+// in turn, in the middle of a pull or of a pod's life. Property: the next
+// daemon starts, the check finds nothing, a whole life passes, and once the
+// pods and images are removed nothing is left.
+func TestCrashAtEveryFailPoint(t *testing.T) {
+	points := failPoints(t)
+	if len(points) < 20 {
+		t.Fatalf("only %d fail points found: %v", len(points), points)
+	}
+	for _, point := range points {
+		t.Run(strings.ReplaceAll(point, "/", "."), func(t *testing.T) {
+			f := start(t)
+			f.no(f.StopDaemon())
+			f.Env = append(f.Env, failpoint.Variable+"="+point+"=kill")
+			if _, err := f.StartDaemon(f.ctx); err == nil {
+				// The error is of the call that the daemon died in.
+				err := f.life()
+				if !f.died() {
+					t.Fatalf("the daemon passed no fail point %s: %v", point, err)
+				}
+			}
+			f.no(f.Kill())
+			f.Env = nil
+			_, err := f.StartDaemon(f.ctx)
+			f.no(err)
+			if out, err := f.Mica(f.ctx, "check"); err != nil {
+				t.Errorf("check after the crash: %v: %s", err, out)
+			}
+			f.no(f.life())
+		})
+	}
+}
+
+// failPoints returns the names of all fail points in the product's source.
+func failPoints(t *testing.T) []string {
+	t.Helper()
+	root, err := images.ModuleRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	hit := regexp.MustCompile(`failpoint\.Hit\("([^"]+)"\)`)
+	var names []string
+	err = filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		source, err := os.ReadFile(path)
+		for _, m := range hit.FindAllSubmatch(source, -1) {
+			names = append(names, string(m[1]))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// life goes once through everything that a pod, a container and an image can
+// live through, and returns the first error.
+func (f *fixture) life() error {
+	image := &runtimeapi.ImageSpec{Image: busyboxImage}
+	if _, err := f.Images.PullImage(f.ctx, image, nil, nil); err != nil {
+		return err
+	}
+	podConfig := f.podConfig()
+	pod, err := f.Runtime.RunPodSandbox(f.ctx, podConfig, "")
+	if err != nil {
+		return err
+	}
+	container, err := f.Runtime.CreateContainer(f.ctx, pod, f.containerConfig(busyboxImage, "sleep", "1000"), podConfig)
+	if err != nil {
+		return err
+	}
+	for _, step := range []func() error{
+		func() error { return f.Runtime.StartContainer(f.ctx, container) },
+		func() error { return f.Runtime.StopContainer(f.ctx, container, 0) },
+		func() error { return f.Runtime.RemoveContainer(f.ctx, container) },
+		func() error { return f.RemovePod(f.ctx, pod) },
+		func() error { return f.Images.RemoveImage(f.ctx, image) },
+	} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// died says whether the daemon's process is gone.
+func (f *fixture) died() bool {
+	f.t.Helper()
+	gone := false
+	f.eventually("the daemon dies or answers", func() bool {
+		gone = errors.Is(unix.Kill(f.Pid(), syscall.Signal(0)), unix.ESRCH)
+		_, err := f.Runtime.Version(f.ctx, "")
+		return gone || err == nil
+	})
+	return gone
+}
