@@ -86,9 +86,7 @@ func Open(ctx context.Context, o Options, layers *overlay.Store) (*Service, erro
 func (s *Service) sweep(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sweepTimeout)
 	defer cancel()
-	s.change.Lock()
-	defer s.change.Unlock()
-	if err := s.prune(ctx); err != nil {
+	if err := s.Collect(ctx); err != nil {
 		klog.FromContext(ctx).Error(err, "Removing unused layers failed; the next removal of an image tries again")
 	}
 }
@@ -345,6 +343,17 @@ func (s *Service) Remove(ctx context.Context, ref string) error {
 	}
 	if err := s.prune(ctx); err != nil {
 		return fmt.Errorf("remove layers of image %q: %w", ref, err)
+	}
+	return nil
+}
+
+// Collect removes the layers that neither an image nor a container needs: those of an image that was removed while a
+// container still used it, once that container is gone.
+func (s *Service) Collect(ctx context.Context) error {
+	s.change.Lock()
+	defer s.change.Unlock()
+	if err := s.prune(ctx); err != nil {
+		return fmt.Errorf("remove layers that nothing needs: %w", err)
 	}
 	return nil
 }

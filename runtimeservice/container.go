@@ -100,6 +100,9 @@ type Container struct {
 	exited chan struct{} // closed once the state says Exited
 	usage  usage         // of resources, as last read
 
+	// held gives back the layers of mounted images; guarded by op.
+	held []func()
+
 	mu    sync.Mutex // guards what follows; taken after op, never around I/O but the state file's
 	state ContainerState
 	// starting is when StartContainer asked the keeper, zero before. The exit

@@ -41,6 +41,9 @@ func (s *Service) sweep(ctx context.Context, alive map[string]keeper.State) {
 			log.Error(err, "Leftover stays until the next start", "what", l.what, "where", l.where)
 		}
 	}
+	if err := s.images.Collect(ctx); err != nil {
+		log.Error(err, "Layers that nothing needs stay until the next start")
+	}
 	var live []string
 	for _, p := range s.pods.all() {
 		if p.snapshot().Phase == PodReady && !p.hostNetwork() {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -119,6 +120,10 @@ func (s *Service) tearDownContainer(ctx context.Context, c *Container) error {
 	if err := unmountBelow(bundle); err != nil {
 		return fmt.Errorf("unmount volumes of container %s: %w", c.ID, err)
 	}
+	for _, release := range c.held {
+		release()
+	}
+	c.held = nil
 	if err := os.RemoveAll(bundle); err != nil {
 		return fmt.Errorf("remove bundle of container %s: %w", c.ID, err)
 	}
@@ -178,6 +183,12 @@ func (s *Service) eraseContainer(ctx context.Context, c *Container) error {
 	}
 	if err := failpoint.Hit("container-layer-removed"); err != nil {
 		return err
+	}
+	// An image that is removed while a container uses it leaves its layers.
+	if _, err := s.images.Get(c.ImageID); errdefs.IsNotFound(err) {
+		if err := s.images.Collect(ctx); err != nil {
+			return err
+		}
 	}
 	if err := os.RemoveAll(c.dir); err != nil {
 		return fmt.Errorf("remove record of container %s: %w", c.ID, err)

@@ -54,7 +54,13 @@ func (s *Service) mountImage(ctx context.Context, c *Container, m *runtimeapi.Mo
 	if err := os.MkdirAll(view, 0o711); err != nil {
 		return "", err
 	}
-	if err := s.layers.MountView(ctx, img.Layers[len(img.Layers)-1], view); err != nil {
+	// The image can be removed while its layers are mounted here.
+	release, err := s.layers.Hold(img.Top())
+	if err != nil {
+		return "", err
+	}
+	c.held = append(c.held, release)
+	if err := s.layers.MountView(ctx, img.Top(), view); err != nil {
 		return "", err
 	}
 	if m.GetImageSubPath() == "" {

@@ -27,6 +27,7 @@ func DetectHost() (Host, error) {
 		AppArmor:          hasAppArmor(),
 		SELinux:           selinux.GetEnabled(),
 		RecursiveReadOnly: hasMountSetattr(),
+		LacksX32:          lacksX32(),
 	}
 	h.HugetlbCgroup, h.SwapAccounting = hugetlbCgroup(h.CgroupV2), swapAccounting(h.CgroupV2)
 	var err error

@@ -21,6 +21,9 @@ type Host struct {
 	HugetlbCgroup bool
 	// Seccomp, AppArmor and SELinux are true where the kernel enforces them.
 	Seccomp, AppArmor, SELinux bool
+	// LacksX32 is true where the kernel is known to have no x32 system calls,
+	// so that the default seccomp profile need not mention them.
+	LacksX32 bool
 	// AppArmorDefault is the name of the loaded default profile, from
 	// LoadAppArmor. Where it is "", a container that asks for no profile runs
 	// unconfined, and one that asks for RuntimeDefault is refused.

@@ -58,8 +58,13 @@ func (b *builder) seccomp() error {
 		return unsupported("seccomp profile %s: this kernel has no seccomp", profile.GetProfileType())
 	}
 	if profile.GetProfileType() == runtimeapi.SecurityProfile_RuntimeDefault {
-		b.spec.Linux.Seccomp, err = seccomp.GetDefaultProfile(b.spec)
-		return err
+		if b.spec.Linux.Seccomp, err = seccomp.GetDefaultProfile(b.spec); err != nil {
+			return err
+		}
+		if b.in.Host.LacksX32 {
+			withoutX32(b.spec.Linux.Seccomp)
+		}
+		return nil
 	}
 	if len(b.in.SeccompProfile) == 0 {
 		return invalid("seccomp profile %q is empty", profile.GetLocalhostRef())
