@@ -160,11 +160,7 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, im
 
 // mountRootfs makes the writable layer and mounts the root filesystem.
 func (s *Service) mountRootfs(ctx context.Context, c *Container, img imageservice.Image) (string, error) {
-	args := overlay.CreateArgs{ID: c.ID}
-	if n := len(img.Layers); n > 0 {
-		args.Parent = img.Layers[n-1]
-	}
-	if _, err := s.layers.Create(ctx, args); err != nil {
+	if _, err := s.layers.Create(ctx, overlay.CreateArgs{ID: c.ID, Parent: img.Top()}); err != nil {
 		return "", err
 	}
 	// Volatile: a container does not outlive the boot that it was made in, so
