@@ -1,0 +1,59 @@
+package spec
+
+import (
+	"bytes"
+	"compress/gzip"
+	"io"
+	"os"
+	"regexp"
+	"slices"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// maxKernelConfig bounds the text of a kernel's configuration, in bytes.
+const maxKernelConfig = 4 << 20
+
+// lacksX32 tells whether the kernel says that it has no x32 system calls. One
+// that does not publish its configuration is taken to have them. The system
+// call itself is not tried: a filter on this process could kill it.
+func lacksX32() bool {
+	return configLacksX32(kernelConfig())
+}
+
+func configLacksX32(config []byte) bool {
+	// X86_X32_ABI since Linux 5.18, X86_X32 before.
+	return regexp.MustCompile(`(?m)^# CONFIG_X86_X32(_ABI)? is not set$`).Match(config)
+}
+
+// kernelConfig returns the running kernel's configuration, nil if it is nowhere.
+func kernelConfig() []byte {
+	var name unix.Utsname
+	if unix.Uname(&name) == nil {
+		config, err := os.ReadFile("/boot/config-" + unix.ByteSliceToString(name.Release[:]))
+		if err == nil {
+			return config
+		}
+	}
+	packed, err := os.ReadFile("/proc/config.gz")
+	if err != nil {
+		return nil
+	}
+	r, err := gzip.NewReader(bytes.NewReader(packed))
+	if err != nil {
+		return nil
+	}
+	config, err := io.ReadAll(io.LimitReader(r, maxKernelConfig))
+	if err != nil {
+		return nil
+	}
+	return config
+}
+
+// withoutX32 takes the x32 architecture out of a profile. The OCI runtime
+// compiles the filter of every architecture at each start and each exec, and
+// x32's is a quarter of an exec's time.
+func withoutX32(profile *specs.LinuxSeccomp) {
+	profile.Architectures = slices.DeleteFunc(profile.Architectures, func(a specs.Arch) bool { return a == specs.ArchX32 })
+}
