@@ -27,10 +27,14 @@ FUZZTIME ?= 10s
 # An image to run instead of the default one, by any reference that pulls.
 IMAGE ?=
 
+# RACE=1 builds the daemon with the race detector; the other programs must be static.
+RACE ?=
+
 .PHONY: build
 build:
 	@mkdir -p $(BIN)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+	$(if $(RACE),$(GO) build -race -o $(BIN)/micad ./cmd/micad)
 	$(CC) -Os -s -static -nostdlib -o $(BIN)/mica-init cmd/mica-init/init.c
 
 .PHONY: images
@@ -54,7 +58,7 @@ test: packages-test
 
 .PHONY: race
 race: packages-test
-	$(GO) test -race -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./...
+	MICA_E2E_RACE=1 $(GO) test -race -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./...
 
 .PHONY: lint
 lint:
@@ -69,7 +73,7 @@ fuzz:
 	@$(GO) list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./... | while read -r package; do \
 		for target in $$($(GO) test -list '^Fuzz' "$$package" | grep '^Fuzz' || true); do \
 			echo "fuzz $$package $$target"; \
-			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "$$package"; \
+			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5x "$$package"; \
 		done; \
 	done
 

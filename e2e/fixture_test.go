@@ -92,6 +92,9 @@ func (f *fixture) finish() {
 	if f.Pid() != 0 {
 		f.checkClean(ctx)
 	}
+	if strings.Contains(f.LogTail(5000), "WARNING: DATA RACE") {
+		f.t.Error("the daemon has a data race")
+	}
 	log := f.LogTail(60)
 	if err := f.Remove(ctx); err != nil {
 		f.t.Errorf("remove node: %v", err)

@@ -66,7 +66,8 @@ func prepare(ctx context.Context, dir string) (suite, error) {
 	if err != nil {
 		return suite{}, err
 	}
-	build := exec.CommandContext(ctx, "make", "-C", root, "build", "BIN="+dir)
+	// `make race` sets the variable to have the daemon watched as well.
+	build := exec.CommandContext(ctx, "make", "-C", root, "build", "BIN="+dir, "RACE="+os.Getenv("MICA_E2E_RACE"))
 	if out, err := build.CombinedOutput(); err != nil {
 		return suite{}, fmt.Errorf("build binaries: %w: %s", err, out)
 	}
