@@ -169,7 +169,7 @@ func (s *source) probe(ctx context.Context) digest.Digest {
 			return err
 		}
 		_ = resp.Body.Close()
-		d = digest.Digest(resp.Header.Get("Docker-Content-Digest"))
+		d = digest.Digest(resp.Header.Get(digestHeader))
 		return nil
 	}, nil)
 	if err != nil || d.Validate() != nil {
@@ -239,10 +239,21 @@ func (h *host) fetch(ctx context.Context, a fetchArgs) (content, error) {
 		return content{}, fmt.Errorf("answer is larger than the limit of %d bytes: %w", a.limit, errdefs.ErrOutOfRange)
 	case a.want.Digest != "" && c.digest != a.want.Digest:
 		return content{}, corrupt("content has digest %s, not %s", c.digest, a.want.Digest)
+	case a.want.Digest == "" && !matches(resp.Header, data):
+		return content{}, corrupt("content has digest %s, its header says %s", c.digest, resp.Header.Get(digestHeader))
 	case a.want.Size != 0 && int64(len(data)) != a.want.Size:
 		return content{}, corrupt("content has %d bytes, not %d", len(data), a.want.Size)
 	}
 	return c, nil
+}
+
+// digestHeader is how a registry says what it sends (OCI distribution specification v1.1, "Pulling manifests").
+const digestHeader = "Docker-Content-Digest"
+
+// matches tells whether data is what the answer's header says; an answer that says nothing is taken as it is.
+func matches(h http.Header, data []byte) bool {
+	told := digest.Digest(h.Get(digestHeader))
+	return told.Validate() != nil || told == told.Algorithm().FromBytes(data)
 }
 
 // corrupt is the error of content that is not what its descriptor says.
