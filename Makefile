@@ -1,7 +1,7 @@
 # make run    builds everything and leaves a pod running on a node of its own
 # make stop   ends that node and leaves nothing behind
 # make test   unit, golden, script and end-to-end tests
-# More targets: lint race fuzz bench critest images clean.
+# More targets: lint race fuzz crash bench critest images clean.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -59,6 +59,11 @@ test: packages-test
 .PHONY: race
 race: packages-test
 	MICA_E2E_RACE=1 $(GO) test -race -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./...
+
+# The daemon killed at each of its fail points.
+.PHONY: crash
+crash: packages-test
+	$(GO) test -count=1 -timeout $(TEST_TIMEOUT) $(TESTFLAGS) -run '^TestCrash' ./e2e
 
 .PHONY: lint
 lint:

@@ -46,11 +46,22 @@ type fixture struct {
 // removed through CRI, and nothing may be left.
 func start(t *testing.T) *fixture {
 	t.Helper()
-	return startWith(t, testregistry.Auth{})
+	return startOn(t, func(*node.Options) {})
 }
 
 // startWith is start with a registry that asks for auth.
 func startWith(t *testing.T, auth testregistry.Auth) *fixture {
+	t.Helper()
+	return startNode(t, auth, func(*node.Options) {})
+}
+
+// startOn is start with other options.
+func startOn(t *testing.T, change func(*node.Options)) *fixture {
+	t.Helper()
+	return startNode(t, testregistry.Auth{}, change)
+}
+
+func startNode(t *testing.T, auth testregistry.Auth, change func(*node.Options)) *fixture {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: namespaces, mounts, cgroups")
@@ -69,9 +80,11 @@ func startWith(t *testing.T, auth testregistry.Auth) *fixture {
 	}
 	t.Cleanup(func() { _ = server.Close() })
 	f.addr = server.Addr
-	f.Node, err = node.Start(ctx, node.Options{
+	options := node.Options{
 		Bin: shared.bin, Name: slot.Name, State: slot.State, Data: slot.Data, Subnet: slot.Subnet, Mirror: server.Addr,
-	})
+	}
+	change(&options)
+	f.Node, err = node.Start(ctx, options)
 	if err != nil {
 		t.Fatal(err)
 	}
