@@ -1,0 +1,216 @@
+package nri
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/containerd/nri/pkg/api"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+)
+
+// CreateContainer tells of a container that is about to be created and adjusts
+// c.Spec as plugins want it. Before it returns, the changes that they want for
+// other containers are made. It returns the resources that plugins set, nil
+// for none, in CRI's terms. After an error, plugins that accepted the
+// container are told of its end by RemoveContainer or have been already.
+func (p *Plugins) CreateContainer(ctx context.Context, c Container) (*runtimeapi.LinuxContainerResources, error) {
+	var answer *api.CreateContainerResponse
+	gathered, evictions := withEvictions(ctx)
+	err := p.tell(ctx, "create container "+c.ID, func() error {
+		pod := p.pod(c.PodID)
+		if pod == nil {
+			return errUnknownPod
+		}
+		msg := containerMessage(c)
+		var err error
+		if answer, err = p.adapter.CreateContainer(gathered, &api.CreateContainerRequest{Pod: pod, Container: msg}); err == nil {
+			err = adjust(c.Spec, answer.GetAdjust(), p.runtime.InjectCDI)
+		}
+		if err != nil {
+			p.endContainer(ctx, pod, msg)
+			return err
+		}
+		// As adjusted, and without what is large and only of use to adjust it.
+		msg = containerMessage(c)
+		msg.Linux.SeccompPolicy = nil
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.containers[c.ID] = msg
+		return nil
+	})
+	if err != nil || answer == nil {
+		return nil, err
+	}
+	if err := p.update(ctx, answer.GetUpdate()); err != nil {
+		return nil, fmt.Errorf("change other containers: %w", err)
+	}
+	p.evict(ctx, evictions)
+	return toCRI(answer.GetAdjust().GetLinux().GetResources()), nil
+}
+
+// endContainer tells of the end of a container that not every plugin accepted.
+// The caller has the turn.
+func (p *Plugins) endContainer(ctx context.Context, pod *api.PodSandbox, c *api.Container) {
+	log := klog.FromContext(ctx).WithValues("id", c.GetId())
+	c = proto.Clone(c).(*api.Container)
+	c.State = api.ContainerState_CONTAINER_STOPPED
+	answer, err := p.adapter.StopContainer(ctx, &api.StopContainerRequest{Pod: pod, Container: c})
+	if err != nil {
+		log.Error(err, "Plugins may have missed the stop of a container that one of them refused")
+	}
+	p.updateLater(ctx, answer.GetUpdate())
+	if err := p.adapter.RemoveContainer(ctx, &api.RemoveContainerRequest{Pod: pod, Container: c}); err != nil {
+		log.Error(err, "Plugins may have missed the removal of a container that one of them refused")
+	}
+}
+
+// PostCreateContainer tells that the container is created.
+func (p *Plugins) PostCreateContainer(ctx context.Context, id string) {
+	p.report(ctx, "note the creation of container "+id, id, func() error {
+		c, pod := p.container(id)
+		if c.GetState() != api.ContainerState_CONTAINER_CREATED {
+			return nil
+		}
+		return p.adapter.PostCreateContainer(ctx, &api.PostCreateContainerRequest{Pod: pod, Container: c})
+	})
+}
+
+// StartContainer tells that the container is about to start. An error of a
+// plugin is returned.
+func (p *Plugins) StartContainer(ctx context.Context, id string) error {
+	return p.tell(ctx, "start container "+id, func() error {
+		c, pod := p.container(id)
+		if c.GetState() != api.ContainerState_CONTAINER_CREATED {
+			return nil
+		}
+		if err := p.adapter.StartContainer(ctx, &api.StartContainerRequest{Pod: pod, Container: c}); err != nil {
+			return err
+		}
+		p.change(id, func(c *api.Container) { c.State = api.ContainerState_CONTAINER_RUNNING })
+		return nil
+	})
+}
+
+// PostStartContainer tells that the container runs, unless plugins were told
+// already that it has ended.
+func (p *Plugins) PostStartContainer(ctx context.Context, id string, pid int, started time.Time) {
+	p.report(ctx, "note the start of container "+id, id, func() error {
+		c, pod := p.container(id)
+		if c.GetState() != api.ContainerState_CONTAINER_RUNNING {
+			return nil
+		}
+		c = p.change(id, func(c *api.Container) { c.Pid, c.StartedAt = uint32(pid), started.UnixNano() })
+		return p.adapter.PostStartContainer(ctx, &api.PostStartContainerRequest{Pod: pod, Container: c})
+	})
+}
+
+// UpdateContainer tells of a change of the container's limits and returns what
+// plugins made of it. Before it returns, the changes that they want for other
+// containers are made. An error of a plugin is returned.
+func (p *Plugins) UpdateContainer(ctx context.Context, id string, change *runtimeapi.LinuxContainerResources) (Update, error) {
+	var answer *api.UpdateContainerResponse
+	gathered, evictions := withEvictions(ctx)
+	err := p.tell(ctx, "update container "+id, func() error {
+		c, pod := p.container(id)
+		if c == nil {
+			return nil
+		}
+		var err error
+		answer, err = p.adapter.UpdateContainer(gathered, &api.UpdateContainerRequest{Pod: pod, Container: c, LinuxResources: fromCRI(change)})
+		return err
+	})
+	own := Update{ID: id, Resources: change}
+	if err != nil || answer == nil {
+		return own, err
+	}
+	var others []*api.ContainerUpdate
+	for _, u := range answer.GetUpdate() {
+		switch {
+		case u.GetContainerId() == id:
+			if own, err = updateOf(u); err != nil {
+				return own, err
+			}
+		case u != nil: // the library answers with nil for a request that stays as it is
+			others = append(others, u)
+		}
+	}
+	if err := p.update(ctx, others); err != nil {
+		return own, fmt.Errorf("change other containers: %w", err)
+	}
+	p.evict(ctx, evictions)
+	return own, nil
+}
+
+// PostUpdateContainer tells that the container's limits have changed.
+func (p *Plugins) PostUpdateContainer(ctx context.Context, id string) {
+	p.report(ctx, "note the update of container "+id, id, func() error {
+		c, pod := p.container(id)
+		if c == nil {
+			return nil
+		}
+		return p.adapter.PostUpdateContainer(ctx, &api.PostUpdateContainerRequest{Pod: pod, Container: c})
+	})
+}
+
+// Limited takes in what a container's limits now are, for what plugins are told
+// next. It tells them nothing.
+func (p *Plugins) Limited(id string, limits *specs.LinuxResources) {
+	if p == nil {
+		return
+	}
+	p.change(id, func(c *api.Container) {
+		now, old := api.FromOCILinuxResources(limits, nil), c.Linux.Resources
+		if old != nil {
+			now.Devices = old.Devices
+		}
+		if now.Pids == nil {
+			now.Pids = old.GetPids()
+		}
+		c.Linux.Resources = now
+	})
+}
+
+// StopContainer tells, once, that the container has ended. The changes that
+// plugins want for other containers are made later.
+func (p *Plugins) StopContainer(ctx context.Context, id string, exit Exit) {
+	p.report(ctx, "stop container "+id, id, func() error { return p.stopContainer(ctx, id, exit) })
+}
+
+// stopContainer is StopContainer for a caller that has the turn.
+func (p *Plugins) stopContainer(ctx context.Context, id string, exit Exit) error {
+	c, pod := p.container(id)
+	if c == nil || c.State == api.ContainerState_CONTAINER_STOPPED {
+		return nil
+	}
+	c = p.change(id, func(c *api.Container) {
+		c.State, c.Pid = api.ContainerState_CONTAINER_STOPPED, 0
+		c.ExitCode, c.StatusReason, c.StatusMessage = int32(exit.Code), exit.Reason, exit.Message
+		if !exit.At.IsZero() {
+			c.FinishedAt = exit.At.UnixNano()
+		}
+	})
+	answer, err := p.adapter.StopContainer(ctx, &api.StopContainerRequest{Pod: pod, Container: c})
+	p.updateLater(ctx, answer.GetUpdate())
+	return err
+}
+
+// RemoveContainer tells, once, that the container is removed.
+func (p *Plugins) RemoveContainer(ctx context.Context, id string) {
+	p.report(ctx, "remove container "+id, id, func() error {
+		if err := p.stopContainer(ctx, id, Exit{}); err != nil {
+			klog.FromContext(ctx).Error(err, "Plugins may have missed the stop of a container", "id", id)
+		}
+		c, pod := p.container(id)
+		if c == nil {
+			return nil
+		}
+		p.mu.Lock()
+		delete(p.containers, id)
+		p.mu.Unlock()
+		return p.adapter.RemoveContainer(ctx, &api.RemoveContainerRequest{Pod: pod, Container: c})
+	})
+}

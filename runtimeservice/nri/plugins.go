@@ -1,0 +1,229 @@
+package nri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/nri/pkg/adaptation"
+	"github.com/containerd/nri/pkg/api"
+	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/proto"
+	"k8s.io/klog/v2"
+
+	"github.com/micarun/mica/internal/version"
+)
+
+// runtimeName is how plugins know this runtime.
+const runtimeName = "mica"
+
+// Plugins is everything that plugins have to do with. A nil Plugins is NRI
+// switched off: its methods do nothing and return no error. So do events
+// before Start. It is safe for concurrent use.
+type Plugins struct {
+	opts    Options
+	runtime Runtime
+	adapter *adaptation.Adaptation // nil before Start
+
+	// turn is held while plugins are told something, with a block on the
+	// joining of new ones. Taken before mu; what a plugin asks for meanwhile
+	// must not need it.
+	turn chan struct{}
+
+	mu sync.Mutex // guards what follows; never around calls
+	// pods and containers are what plugins were told. The messages in them
+	// never change: a change puts a new one in place.
+	pods       map[string]*api.PodSandbox
+	containers map[string]*api.Container
+	stopped    map[string]bool // IDs of pods that are stopped, but not removed
+	closed     bool
+
+	background sync.WaitGroup // updates that go on after the event they answer
+}
+
+// New returns plugins that are yet to be started, nil where o does not enable
+// them.
+func New(o Options) *Plugins {
+	if !o.Enable {
+		return nil
+	}
+	return &Plugins{
+		opts: o.withDefaults(), turn: make(chan struct{}, 1),
+		pods: map[string]*api.PodSandbox{}, containers: map[string]*api.Container{}, stopped: map[string]bool{},
+	}
+}
+
+// Start launches the installed plugins, tells them what lives, and lets others
+// connect. Where another process serves the socket, plugins can only be
+// launched, which is logged. It is called once, before any event that counts.
+func (p *Plugins) Start(ctx context.Context, s State, r Runtime) error {
+	if p == nil {
+		return nil
+	}
+	p.runtime = r
+	for _, pod := range s.Pods {
+		p.pods[pod.ID] = podMessage(pod)
+	}
+	for _, c := range s.Containers {
+		p.containers[c.ID] = existingContainer(c)
+	}
+	// The library keeps them for the whole process.
+	adaptation.SetPluginRegistrationTimeout(p.opts.RegistrationTimeout)
+	adaptation.SetPluginRequestTimeout(p.opts.RequestTimeout)
+	adapter, err := adaptation.New(runtimeName, version.String(), p.synchronize, p.updateUnsolicited, p.adapterOptions(ctx)...)
+	if err != nil {
+		return fmt.Errorf("start NRI: %w", err)
+	}
+	if err := adapter.Start(); err != nil {
+		adapter.Stop()
+		return fmt.Errorf("start NRI: %w", err)
+	}
+	p.adapter = adapter
+	return nil
+}
+
+func (p *Plugins) adapterOptions(ctx context.Context) []adaptation.Option {
+	options := []adaptation.Option{
+		adaptation.WithSocketPath(p.opts.Socket),
+		adaptation.WithPluginPath(p.opts.PluginPath),
+		adaptation.WithPluginConfigPath(p.opts.PluginConfigPath),
+		adaptation.WithTTRPCOptions([]ttrpc.ClientOpts{ttrpc.WithUnaryClientInterceptor(collectEvictions)}, nil),
+	}
+	// The library takes the socket away from whoever serves it.
+	dialer := net.Dialer{Timeout: p.opts.RegistrationTimeout}
+	conn, err := dialer.DialContext(ctx, "unix", p.opts.Socket)
+	if err != nil {
+		return options
+	}
+	_ = conn.Close()
+	klog.FromContext(ctx).Error(errdefs.ErrAlreadyExists, "Another process serves the NRI socket, no plugin can connect to this one", "socket", p.opts.Socket)
+	return append(options, adaptation.WithDisabledExternalConnections())
+}
+
+// Close ends the launched plugins, closes the socket and waits for updates
+// under way.
+func (p *Plugins) Close() {
+	if p == nil || p.adapter == nil {
+		return
+	}
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
+	p.adapter.Stop()
+	p.background.Wait()
+}
+
+// tell runs send while nothing else is told and no plugin joins. what names
+// the event for the error of a ctx that ended before.
+func (p *Plugins) tell(ctx context.Context, what string, send func() error) error {
+	if p == nil || p.adapter == nil {
+		return nil
+	}
+	select {
+	case p.turn <- struct{}{}:
+	case <-ctx.Done():
+		return fmt.Errorf("tell plugins to %s: wait for the event before it: %w", what, ctx.Err())
+	}
+	defer func() { <-p.turn }()
+	block := p.adapter.BlockPluginSync()
+	defer block.Unblock()
+	if err := send(); err != nil {
+		return fmt.Errorf("tell plugins to %s: %w", what, err)
+	}
+	return nil
+}
+
+// report is tell for events whose errors change nothing. There is none, and
+// nothing is waited for, where plugins were never told of the object.
+func (p *Plugins) report(ctx context.Context, what, id string, send func() error) {
+	if p == nil || !p.told(id) {
+		return
+	}
+	if err := p.tell(ctx, what, send); err != nil {
+		klog.FromContext(ctx).Error(err, "Plugins may have missed an event", "id", id)
+	}
+}
+
+// synchronize tells joining plugins what the others were told. The library
+// lets no event through meanwhile.
+func (p *Plugins) synchronize(ctx context.Context, send adaptation.SyncCB) error {
+	updates, err := send(ctx, p.livingPods(), p.livingContainers())
+	if err != nil {
+		return fmt.Errorf("synchronize plugins: %w", err)
+	}
+	p.updateLater(ctx, updates)
+	return nil
+}
+
+// livingPods returns the pods that are not stopped, in a stable order.
+func (p *Plugins) livingPods() []*api.PodSandbox {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var pods []*api.PodSandbox
+	for _, id := range slices.Sorted(maps.Keys(p.pods)) {
+		if !p.stopped[id] {
+			pods = append(pods, p.pods[id])
+		}
+	}
+	return pods
+}
+
+// livingContainers returns the containers that have not ended, the oldest
+// first.
+func (p *Plugins) livingContainers() []*api.Container {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var containers []*api.Container
+	for _, c := range p.containers {
+		if c.State != api.ContainerState_CONTAINER_STOPPED {
+			containers = append(containers, c)
+		}
+	}
+	slices.SortFunc(containers, func(a, b *api.Container) int { return int(a.CreatedAt - b.CreatedAt) })
+	return containers
+}
+
+// pod returns what plugins were told of a pod, nil where they were not.
+func (p *Plugins) pod(id string) *api.PodSandbox {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.pods[id]
+}
+
+// container returns what plugins were told of a container and its pod, nil
+// where they were not.
+func (p *Plugins) container(id string) (*api.Container, *api.PodSandbox) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := p.containers[id]
+	return c, p.pods[c.GetPodSandboxId()]
+}
+
+// told says whether plugins were told of the pod or container.
+func (p *Plugins) told(id string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.pods[id] != nil || p.containers[id] != nil
+}
+
+// change puts a changed copy in a container's place and returns it. It does
+// nothing where plugins were not told of the container.
+func (p *Plugins) change(id string, f func(*api.Container)) *api.Container {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c, ok := p.containers[id]
+	if !ok {
+		return nil
+	}
+	c = proto.Clone(c).(*api.Container)
+	f(c)
+	p.containers[id] = c
+	return c
+}
+
+var errUnknownPod = errors.New("plugins were not told of its pod")
