@@ -84,6 +84,7 @@ func (s *Service) createContainer(ctx context.Context, pod *Pod, cfg *runtimeapi
 		return fail(err)
 	}
 	s.emit(c.ID, pod, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+	s.plugins.PostCreateContainer(ctx, c.ID)
 	return c, nil
 }
 
@@ -136,7 +137,7 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, im
 	if err != nil {
 		return fmt.Errorf("resolve user: %w", err)
 	}
-	ociSpec, err := s.containerSpec(ctx, specArgs{pod: pod, c: c, img: img, rootfs: rootfs, user: user})
+	ociSpec, resources, err := s.containerSpec(ctx, specArgs{pod: pod, c: c, img: img, rootfs: rootfs, user: user})
 	if err != nil {
 		return err
 	}
@@ -152,7 +153,7 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, im
 	}
 	return c.update(func(st *ContainerState) error {
 		st.BootID, st.Ready, st.Pid = s.bootID, true, pid
-		st.Resources.Msg = c.config().GetLinux().GetResources()
+		st.Resources.Msg = resources
 		st.User = ContainerUser{UID: user.UID, GID: user.GID, Supplemental: user.Additional}
 		return nil
 	})
@@ -197,13 +198,14 @@ type specArgs struct {
 	user   spec.User
 }
 
-// containerSpec looks up what the pure generator needs and runs it.
-func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, error) {
+// containerSpec looks up what the pure generator needs and runs it. It returns
+// the resources that the specification gives the container as well.
+func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, *runtimeapi.LinuxContainerResources, error) {
 	cfg, podCfg := a.c.config(), a.pod.config()
 	sc := cfg.GetLinux().GetSecurityContext()
 	h, err := s.handler(a.c.Handler)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	in := spec.ContainerInput{
 		ID: a.c.ID, PodID: a.pod.ID, Config: cfg, Pod: podCfg, Image: a.img.Config.Config, Host: s.host,
@@ -212,32 +214,39 @@ func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, e
 		Mounts:      s.podMounts(a.pod, sc.GetReadonlyRootfs()),
 	}
 	if in.Namespaces, err = s.containerNamespaces(ctx, a.pod, a.c); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if in.MountSources, err = s.mountSources(ctx, a.c); err != nil {
-		return nil, fmt.Errorf("prepare mounts: %w", err)
+		return nil, nil, fmt.Errorf("prepare mounts: %w", err)
 	}
 	volumes, err := s.imageVolumes(a)
 	if err != nil {
-		return nil, fmt.Errorf("prepare the image's volumes: %w", err)
+		return nil, nil, fmt.Errorf("prepare the image's volumes: %w", err)
 	}
 	in.Mounts = append(in.Mounts, volumes...)
 	if in.Devices, in.DeviceRules, err = spec.ResolveDevices(cfg.GetDevices()); err != nil {
-		return nil, fmt.Errorf("resolve devices: %w", err)
+		return nil, nil, fmt.Errorf("resolve devices: %w", err)
 	}
 	if sc.GetPrivileged() { // devices come and go, such as loop devices
 		if in.Host.Devices, err = spec.HostDevices(); err != nil {
-			return nil, fmt.Errorf("list devices: %w", err)
+			return nil, nil, fmt.Errorf("list devices: %w", err)
 		}
 	}
 	if in.SeccompProfile, err = spec.ReadSeccomp(sc); err != nil {
-		return nil, fmt.Errorf("read seccomp profile: %w", err)
+		return nil, nil, fmt.Errorf("read seccomp profile: %w", err)
 	}
+	in.CDI = s.injectCDI
+	var resources *runtimeapi.LinuxContainerResources
+	in.Edits = append(in.Edits, func(ociSpec *specs.Spec) error {
+		var err error
+		resources, err = s.adjustByPlugins(ctx, a.c, ociSpec)
+		return err
+	})
 	ociSpec, err := spec.Container(in)
 	if err != nil {
-		return nil, fmt.Errorf("generate OCI spec: %w", err)
+		return nil, nil, fmt.Errorf("generate OCI spec: %w", err)
 	}
-	return ociSpec, nil
+	return ociSpec, resources, nil
 }
 
 // containerNamespaces says which namespaces the container joins.

@@ -3,7 +3,8 @@
 //
 // It is not a runtime itself. Images come from imageservice, root filesystems
 // from overlay, namespaces from podns, addresses from network, cgroups from
-// cgroup; processes are children of the keeper, which outlives this process.
+// cgroup; processes are children of the keeper, which outlives this process. NRI
+// plugins hear of each step, and change some, through nri.
 //
 // # Life
 //

@@ -133,12 +133,13 @@ func (s *Service) buildPod(ctx context.Context, p *Pod) error {
 	if err := failpoint.Hit("pod-built"); err != nil {
 		return err
 	}
-	return p.update(func(st *PodState) error {
-		linux := p.config().GetLinux()
-		st.Phase, st.BootID, st.IPs = PodReady, s.bootID, ips
-		st.Overhead.Msg, st.Resources.Msg = linux.GetOverhead(), linux.GetResources()
-		return nil
-	})
+	linux := p.config().GetLinux()
+	ready := PodState{Phase: PodReady, BootID: s.bootID, IPs: ips}
+	ready.Overhead.Msg, ready.Resources.Msg = linux.GetOverhead(), linux.GetResources()
+	if err := s.plugins.RunPod(ctx, s.pluginPod(p, ready)); err != nil {
+		return err
+	}
+	return p.update(func(st *PodState) error { *st = ready; return nil })
 }
 
 func podNamespaces(cfg *runtimeapi.PodSandboxConfig, dir string) podns.Args {

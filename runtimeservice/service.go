@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/imageservice"
@@ -19,6 +20,7 @@ import (
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/cgroup"
 	"github.com/micarun/mica/runtimeservice/keeper"
+	"github.com/micarun/mica/runtimeservice/nri"
 	"github.com/micarun/mica/runtimeservice/oci"
 	"github.com/micarun/mica/runtimeservice/podns"
 	"github.com/micarun/mica/runtimeservice/spec"
@@ -90,6 +92,12 @@ type Deps struct {
 	Host    spec.Host
 	// Runtimes maps RuntimeClass handlers to OCI runtimes; "" is the default.
 	Runtimes map[string]*oci.Runtime
+	// Plugins take part in the life of pods and containers; nil is none. The
+	// service starts them.
+	Plugins *nri.Plugins
+	// InjectCDI edits a specification as the named devices want it; nil refuses
+	// every device.
+	InjectCDI func(s *specs.Spec, devices []string) error
 }
 
 // Service is the CRI RuntimeService. It is safe for concurrent use.
@@ -104,6 +112,8 @@ type Service struct {
 	cgroups    *cgroup.Manager
 	host       spec.Host
 	handlers   map[string]handler
+	plugins    *nri.Plugins
+	injectCDI  func(*specs.Spec, []string) error
 	bootID     string
 	pods       *table[*Pod]
 	containers *table[*Container]
@@ -120,7 +130,7 @@ type Service struct {
 func Open(ctx context.Context, o Options, d Deps) (*Service, error) {
 	s := &Service{
 		opts: o.withDefaults(), images: d.Images, layers: d.Layers, network: d.Network, keeper: d.Keeper,
-		cgroups: d.Cgroups, host: d.Host,
+		cgroups: d.Cgroups, host: d.Host, plugins: d.Plugins, injectCDI: d.InjectCDI,
 		pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"), events: newBroadcaster(),
 	}
 	if err := s.prepare(ctx, d.Runtimes); err != nil {
@@ -128,6 +138,9 @@ func Open(ctx context.Context, o Options, d Deps) (*Service, error) {
 	}
 	if err := s.recover(ctx); err != nil {
 		return nil, fmt.Errorf("recover runtime service: %w", err)
+	}
+	if err := s.startPlugins(ctx); err != nil {
+		return nil, fmt.Errorf("open runtime service: %w", err)
 	}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = cancel

@@ -43,6 +43,10 @@ func (s *Service) startContainer(ctx context.Context, c *Container) error {
 	if err := c.require("start", Created); err != nil {
 		return err
 	}
+	if err := s.plugins.StartContainer(ctx, c.ID); err != nil {
+		c.beginStart()
+		return s.failStart(ctx, c, err)
+	}
 	c.beginStart()
 	if err := s.keeper.Start(ctx, c.ID); err != nil {
 		return s.failStart(ctx, c, err)
@@ -50,7 +54,12 @@ func (s *Service) startContainer(ctx context.Context, c *Container) error {
 	if err := failpoint.Hit("container-started"); err != nil {
 		return err
 	}
-	return s.recordStart(c, pod)
+	if err := s.recordStart(c, pod); err != nil {
+		return err
+	}
+	st := c.snapshot()
+	s.plugins.PostStartContainer(ctx, c.ID, st.Pid, st.Started)
+	return nil
 }
 
 // beginStart notes when the start was asked for, for an exit that is told

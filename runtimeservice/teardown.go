@@ -28,6 +28,9 @@ import (
 // keeps nothing else, and returns all errors.
 func (s *Service) tearDownPod(ctx context.Context, p *Pod) error {
 	errs := []error{s.stopAllContainers(ctx, p)}
+	if errs[0] == nil {
+		s.plugins.StopPod(ctx, p.ID)
+	}
 	errs = append(errs, s.keeper.Delete(ctx, p.ID), failpoint.Hit("pod-processes-ended")) // its init, if it has one
 	errs = append(errs, s.deleteNetwork(ctx, p))
 	errs = append(errs, failpoint.Hit("pod-network-down"))
@@ -78,6 +81,7 @@ func (s *Service) erasePod(ctx context.Context, p *Pod) error {
 	if err := os.RemoveAll(p.dir); err != nil {
 		return fmt.Errorf("remove record of pod %s: %w", p.ID, err)
 	}
+	s.plugins.RemovePod(ctx, p.ID)
 	s.pods.remove(p)
 	return nil
 }
@@ -107,6 +111,7 @@ func (s *Service) tearDownContainer(ctx context.Context, c *Container) error {
 	if err := s.killContainer(ctx, c); err != nil {
 		return err
 	}
+	s.tellExit(ctx, c)
 	if err := failpoint.Hit("container-killed"); err != nil {
 		return err
 	}
@@ -193,6 +198,7 @@ func (s *Service) eraseContainer(ctx context.Context, c *Container) error {
 	if err := os.RemoveAll(c.dir); err != nil {
 		return fmt.Errorf("remove record of container %s: %w", c.ID, err)
 	}
+	s.plugins.RemoveContainer(ctx, c.ID)
 	s.containers.remove(c)
 	return nil
 }

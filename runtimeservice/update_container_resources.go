@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/micarun/mica/runtimeservice/nri"
 	"github.com/micarun/mica/runtimeservice/spec"
 )
 
@@ -38,6 +39,24 @@ func (s *Service) UpdateContainerResources(ctx context.Context, req *runtimeapi.
 }
 
 func (s *Service) updateContainer(ctx context.Context, c *Container, change *runtimeapi.LinuxContainerResources) error {
+	if err := c.require("update", Created, Running); err != nil {
+		return err
+	}
+	// Not under the lock: plugins may want changes of other containers first,
+	// whose operations may want one of this container.
+	wanted, err := s.plugins.UpdateContainer(ctx, c.ID, change)
+	if err != nil {
+		return fmt.Errorf("update container %s: %w", c.ID, err)
+	}
+	if err := s.limitContainer(ctx, c, wanted); err != nil {
+		return err
+	}
+	s.plugins.PostUpdateContainer(ctx, c.ID)
+	return nil
+}
+
+// limitContainer gives the container new limits.
+func (s *Service) limitContainer(ctx context.Context, c *Container, wanted nri.Update) error {
 	if err := c.op.lock(ctx, "update container "+c.ID); err != nil {
 		return err
 	}
@@ -49,13 +68,18 @@ func (s *Service) updateContainer(ctx context.Context, c *Container, change *run
 	if err != nil {
 		return fmt.Errorf("update container %s: %w", c.ID, err)
 	}
-	next := mergeResources(c.snapshot().Resources.Msg, change)
+	next := mergeResources(c.snapshot().Resources.Msg, wanted.Resources)
 	limits, err := spec.Resources(next, s.host)
 	if err != nil {
 		return fmt.Errorf("update container %s: %w", c.ID, err)
 	}
 	// OCI runtimes know of CPU and memory only, some ignoring the rest.
 	direct := &specs.LinuxResources{HugepageLimits: limits.HugepageLimits, Unified: limits.Unified}
+	if wanted.Direct != nil {
+		direct.Pids, direct.Memory = wanted.Direct.Pids, wanted.Direct.Memory
+	}
+	told := *limits
+	told.Pids = direct.Pids
 	limits.HugepageLimits, limits.Unified = nil, nil
 	if err := h.Update(ctx, c.ID, limits); err != nil {
 		return fmt.Errorf("update container %s: %w", c.ID, err)
@@ -63,6 +87,7 @@ func (s *Service) updateContainer(ctx context.Context, c *Container, change *run
 	if err := s.cgroups.SetResources(s.containerCgroup(c), direct); err != nil {
 		return fmt.Errorf("update container %s: %w", c.ID, err)
 	}
+	s.plugins.Limited(c.ID, &told)
 	return c.update(func(st *ContainerState) error {
 		st.Resources.Msg = next
 		return nil

@@ -30,6 +30,9 @@ func (s *Service) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi
 	if err != nil {
 		return nil, fmt.Errorf("update pod %s: %w", p.ID, err)
 	}
+	if err := s.plugins.UpdatePod(ctx, p.ID, req.GetOverhead(), req.GetResources()); err != nil {
+		return nil, fmt.Errorf("update pod %s: %w", p.ID, err)
+	}
 	if p.OwnCgroup {
 		if err := s.cgroups.SetResources(p.CgroupParent, limits); err != nil {
 			return nil, fmt.Errorf("update pod %s: %w", p.ID, err)
@@ -47,6 +50,8 @@ func (s *Service) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi
 	if err != nil {
 		return nil, err
 	}
+	st := p.snapshot()
+	s.plugins.PostUpdatePod(ctx, p.ID, st.Overhead.Msg, st.Resources.Msg)
 	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil
 }
 
