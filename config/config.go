@@ -11,8 +11,10 @@ import (
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice"
+	"github.com/micarun/mica/runtimeservice/cdi"
 	"github.com/micarun/mica/runtimeservice/cgroup"
 	"github.com/micarun/mica/runtimeservice/keeper"
+	"github.com/micarun/mica/runtimeservice/nri"
 	"github.com/micarun/mica/runtimeservice/oci"
 )
 
@@ -38,6 +40,10 @@ type Config struct {
 	Pods    runtimeservice.Options
 	Cgroups cgroup.Options
 	Keeper  keeper.Options
+	// NRI lets plugins take part in the life of pods and containers.
+	NRI nri.Options `toml:"nri"`
+	// CDI says where devices for containers are described.
+	CDI cdi.Options `toml:"cdi"`
 	// Runtimes are the OCI runtimes by RuntimeClass handler name.
 	Runtimes map[string]oci.Handler
 }
@@ -65,6 +71,7 @@ func Default() Config {
 		DefaultRuntimes: []string{"crun", "runc"},
 		Log:             Log{Level: 2, Format: "text"},
 		Network:         network.Options{ConfDir: "/etc/cni/net.d"},
+		NRI:             nri.Options{Enable: true},
 		Runtimes: map[string]oci.Handler{
 			"crun": {Path: "crun", Type: "crun"},
 			"runc": {Path: "runc", Type: "runc"},

@@ -26,6 +26,10 @@ func (c Config) Validate() error {
 		under("images", c.Images.Validate()),
 		optionalAbsolute("keeper.binary", c.Keeper.Binary),
 		optionalAbsolute("pods.init_binary", c.Pods.InitBinary),
+		optionalAbsolute("nri.socket", c.NRI.Socket),
+		optionalAbsolute("nri.plugin_path", c.NRI.PluginPath),
+		optionalAbsolute("nri.plugin_config_path", c.NRI.PluginConfigPath),
+		c.validateCDI(),
 	)
 }
 
@@ -54,6 +58,14 @@ func (c Config) validateRuntimes() error {
 
 func (c Config) validateCgroups() error {
 	return oneOf("cgroups.driver", string(c.Cgroups.Driver), "", string(cgroup.Cgroupfs), string(cgroup.Systemd))
+}
+
+func (c Config) validateCDI() error {
+	var problems []error
+	for _, dir := range c.CDI.Dirs {
+		problems = append(problems, absolute("cdi.dirs", dir))
+	}
+	return errors.Join(problems...)
 }
 
 func (l Log) validate() error {

@@ -78,6 +78,8 @@ default_parent = "/%[2]s"
 binary = "%[3]s/mica-keeper"
 [pods]
 init_binary = "%[3]s/mica-init"
+[nri]
+enable = false
 `, dir, name, bin)
 	return os.WriteFile(filepath.Join(dir, "config.toml"), []byte(config), 0o600)
 }

@@ -20,8 +20,10 @@ import (
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice"
+	"github.com/micarun/mica/runtimeservice/cdi"
 	"github.com/micarun/mica/runtimeservice/cgroup"
 	"github.com/micarun/mica/runtimeservice/keeper"
+	"github.com/micarun/mica/runtimeservice/nri"
 	"github.com/micarun/mica/runtimeservice/oci"
 	"github.com/micarun/mica/runtimeservice/spec"
 )
@@ -37,6 +39,7 @@ type node struct {
 	keeper   *keeper.Client
 	cgroups  *cgroup.Manager
 	runtimes map[string]*oci.Runtime
+	plugins  *nri.Plugins // nil where NRI is off
 	service  *runtimeservice.Service
 	server   *cri.Server
 }
@@ -70,9 +73,11 @@ func (n *node) open(ctx context.Context, c config.Config) error {
 	if err != nil {
 		return err
 	}
+	nri.SetLogger(klog.FromContext(ctx).WithName("nri"))
+	n.plugins = nri.New(c.NRI)
 	n.service, err = runtimeservice.Open(ctx, options, runtimeservice.Deps{
 		Images: n.images, Layers: n.layers, Network: n.network, Keeper: n.keeper,
-		Runtimes: n.runtimes, Cgroups: n.cgroups, Host: n.host,
+		Runtimes: n.runtimes, Cgroups: n.cgroups, Host: n.host, Plugins: n.plugins, InjectCDI: cdi.New(c.CDI).Inject,
 	})
 	if err != nil {
 		return err
@@ -145,6 +150,7 @@ func (n *node) close(ctx context.Context) error {
 	if n.service != nil {
 		errs = append(errs, n.service.Close(ctx))
 	}
+	n.plugins.Close()
 	if n.network != nil {
 		errs = append(errs, n.network.Close())
 	}
