@@ -27,6 +27,10 @@ func (n *Node) writeConfig() error {
 	if n.ConfDir == "" {
 		fmt.Fprintf(&b, "\n[network.default]\nname = %q\nbridge = %q\nsubnet = %q\n", n.Name, n.Name, n.Subnet)
 	}
+	// The defaults are the machine's, not this node's.
+	plugins := filepath.Join(n.Data, "nri")
+	fmt.Fprintf(&b, "\n[nri]\nsocket = %q\nplugin_path = %q\nplugin_config_path = %q\n", n.PluginSocket(), plugins, plugins+".conf.d")
+	fmt.Fprintf(&b, "\n[cdi]\ndirs = [%q]\n", n.DeviceDir())
 	if err := os.MkdirAll(confDir, 0o755); err != nil {
 		return fmt.Errorf("write configuration: %w", err)
 	}
@@ -61,6 +65,12 @@ func WriteMirror(dir, addr string) error {
 	}
 	return nil
 }
+
+// PluginSocket is where NRI plugins connect.
+func (n *Node) PluginSocket() string { return filepath.Join(n.State, "nri.sock") }
+
+// DeviceDir is the directory of CDI specifications, which need not exist.
+func (n *Node) DeviceDir() string { return filepath.Join(n.Data, "cdi") }
 
 // CgroupParent is the cgroup below which the node's pods are.
 func (n *Node) CgroupParent() string { return "/" + n.Name }

@@ -74,7 +74,7 @@ func run(ctx context.Context, tool, bin string, arguments []string) (err error) 
 	}
 	// What libraries open at their first use, once, and keep.
 	baseline["daemon fd"] = append(baseline["daemon fd"], "/", "/sys/fs/cgroup")
-	cmd := exec.CommandContext(ctx, tool, append([]string{"-runtime-endpoint", "unix://" + n.Socket()}, arguments...)...)
+	cmd := exec.CommandContext(ctx, tool, append([]string{"-runtime-endpoint", "unix://" + n.Socket(), "-nri-socket", n.PluginSocket()}, arguments...)...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	ran := cmd.Run()
 	after := context.WithoutCancel(ctx)
