@@ -110,6 +110,24 @@ func TestImportsGoDownwards(t *testing.T) {
 	}
 }
 
+// Protocols with many types of their own stay behind one package.
+func TestLibrariesStayBehindTheirPackage(t *testing.T) {
+	owners := map[string]string{
+		"github.com/containerd/nri/...":               "runtimeservice/nri",
+		"github.com/containerd/ttrpc/...":             "runtimeservice/nri",
+		"tags.cncf.io/container-device-interface/...": "runtimeservice/cdi",
+	}
+	for _, p := range list(t, "./...") {
+		for _, imported := range p.Imports {
+			for library, owner := range owners {
+				if matches(library, imported) && p.path() != owner {
+					t.Errorf("%s imports %s, which only %s may", p.path(), imported, owner)
+				}
+			}
+		}
+	}
+}
+
 // What lives beside every container stays small.
 func TestKeeperLinksTheStandardLibraryOnly(t *testing.T) {
 	for _, p := range list(t, "-deps", "./cmd/mica-keeper") {
