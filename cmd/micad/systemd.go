@@ -40,6 +40,8 @@ func (d *daemon) tellSystemd(ctx context.Context) error {
 		return fmt.Errorf("read watchdog interval: %w", err)
 	}
 	if interval == 0 {
+		// Nobody asks again: the connection would only cost memory.
+		_ = conn.Close()
 		<-ctx.Done()
 		return nil
 	}

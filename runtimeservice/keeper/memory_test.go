@@ -50,6 +50,9 @@ func TestMemoryOf100Containers(t *testing.T) {
 	if testing.Short() {
 		t.Skip("runs 100 containers")
 	}
+	if raceFlag == "-race" {
+		t.Skip("the race detector's memory would be measured")
+	}
 	n := newNode(t)
 	id, _ := n.run(spec{script: "echo warm"}) // what the first one alone needs
 	n.exit(id)
