@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -192,6 +194,67 @@ func TestEvents(t *testing.T) {
 		}
 	}
 	f.endStreams(ended)
+}
+
+// What happened while no daemon ran is told to whoever subscribes after the
+// restart, once, before what happens from then on.
+func TestEventsOfTheGap(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	ends := f.start(p, f.containerConfig(busyboxImage, "sh", "-c", "while [ ! -e /dev/shm/end ]; do sleep 0.1; done; exit 7"))
+	f.no(f.Kill())
+	f.no(os.WriteFile(filepath.Join(f.State, "pods", p.id, "shm", "end"), nil, 0o644))
+	time.Sleep(500 * time.Millisecond) // the container ends while nobody serves
+	_, err := f.StartDaemon(f.ctx)
+	f.no(err)
+	for range 2 { // a client that comes twice is told twice
+		events, ended := f.events()
+		event := f.event(events, ends)
+		if event.ContainerEventType != runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT {
+			t.Errorf("event is %v", event.ContainerEventType)
+		}
+		for _, status := range event.ContainersStatuses {
+			if status.Id == ends && status.ExitCode != 7 {
+				t.Errorf("event tells exit code %d", status.ExitCode)
+			}
+		}
+		f.endStreams(ended)
+		for event := range events {
+			if event.ContainerId == ends {
+				t.Errorf("told again: %v", event.ContainerEventType)
+			}
+		}
+	}
+}
+
+// events subscribes; both channels are closed when the stream has ended.
+func (f *fixture) events() (events chan *runtimeapi.ContainerEventResponse, ended chan struct{}) {
+	f.t.Helper()
+	events, ended = make(chan *runtimeapi.ContainerEventResponse, 100), make(chan struct{})
+	connected := make(chan struct{})
+	client := f.Runtime
+	go func() {
+		defer close(ended)
+		defer close(events)
+		_ = client.GetContainerEvents(f.ctx, events, func(runtimeapi.RuntimeService_GetContainerEventsClient) { close(connected) })
+	}()
+	<-connected
+	return events, ended
+}
+
+// event waits for the next event of a container.
+func (f *fixture) event(events <-chan *runtimeapi.ContainerEventResponse, id string) *runtimeapi.ContainerEventResponse {
+	f.t.Helper()
+	for deadline := time.After(20 * time.Second); ; {
+		select {
+		case event := <-events:
+			if event.GetContainerId() == id {
+				return event
+			}
+		case <-deadline:
+			f.t.Fatalf("no event of container %s", id)
+		}
+	}
 }
 
 // endStreams ends the daemon's clients, so that no stream is counted as a leak.

@@ -2,6 +2,7 @@ package runtimeservice
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -9,14 +10,27 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// eventBacklog is how many events a subscriber may lag behind.
-const eventBacklog = 1000
+const (
+	// eventBacklog is how many events a subscriber may lag behind, and how many
+	// are kept for those that come back after a restart.
+	eventBacklog = 1000
+	// eventGap is how long after a restart subscribers are told what they
+	// missed. A kubelet comes back within seconds or begins by listing.
+	eventGap = time.Minute
+)
 
 // broadcaster hands events to every subscriber, in order. A subscriber that
 // lags too far is cut off, so that it lists anew, rather than missing some.
+//
+// A restart of the daemon cuts all subscribers off. What the recovery finds to
+// have happened meanwhile, and what happens until they are back, is kept from
+// openGap on, and told first to everybody who subscribes before the gap ends.
+// A subscription gets every event once; of more than eventBacklog the newest.
 type broadcaster struct {
 	mu     sync.Mutex // guards the rest; never held while waiting
 	subs   map[*subscription]struct{}
+	missed []*runtimeapi.ContainerEventResponse // since openGap
+	gapEnd time.Time                            // zero when no gap is open
 	closed bool
 }
 
@@ -35,9 +49,38 @@ func (b *broadcaster) subscribe() (*subscription, error) {
 	if b.closed {
 		return nil, fmt.Errorf("subscribe to container events: shutting down: %w", errdefs.ErrUnavailable)
 	}
-	sub := &subscription{queue: make(chan *runtimeapi.ContainerEventResponse, eventBacklog)}
+	b.endGap()
+	sub := &subscription{queue: make(chan *runtimeapi.ContainerEventResponse, len(b.missed)+eventBacklog)}
+	for _, ev := range b.missed {
+		sub.queue <- ev
+	}
 	b.subs[sub] = struct{}{}
 	return sub, nil
+}
+
+// openGap begins to keep events, until end.
+func (b *broadcaster) openGap(end time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.gapEnd = end
+}
+
+// endGap forgets what was kept once the gap's time is over. The caller holds mu.
+func (b *broadcaster) endGap() {
+	if !b.gapEnd.IsZero() && !time.Now().Before(b.gapEnd) {
+		b.missed, b.gapEnd = nil, time.Time{}
+	}
+}
+
+// keep adds to what the gap's subscribers are told. The caller holds mu.
+func (b *broadcaster) keep(ev *runtimeapi.ContainerEventResponse) {
+	if b.endGap(); b.gapEnd.IsZero() {
+		return
+	}
+	if len(b.missed) == eventBacklog {
+		b.missed = slices.Delete(b.missed, 0, 1)
+	}
+	b.missed = append(b.missed, ev)
 }
 
 func (b *broadcaster) cancel(sub *subscription) {
@@ -56,6 +99,7 @@ func (b *broadcaster) drop(sub *subscription) {
 func (b *broadcaster) publish(ev *runtimeapi.ContainerEventResponse) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.keep(ev)
 	for sub := range b.subs {
 		select {
 		case sub.queue <- ev:
@@ -66,10 +110,12 @@ func (b *broadcaster) publish(ev *runtimeapi.ContainerEventResponse) {
 	}
 }
 
-func (b *broadcaster) listening() bool {
+// wanted says whether anybody is told of an event, now or later.
+func (b *broadcaster) wanted() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return len(b.subs) > 0
+	b.endGap()
+	return len(b.subs) > 0 || !b.gapEnd.IsZero()
 }
 
 func (b *broadcaster) close() {
@@ -84,7 +130,7 @@ func (b *broadcaster) close() {
 // emit tells every subscriber what became of the container id, or of the pod
 // itself when id is its own.
 func (s *Service) emit(id string, pod *Pod, kind runtimeapi.ContainerEventType) {
-	if !s.events.listening() {
+	if !s.events.wanted() {
 		return
 	}
 	ev := &runtimeapi.ContainerEventResponse{

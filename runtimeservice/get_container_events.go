@@ -8,7 +8,11 @@ import (
 )
 
 // GetContainerEvents streams what becomes of pods and containers from now on,
-// until the client ends it. A client that reads too slowly is cut off with
+// until the client ends it. In the first minute after a restart of the daemon
+// it begins with what happened since the daemon before this one ended, as far
+// as pods and containers are still on record: a container that ended meanwhile
+// is told as stopped. An event that the daemon was about to send when it was
+// killed may be lost. A client that reads too slowly is cut off with
 // ErrResourceExhausted and has to list anew.
 func (s *Service) GetContainerEvents(_ *runtimeapi.GetEventsRequest, stream runtimeapi.RuntimeService_GetContainerEventsServer) error {
 	sub, err := s.events.subscribe()

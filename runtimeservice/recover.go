@@ -12,6 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/jsonfile"
@@ -39,6 +40,9 @@ func (s *Service) recover(ctx context.Context) error {
 	}
 	if err := s.loadContainers(ctx); err != nil {
 		return err
+	}
+	if len(s.pods.all()) > 0 {
+		s.events.openGap(time.Now().Add(eventGap))
 	}
 	var group errgroup.Group
 	group.SetLimit(recoveryWorkers)
@@ -162,7 +166,13 @@ func (s *Service) recoverStart(ctx context.Context, c *Container) error {
 	if state.Status != specs.StateRunning {
 		return nil
 	}
-	return c.update(func(st *ContainerState) error { st.Started = time.Now(); return nil })
+	if err := c.update(func(st *ContainerState) error { st.Started = time.Now(); return nil }); err != nil {
+		return err
+	}
+	if pod, err := s.pods.get(c.PodID); err == nil {
+		s.emit(c.ID, pod, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	}
+	return nil
 }
 
 func (s *Service) locked(ctx context.Context, c *Container, f func(context.Context, *Container) error) error {
@@ -201,6 +211,9 @@ func (s *Service) settlePod(ctx context.Context, p *Pod, alive map[string]keeper
 	}
 	if err := p.update(func(st *PodState) error { st.Phase, st.InitPid = PodNotReady, 0; return nil }); err != nil {
 		return err
+	}
+	if st.Phase == PodReady {
+		s.emit(p.ID, p, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	}
 	return s.tearDownPod(ctx, p)
 }

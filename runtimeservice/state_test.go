@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -175,13 +176,53 @@ func TestLaggingSubscriberIsCutOff(t *testing.T) {
 	if n != eventBacklog || !slow.lagged {
 		t.Errorf("slow subscriber got %d events, lagged %v; want %d and true", n, slow.lagged, eventBacklog)
 	}
-	if b.listening() {
+	if b.wanted() {
 		t.Error("a cut-off subscriber still counts")
 	}
 	b.close()
 	if _, err := b.subscribe(); !errors.Is(err, errdefs.ErrUnavailable) {
 		t.Errorf("subscribe after close = %v, want ErrUnavailable", err)
 	}
+}
+
+// TestGapIsToldOncePerSubscriber holds that every subscriber of the gap's time
+// gets what happened since it began, each event once and in order, and later
+// ones only what comes.
+func TestGapIsToldOncePerSubscriber(t *testing.T) {
+	b := newBroadcaster()
+	b.publish(&runtimeapi.ContainerEventResponse{ContainerId: "before"})
+	b.openGap(time.Now().Add(time.Hour))
+	for i := range eventBacklog + 2 {
+		b.publish(&runtimeapi.ContainerEventResponse{ContainerId: strconv.Itoa(i)})
+	}
+	for range 2 {
+		sub, err := b.subscribe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.publish(&runtimeapi.ContainerEventResponse{ContainerId: "live"})
+		b.cancel(sub)
+		var got []string
+		for ev := range sub.queue {
+			got = append(got, ev.ContainerId)
+		}
+		if len(got) != eventBacklog+1 || got[len(got)-1] != "live" {
+			t.Fatalf("%d events, the last %q; want %d and live", len(got), got[len(got)-1], eventBacklog+1)
+		}
+		if first, _ := strconv.Atoi(got[0]); first < 2 {
+			t.Errorf("the oldest event told is %s", got[0])
+		}
+	}
+	b.openGap(time.Now())
+	sub, err := b.subscribe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.publish(&runtimeapi.ContainerEventResponse{ContainerId: "after"})
+	if got := <-sub.queue; got.ContainerId != "after" || len(sub.queue) != 0 {
+		t.Errorf("after the gap a subscriber is told %q and %d more", got.ContainerId, len(sub.queue))
+	}
+	b.close()
 }
 
 func TestStopSignal(t *testing.T) {
