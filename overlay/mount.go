@@ -28,6 +28,9 @@ type MountArgs struct {
 	Volatile bool   // leave out all syncs of the upper directory (Linux 5.10); it is lost in a power cut
 	Label    string // SELinux context of every file, "" for none
 	ReadOnly bool   // without an upper directory
+	// UserNS is the file of a user namespace; "" for none. The owners of all
+	// files are then shown, and kept, as it maps them (Linux 5.19).
+	UserNS string
 }
 
 // Mount mounts a writable layer and returns the path. A layer that is mounted
@@ -71,7 +74,12 @@ func (s *Store) mount(id string, a MountArgs) error {
 	}
 	m.target = filepath.Join(id, mergedName)
 	m.volatile, m.label = a.Volatile && !a.ReadOnly, a.Label
-	if err := s.mountOverlay(m); err != nil {
+	if a.UserNS != "" {
+		err = s.mountMapped(m, a.UserNS)
+	} else {
+		err = s.mountOverlay(m)
+	}
+	if err != nil {
 		return err
 	}
 	return failpoint.Hit("overlay.mount.mounted")
@@ -97,7 +105,13 @@ func (s *Store) Unmount(_ context.Context, id string) error {
 // MountView mounts a read-only view of a layer and its ancestors at the
 // directory target. The caller unmounts target, and keeps the layer from Prune
 // until then. It answers errdefs.ErrNotFound for a layer that is not there.
-func (s *Store) MountView(_ context.Context, chain digest.Digest, target string) error {
+func (s *Store) MountView(ctx context.Context, chain digest.Digest, target string) error {
+	return s.MountMappedView(ctx, chain, target, "")
+}
+
+// MountMappedView is MountView with the owners of all files as the user
+// namespace of the file userNS maps them (Linux 5.19).
+func (s *Store) MountMappedView(_ context.Context, chain digest.Digest, target, userNS string) error {
 	l, err := s.Layer(chain)
 	if err != nil {
 		return fmt.Errorf("mount view: %w", err)
@@ -105,17 +119,33 @@ func (s *Store) MountView(_ context.Context, chain digest.Digest, target string)
 	if target, err = filepath.Abs(target); err != nil {
 		return fmt.Errorf("mount view: %w", err)
 	}
-	m, err := s.overlayMount(l.CacheID, true)
-	if err == nil && len(m.lowers) == 1 { // overlayfs wants two
-		err = bindReadOnly(s.paths.diff(l.CacheID), target)
-	} else if err == nil {
-		m.target = target
-		err = s.mountOverlay(m)
-	}
-	if err != nil {
+	if err := s.mountView(l.CacheID, target, userNS); err != nil {
 		return fmt.Errorf("mount view of layer %s at %s: %w", chain, target, err)
 	}
 	return nil
+}
+
+func (s *Store) mountView(cacheID, target, userNS string) error {
+	m, err := s.overlayMount(cacheID, true)
+	if err != nil {
+		return err
+	}
+	m.target = target
+	single := len(m.lowers) == 1 // overlayfs wants two
+	switch {
+	case single && userNS == "":
+		return bindReadOnly(s.paths.diff(cacheID), target)
+	case single:
+		ns, err := os.Open(userNS)
+		if err != nil {
+			return fmt.Errorf("open user namespace: %w", err)
+		}
+		defer func() { _ = ns.Close() }()
+		return bindMapped(mappedBind{from: s.paths.diff(cacheID), to: target, ns: ns, readOnly: true})
+	case userNS != "":
+		return s.mountMapped(m, userNS)
+	}
+	return s.mountOverlay(m)
 }
 
 func bindReadOnly(from, to string) error {
@@ -136,6 +166,7 @@ type overlayMount struct {
 	target      string
 	label       string
 	volatile    bool
+	here        bool // the calling thread is in the directory overlay2
 }
 
 // overlayMount reads what stands below a directory of overlay2.
@@ -196,7 +227,7 @@ func (s *Store) mountNew(m overlayMount) error {
 	abs := m.absolute(s.paths.overlay())
 	for _, p := range append([]string{abs.upper, abs.work}, abs.lowers...) {
 		if len(p) > maxFSConfig {
-			return inDirectory(s.paths.overlay(), func() error { return m.mountNew() })
+			return s.inOverlay(m, m.mountNew)
 		}
 	}
 	return abs.mountNew()
@@ -307,7 +338,7 @@ func (s *Store) mountOld(m overlayMount) error {
 	if m.upper == "" {
 		flags = unix.MS_RDONLY
 	}
-	return inDirectory(s.paths.overlay(), func() error {
+	return s.inOverlay(m, func() error {
 		if err := unix.Mount("overlay", m.target, "overlay", flags, options); err != nil {
 			return fmt.Errorf("mount overlay: %w (options %s)", err, options)
 		}
@@ -332,27 +363,36 @@ func (m overlayMount) options() string {
 	return strings.Join(o, ",")
 }
 
-// inDirectory runs f on a thread whose working directory is dir, and which
-// ends with f.
-func inDirectory(dir string, f func() error) error {
+// inOverlay runs f, which mounts m, in the directory overlay2.
+func (s *Store) inOverlay(m overlayMount, f func() error) error {
+	if m.here {
+		return f()
+	}
+	dir := s.paths.overlay()
+	return onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return fmt.Errorf("unshare working directory: %w", err)
+		}
+		if err := unix.Chdir(dir); err != nil {
+			return &os.PathError{Op: "chdir", Path: dir, Err: err}
+		}
+		return f()
+	})
+}
+
+// onThread runs f on a thread that ends with f, with whatever f has changed of
+// it.
+func onThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
 			// The main thread cannot end: keep it busy, so that another one is taken.
 			defer runtime.UnlockOSThread()
-			done <- inDirectory(dir, f)
+			done <- onThread(f)
 			return
 		}
 		// Not unlocked: the thread, which is not like the others now, ends with the goroutine.
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			done <- fmt.Errorf("unshare working directory: %w", err)
-			return
-		}
-		if err := unix.Chdir(dir); err != nil {
-			done <- &os.PathError{Op: "chdir", Path: dir, Err: err}
-			return
-		}
 		done <- f()
 	}()
 	return <-done

@@ -1,0 +1,160 @@
+package overlay
+
+import (
+	"archive/tar"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+const mappedRoot = 70000 // the ID on the host of user and group 0
+
+// userNS returns the file of a new user namespace that lives as long as the test.
+func userNS(t *testing.T) string {
+	t.Helper()
+	cmd := inUserNS("cat")
+	hold, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = hold.Close(); _ = cmd.Wait() })
+	return fmt.Sprintf("/proc/%d/ns/user", cmd.Process.Pid)
+}
+
+// inUserNS returns a command that runs as root of a user namespace of its own.
+func inUserNS(name string, args ...string) *exec.Cmd {
+	cmd := exec.Command(name, args...)
+	maps := []syscall.SysProcIDMap{{ContainerID: 0, HostID: mappedRoot, Size: 1000}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWUSER, UidMappings: maps, GidMappings: maps,
+		GidMappingsEnableSetgroups: true, Credential: &syscall.Credential{},
+	}
+	return cmd
+}
+
+// script runs a shell script in a directory, as root of a user namespace.
+func script(t *testing.T, dir, text string) string {
+	t.Helper()
+	d, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = d.Close() }()
+	cmd := inUserNS("sh", "-ec", "cd /proc/self/fd/3; "+text)
+	cmd.ExtraFiles = []*os.File{d}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v: %s", text, err, out)
+	}
+	return string(out)
+}
+
+// owned is a layer with files of several owners.
+func owned(t *testing.T, s *Store, parent Layer) Layer {
+	t.Helper()
+	user := func(e entry) entry { return e.with(func(h *tar.Header) { h.Uid, h.Gid = 5, 6 }) }
+	return register(t, s, parent.ID, buildTar(t, file("root", "r"), user(file("user", "u")), user(dir("home")), file("gone", "g"), file("home/f", "f")))
+}
+
+func wantOwner(t *testing.T, path string, uid, gid uint32) {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		t.Errorf("%s: %v", path, err)
+	} else if st.Uid != uid || st.Gid != gid {
+		t.Errorf("%s belongs to %d:%d, want %d:%d", path, st.Uid, st.Gid, uid, gid)
+	}
+}
+
+// TestMappedMount holds that a user namespace sees the owners that the image
+// has, may change everything, and leaves a writable layer with the same owners
+// on disk as if there had been no namespace.
+func TestMappedMount(t *testing.T) {
+	bothAPIs(t, func(t *testing.T, s *Store) {
+		l := owned(t, s, chain(t, s, 2))
+		rw, err := s.Create(context.Background(), CreateArgs{ID: "c", Parent: l.ID})
+		if err != nil {
+			t.Fatal(err)
+		}
+		merged := mount(t, s, MountArgs{ID: "c", Volatile: true, UserNS: userNS(t)})
+		wantOwner(t, merged, mappedRoot, mappedRoot)
+		wantOwner(t, filepath.Join(merged, "user"), mappedRoot+5, mappedRoot+6)
+		got := script(t, merged, "stat -c %u:%g . root user home/f; echo x >new; echo x >>user; rm gone; mv home/f home/g; rm own0; mkdir own0; rmdir own0; chown 7:8 root")
+		if want := "0:0\n0:0\n5:6\n0:0\n"; got != want {
+			t.Errorf("owners inside:\n%swant:\n%s", got, want)
+		}
+		upper := s.paths.diff(rw.MountID)
+		wantOwner(t, upper, 0, 0)
+		wantOwner(t, filepath.Join(upper, "new"), 0, 0)
+		wantOwner(t, filepath.Join(upper, "user"), 5, 6)
+		wantOwner(t, filepath.Join(upper, "root"), 7, 8)
+		wantOwner(t, filepath.Join(upper, "gone"), 0, 0) // a whiteout
+		if err := s.Unmount(context.Background(), "c"); err != nil {
+			t.Fatal(err)
+		}
+		merged = mount(t, s, MountArgs{ID: "c"})
+		wantOwner(t, filepath.Join(merged, "user"), 5, 6)
+		wantOwner(t, filepath.Join(merged, "new"), 0, 0)
+		checkClean(t, s)
+	})
+}
+
+// TestMappedView holds the same of views, of one layer and of more.
+func TestMappedView(t *testing.T) {
+	bothAPIs(t, func(t *testing.T, s *Store) {
+		base := owned(t, s, Layer{})
+		top := register(t, s, base.ID, buildTar(t, file("top", "t")))
+		for _, l := range []Layer{base, top} {
+			target := t.TempDir()
+			if err := s.MountMappedView(context.Background(), l.ID, target, userNS(t)); err != nil {
+				t.Fatal(err)
+			}
+			wantOwner(t, filepath.Join(target, "user"), mappedRoot+5, mappedRoot+6)
+			if err := os.WriteFile(filepath.Join(target, "new"), nil, 0o600); err == nil {
+				t.Error("the view can be written to")
+			}
+			if err := unix.Unmount(target, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// TestMappedMountLeavesNoMount holds that a mapped mount that fails, and one
+// that works, leave no other mount than its own.
+func TestMappedMountLeavesNoMount(t *testing.T) {
+	s := memoryStore(t)
+	if _, err := s.Create(context.Background(), CreateArgs{ID: "c", Parent: chain(t, s, 2).ID}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Mount(context.Background(), MountArgs{ID: "c", UserNS: "/proc/self/ns/user"}); err == nil {
+		t.Error("the node's own user namespace is taken for a mapping")
+	}
+	mount(t, s, MountArgs{ID: "c", UserNS: userNS(t)})
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(data), s.paths.overlay()+"/"); n == 0 {
+		t.Error("the mount is not seen")
+	}
+	var points []string
+	for line := range strings.Lines(string(data)) {
+		if point := strings.Fields(line)[4]; strings.HasPrefix(point, s.paths.overlay()+"/") {
+			points = append(points, point)
+		}
+	}
+	if len(points) != 1 || filepath.Base(points[0]) != mergedName {
+		t.Errorf("mounts: %v", points)
+	}
+}
