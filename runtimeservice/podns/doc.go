@@ -4,10 +4,13 @@
 // alive by a bind mount of its file in /proc on a plain file of the pod's
 // directory, the pin. The pins of a pod are
 //
-//	<dir>/net  <dir>/ipc  <dir>/uts    made by Pin
-//	<dir>/pid  <dir>/user              made by others, taken away by Unpin
+//	<dir>/net  <dir>/ipc  <dir>/uts  <dir>/user    made by Pin
+//	<dir>/pid                                      made by others, taken away by Unpin
 //
 // and an OCI runtime joins a namespace by the path of its pin.
+//
+// A user namespace has to be there before the namespaces that it owns, and is
+// made by a child process (see [UserNS]).
 //
 // It is not a network: a namespace that Pin returns has only its loopback
 // interface, up. And it is not a registry of pods: the directory is the only

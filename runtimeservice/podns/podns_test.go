@@ -160,6 +160,70 @@ func TestPinMakesNamespacesOfThePodsOwn(t *testing.T) {
 	}
 }
 
+// TestPinOwnedByUserNamespace holds that a pod's user namespace owns its other
+// namespaces, which are set up like any pod's, and that nothing holds them but
+// the pins.
+func TestPinOwnedByUserNamespace(t *testing.T) {
+	needRoot(t)
+	const ioctlUserNS = 0xb701 // NS_GET_USERNS of linux/nsfs.h
+	maps := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 70000, Size: 65536}}
+	dir := pinAll(t, Args{
+		User:     &UserNS{UIDs: maps, GIDs: maps, Holder: []string{"/bin/cat"}},
+		Hostname: "a-pod",
+		Sysctls: map[string]string{
+			"net.ipv4.ip_unprivileged_port_start": "80", "kernel.shm_rmid_forced": "1",
+			"kernel.sem": "32000 1024000000 500 32000", "fs.mqueue.msg_max": "20",
+		},
+	})
+	owner := inode(t, filepath.Join(dir, User))
+	for _, name := range []string{Net, IPC, UTS} {
+		f, err := os.Open(filepath.Join(dir, name))
+		must(t, err)
+		fd, err := unix.IoctlRetInt(int(f.Fd()), ioctlUserNS)
+		must(t, err)
+		if got := inode(t, fmt.Sprintf("/proc/self/fd/%d", fd)); got != owner {
+			t.Errorf("%s namespace is owned by %d, want %d", name, got, owner)
+		}
+		must(t, unix.Close(fd))
+		must(t, f.Close())
+	}
+	out, err := exec.Command("nsenter", "--user="+dir+"/user", "--net="+dir+"/net", "--ipc="+dir+"/ipc", "--uts="+dir+"/uts", "sh", "-c",
+		"hostname; cat /proc/self/uid_map /proc/self/setgroups /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced /proc/sys/kernel/sem /proc/sys/fs/mqueue/msg_max; ip -o link show lo | grep -o LOOPBACK,UP").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	want := "a-pod 0 70000 65536 allow 80 1 32000 1024000000 500 32000 20 LOOPBACK,UP"
+	if got := strings.Join(strings.Fields(string(out)), " "); got != want {
+		t.Errorf("inside the pod:\n%s\nwant:\n%s", got, want)
+	}
+	if uid := os.Geteuid(); uid != 0 {
+		t.Errorf("the test runs as user %d now", uid)
+	}
+}
+
+func TestPinUserNamespaceThatFails(t *testing.T) {
+	needRoot(t)
+	good := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 70000, Size: 65536}}
+	for name, user := range map[string]UserNS{
+		"no holder":       {UIDs: good, GIDs: good},
+		"absent holder":   {UIDs: good, GIDs: good, Holder: []string{"/no/such/holder"}},
+		"root not mapped": {UIDs: []syscall.SysProcIDMap{{ContainerID: 1, HostID: 70000, Size: 1}}, GIDs: good, Holder: []string{"/bin/cat"}},
+		"overlap": {
+			UIDs: append(good[:1:1], syscall.SysProcIDMap{ContainerID: 5, HostID: 7, Size: 1}), GIDs: good, Holder: []string{"/bin/cat"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := podDir(t)
+			if err := Pin(t.Context(), Args{Dir: dir, Net: true, User: &user}); err == nil {
+				t.Fatal("Pin succeeded")
+			}
+			if entries, _ := os.ReadDir(dir); len(entries) != 0 {
+				t.Errorf("left behind: %v", entries)
+			}
+		})
+	}
+}
+
 func TestPinBringsLoopbackUp(t *testing.T) {
 	needRoot(t)
 	dir := pinAll(t, Args{})
