@@ -4,11 +4,19 @@
  *     cc -Os -static -nostdlib -o mica-init cmd/mica-init/init.c
  *
  * It reaps orphans, ends on SIGTERM and SIGINT, and does nothing else: it
- * forwards no signal and reads no argument. The containers of the pod can see
+ * forwards no signal. The containers of the pod can see
  * it in their /proc, so before it reports ready (one byte on stdout) it makes
  * itself worthless to them: a mount namespace whose root is an empty read-only
  * tmpfs, so that /proc/1/root leads nowhere; no descriptors; uid and gid 65534
  * without groups and capabilities; not dumpable.
+ *
+ * With an argument it is something else first, since only a process with one
+ * thread can enter a user namespace or be the first in one:
+ *
+ *     mica-init hold    keeps the namespaces that it was made in until the end of stdin
+ *     mica-init join    enters the namespaces of descriptors 3, 4, …, the user namespace
+ *                       first; makes process 1 of a new PID namespace, a child of its own
+ *                       parent; writes that one's pid to stderr, four bytes; and ends
  *
  * There is no libc: x86-64 and arm64 Linux system calls, nothing allocated.
  * The exit status of a failed start is the number of the step below.
@@ -17,10 +25,11 @@
 #if defined(__x86_64__)
 
 enum {
-	SYS_write = 1, SYS_close = 3, SYS_rt_sigprocmask = 14, SYS_wait4 = 61, SYS_chdir = 80,
+	SYS_read = 0, SYS_write = 1, SYS_close = 3, SYS_rt_sigprocmask = 14, SYS_clone = 56, SYS_wait4 = 61,
+	SYS_chdir = 80,
 	SYS_setuid = 105, SYS_setgid = 106, SYS_setgroups = 116, SYS_rt_sigtimedwait = 128,
 	SYS_pivot_root = 155, SYS_prctl = 157, SYS_mount = 165, SYS_umount2 = 166,
-	SYS_exit_group = 231, SYS_unshare = 272, SYS_close_range = 436,
+	SYS_exit_group = 231, SYS_unshare = 272, SYS_setns = 308, SYS_close_range = 436,
 };
 
 static long call(long n, long a, long b, long c, long d, long e)
@@ -35,15 +44,15 @@ static long call(long n, long a, long b, long c, long d, long e)
 	return ret;
 }
 
-__asm__(".globl _start\n_start:\n xor %ebp,%ebp\n and $-16,%rsp\n call run\n");
+__asm__(".globl _start\n_start:\n mov %rsp,%rdi\n xor %ebp,%ebp\n and $-16,%rsp\n call run\n");
 
 #elif defined(__aarch64__)
 
 enum {
 	SYS_umount2 = 39, SYS_mount = 40, SYS_pivot_root = 41, SYS_chdir = 49, SYS_close = 57,
-	SYS_write = 64, SYS_exit_group = 94, SYS_unshare = 97, SYS_rt_sigprocmask = 135,
+	SYS_read = 63, SYS_write = 64, SYS_exit_group = 94, SYS_unshare = 97, SYS_rt_sigprocmask = 135,
 	SYS_rt_sigtimedwait = 137, SYS_setgid = 144, SYS_setuid = 146, SYS_setgroups = 159,
-	SYS_prctl = 167, SYS_wait4 = 260, SYS_close_range = 436,
+	SYS_prctl = 167, SYS_clone = 220, SYS_wait4 = 260, SYS_setns = 268, SYS_close_range = 436,
 };
 
 static long call(long n, long a, long b, long c, long d, long e)
@@ -61,21 +70,21 @@ static long call(long n, long a, long b, long c, long d, long e)
 	return x0;
 }
 
-__asm__(".globl _start\n_start:\n mov x29,xzr\n mov x30,xzr\n bl run\n");
+__asm__(".globl _start\n_start:\n mov x0,sp\n mov x29,xzr\n mov x30,xzr\n bl run\n");
 
 #else
 #error "mica-init knows the system calls of x86-64 and arm64 only"
 #endif
 
 enum {
-	CLONE_NEWNS = 0x20000,
+	CLONE_PARENT = 0x8000, CLONE_NEWNS = 0x20000, CLONE_NEWPID = 0x20000000,
 	MS_RDONLY = 1, MS_NOSUID = 2, MS_NODEV = 4, MS_NOEXEC = 8, MS_REMOUNT = 32,
 	MS_REC = 0x4000, MS_PRIVATE = 1 << 18,
 	MNT_DETACH = 2,
 	PR_SET_DUMPABLE = 4, PR_SET_NAME = 15, PR_SET_NO_NEW_PRIVS = 38,
 	SIG_BLOCK = 0, SIGINT = 2, SIGTERM = 15, SIGCHLD = 17,
 	WNOHANG = 1,
-	EPERM = 1,
+	EPERM = 1, EBADF = 9, EINVAL = 22,
 	NOBODY = 65534,
 };
 
@@ -115,17 +124,58 @@ static void drop(void)
 
 	if (err != -EPERM) /* refused in user namespaces without the right; there is nothing to drop then */
 		step(21, err);
-	step(22, call(SYS_setgid, NOBODY, 0, 0, 0, 0));
-	step(23, call(SYS_setuid, NOBODY, 0, 0, 0, 0));
+	err = call(SYS_setgid, NOBODY, 0, 0, 0, 0);
+	if (err != -EINVAL) /* not mapped in this user namespace */
+		step(22, err);
+	err = call(SYS_setuid, NOBODY, 0, 0, 0, 0);
+	if (err != -EINVAL)
+		step(23, err);
 	step(24, call(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
 	step(25, call(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0));
 }
 
-__attribute__((used)) _Noreturn void run(void)
+/* hold keeps the namespaces of the process until nobody holds stdin open. */
+static _Noreturn void hold(void)
+{
+	char c;
+
+	while (call(SYS_read, 0, (long)&c, 1, 0, 0) > 0)
+		;
+	leave(0);
+}
+
+/* join returns in the child that is process 1, as root of the user namespace. */
+static void join(void)
+{
+	long result = 0;
+	int pid;
+
+	for (long fd = 3; result != -EBADF; fd++) {
+		result = call(SYS_setns, fd, 0, 0, 0, 0);
+		if (result != -EBADF)
+			step(31, result);
+	}
+	step(32, call(SYS_setgroups, 0, 0, 0, 0, 0));
+	step(33, call(SYS_setgid, 0, 0, 0, 0, 0));
+	step(34, call(SYS_setuid, 0, 0, 0, 0, 0));
+	pid = call(SYS_clone, CLONE_PARENT | CLONE_NEWPID | SIGCHLD, 0, 0, 0, 0);
+	step(35, pid);
+	if (pid == 0)
+		return;
+	step(36, call(SYS_write, 2, (long)&pid, sizeof pid, 0, 0));
+	leave(0);
+}
+
+/* stack is argc, then argv, as the kernel lays it out. */
+__attribute__((used)) _Noreturn void run(const long *stack)
 {
 	/* Blocked signals are queued even for process 1, which ignores the rest. */
 	const unsigned long wanted = SIGNAL(SIGCHLD) | SIGNAL(SIGTERM) | SIGNAL(SIGINT);
 
+	if (stack[0] > 1 && *(const char *)stack[2] == 'h')
+		hold();
+	if (stack[0] > 1 && *(const char *)stack[2] == 'j')
+		join();
 	step(1, call(SYS_rt_sigprocmask, SIG_BLOCK, (long)&wanted, 0, sizeof wanted, 0));
 	step(2, call(SYS_prctl, PR_SET_NAME, (long)"mica-init", 0, 0, 0));
 	hide();

@@ -79,6 +79,9 @@ type CreateArgs struct {
 	Timeout time.Duration
 	// Env is added to the runtime's environment.
 	Env []string
+	// UID and GID own the container's pipes, so that its first process may
+	// open them again as /dev/stdout: the root of its user namespace.
+	UID, GID int
 }
 
 // InitArgs describe the init process of a pod with a shared PID namespace.
@@ -88,6 +91,9 @@ type InitArgs struct {
 	// NetNS, IPCNS and UTSNS are paths of namespaces to join; "" stays in the
 	// keeper's own.
 	NetNS, IPCNS, UTSNS string
+	// UserNS is the path of the user namespace that owns the others and will
+	// own the new one; "" for the keeper's own.
+	UserNS string
 	// PIDNSPin is an existing file on which the new PID namespace is bind
 	// mounted; "" for none. The caller unmounts it.
 	PIDNSPin string

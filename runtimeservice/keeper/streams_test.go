@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -360,12 +361,69 @@ func (n *node) reapsInside(pin string, pid int) {
 	})
 }
 
+// TestInitInUserNamespace holds that the init of a pod with a user namespace
+// runs there, in a PID namespace that it owns, and is otherwise like any init.
+func TestInitInUserNamespace(t *testing.T) {
+	n := newNode(t)
+	hold := exec.Command(programs.init, "hold")
+	maps := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 70000, Size: 65536}}
+	hold.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET, UidMappings: maps, GidMappings: maps, GidMappingsEnableSetgroups: true,
+	}
+	stdin, err := hold.StdinPipe()
+	if err == nil {
+		err = hold.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	pin := filepath.Join(t.TempDir(), "pid")
+	if err := os.WriteFile(pin, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	from := fmt.Sprintf("/proc/%d/ns/", hold.Process.Pid)
+	id := n.newID()
+	pid, err := n.client.StartInit(t.Context(), InitArgs{ID: id, UserNS: from + "user", NetNS: from + "net", PIDNSPin: pin, Binary: programs.init})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, n.keeperLog())
+	}
+	defer func() { _ = unix.Unmount(pin, unix.MNT_DETACH) }()
+	proc := fmt.Sprintf("/proc/%d/", pid)
+	for _, name := range []string{"user", "net"} {
+		want, err := os.Readlink(from + name)
+		if got, gotErr := os.Readlink(proc + "ns/" + name); err != nil || got != want {
+			t.Errorf("init is in %s (%v), want %s (%v)", got, gotErr, want, err)
+		}
+	}
+	if err := errors.Join(stdin.Close(), hold.Wait()); err != nil {
+		t.Errorf("end of the holder: %v", err)
+	}
+	if entries, err := os.ReadDir(proc + "root"); err != nil || len(entries) != 0 {
+		t.Errorf("init's root: %v, %v", entries, err)
+	}
+	status, _ := os.ReadFile(proc + "status")
+	for _, want := range []string{"Uid:\t135534\t135534\t135534\t135534\n", "CapEff:\t0000000000000000\n", "NSpid:\t" + fmt.Sprint(pid) + "\t1\n"} {
+		if !strings.Contains(string(status), want) {
+			t.Errorf("status lacks %q:\n%s", want, status)
+		}
+	}
+	n.reapsInside(pin, pid)
+	if err := n.client.Kill(t.Context(), id, syscall.SIGTERM, false); err != nil {
+		t.Fatal(err)
+	}
+	if exit := n.exit(id); exit.Code != 0 || exit.Reason != "" {
+		t.Errorf("exit = %+v", exit)
+	}
+}
+
 func TestInitFails(t *testing.T) {
 	n := newNode(t)
 	for name, a := range map[string]InitArgs{
 		"no binary":    {Binary: "/nonexistent"},
 		"not an init":  {Binary: "/bin/true"},
 		"no namespace": {Binary: programs.init, NetNS: "/nonexistent"},
+		"no user ns":   {Binary: programs.init, UserNS: "/nonexistent"},
+		"not a ns":     {Binary: programs.init, UserNS: "/bin/true"},
 		"no pin":       {Binary: programs.init, PIDNSPin: "/nonexistent"},
 		"no cgroup":    {Binary: programs.init, CgroupProcs: []string{"/nonexistent/cgroup.procs"}},
 	} {

@@ -215,7 +215,7 @@ func (s *Server) launch(ctx context.Context, rec record) (wire.FDs, error) {
 	if rec.Create.Terminal {
 		return s.launchTerminal(ctx, rec, args)
 	}
-	p, err := newPipes(rec.Create.Stdin)
+	p, err := newPipes(rec.Create)
 	if err != nil {
 		return nil, err
 	}
@@ -255,13 +255,16 @@ type pipes struct {
 	theirs [3]*os.File
 }
 
-func newPipes(stdin bool) (*pipes, error) {
+func newPipes(c wire.Create) (*pipes, error) {
 	p := &pipes{ours: wire.FDs{}}
 	for i, name := range []string{wire.FDStdin, wire.FDStdout, wire.FDStderr} {
-		if i == 0 && !stdin {
+		if i == 0 && !c.Stdin {
 			continue // os/exec opens /dev/null
 		}
 		r, w, err := pipe()
+		if err == nil && (c.UID != 0 || c.GID != 0) {
+			err = unix.Fchown(r, c.UID, c.GID) // of both ends
+		}
 		if err != nil {
 			p.closeTheirs()
 			p.ours.Close()

@@ -2,8 +2,10 @@ package server
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"runtime"
@@ -84,6 +86,9 @@ func runInit(a wire.Init) (int, error) {
 		pid int
 		err error
 	}
+	if a.UserNS != "" {
+		return joinInit(a)
+	}
 	done := make(chan result)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with this goroutine
@@ -129,6 +134,69 @@ func forkInit(a wire.Init) (int, error) {
 	// From here on the process is watched like a container, not by os/exec.
 	_ = cmd.Process.Release()
 	return pid, nil
+}
+
+// joinInit starts mica-init in a user namespace, which takes a process that
+// goes there itself: no thread of the keeper can.
+func joinInit(a wire.Init) (int, error) {
+	ready, said, err := os.Pipe()
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = ready.Close() }()
+	pids, told, err := os.Pipe()
+	if err != nil {
+		_ = said.Close()
+		return 0, err
+	}
+	defer func() { _ = pids.Close() }()
+	cmd := exec.Command(a.Binary, "join")
+	cmd.Env = []string{}
+	cmd.Dir = "/"
+	cmd.Stdout, cmd.Stderr = said, told
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.ExtraFiles, err = openAll(a.UserNS, a.NetNS, a.IPCNS, a.UTSNS)
+	if err == nil {
+		err = cmd.Run()
+	}
+	closeFiles(append(cmd.ExtraFiles, said, told))
+	if err != nil {
+		return 0, fmt.Errorf("start init %s in its user namespace: %w", a.ID, err)
+	}
+	var number [4]byte
+	if _, err := io.ReadFull(pids, number[:]); err != nil {
+		return 0, fmt.Errorf("start init %s: read its pid: %w", a.ID, err)
+	}
+	pid := int(binary.NativeEndian.Uint32(number[:]))
+	_ = ready.SetReadDeadline(time.Now().Add(initTimeout))
+	if _, err := ready.Read(number[:1]); err != nil {
+		_ = unix.Kill(pid, unix.SIGKILL)
+		_, cerr := collect(pid)
+		return 0, fmt.Errorf("start init %s: it did not get ready: %w", a.ID, errors.Join(err, cerr))
+	}
+	return pid, nil
+}
+
+// openAll opens those of the paths that are not "".
+func openAll(paths ...string) ([]*os.File, error) {
+	var files []*os.File
+	for _, path := range paths {
+		if path == "" {
+			continue
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			return files, fmt.Errorf("open namespace: %w", err)
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+func closeFiles(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close()
+	}
 }
 
 func join(path string, kind int) error {

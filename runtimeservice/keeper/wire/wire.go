@@ -164,6 +164,8 @@ type Create struct {
 	MemoryCgroup string        `json:"memoryCgroup,omitempty"`
 	Timeout      time.Duration `json:"timeout,omitempty"`
 	Env          []string      `json:"env,omitempty"`
+	UID          int           `json:"uid,omitempty"`
+	GID          int           `json:"gid,omitempty"`
 }
 
 // Check reports what is missing.
@@ -190,6 +192,7 @@ type Init struct {
 	NetNS       string   `json:"netNS,omitempty"`
 	IPCNS       string   `json:"ipcNS,omitempty"`
 	UTSNS       string   `json:"utsNS,omitempty"`
+	UserNS      string   `json:"userNS,omitempty"`
 	PIDNSPin    string   `json:"pidNSPin,omitempty"`
 	Binary      string   `json:"binary"`
 	CgroupProcs []string `json:"cgroupProcs,omitempty"`
