@@ -25,6 +25,28 @@ import (
 // errNoMapping says that the file system of a layer cannot be mapped.
 var errNoMapping = errors.New("the file system does not support mapped mounts")
 
+// ProbeMapped returns nil if writable layers can be mounted for the user
+// namespace of the file userNS.
+func (s *Store) ProbeMapped(userNS string) error {
+	dir := s.paths.writeSet(newID())
+	lower, upper := filepath.Join(dir, "lower"), filepath.Join(dir, "upper")
+	m := overlayMount{
+		lowers: []string{lower}, upper: filepath.Join(upper, diffName), work: filepath.Join(upper, workName),
+		target: filepath.Join(upper, mergedName),
+	}
+	err := os.Mkdir(dir, 0o700)
+	for _, d := range []string{lower, upper, m.upper, m.work, m.target} {
+		err = errors.Join(err, os.Mkdir(d, 0o700))
+	}
+	if err == nil {
+		err = s.mountMapped(m, userNS)
+	}
+	if err = errors.Join(err, unmountAll(m.target), os.RemoveAll(dir)); err != nil {
+		return fmt.Errorf("mount for a user namespace: %w", err)
+	}
+	return nil
+}
+
 // mountMapped mounts m with the owners of all files as the user namespace of
 // the file userNS maps them.
 func (s *Store) mountMapped(m overlayMount, userNS string) error {

@@ -130,6 +130,17 @@ func TestMappedView(t *testing.T) {
 	})
 }
 
+func TestProbeMapped(t *testing.T) {
+	s := memoryStore(t)
+	if err := s.ProbeMapped(userNS(t)); err != nil {
+		t.Error(err)
+	}
+	if err := s.ProbeMapped("/proc/self/ns/user"); err == nil {
+		t.Error("mounting for the node's own user namespace works")
+	}
+	checkClean(t, s)
+}
+
 // TestMappedMountLeavesNoMount holds that a mapped mount that fails, and one
 // that works, leave no other mount than its own.
 func TestMappedMountLeavesNoMount(t *testing.T) {

@@ -122,16 +122,16 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, im
 	if err := pod.require("create container in", PodReady); err != nil {
 		return err
 	}
-	rootfs, err := s.mountRootfs(ctx, c, img)
+	bundle := s.bundle(c.ID)
+	if err := os.Mkdir(bundle, 0o711); err != nil {
+		return fmt.Errorf("make bundle: %w", err)
+	}
+	rootfs, err := s.mountRootfs(ctx, pod, c, img)
 	if err != nil {
 		return fmt.Errorf("prepare root filesystem: %w", err)
 	}
 	if err := failpoint.Hit("container-mounted"); err != nil {
 		return err
-	}
-	bundle := s.bundle(c.ID)
-	if err := os.Mkdir(bundle, 0o711); err != nil {
-		return fmt.Errorf("make bundle: %w", err)
 	}
 	user, err := spec.ResolveUser(rootfs, c.config().GetLinux().GetSecurityContext(), img.Config.Config.User)
 	if err != nil {
@@ -144,7 +144,7 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, im
 	if err := jsonfile.Write(filepath.Join(bundle, specFile), ociSpec); err != nil {
 		return fmt.Errorf("write bundle: %w", err)
 	}
-	pid, err := s.createProcess(ctx, c)
+	pid, err := s.createProcess(ctx, pod, c)
 	if err != nil {
 		return fmt.Errorf("create by OCI runtime: %w", err)
 	}
@@ -160,17 +160,21 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, im
 }
 
 // mountRootfs makes the writable layer and mounts the root filesystem.
-func (s *Service) mountRootfs(ctx context.Context, c *Container, img imageservice.Image) (string, error) {
+func (s *Service) mountRootfs(ctx context.Context, p *Pod, c *Container, img imageservice.Image) (string, error) {
 	if _, err := s.layers.Create(ctx, overlay.CreateArgs{ID: c.ID, Parent: img.Top()}); err != nil {
 		return "", err
 	}
 	// Volatile: a container does not outlive the boot that it was made in, so
 	// nobody reads what a power cut took from its layer.
-	return s.layers.Mount(ctx, overlay.MountArgs{ID: c.ID, Volatile: true})
+	rootfs, err := s.layers.Mount(ctx, overlay.MountArgs{ID: c.ID, Volatile: true, UserNS: s.userNamespace(p)})
+	if err != nil || p.userNamespace() == nil {
+		return rootfs, err
+	}
+	return s.exposeRootfs(c, rootfs)
 }
 
 // createProcess has the keeper create the container from its bundle.
-func (s *Service) createProcess(ctx context.Context, c *Container) (int, error) {
+func (s *Service) createProcess(ctx context.Context, p *Pod, c *Container) (int, error) {
 	h, err := s.handler(c.Handler)
 	if err != nil {
 		return 0, err
@@ -181,11 +185,13 @@ func (s *Service) createProcess(ctx context.Context, c *Container) (int, error) 
 		}
 	}
 	cfg := c.config()
+	uid, gid := p.root()
 	return s.keeper.Create(ctx, keeper.CreateArgs{
 		ID: c.ID, Runtime: h.Args(), Bundle: s.bundle(c.ID), LogPath: c.LogPath,
 		Terminal: cfg.GetTty(), Stdin: cfg.GetStdin(), StdinOnce: cfg.GetStdinOnce(),
 		MemoryCgroup: s.cgroups.MemoryDir(s.containerCgroup(c)),
 		Timeout:      s.opts.ContainerTimeout,
+		UID:          uid, GID: gid,
 	})
 }
 
@@ -216,7 +222,8 @@ func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, *
 	if in.Namespaces, err = s.containerNamespaces(ctx, a.pod, a.c); err != nil {
 		return nil, nil, err
 	}
-	if in.MountSources, err = s.mountSources(ctx, a.c); err != nil {
+	in.MappedSources = true
+	if in.MountSources, err = s.mountSources(ctx, a.pod, a.c); err != nil {
 		return nil, nil, fmt.Errorf("prepare mounts: %w", err)
 	}
 	volumes, err := s.imageVolumes(a)
@@ -252,7 +259,7 @@ func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, *
 // containerNamespaces says which namespaces the container joins.
 func (s *Service) containerNamespaces(ctx context.Context, p *Pod, c *Container) (spec.Namespaces, error) {
 	dir := s.podStateDir(p.ID)
-	ns := spec.Namespaces{Net: filepath.Join(dir, podns.Net), UTS: filepath.Join(dir, podns.UTS), IPC: filepath.Join(dir, podns.IPC)}
+	ns := spec.Namespaces{User: s.userNamespace(p), Net: filepath.Join(dir, podns.Net), UTS: filepath.Join(dir, podns.UTS), IPC: filepath.Join(dir, podns.IPC)}
 	if p.hostNetwork() {
 		ns.Net, ns.UTS = spec.HostNamespace, spec.HostNamespace
 	}
@@ -307,7 +314,7 @@ func (s *Service) sharedPIDNamespace(ctx context.Context, p *Pod) (string, error
 	if err != nil {
 		return "", err
 	}
-	args := keeper.InitArgs{ID: p.ID, Binary: s.opts.InitBinary, PIDNSPin: pin, CgroupProcs: procs}
+	args := keeper.InitArgs{ID: p.ID, Binary: s.opts.InitBinary, UserNS: s.userNamespace(p), PIDNSPin: pin, CgroupProcs: procs}
 	if !p.hostNetwork() {
 		args.NetNS, args.UTSNS = filepath.Join(dir, podns.Net), filepath.Join(dir, podns.UTS)
 	}

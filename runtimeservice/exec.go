@@ -84,9 +84,10 @@ func (s *Service) exec(ctx context.Context, c *Container, run execRun) (int, err
 	if err != nil {
 		return 0, err
 	}
+	uid, gid := s.rootOf(c)
 	start, cancel := context.WithTimeout(ctx, s.opts.ContainerTimeout)
 	defer cancel()
-	p, err := h.Exec(start, oci.ExecArgs{ID: c.ID, Process: process, Stdin: run.stdin, Stdout: run.stdout, Stderr: run.stderr})
+	p, err := h.Exec(start, oci.ExecArgs{ID: c.ID, Process: process, UID: uid, GID: gid, Stdin: run.stdin, Stdout: run.stdout, Stderr: run.stderr})
 	if err != nil {
 		return 0, err
 	}

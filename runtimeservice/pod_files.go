@@ -37,8 +37,13 @@ func (s *Service) writePodFiles(p *Pod, ips []string) error {
 		return err
 	}
 	dir := s.podStateDir(p.ID)
+	uid, gid := p.root()
 	for name, content := range map[string]string{hostnameFile: hostname + "\n", hostsFile: hosts, resolvFile: resolv} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			return err
+		}
+		if err := os.Lchown(path, uid, gid); err != nil {
 			return err
 		}
 	}
@@ -49,7 +54,7 @@ func (s *Service) writePodFiles(p *Pod, ips []string) error {
 	if err := os.Mkdir(shm, 0o1777); err != nil {
 		return err
 	}
-	if err := unix.Mount("shm", shm, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("mode=1777,size=%d", s.opts.ShmSize)); err != nil {
+	if err := unix.Mount("shm", shm, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", s.opts.ShmSize, uid, gid)); err != nil {
 		return fmt.Errorf("mount %s: %w", shm, err)
 	}
 	return nil

@@ -224,6 +224,9 @@ func (s *Service) podStands(p *Pod, alive map[string]keeper.State) bool {
 	if !exists(dir) {
 		return false
 	}
+	if p.userNamespace() != nil && !isNamespace(filepath.Join(dir, podns.User)) {
+		return false
+	}
 	if !p.hostNetwork() && !isNamespace(filepath.Join(dir, podns.Net)) {
 		return false
 	}

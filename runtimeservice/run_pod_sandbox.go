@@ -28,10 +28,11 @@ func (s *Service) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 	if err := spec.ValidatePod(cfg); err != nil {
 		return nil, fmt.Errorf("run pod: %w", err)
 	}
-	if _, err := s.handler(req.GetRuntimeHandler()); err != nil {
+	h, err := s.handler(req.GetRuntimeHandler())
+	if err != nil {
 		return nil, fmt.Errorf("run pod: %w", err)
 	}
-	if err := checkPodNamespaces(cfg); err != nil {
+	if err := s.checkPodNamespaces(cfg, h); err != nil {
 		return nil, fmt.Errorf("run pod: %w", err)
 	}
 	reuse := func(p *Pod) error {
@@ -50,13 +51,13 @@ func (s *Service) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 }
 
 // checkPodNamespaces refuses what pods are not given.
-func checkPodNamespaces(cfg *runtimeapi.PodSandboxConfig) error {
-	// The mode POD is the zero value: options that are not there ask for nothing.
-	users := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
-	if users != nil && users.GetMode() == runtimeapi.NamespaceMode_POD {
-		return fmt.Errorf("pod %q: user namespaces are not supported: %w", cfg.GetMetadata().GetName(), errdefs.ErrFailedPrecondition)
+func (s *Service) checkPodNamespaces(cfg *runtimeapi.PodSandboxConfig, h handler) error {
+	if podUserNamespace(cfg) != nil {
+		if err := s.checkUserNamespaces(h); err != nil {
+			return fmt.Errorf("pod %q: %w", cfg.GetMetadata().GetName(), err)
+		}
 	}
-	return podns.CheckSysctls(podNamespaces(cfg, ""))
+	return podns.CheckSysctls(s.podNamespaces(cfg, ""))
 }
 
 // createPod makes the pod or, where a step fails, removes it again.
@@ -117,7 +118,7 @@ func (s *Service) buildPod(ctx context.Context, p *Pod) error {
 	if err := os.Mkdir(dir, 0o711); err != nil {
 		return fmt.Errorf("make state directory: %w", err)
 	}
-	if err := podns.Pin(ctx, podNamespaces(p.config(), dir)); err != nil {
+	if err := podns.Pin(ctx, s.podNamespaces(p.config(), dir)); err != nil {
 		return fmt.Errorf("make namespaces: %w", err)
 	}
 	if err := failpoint.Hit("pod-pinned"); err != nil {
@@ -142,12 +143,13 @@ func (s *Service) buildPod(ctx context.Context, p *Pod) error {
 	return p.update(func(st *PodState) error { *st = ready; return nil })
 }
 
-func podNamespaces(cfg *runtimeapi.PodSandboxConfig, dir string) podns.Args {
+func (s *Service) podNamespaces(cfg *runtimeapi.PodSandboxConfig, dir string) podns.Args {
 	ns := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
 	ownNet := ns.GetNetwork() != runtimeapi.NamespaceMode_NODE
 	return podns.Args{
-		Dir: dir,
-		Net: ownNet,
+		Dir:  dir,
+		User: s.newUserNamespace(podUserNamespace(cfg)),
+		Net:  ownNet,
 		// A pod on the node's network bears the node's name.
 		UTS:      ownNet,
 		IPC:      ns.GetIpc() != runtimeapi.NamespaceMode_NODE,

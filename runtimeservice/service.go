@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/imageservice"
 	"github.com/micarun/mica/network"
@@ -104,16 +105,18 @@ type Deps struct {
 type Service struct {
 	runtimeapi.UnimplementedRuntimeServiceServer
 
-	opts       Options
-	images     *imageservice.Service
-	layers     *overlay.Store
-	network    *network.Network
-	keeper     *keeper.Client
-	cgroups    *cgroup.Manager
-	host       spec.Host
-	handlers   map[string]handler
-	plugins    *nri.Plugins
-	injectCDI  func(*specs.Spec, []string) error
+	opts      Options
+	images    *imageservice.Service
+	layers    *overlay.Store
+	network   *network.Network
+	keeper    *keeper.Client
+	cgroups   *cgroup.Manager
+	host      spec.Host
+	handlers  map[string]handler
+	plugins   *nri.Plugins
+	injectCDI func(*specs.Spec, []string) error
+	// noUserNS is why this node can have no pods with user namespaces, or nil.
+	noUserNS   error
 	bootID     string
 	pods       *table[*Pod]
 	containers *table[*Container]
@@ -154,6 +157,10 @@ func (s *Service) prepare(ctx context.Context, runtimes map[string]*oci.Runtime)
 			return err
 		}
 	}
+	// The root of a user namespace, who is anybody here, goes through it.
+	if err := os.Chmod(s.opts.StateDir, 0o711); err != nil {
+		return err
+	}
 	// Pins must reach the mount namespaces that containers are made in.
 	if err := podns.Share(filepath.Join(s.opts.StateDir, "pods")); err != nil {
 		return err
@@ -163,6 +170,9 @@ func (s *Service) prepare(ctx context.Context, runtimes map[string]*oci.Runtime)
 		return fmt.Errorf("read boot ID: %w", err)
 	}
 	s.bootID = strings.TrimSpace(string(boot))
+	if s.noUserNS = s.probeUserNamespaces(ctx); s.noUserNS != nil {
+		klog.FromContext(ctx).Info("Pods with user namespaces will be refused", "reason", s.noUserNS.Error())
+	}
 	s.handlers, err = loadHandlers(ctx, runtimes)
 	return err
 }

@@ -37,8 +37,7 @@ func (s *Service) runtimeHandlers() []*runtimeapi.RuntimeHandler {
 	for name, h := range s.handlers {
 		handlers = append(handlers, &runtimeapi.RuntimeHandler{Name: name, Features: &runtimeapi.RuntimeHandlerFeatures{
 			RecursiveReadOnlyMounts: h.features.recursiveReadOnly && s.host.RecursiveReadOnly,
-			// Pods with a user namespace are refused, whatever the OCI runtime can do.
-			UserNamespaces: false,
+			UserNamespaces:          s.checkUserNamespaces(h) == nil,
 		}})
 	}
 	slices.SortFunc(handlers, func(a, b *runtimeapi.RuntimeHandler) int { return cmp.Compare(a.GetName(), b.GetName()) })

@@ -22,8 +22,8 @@ import (
 
 // mountSources resolves the source of every mount of the container: host paths
 // as they are or as a new directory, images by a read-only view of their
-// layers below the bundle.
-func (s *Service) mountSources(ctx context.Context, c *Container) ([]string, error) {
+// layers below the bundle. What has ID mappings is mapped there.
+func (s *Service) mountSources(ctx context.Context, p *Pod, c *Container) ([]string, error) {
 	mounts := c.config().GetMounts()
 	sources, err := spec.PrepareMounts(mounts)
 	if err != nil {
@@ -31,18 +31,31 @@ func (s *Service) mountSources(ctx context.Context, c *Container) ([]string, err
 	}
 	for i, m := range mounts {
 		if m.GetImage().GetImage() == "" {
+			if sources[i], err = s.mapVolume(ctx, p, volume{c: c, m: m, index: i, source: sources[i]}); err != nil {
+				return nil, fmt.Errorf("map mount %s: %w", m.GetContainerPath(), err)
+			}
 			continue
 		}
-		if sources[i], err = s.mountImage(ctx, c, m, i); err != nil {
+		if sources[i], err = s.mountImage(ctx, p, volume{c: c, m: m, index: i}); err != nil {
 			return nil, fmt.Errorf("%w: mount image %s at %s: %w", crierrors.ErrImageVolumeMountFailed, m.GetImage().GetImage(), m.GetContainerPath(), err)
 		}
 	}
 	return sources, nil
 }
 
+// volume is one mount of a container's config.
+type volume struct {
+	c      *Container
+	m      *runtimeapi.Mount
+	index  int    // among the config's mounts
+	source string // resolved path on the host
+}
+
 // mountImage mounts an image for an image volume and returns the path of the
-// part of it that was asked for.
-func (s *Service) mountImage(ctx context.Context, c *Container, m *runtimeapi.Mount, index int) (string, error) {
+// part of it that was asked for. Its files belong to the users that the image
+// names, in a user namespace too.
+func (s *Service) mountImage(ctx context.Context, p *Pod, v volume) (string, error) {
+	m := v.m
 	img, err := s.images.Get(m.GetImage().GetImage())
 	if err != nil {
 		return "", err
@@ -50,7 +63,7 @@ func (s *Service) mountImage(ctx context.Context, c *Container, m *runtimeapi.Mo
 	if len(img.Layers) == 0 {
 		return "", fmt.Errorf("image %s has no layers: %w", img.ID, errdefs.ErrInvalidArgument)
 	}
-	view := filepath.Join(s.bundle(c.ID), "images", strconv.Itoa(index))
+	view := filepath.Join(s.bundle(v.c.ID), "images", strconv.Itoa(v.index))
 	if err := os.MkdirAll(view, 0o711); err != nil {
 		return "", err
 	}
@@ -59,8 +72,8 @@ func (s *Service) mountImage(ctx context.Context, c *Container, m *runtimeapi.Mo
 	if err != nil {
 		return "", err
 	}
-	c.held = append(c.held, release)
-	if err := s.layers.MountView(ctx, img.Top(), view); err != nil {
+	v.c.held = append(v.c.held, release)
+	if err := s.layers.MountMappedView(ctx, img.Top(), view, s.userNamespace(p)); err != nil {
 		return "", err
 	}
 	if m.GetImageSubPath() == "" {
@@ -89,7 +102,7 @@ func (s *Service) imageVolumes(a specArgs) ([]spec.Mount, error) {
 			continue
 		}
 		dir := filepath.Join(a.c.dir, "volumes", strconv.Itoa(i))
-		if err := fillVolume(dir, a.rootfs, dest); err != nil {
+		if err := fillVolume(a.pod, dir, a.rootfs, dest); err != nil {
 			return nil, fmt.Errorf("volume %s: %w", dest, err)
 		}
 		mounts = append(mounts, spec.Mount{Source: dir, Destination: dest, Relabel: true})
@@ -101,8 +114,12 @@ func mountedOver(mounts []*runtimeapi.Mount, dest string) bool {
 	return slices.ContainsFunc(mounts, func(m *runtimeapi.Mount) bool { return path.Clean(m.GetContainerPath()) == dest })
 }
 
-func fillVolume(dir, rootfs, dest string) error {
+func fillVolume(p *Pod, dir, rootfs, dest string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	uid, gid := p.root()
+	if err := os.Lchown(dir, uid, gid); err != nil {
 		return err
 	}
 	// The image may have a symbolic link there, to anywhere.

@@ -49,6 +49,10 @@ type ExecArgs struct {
 	// everything goes to Stdout. Without one, an *os.File of the three is
 	// given to the process as it is.
 	Stdout, Stderr io.Writer
+	// UID and GID own the pipes between the process and the caller, so that
+	// the process may open them again as /dev/stdout: the root of the
+	// container's user namespace.
+	UID, GID int
 }
 
 // ExecProcess is a process that Exec has started. Wait must be called exactly

@@ -76,6 +76,9 @@ func (s *stdio) pipes(a ExecArgs) error {
 		}
 		s.child[0], s.input, s.stdin = r, w, a.Stdin
 		s.ours = append(s.ours, r)
+		if err := a.own(r); err != nil {
+			return err
+		}
 	}
 	for i, to := range []io.Writer{a.Stdout, a.Stderr} {
 		if f, ok := to.(*os.File); ok {
@@ -88,9 +91,20 @@ func (s *stdio) pipes(a ExecArgs) error {
 			s.child[i+1] = w
 			s.ours = append(s.ours, w)
 			s.output = append(s.output, &output{from: r, to: to, done: make(chan struct{})})
+			if err := a.own(r); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+// own gives both ends of a pipe to the container's root.
+func (a ExecArgs) own(end *os.File) error {
+	if a.UID == 0 && a.GID == 0 {
+		return nil
+	}
+	return end.Chown(a.UID, a.GID)
 }
 
 // giveTo hands the child's ends to a command; the streams that nobody wants

@@ -108,6 +108,9 @@ type ContainerInput struct {
 	// Config.Mounts, as PrepareMounts returns it; the caller fills in those
 	// of image mounts. Nil means that the host paths are used as they stand.
 	MountSources []string
+	// MappedSources says that MountSources show the owners of files as the
+	// ID mappings of Config.Mounts have it, so the OCI runtime need not.
+	MappedSources bool
 	// Devices are the device nodes for Config.Devices, from ResolveDevices.
 	Devices []specs.LinuxDevice
 	// DeviceRules are the cgroup rules that go with Devices.

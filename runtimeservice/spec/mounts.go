@@ -148,7 +148,7 @@ func (b *builder) requestedMount(m *runtimeapi.Mount, source string) (specs.Moun
 		options = append(options, o)
 	}
 	mount := specs.Mount{Destination: path.Clean(m.GetContainerPath()), Type: "bind", Source: source, Options: options}
-	if len(m.GetUidMappings())+len(m.GetGidMappings()) > 0 {
+	if len(m.GetUidMappings())+len(m.GetGidMappings()) > 0 && !b.in.MappedSources {
 		if !b.idmap() {
 			return specs.Mount{}, unsupported("id-mapped mount: the OCI runtime does not support it")
 		}

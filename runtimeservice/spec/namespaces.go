@@ -43,11 +43,11 @@ func (b *builder) namespaces() error {
 func (b *builder) userNamespace() bool { return podUserNamespace(b.in.Pod) != nil }
 
 // podUserNamespace returns the pod's user namespace options, nil where it
-// lives in the node's. CRI's default mode POD without mappings means the
-// node's: no kubelet sends it otherwise.
+// lives in the node's. The mode POD is the zero value, so only options that are
+// there ask for it.
 func podUserNamespace(pod *runtimeapi.PodSandboxConfig) *runtimeapi.UserNamespace {
 	o := pod.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
-	if o.GetMode() != runtimeapi.NamespaceMode_POD || len(o.GetUids())+len(o.GetGids()) == 0 {
+	if o == nil || o.GetMode() != runtimeapi.NamespaceMode_POD {
 		return nil
 	}
 	return o

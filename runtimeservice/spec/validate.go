@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"fmt"
 	"path"
 	"slices"
 	"strings"
@@ -187,10 +188,42 @@ func validateNamespaces(o *runtimeapi.NamespaceOption, pod bool) error {
 	if u.GetMode() == runtimeapi.NamespaceMode_NODE && len(u.GetUids())+len(u.GetGids()) > 0 {
 		return invalid("user namespace mode NODE with mappings")
 	}
-	if (len(u.GetUids()) == 0) != (len(u.GetGids()) == 0) {
-		return invalid("user namespace with mappings for users or groups only")
+	if u.GetMode() == runtimeapi.NamespaceMode_NODE {
+		return nil
+	}
+	if err := validateMappings(u.GetUids()); err != nil {
+		return fmt.Errorf("users: %w", err)
+	}
+	if err := validateMappings(u.GetGids()); err != nil {
+		return fmt.Errorf("groups: %w", err)
 	}
 	return nil
+}
+
+// validateMappings checks what the kernel asks for (user_namespaces(7)), and
+// that there is a root.
+func validateMappings(maps []*runtimeapi.IDMapping) error {
+	root := false
+	for i, m := range maps {
+		if m.GetLength() == 0 || uint64(m.GetContainerId())+uint64(m.GetLength()) > 1<<32 || uint64(m.GetHostId())+uint64(m.GetLength()) > 1<<32 {
+			return invalid("user namespace mapping of %d IDs from %d to %d", m.GetLength(), m.GetContainerId(), m.GetHostId())
+		}
+		root = root || m.GetContainerId() == 0
+		for _, other := range maps[:i] {
+			if overlap(m.GetContainerId(), m.GetLength(), other.GetContainerId(), other.GetLength()) ||
+				overlap(m.GetHostId(), m.GetLength(), other.GetHostId(), other.GetLength()) {
+				return invalid("user namespace mappings from %d and %d overlap", other.GetContainerId(), m.GetContainerId())
+			}
+		}
+	}
+	if !root {
+		return invalid("user namespace without a mapping of ID 0")
+	}
+	return nil
+}
+
+func overlap(a, lengthA, b, lengthB uint32) bool {
+	return uint64(a) < uint64(b)+uint64(lengthB) && uint64(b) < uint64(a)+uint64(lengthA)
 }
 
 // validateUserNamespace refuses a container that asks for other mappings than

@@ -1,0 +1,219 @@
+package runtimeservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/runtimeservice/podns"
+)
+
+// podUserNamespace is the user namespace that a pod asks for, nil for the
+// node's. The mode POD is the zero value: only options that are there ask for it.
+func podUserNamespace(cfg *runtimeapi.PodSandboxConfig) *runtimeapi.UserNamespace {
+	users := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
+	if users == nil || users.GetMode() != runtimeapi.NamespaceMode_POD {
+		return nil
+	}
+	return users
+}
+
+func (p *Pod) userNamespace() *runtimeapi.UserNamespace { return podUserNamespace(p.config()) }
+
+// root is the user and the group that are 0 in the pod.
+func (p *Pod) root() (uid, gid int) {
+	users := p.userNamespace()
+	return hostRoot(users.GetUids()), hostRoot(users.GetGids())
+}
+
+func hostRoot(maps []*runtimeapi.IDMapping) int {
+	for _, m := range maps {
+		if m.GetContainerId() == 0 {
+			return int(m.GetHostId())
+		}
+	}
+	return 0
+}
+
+// rootOf is the root of a container's pod.
+func (s *Service) rootOf(c *Container) (uid, gid int) {
+	pod, err := s.pods.get(c.PodID)
+	if err != nil {
+		return 0, 0 // the pod is just going, with the container
+	}
+	return pod.root()
+}
+
+// userNamespace is the file of the pod's user namespace, "" for the node's.
+func (s *Service) userNamespace(p *Pod) string {
+	if p.userNamespace() == nil {
+		return ""
+	}
+	return filepath.Join(s.podStateDir(p.ID), podns.User)
+}
+
+// newUserNamespace describes a user namespace to be made; nil for none.
+func (s *Service) newUserNamespace(users *runtimeapi.UserNamespace) *podns.UserNS {
+	if users == nil {
+		return nil
+	}
+	return &podns.UserNS{
+		UIDs: sysMappings(users.GetUids()), GIDs: sysMappings(users.GetGids()),
+		Holder: []string{s.opts.InitBinary, "hold"},
+	}
+}
+
+func sysMappings(maps []*runtimeapi.IDMapping) []syscall.SysProcIDMap {
+	out := make([]syscall.SysProcIDMap, len(maps))
+	for i, m := range maps {
+		out[i] = syscall.SysProcIDMap{ContainerID: int(m.GetContainerId()), HostID: int(m.GetHostId()), Size: int(m.GetLength())}
+	}
+	return out
+}
+
+// checkUserNamespaces returns ErrFailedPrecondition if pods of the handler
+// cannot have user namespaces.
+func (s *Service) checkUserNamespaces(h handler) error {
+	if s.noUserNS != nil {
+		return fmt.Errorf("user namespaces do not work on this node: %w: %w", s.noUserNS, errdefs.ErrFailedPrecondition)
+	}
+	linux := h.features.oci.Linux
+	if linux == nil || !slices.Contains(linux.Namespaces, "user") {
+		return fmt.Errorf("user namespaces are not supported by runtime handler %q: %w", h.name, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// probeUserNamespaces makes a user namespace and mounts a layer for it, as pods
+// will need both.
+func (s *Service) probeUserNamespaces(ctx context.Context) error {
+	dir := filepath.Join(s.opts.StateDir, "userns-probe")
+	if err := podns.Unpin(dir); err != nil { // of a daemon that was killed here
+		return err
+	}
+	maps := []*runtimeapi.IDMapping{{HostId: 1 << 16, Length: 1 << 16}}
+	user := s.newUserNamespace(&runtimeapi.UserNamespace{Uids: maps, Gids: maps})
+	if err := podns.Pin(ctx, podns.Args{Dir: dir, User: user}); err != nil {
+		return err
+	}
+	err := s.layers.ProbeMapped(filepath.Join(dir, podns.User))
+	return errors.Join(err, podns.Unpin(dir), os.Remove(dir))
+}
+
+// exposeRootfs shows the root file system in the bundle, to which the root of
+// a user namespace has a way: the layer store lets nobody but the node's in.
+func (s *Service) exposeRootfs(c *Container, rootfs string) (string, error) {
+	target := filepath.Join(s.bundle(c.ID), "rootfs")
+	if err := os.Mkdir(target, 0o711); err != nil {
+		return "", err
+	}
+	if err := unix.Mount(rootfs, target, "", unix.MS_BIND, ""); err != nil {
+		return "", fmt.Errorf("bind %s to %s: %w", rootfs, target, err)
+	}
+	return target, nil
+}
+
+// mapVolume returns the volume's source, or, if the mount asks for ID mappings,
+// the path of a mount below the bundle that shows the source with them, mounts
+// below it included. The OCI runtime then binds it like any other: not all of
+// them map mounts themselves. Errors: ErrFailedPrecondition where the file system
+// cannot be mapped.
+func (s *Service) mapVolume(ctx context.Context, p *Pod, v volume) (string, error) {
+	if len(v.m.GetUidMappings())+len(v.m.GetGidMappings()) == 0 {
+		return v.source, nil
+	}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Propagation: unix.MS_PRIVATE}
+	switch v.m.GetPropagation() {
+	case runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:
+		return "", fmt.Errorf("id-mapped mount with bidirectional propagation: %w", errdefs.ErrInvalidArgument)
+	case runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER:
+		attr.Propagation = unix.MS_SLAVE
+	}
+	base := filepath.Join(s.bundle(v.c.ID), "volumes")
+	if err := os.MkdirAll(base, 0o711); err != nil {
+		return "", err
+	}
+	ns, done, err := s.mappingFor(ctx, p, v, base)
+	if err != nil {
+		return "", err
+	}
+	defer done()
+	attr.Userns_fd = uint64(ns.Fd())
+	target := filepath.Join(base, strconv.Itoa(v.index))
+	return target, mountWith(v.source, target, &attr)
+}
+
+// mappingFor opens a user namespace with the mount's mappings: the pod's own,
+// which a kubelet asks for, or one that is made for the purpose. done lets go
+// of it.
+func (s *Service) mappingFor(ctx context.Context, p *Pod, v volume, base string) (ns *os.File, done func(), err error) {
+	pod := p.userNamespace()
+	uids, gids := v.m.GetUidMappings(), v.m.GetGidMappings()
+	if pod != nil && sameMappings(uids, pod.GetUids()) && sameMappings(gids, pod.GetGids()) {
+		ns, err = os.Open(s.userNamespace(p))
+		return ns, func() { _ = ns.Close() }, err
+	}
+	if err := s.noUserNS; err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	dir := filepath.Join(base, strconv.Itoa(v.index)+".map")
+	user := s.newUserNamespace(&runtimeapi.UserNamespace{Uids: uids, Gids: gids})
+	if err := podns.Pin(ctx, podns.Args{Dir: dir, User: user}); err != nil {
+		return nil, nil, fmt.Errorf("make user namespace with the mappings: %w", err)
+	}
+	if ns, err = os.Open(filepath.Join(dir, podns.User)); err != nil {
+		return nil, nil, errors.Join(err, podns.Unpin(dir))
+	}
+	return ns, func() { _, _ = ns.Close(), podns.Unpin(dir) }, nil // what stays goes with the bundle
+}
+
+func sameMappings(a, b []*runtimeapi.IDMapping) bool {
+	return slices.EqualFunc(a, b, func(x, y *runtimeapi.IDMapping) bool { return proto.Equal(x, y) })
+}
+
+// mountWith binds source, with all mounts below it, to the new path target,
+// with other attributes. Its propagation must be among them: taking away what
+// is bound below a shared mount would take away the original.
+func mountWith(source, target string, attr *unix.MountAttr) error {
+	tree, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return fmt.Errorf("clone mount %s: %w", source, err)
+	}
+	defer func() { _ = unix.Close(tree) }()
+	err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		return fmt.Errorf("a file system at %s does not support id-mapped mounts: %w: %w", source, err, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return fmt.Errorf("set attributes of mount %s: %w", source, err)
+	}
+	if err := makeTarget(tree, target); err != nil {
+		return err
+	}
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("attach mount to %s: %w", target, err)
+	}
+	return nil
+}
+
+// makeTarget makes the directory or the file that tree can be mounted on.
+func makeTarget(tree int, target string) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(tree, &st); err != nil {
+		return fmt.Errorf("look at mount: %w", err)
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return os.Mkdir(target, 0o711)
+	}
+	return os.WriteFile(target, nil, 0o644)
+}
