@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -22,11 +23,12 @@ import (
 // directory, whiteouts) belongs to whoever mounts, who must therefore be
 // somebody with an ID in the namespace: its root, with all capabilities kept.
 
-// errNoMapping says that the file system of a layer cannot be mapped.
-var errNoMapping = errors.New("the file system does not support mapped mounts")
+// errNoMapping says that the file system of a layer, or overlayfs, cannot map.
+var errNoMapping = fmt.Errorf("mapped layers are not supported by the kernel for this file system: %w", errdefs.ErrNotImplemented)
 
-// ProbeMapped returns nil if writable layers can be mounted for the user
-// namespace of the file userNS.
+// ProbeMapped returns nil if layers can be mounted for the user namespace of the
+// file userNS by a mapping, and errdefs.ErrNotImplemented if they cannot: then
+// Mount makes copies from now on, without trying, and MountMappedView fails.
 func (s *Store) ProbeMapped(userNS string) error {
 	dir := s.paths.writeSet(newID())
 	lower, upper := filepath.Join(dir, "lower"), filepath.Join(dir, "upper")
@@ -41,15 +43,32 @@ func (s *Store) ProbeMapped(userNS string) error {
 	if err == nil {
 		err = s.mountMapped(m, userNS)
 	}
+	s.noMapping.Store(errors.Is(err, errNoMapping))
 	if err = errors.Join(err, unmountAll(m.target), os.RemoveAll(dir)); err != nil {
 		return fmt.Errorf("mount for a user namespace: %w", err)
 	}
 	return nil
 }
 
+// mountOwned mounts m for a user namespace, by mapped layers or, where there
+// are none, by a copy.
+func (s *Store) mountOwned(ctx context.Context, m overlayMount, o *Owners) error {
+	if err := o.check(); err != nil {
+		return err
+	}
+	err := s.mountMapped(m, o.UserNS)
+	if errors.Is(err, errNoMapping) && m.upper != "" {
+		return s.rechown(ctx, m, o)
+	}
+	return err
+}
+
 // mountMapped mounts m with the owners of all files as the user namespace of
 // the file userNS maps them.
 func (s *Store) mountMapped(m overlayMount, userNS string) error {
+	if s.noMapping.Load() {
+		return errNoMapping
+	}
 	ns, err := os.Open(userNS)
 	if err != nil {
 		return fmt.Errorf("open user namespace: %w", err)
@@ -69,7 +88,9 @@ func (s *Store) mountMapped(m overlayMount, userNS string) error {
 		if err := m.becomeRoot(); err != nil {
 			return err
 		}
-		if err := s.mountOverlay(m); err != nil {
+		if err := s.mountOverlay(m); errors.Is(err, unix.EINVAL) { // before Linux 5.19
+			return fmt.Errorf("%w: %w", errNoMapping, err)
+		} else if err != nil {
 			return err
 		}
 		tree, err = unix.OpenTree(unix.AT_FDCWD, m.target, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
@@ -148,7 +169,7 @@ func (m overlayMount) checkWritable(tree int) error {
 		return fmt.Errorf("look at overlay: %w", err)
 	}
 	if m.upper != "" && st.Flags&unix.ST_RDONLY != 0 {
-		return fmt.Errorf("mount overlay: the kernel cannot write to the mapped upper directory: %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("mount overlay: the kernel cannot write to the mapped upper directory: %w", errNoMapping)
 	}
 	return nil
 }

@@ -31,6 +31,12 @@ func userNS(t *testing.T) string {
 	return fmt.Sprintf("/proc/%d/ns/user", cmd.Process.Pid)
 }
 
+var testMap = []IDMap{{Outside: mappedRoot, Length: 1000}}
+
+func owners(t *testing.T) *Owners {
+	return &Owners{UserNS: userNS(t), UIDs: testMap, GIDs: testMap}
+}
+
 // inUserNS returns a command that runs as root of a user namespace of its own.
 func inUserNS(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(name, args...)
@@ -86,7 +92,7 @@ func TestMappedMount(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		merged := mount(t, s, MountArgs{ID: "c", Volatile: true, UserNS: userNS(t)})
+		merged := mount(t, s, MountArgs{ID: "c", Volatile: true, Owners: owners(t)})
 		wantOwner(t, merged, mappedRoot, mappedRoot)
 		wantOwner(t, filepath.Join(merged, "user"), mappedRoot+5, mappedRoot+6)
 		got := script(t, merged, "stat -c %u:%g . root user home/f; echo x >new; echo x >>user; rm gone; mv home/f home/g; rm own0; mkdir own0; rmdir own0; chown 7:8 root")
@@ -107,6 +113,49 @@ func TestMappedMount(t *testing.T) {
 		wantOwner(t, filepath.Join(merged, "new"), 0, 0)
 		checkClean(t, s)
 	})
+}
+
+// TestCopiedMount holds that a user namespace sees the owners that the image
+// has also where nothing can be mapped, with the rights of executables, that the
+// image stays as it is, and that a second mount changes nothing.
+func TestCopiedMount(t *testing.T) {
+	s := memoryStore(t)
+	s.noMapping.Store(true)
+	capable := "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00" // cap_net_bind_service=ep
+	base := owned(t, s, Layer{})
+	setuid := func(h *tar.Header) { h.Mode, h.Uid = 0o4755, 5 }
+	l := register(t, s, base.ID, buildTar(t,
+		file("setuid", "s").with(setuid), hardlink("linked", "setuid").with(setuid), symlink("link", "/etc/passwd"),
+		file("capable", "c").with(func(h *tar.Header) { h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": capable} }),
+		file("stranger", "x").with(func(h *tar.Header) { h.Uid = 5000 })))
+	if _, err := s.Create(context.Background(), CreateArgs{ID: "c", Parent: l.ID}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		merged := mount(t, s, MountArgs{ID: "c", Owners: owners(t)})
+		for name, owner := range map[string][2]uint32{
+			".": {mappedRoot, mappedRoot}, "user": {mappedRoot + 5, mappedRoot + 6}, "home/f": {mappedRoot, mappedRoot},
+			"setuid": {mappedRoot + 5, mappedRoot}, "linked": {mappedRoot + 5, mappedRoot}, "link": {mappedRoot, mappedRoot},
+			"stranger": {5000, mappedRoot},
+		} {
+			wantOwner(t, filepath.Join(merged, name), owner[0], owner[1])
+		}
+		if st := stat(t, filepath.Join(merged, "setuid")); st.Mode&0o7777 != 0o4755 {
+			t.Errorf("mode of a setuid executable is %o", st.Mode&0o7777)
+		}
+		// The kernel shows the attribute to the namespace that it is bound to.
+		if got := script(t, merged, "getcap capable 2>/dev/null || stat -c %u:%g user"); !strings.Contains(got, "cap_net_bind_service=ep") && got != "5:6\n" {
+			t.Errorf("inside: %q", got)
+		}
+		if got := xattr(t, filepath.Join(merged, "capable"), capabilityAttr); len(got) != 24 || got[3] != 3 {
+			t.Errorf("capabilities are %x", got)
+		}
+		if err := s.Unmount(context.Background(), "c"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantOwner(t, filepath.Join(diffOf(s, base), "user"), 5, 6)
+	checkClean(t, s)
 }
 
 // TestMappedView holds the same of views, of one layer and of more.
@@ -148,10 +197,10 @@ func TestMappedMountLeavesNoMount(t *testing.T) {
 	if _, err := s.Create(context.Background(), CreateArgs{ID: "c", Parent: chain(t, s, 2).ID}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Mount(context.Background(), MountArgs{ID: "c", UserNS: "/proc/self/ns/user"}); err == nil {
+	if _, err := s.Mount(context.Background(), MountArgs{ID: "c", Owners: &Owners{UserNS: "/proc/self/ns/user", UIDs: testMap, GIDs: testMap}}); err == nil {
 		t.Error("the node's own user namespace is taken for a mapping")
 	}
-	mount(t, s, MountArgs{ID: "c", UserNS: userNS(t)})
+	mount(t, s, MountArgs{ID: "c", Owners: owners(t)})
 	data, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t.Fatal(err)

@@ -28,9 +28,10 @@ type MountArgs struct {
 	Volatile bool   // leave out all syncs of the upper directory (Linux 5.10); it is lost in a power cut
 	Label    string // SELinux context of every file, "" for none
 	ReadOnly bool   // without an upper directory
-	// UserNS is the file of a user namespace; "" for none. The owners of all
-	// files are then shown, and kept, as it maps them (Linux 5.19).
-	UserNS string
+	// Owners, if not nil, are those of a user namespace: the files are shown,
+	// and kept, as it maps them (Linux 5.19). Where the kernel or the file
+	// system cannot do that, the whole image is copied into the layer.
+	Owners *Owners
 }
 
 // Mount mounts a writable layer and returns the path. A layer that is mounted
@@ -48,7 +49,7 @@ func (s *Store) Mount(ctx context.Context, a MountArgs) (path string, err error)
 	merged := filepath.Join(s.paths.dir(w.MountID), mergedName)
 	mounted, err := isMountPoint(merged)
 	if err == nil && !mounted {
-		err = s.mount(w.MountID, a)
+		err = s.mount(ctx, w.MountID, a)
 	}
 	if err != nil {
 		return "", fmt.Errorf("mount writable layer %s: %w", a.ID, err)
@@ -56,7 +57,7 @@ func (s *Store) Mount(ctx context.Context, a MountArgs) (path string, err error)
 	return merged, nil
 }
 
-func (s *Store) mount(id string, a MountArgs) error {
+func (s *Store) mount(ctx context.Context, id string, a MountArgs) error {
 	if err := os.Mkdir(filepath.Join(s.paths.dir(id), mergedName), 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
@@ -74,8 +75,8 @@ func (s *Store) mount(id string, a MountArgs) error {
 	}
 	m.target = filepath.Join(id, mergedName)
 	m.volatile, m.label = a.Volatile && !a.ReadOnly, a.Label
-	if a.UserNS != "" {
-		err = s.mountMapped(m, a.UserNS)
+	if a.Owners != nil {
+		err = s.mountOwned(ctx, m, a.Owners)
 	} else {
 		err = s.mountOverlay(m)
 	}

@@ -25,11 +25,13 @@ type Options struct {
 type Store struct {
 	paths   layout
 	names   names
-	lock    *os.File      // open directory overlay2, flocked
-	buffers sync.Pool     // *[]byte of bufferSize, shared by all Apply calls
-	oldAPI  atomic.Bool   // the kernel has no fsconfig "lowerdir+": use mount(2)
-	stop    chan struct{} // closed by Close: ends the sweep early
-	sweep   sync.WaitGroup
+	lock    *os.File    // open directory overlay2, flocked
+	buffers sync.Pool   // *[]byte of bufferSize, shared by all Apply calls
+	oldAPI  atomic.Bool // the kernel has no fsconfig "lowerdir+": use mount(2)
+	// noMapping says that ProbeMapped found that layers cannot be mapped.
+	noMapping atomic.Bool
+	stop      chan struct{} // closed by Close: ends the sweep early
+	sweep     sync.WaitGroup
 
 	mu       sync.Mutex // guards what follows; no lock of a writable layer is taken under it
 	closed   bool

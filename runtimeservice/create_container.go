@@ -166,7 +166,7 @@ func (s *Service) mountRootfs(ctx context.Context, p *Pod, c *Container, img ima
 	}
 	// Volatile: a container does not outlive the boot that it was made in, so
 	// nobody reads what a power cut took from its layer.
-	rootfs, err := s.layers.Mount(ctx, overlay.MountArgs{ID: c.ID, Volatile: true, UserNS: s.userNamespace(p)})
+	rootfs, err := s.layers.Mount(ctx, overlay.MountArgs{ID: c.ID, Volatile: true, Owners: s.owners(p)})
 	if err != nil || p.userNamespace() == nil {
 		return rootfs, err
 	}

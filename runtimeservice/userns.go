@@ -14,7 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 
+	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/podns"
 )
 
@@ -62,6 +64,23 @@ func (s *Service) userNamespace(p *Pod) string {
 	return filepath.Join(s.podStateDir(p.ID), podns.User)
 }
 
+// owners says whom the pod's root filesystems belong to; nil for the node's users.
+func (s *Service) owners(p *Pod) *overlay.Owners {
+	users := p.userNamespace()
+	if users == nil {
+		return nil
+	}
+	return &overlay.Owners{UserNS: s.userNamespace(p), UIDs: idMaps(users.GetUids()), GIDs: idMaps(users.GetGids())}
+}
+
+func idMaps(maps []*runtimeapi.IDMapping) []overlay.IDMap {
+	out := make([]overlay.IDMap, len(maps))
+	for i, m := range maps {
+		out[i] = overlay.IDMap{Inside: m.GetContainerId(), Outside: m.GetHostId(), Length: m.GetLength()}
+	}
+	return out
+}
+
 // newUserNamespace describes a user namespace to be made; nil for none.
 func (s *Service) newUserNamespace(users *runtimeapi.UserNamespace) *podns.UserNS {
 	if users == nil {
@@ -95,7 +114,7 @@ func (s *Service) checkUserNamespaces(h handler) error {
 }
 
 // probeUserNamespaces makes a user namespace and mounts a layer for it, as pods
-// will need both.
+// will need both. Layers that cannot be mapped are copied, which works.
 func (s *Service) probeUserNamespaces(ctx context.Context) error {
 	dir := filepath.Join(s.opts.StateDir, "userns-probe")
 	if err := podns.Unpin(dir); err != nil { // of a daemon that was killed here
@@ -107,6 +126,10 @@ func (s *Service) probeUserNamespaces(ctx context.Context) error {
 		return err
 	}
 	err := s.layers.ProbeMapped(filepath.Join(dir, podns.User))
+	if errdefs.IsNotImplemented(err) {
+		klog.FromContext(ctx).Info("Containers in user namespaces each get a copy of their image", "reason", err.Error())
+		err = nil
+	}
 	return errors.Join(err, podns.Unpin(dir), os.Remove(dir))
 }
 
