@@ -71,6 +71,7 @@ type ContainerState struct {
 	Ready    bool   // the OCI runtime has created it
 	Pid      int
 	User     ContainerUser // as resolved in the image
+	SELinux  string        `json:",omitempty"` // process label
 	Started  time.Time
 	Finished time.Time
 	ExitCode int

@@ -126,7 +126,11 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, im
 	if err := os.Mkdir(bundle, 0o711); err != nil {
 		return fmt.Errorf("make bundle: %w", err)
 	}
-	rootfs, err := s.mountRootfs(ctx, pod, c, img)
+	labels, err := s.containerLabels(pod, c)
+	if err != nil {
+		return err
+	}
+	rootfs, err := s.mountRootfs(ctx, rootfsArgs{pod: pod, c: c, img: img, label: labels.mount})
 	if err != nil {
 		return fmt.Errorf("prepare root filesystem: %w", err)
 	}
@@ -137,7 +141,7 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, im
 	if err != nil {
 		return fmt.Errorf("resolve user: %w", err)
 	}
-	ociSpec, resources, err := s.containerSpec(ctx, specArgs{pod: pod, c: c, img: img, rootfs: rootfs, user: user})
+	ociSpec, resources, err := s.containerSpec(ctx, specArgs{pod: pod, c: c, img: img, rootfs: rootfs, user: user, labels: labels})
 	if err != nil {
 		return err
 	}
@@ -159,18 +163,26 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, im
 	})
 }
 
+// rootfsArgs is what a container's root filesystem is made from.
+type rootfsArgs struct {
+	pod   *Pod
+	c     *Container
+	img   imageservice.Image
+	label string // SELinux label of every file
+}
+
 // mountRootfs makes the writable layer and mounts the root filesystem.
-func (s *Service) mountRootfs(ctx context.Context, p *Pod, c *Container, img imageservice.Image) (string, error) {
-	if _, err := s.layers.Create(ctx, overlay.CreateArgs{ID: c.ID, Parent: img.Top()}); err != nil {
+func (s *Service) mountRootfs(ctx context.Context, a rootfsArgs) (string, error) {
+	if _, err := s.layers.Create(ctx, overlay.CreateArgs{ID: a.c.ID, Parent: a.img.Top()}); err != nil {
 		return "", err
 	}
 	// Volatile: a container does not outlive the boot that it was made in, so
 	// nobody reads what a power cut took from its layer.
-	rootfs, err := s.layers.Mount(ctx, overlay.MountArgs{ID: c.ID, Volatile: true, Owners: s.owners(p)})
-	if err != nil || p.userNamespace() == nil {
+	rootfs, err := s.layers.Mount(ctx, overlay.MountArgs{ID: a.c.ID, Volatile: true, Label: a.label, Owners: s.owners(a.pod)})
+	if err != nil || a.pod.userNamespace() == nil {
 		return rootfs, err
 	}
-	return s.exposeRootfs(c, rootfs)
+	return s.exposeRootfs(a.c, rootfs)
 }
 
 // createProcess has the keeper create the container from its bundle.
@@ -202,6 +214,7 @@ type specArgs struct {
 	img    imageservice.Image
 	rootfs string
 	user   spec.User
+	labels labels
 }
 
 // containerSpec looks up what the pure generator needs and runs it. It returns
@@ -216,8 +229,9 @@ func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, *
 	in := spec.ContainerInput{
 		ID: a.c.ID, PodID: a.pod.ID, Config: cfg, Pod: podCfg, Image: a.img.Config.Config, Host: s.host,
 		Features: &h.features.oci, RootfsPath: a.rootfs, User: a.user,
-		CgroupsPath: s.cgroups.ContainerPath(a.c.CgroupParent, a.c.ID),
-		Mounts:      s.podMounts(a.pod, sc.GetReadonlyRootfs()),
+		CgroupsPath:  s.cgroups.ContainerPath(a.c.CgroupParent, a.c.ID),
+		ProcessLabel: a.labels.process, MountLabel: a.labels.mount,
+		Mounts: s.podMounts(a.pod, sc.GetReadonlyRootfs()),
 	}
 	if in.Namespaces, err = s.containerNamespaces(ctx, a.pod, a.c); err != nil {
 		return nil, nil, err
@@ -241,6 +255,9 @@ func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, *
 	}
 	if in.SeccompProfile, err = spec.ReadSeccomp(sc); err != nil {
 		return nil, nil, fmt.Errorf("read seccomp profile: %w", err)
+	}
+	if err := spec.Relabel(in); err != nil {
+		return nil, nil, err
 	}
 	in.CDI = s.injectCDI
 	var resources *runtimeapi.LinuxContainerResources

@@ -34,6 +34,9 @@ type PodRecord struct {
 	// CgroupParent is the cgroup that the pod's containers are placed in, in
 	// the form of the cgroup driver.
 	CgroupParent string
+	// SELinux is the process label of the pod, whose level its containers
+	// share; "" on a node without SELinux.
+	SELinux string `json:",omitempty"`
 	// OwnCgroup says that nobody else looks after CgroupParent, so it is made
 	// and removed with the pod. A kubelet looks after those it names.
 	OwnCgroup bool

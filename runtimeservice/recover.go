@@ -18,6 +18,7 @@ import (
 	"github.com/micarun/mica/internal/jsonfile"
 	"github.com/micarun/mica/runtimeservice/keeper"
 	"github.com/micarun/mica/runtimeservice/podns"
+	"github.com/micarun/mica/runtimeservice/spec"
 )
 
 // recoveryWorkers is how many pods or containers are recovered at a time.
@@ -69,6 +70,7 @@ func (s *Service) loadPods(ctx context.Context) error {
 			return errors.New("record of another pod")
 		}
 		p := newPod(dir, rec)
+		spec.ReserveSELinux(p.SELinux)
 		// A torn or missing state was never answered to anybody or belongs to
 		// an earlier boot: the pod counts as half made.
 		if err := jsonfile.Read(filepath.Join(dir, stateFile), &p.state); err != nil {
@@ -96,6 +98,7 @@ func (s *Service) loadContainers(ctx context.Context) error {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			c.state = ContainerState{Ready: true} // torn by a power cut, so of an earlier boot
 		}
+		spec.ReserveSELinux(c.state.SELinux)
 		if c.phase() == Exited {
 			close(c.exited)
 		}

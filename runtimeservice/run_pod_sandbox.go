@@ -71,6 +71,7 @@ func (s *Service) createPod(ctx context.Context, cfg *runtimeapi.PodSandboxConfi
 	}
 	defer pod.op.unlock()
 	if err := s.pods.add(pod); err != nil {
+		spec.ReleaseSELinux(pod.SELinux)
 		_ = os.RemoveAll(pod.dir)
 		return nil, err
 	}
@@ -97,11 +98,16 @@ func (s *Service) recordPod(cfg *runtimeapi.PodSandboxConfig, handler string) (*
 		return nil, fmt.Errorf("run pod: %w", err)
 	}
 	rec.CgroupParent, rec.OwnCgroup = parent, criParent == ""
+	if rec.SELinux, err = podLabel(cfg); err != nil {
+		return nil, fmt.Errorf("run pod: %w", err)
+	}
 	pod := newPod(filepath.Join(s.podsDir(), rec.ID), rec)
 	if err := os.Mkdir(pod.dir, 0o700); err != nil {
+		spec.ReleaseSELinux(rec.SELinux)
 		return nil, fmt.Errorf("record pod: %w", err)
 	}
 	if err := jsonfile.Write(filepath.Join(pod.dir, recordFile), rec); err != nil {
+		spec.ReleaseSELinux(rec.SELinux)
 		_ = os.RemoveAll(pod.dir)
 		return nil, fmt.Errorf("record pod: %w", err)
 	}

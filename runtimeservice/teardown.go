@@ -18,6 +18,7 @@ import (
 	"github.com/micarun/mica/internal/failpoint"
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/runtimeservice/podns"
+	"github.com/micarun/mica/runtimeservice/spec"
 )
 
 // tearDownPod takes away everything that lives of a pod: processes, network,
@@ -83,6 +84,7 @@ func (s *Service) erasePod(ctx context.Context, p *Pod) error {
 	}
 	s.plugins.RemovePod(ctx, p.ID)
 	s.pods.remove(p)
+	spec.ReleaseSELinux(p.SELinux)
 	return nil
 }
 
@@ -200,6 +202,7 @@ func (s *Service) eraseContainer(ctx context.Context, c *Container) error {
 	}
 	s.plugins.RemoveContainer(ctx, c.ID)
 	s.containers.remove(c)
+	s.releaseLabel(c)
 	return nil
 }
 

@@ -1,8 +1,10 @@
 package spec
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/opencontainers/selinux/go-selinux"
 	"github.com/opencontainers/selinux/go-selinux/label"
@@ -28,6 +30,32 @@ func SELinuxLabels(container, pod *runtimeapi.SELinuxOption) (process, mount str
 	}
 	return process, mount, nil
 }
+
+// ShareLevel returns the options of a container, else its pod's, with the level
+// of the pod's process label unless they name another: the containers of a pod
+// may read each other's files.
+func ShareLevel(container, pod *runtimeapi.SELinuxOption, podLabel string) *runtimeapi.SELinuxOption {
+	o := container
+	if o == nil {
+		o = pod
+	}
+	return &runtimeapi.SELinuxOption{
+		User: o.GetUser(), Role: o.GetRole(), Type: o.GetType(), Level: cmp.Or(o.GetLevel(), SELinuxLevel(podLabel)),
+	}
+}
+
+// SELinuxLevel is the level of a label user:role:type:level, "" where it has none.
+func SELinuxLevel(label string) string {
+	parts := strings.SplitN(label, ":", 4)
+	if len(parts) < 4 {
+		return ""
+	}
+	return parts[3]
+}
+
+// ReserveSELinux keeps the category pair of a process label, which was made
+// before a restart, from being given to another pod.
+func ReserveSELinux(process string) { selinux.ReserveLabel(process) }
 
 func selinuxOptions(o *runtimeapi.SELinuxOption) []string {
 	var options []string
@@ -62,7 +90,7 @@ func Relabel(in ContainerInput) error {
 func relabelSources(in ContainerInput) []string {
 	var sources []string
 	for i, m := range in.Config.GetMounts() {
-		if !m.GetSelinuxRelabel() {
+		if !m.GetSelinuxRelabel() || m.GetImage() != nil { // images are read-only
 			continue
 		}
 		source := m.GetHostPath()

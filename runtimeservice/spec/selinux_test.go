@@ -18,6 +18,29 @@ func TestSELinuxOptions(t *testing.T) {
 	}
 }
 
+func TestShareLevel(t *testing.T) {
+	const podLabel = "system_u:system_r:container_t:s0:c1,c2"
+	podOptions := &runtimeapi.SELinuxOption{Type: "pod_t"}
+	for _, tc := range []struct {
+		container *runtimeapi.SELinuxOption
+		label     string
+		want      []string
+	}{
+		{nil, podLabel, []string{"type:pod_t", "level:s0:c1,c2"}},
+		{&runtimeapi.SELinuxOption{User: "u"}, podLabel, []string{"user:u", "level:s0:c1,c2"}},
+		{&runtimeapi.SELinuxOption{Level: "s0:c8,c9"}, podLabel, []string{"level:s0:c8,c9"}},
+		{nil, "", []string{"type:pod_t"}},
+		{nil, "u:r:t", []string{"type:pod_t"}},
+	} {
+		if got := selinuxOptions(ShareLevel(tc.container, podOptions, tc.label)); !slices.Equal(got, tc.want) {
+			t.Errorf("ShareLevel(%v, %q) = %q, want %q", tc.container, tc.label, got, tc.want)
+		}
+	}
+	if podOptions.Level != "" {
+		t.Error("ShareLevel changed the pod's options")
+	}
+}
+
 // TestSELinuxLabels holds that a node without SELinux gives no labels and one
 // with it a pair of them.
 func TestSELinuxLabels(t *testing.T) {
@@ -41,6 +64,8 @@ func TestRelabelSources(t *testing.T) {
 		t.Errorf("relabelSources = %q", got)
 	}
 	in.MountSources = []string{"/target", "/b"}
+	in.Config.Mounts = append(in.Config.Mounts, &runtimeapi.Mount{ContainerPath: "/i", Image: &runtimeapi.ImageSpec{Image: "i"}, SelinuxRelabel: true})
+	in.MountSources = append(in.MountSources, "/image")
 	if got := relabelSources(in); !slices.Equal(got, []string{"/target", "/run/hosts"}) {
 		t.Errorf("relabelSources = %q", got)
 	}

@@ -1,0 +1,43 @@
+package runtimeservice
+
+import (
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/runtimeservice/spec"
+)
+
+// labels are the SELinux labels of a container; "" on a node without SELinux.
+type labels struct{ process, mount string }
+
+// podLabel makes the process label of a new pod. Unless the pod names a level,
+// the label has one of its own, which is reserved until it is released.
+func podLabel(cfg *runtimeapi.PodSandboxConfig) (string, error) {
+	process, _, err := spec.SELinuxLabels(nil, cfg.GetLinux().GetSecurityContext().GetSelinuxOptions())
+	return process, err
+}
+
+// containerLabels makes the labels of a container, on the level of its pod
+// unless it names another, and records them before anything bears them.
+func (s *Service) containerLabels(p *Pod, c *Container) (labels, error) {
+	options := spec.ShareLevel(c.config().GetLinux().GetSecurityContext().GetSelinuxOptions(),
+		p.config().GetLinux().GetSecurityContext().GetSelinuxOptions(), p.SELinux)
+	process, mount, err := spec.SELinuxLabels(options, nil)
+	if err != nil || process == "" {
+		return labels{mount: mount}, err
+	}
+	err = c.update(func(st *ContainerState) error { st.SELinux = process; return nil })
+	if err != nil {
+		spec.ReleaseSELinux(process)
+	}
+	return labels{process: process, mount: mount}, err
+}
+
+// releaseLabel gives back the level of a container that has gone, if it is not
+// its pod's.
+func (s *Service) releaseLabel(c *Container) {
+	label := c.snapshot().SELinux
+	if pod, err := s.pods.get(c.PodID); err == nil && spec.SELinuxLevel(pod.SELinux) == spec.SELinuxLevel(label) {
+		return
+	}
+	spec.ReleaseSELinux(label)
+}
