@@ -1,13 +1,16 @@
 package podns
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // sysctl is one kernel parameter: its path below /proc/sys and its value.
@@ -15,12 +18,18 @@ type sysctl struct{ path, value string }
 
 func (s sysctl) set() error {
 	f, err := os.OpenFile(filepath.Join("/proc/sys", s.path), os.O_WRONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("set sysctl %s: the kernel does not know it: %w", s.path, errdefs.ErrFailedPrecondition)
+	}
 	if err != nil {
 		return fmt.Errorf("set sysctl %s: %w", s.path, err)
 	}
 	_, err = f.WriteString(s.value)
 	if closeErr := f.Close(); err == nil {
 		err = closeErr
+	}
+	if errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("set sysctl %s to %q: %w: %w", s.path, s.value, err, errdefs.ErrInvalidArgument)
 	}
 	if err != nil {
 		return fmt.Errorf("set sysctl %s to %q: %w", s.path, s.value, err)

@@ -54,7 +54,7 @@ func prepareSource(host string) (string, error) {
 	}
 	source, err := filepath.EvalSymlinks(host)
 	if err != nil {
-		return "", fmt.Errorf("resolve host path: %w", err)
+		return "", fmt.Errorf("resolve host path %s: %w", host, absent(err))
 	}
 	return source, nil
 }
@@ -97,7 +97,7 @@ func ResolveDevices(devices []*runtimeapi.Device) ([]specs.LinuxDevice, []specs.
 	for _, d := range devices {
 		found, err := resolveDevice(d)
 		if err != nil {
-			return nil, nil, fmt.Errorf("resolve device %s: %w", d.GetHostPath(), err)
+			return nil, nil, fmt.Errorf("resolve device %s: %w", d.GetHostPath(), absent(err))
 		}
 		access := d.GetPermissions()
 		if access == "" {
@@ -205,7 +205,7 @@ func ReadSeccomp(sc *runtimeapi.LinuxContainerSecurityContext) ([]byte, error) {
 	}
 	f, err := os.OpenFile(profile.GetLocalhostRef(), os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, fmt.Errorf("read seccomp profile: %w", err)
+		return nil, fmt.Errorf("open seccomp profile: %w", absent(err))
 	}
 	defer f.Close()
 	return readBounded(f, maxSeccompProfile)
