@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -143,8 +144,9 @@ type Owners struct {
 
 // check refuses owners without a root.
 func (o *Owners) check() error {
+	hasRoot := func(m IDMap) bool { return m.Inside == 0 && m.Length > 0 }
 	for _, maps := range [][]IDMap{o.UIDs, o.GIDs} {
-		if root, _ := outside(maps, 0); root == 0 {
+		if !slices.ContainsFunc(maps, hasRoot) {
 			return fmt.Errorf("user namespace %s without an ID for its root: %w", o.UserNS, errdefs.ErrInvalidArgument)
 		}
 	}

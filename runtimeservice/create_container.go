@@ -123,7 +123,7 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, im
 		return err
 	}
 	bundle := s.bundle(c.ID)
-	if err := os.Mkdir(bundle, 0o711); err != nil {
+	if err := s.makeBundle(pod, c); err != nil {
 		return fmt.Errorf("make bundle: %w", err)
 	}
 	labels, err := s.containerLabels(pod, c)

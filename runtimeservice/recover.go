@@ -69,8 +69,10 @@ func (s *Service) loadPods(ctx context.Context) error {
 		if rec.ID != filepath.Base(dir) || rec.Config.Msg == nil {
 			return errors.New("record of another pod")
 		}
+		if err := spec.ReserveSELinux(rec.SELinux); err != nil {
+			return err
+		}
 		p := newPod(dir, rec)
-		spec.ReserveSELinux(p.SELinux)
 		// A torn or missing state was never answered to anybody or belongs to
 		// an earlier boot: the pod counts as half made.
 		if err := jsonfile.Read(filepath.Join(dir, stateFile), &p.state); err != nil {
@@ -98,7 +100,9 @@ func (s *Service) loadContainers(ctx context.Context) error {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			c.state = ContainerState{Ready: true} // torn by a power cut, so of an earlier boot
 		}
-		spec.ReserveSELinux(c.state.SELinux)
+		if err := spec.ReserveSELinux(c.state.SELinux); err != nil {
+			return err
+		}
 		if c.phase() == Exited {
 			close(c.exited)
 		}

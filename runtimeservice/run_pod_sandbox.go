@@ -52,7 +52,7 @@ func (s *Service) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 
 // checkPodNamespaces refuses what pods are not given.
 func (s *Service) checkPodNamespaces(cfg *runtimeapi.PodSandboxConfig, h handler) error {
-	if podUserNamespace(cfg) != nil {
+	if spec.PodUserNamespace(cfg) != nil {
 		if err := s.checkUserNamespaces(h); err != nil {
 			return fmt.Errorf("pod %q: %w", cfg.GetMetadata().GetName(), err)
 		}
@@ -154,7 +154,7 @@ func (s *Service) podNamespaces(cfg *runtimeapi.PodSandboxConfig, dir string) po
 	ownNet := ns.GetNetwork() != runtimeapi.NamespaceMode_NODE
 	return podns.Args{
 		Dir:  dir,
-		User: s.newUserNamespace(podUserNamespace(cfg)),
+		User: s.newUserNamespace(spec.PodUserNamespace(cfg)),
 		Net:  ownNet,
 		// A pod on the node's network bears the node's name.
 		UTS:      ownNet,

@@ -18,19 +18,10 @@ import (
 
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/podns"
+	"github.com/micarun/mica/runtimeservice/spec"
 )
 
-// podUserNamespace is the user namespace that a pod asks for, nil for the
-// node's. The mode POD is the zero value: only options that are there ask for it.
-func podUserNamespace(cfg *runtimeapi.PodSandboxConfig) *runtimeapi.UserNamespace {
-	users := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
-	if users == nil || users.GetMode() != runtimeapi.NamespaceMode_POD {
-		return nil
-	}
-	return users
-}
-
-func (p *Pod) userNamespace() *runtimeapi.UserNamespace { return podUserNamespace(p.config()) }
+func (p *Pod) userNamespace() *runtimeapi.UserNamespace { return spec.PodUserNamespace(p.config()) }
 
 // root is the user and the group that are 0 in the pod.
 func (p *Pod) root() (uid, gid int) {
@@ -131,6 +122,20 @@ func (s *Service) probeUserNamespaces(ctx context.Context) error {
 		err = nil
 	}
 	return errors.Join(err, podns.Unpin(dir), os.Remove(dir))
+}
+
+// makeBundle makes the bundle's directory. In a user namespace the container's
+// root has to get through it to what is mounted there, and nobody else may.
+func (s *Service) makeBundle(p *Pod, c *Container) error {
+	dir, mode := s.bundle(c.ID), os.FileMode(0o711)
+	if p.userNamespace() != nil {
+		mode = 0o710
+	}
+	if err := os.Mkdir(dir, mode); err != nil {
+		return err
+	}
+	_, gid := p.root()
+	return os.Chown(dir, 0, gid)
 }
 
 // exposeRootfs shows the root file system in the bundle, to which the root of

@@ -40,12 +40,12 @@ func (b *builder) namespaces() error {
 }
 
 // userNamespace says whether the pod runs in a user namespace.
-func (b *builder) userNamespace() bool { return podUserNamespace(b.in.Pod) != nil }
+func (b *builder) userNamespace() bool { return PodUserNamespace(b.in.Pod) != nil }
 
-// podUserNamespace returns the pod's user namespace options, nil where it
+// PodUserNamespace returns the pod's user namespace options, nil where it
 // lives in the node's. The mode POD is the zero value, so only options that are
 // there ask for it.
-func podUserNamespace(pod *runtimeapi.PodSandboxConfig) *runtimeapi.UserNamespace {
+func PodUserNamespace(pod *runtimeapi.PodSandboxConfig) *runtimeapi.UserNamespace {
 	o := pod.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
 	if o == nil || o.GetMode() != runtimeapi.NamespaceMode_POD {
 		return nil
@@ -54,7 +54,7 @@ func podUserNamespace(pod *runtimeapi.PodSandboxConfig) *runtimeapi.UserNamespac
 }
 
 func (b *builder) userMappings() error {
-	path, o := b.in.Namespaces.User, podUserNamespace(b.in.Pod)
+	path, o := b.in.Namespaces.User, PodUserNamespace(b.in.Pod)
 	if o == nil {
 		if path != "" && path != HostNamespace {
 			return invalid("user namespace %q for a pod without mappings", path)

@@ -54,8 +54,13 @@ func SELinuxLevel(label string) string {
 }
 
 // ReserveSELinux keeps the category pair of a process label, which was made
-// before a restart, from being given to another pod.
-func ReserveSELinux(process string) { selinux.ReserveLabel(process) }
+// before a restart, from being given to another pod. Labels of one pod share it.
+func ReserveSELinux(process string) error {
+	if err := selinux.ReserveLabelV2(process); err != nil && !errors.Is(err, selinux.ErrMCSAlreadyExists) {
+		return fmt.Errorf("reserve SELinux level of %q: %w", process, err)
+	}
+	return nil
+}
 
 func selinuxOptions(o *runtimeapi.SELinuxOption) []string {
 	var options []string

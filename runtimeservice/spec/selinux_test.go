@@ -41,6 +41,24 @@ func TestShareLevel(t *testing.T) {
 	}
 }
 
+// TestReserveSELinux holds that a level stays reserved, whoever shares it, until
+// it is released. The library keeps the list on every node.
+func TestReserveSELinux(t *testing.T) {
+	const podLabel, containerLabel = "u:r:pod_t:s0:c1001,c1002", "u:r:other_t:s0:c1001,c1002"
+	for _, label := range []string{podLabel, containerLabel, podLabel, "", "no:level"} {
+		if err := ReserveSELinux(label); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := selinux.CheckLabel(podLabel); err == nil {
+		t.Error("a reserved level is free")
+	}
+	ReleaseSELinux(podLabel)
+	if err := selinux.CheckLabel(containerLabel); err != nil {
+		t.Errorf("a released level is not free: %v", err)
+	}
+}
+
 // TestSELinuxLabels holds that a node without SELinux gives no labels and one
 // with it a pair of them.
 func TestSELinuxLabels(t *testing.T) {
