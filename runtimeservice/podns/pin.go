@@ -54,9 +54,9 @@ type UserNS struct {
 // (errdefs.ErrAlreadyExists); a plain file left in its place by a crash is not.
 // After an error none of the pins of args is left.
 //
-// It takes about a millisecond, twice that with a user namespace, and does not
-// block, except while the kernel makes the namespaces; ctx is looked at once,
-// before the start.
+// It takes about a millisecond, and some more for the child process that a user
+// namespace needs, and does not block, except while the kernel makes the
+// namespaces; ctx is looked at once, before the start.
 func Pin(ctx context.Context, args Args) error {
 	if err := ctx.Err(); err != nil {
 		return err
