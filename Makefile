@@ -33,7 +33,7 @@ RACE ?=
 .PHONY: build
 build:
 	@mkdir -p $(BIN)
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+	CGO_ENABLED=0 $(GO) build -buildvcs=auto -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
 	$(if $(RACE),$(GO) build -race -o $(BIN)/micad ./cmd/micad)
 	$(CC) -Os -s -static -nostdlib -o $(BIN)/mica-init cmd/mica-init/init.c
 
