@@ -4,11 +4,11 @@
  *     cc -Os -static -nostdlib -o mica-init cmd/mica-init/init.c
  *
  * It reaps orphans, ends on SIGTERM and SIGINT, and does nothing else: it
- * forwards no signal. The containers of the pod can see
- * it in their /proc, so before it reports ready (one byte on stdout) it makes
- * itself worthless to them: a mount namespace whose root is an empty read-only
- * tmpfs, so that /proc/1/root leads nowhere; no descriptors; uid and gid 65534
- * without groups and capabilities; not dumpable.
+ * forwards no signal. The containers of the pod can see it in their /proc, so
+ * before it reports ready (one byte on stdout, then its end) it makes itself
+ * worthless to them: a mount namespace whose root is an empty read-only tmpfs,
+ * so that /proc/1/root leads nowhere; no descriptors; uid and gid 65534 without
+ * groups and capabilities; not dumpable.
  *
  * With an argument it is something else first, since only a process with one
  * thread can enter a user namespace or be the first in one:
@@ -180,10 +180,12 @@ __attribute__((used)) _Noreturn void run(const long *stack)
 	step(2, call(SYS_prctl, PR_SET_NAME, (long)"mica-init", 0, 0, 0));
 	hide();
 	drop();
+	call(SYS_close, 0, 0, 0, 0, 0);
+	if (call(SYS_close_range, 2, ~0U, 0, 0, 0) < 0) /* before Linux 5.9 */
+		call(SYS_close, 2, 0, 0, 0, 0);
+	/* The keeper waits for the byte and for the end of the pipe. */
 	step(3, call(SYS_write, 1, (long)"R", 1, 0, 0));
-	if (call(SYS_close_range, 0, ~0U, 0, 0, 0) < 0) /* before Linux 5.9 */
-		for (long fd = 0; fd < 3; fd++)
-			call(SYS_close, fd, 0, 0, 0, 0);
+	call(SYS_close, 1, 0, 0, 0, 0);
 	for (;;) {
 		long signal = call(SYS_rt_sigtimedwait, (long)&wanted, 0, 0, sizeof wanted, 0);
 

@@ -124,9 +124,7 @@ func forkInit(a wire.Init) (int, error) {
 		return 0, fmt.Errorf("start init %s: %w", a.ID, err)
 	}
 	pid := cmd.Process.Pid
-	_ = r.SetReadDeadline(time.Now().Add(initTimeout))
-	var ready [1]byte
-	if _, err := r.Read(ready[:]); err != nil {
+	if err := awaitInit(r); err != nil {
 		_ = cmd.Process.Kill()
 		werr := cmd.Wait()
 		return 0, fmt.Errorf("start init %s: it did not get ready: %w", a.ID, errors.Join(err, werr))
@@ -168,13 +166,25 @@ func joinInit(a wire.Init) (int, error) {
 		return 0, fmt.Errorf("start init %s: read its pid: %w", a.ID, err)
 	}
 	pid := int(binary.NativeEndian.Uint32(number[:]))
-	_ = ready.SetReadDeadline(time.Now().Add(initTimeout))
-	if _, err := ready.Read(number[:1]); err != nil {
+	if err := awaitInit(ready); err != nil {
 		_ = unix.Kill(pid, unix.SIGKILL)
 		_, cerr := collect(pid)
 		return 0, fmt.Errorf("start init %s: it did not get ready: %w", a.ID, errors.Join(err, cerr))
 	}
 	return pid, nil
+}
+
+// awaitInit waits for the byte with which an init says that it is ready, and
+// for the end of its stdout, its last descriptor.
+func awaitInit(stdout *os.File) error {
+	if err := stdout.SetReadDeadline(time.Now().Add(initTimeout)); err != nil {
+		return err
+	}
+	said, err := io.ReadAll(io.LimitReader(stdout, 2))
+	if err == nil && len(said) != 1 {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 // openAll opens those of the paths that are not "".
