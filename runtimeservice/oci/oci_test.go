@@ -157,7 +157,12 @@ func (c container) processes(t testing.TB, arg string) int {
 	n := 0
 	for _, file := range lines {
 		text, err := os.ReadFile(file)
-		if err == nil && slices.Contains(strings.Split(string(text), "\x00"), arg) {
+		if err != nil || !slices.Contains(strings.Split(string(text), "\x00"), arg) {
+			continue
+		}
+		// Another run of these tests may have the same commands.
+		cgroups, err := os.ReadFile(filepath.Join(filepath.Dir(file), "cgroup"))
+		if err == nil && strings.Contains(string(cgroups), c.id) {
 			n++
 		}
 	}
