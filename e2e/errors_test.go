@@ -190,7 +190,7 @@ func creationRefusals() []refusal {
 		{"relative mount source", createContainer(mount(&runtimeapi.Mount{ContainerPath: "/x", HostPath: "tmp"})), codes.InvalidArgument, "host path"},
 		{"mount source below a file", createContainer(mount(&runtimeapi.Mount{ContainerPath: "/x", HostPath: "/etc/passwd/x"})), codes.FailedPrecondition, "/etc/passwd/x"},
 		{"mount of two sources", createContainer(mount(&runtimeapi.Mount{ContainerPath: "/x", HostPath: "/tmp", Image: &runtimeapi.ImageSpec{Image: busyboxImage}})), codes.InvalidArgument, "exclude"},
-		{"mount of a missing image", createContainer(mount(&runtimeapi.Mount{ContainerPath: "/x", Image: &runtimeapi.ImageSpec{Image: "registry.test/never:pulled"}})), codes.Unknown, "ImageVolumeMountFailed"},
+		{"mount of a missing image", createContainer(mount(&runtimeapi.Mount{ContainerPath: "/x", Readonly: true, Image: &runtimeapi.ImageSpec{Image: "registry.test/never:pulled"}})), codes.Unknown, "ImageVolumeMountFailed"},
 		{"unknown mount option", createContainer(mount(&runtimeapi.Mount{ContainerPath: "/x", HostPath: "/tmp", MountOptions: []string{"no-such"}})), codes.InvalidArgument, "no-such"},
 		{"absent seccomp profile", createContainer(func(c *config) {
 			security(c).Seccomp = profile(runtimeapi.SecurityProfile_Localhost, "/no/such/profile.json")

@@ -137,7 +137,7 @@ func TestUserNamespaceVolumes(t *testing.T) {
 		{ContainerPath: "/one", HostPath: filepath.Join(dir, "file"), UidMappings: ids, GidMappings: ids},
 		{ContainerPath: "/plain", HostPath: dir},
 		{ContainerPath: "/other", HostPath: dir, UidMappings: other, GidMappings: other},
-		{ContainerPath: "/image", Image: &runtimeapi.ImageSpec{Image: toolsImage}},
+		{ContainerPath: "/image", Readonly: true, Image: &runtimeapi.ImageSpec{Image: toolsImage}},
 	}
 	want := "/mapped/file 5:6\n/mapped/sub/file 5:6\n/one 5:6\n/plain/file 65534:65534\n/other/file 105:106\n/image/bin/lines 0:0\n"
 	if got := f.output(p, config); got != want {

@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/internal/jsonfile"
@@ -67,16 +69,19 @@ type ContainerUser struct {
 
 // ContainerState is what changes while a container lives.
 type ContainerState struct {
-	BootID   string // of the boot in which the container was created
-	Ready    bool   // the OCI runtime has created it
-	Pid      int
-	User     ContainerUser // as resolved in the image
-	SELinux  string        `json:",omitempty"` // process label
-	Started  time.Time
-	Finished time.Time
-	ExitCode int
-	Reason   string
-	Message  string
+	BootID string // of the boot in which the container was created
+	Ready  bool   // the OCI runtime has created it
+	Pid    int
+	User   ContainerUser // as resolved in the image
+	// MountedImages are the IDs of the images that mounts of the config are
+	// of, by the mount's index.
+	MountedImages map[int]string
+	SELinux       string `json:",omitempty"` // process label
+	Started       time.Time
+	Finished      time.Time
+	ExitCode      int
+	Reason        string
+	Message       string
 	// Resources are the last ones that were set, the record's at first.
 	Resources stored[runtimeapi.LinuxContainerResources, *runtimeapi.LinuxContainerResources]
 }
@@ -101,6 +106,9 @@ type Container struct {
 	exited chan struct{} // closed once the state says Exited
 	usage  usage         // of resources, as last read
 
+	// mounted are the images that mounts are of; guarded by op, and part of
+	// the state once the container is created.
+	mounted map[int]string
 	// held gives back the layers of mounted images; guarded by op.
 	held []func()
 
@@ -216,7 +224,7 @@ func (c *Container) status() *runtimeapi.ContainerStatus {
 		Message:     st.Message,
 		Labels:      maps.Clone(cfg.GetLabels()),
 		Annotations: maps.Clone(cfg.GetAnnotations()),
-		Mounts:      cfg.GetMounts(),
+		Mounts:      st.mounts(cfg.GetMounts()),
 		LogPath:     c.LogPath,
 		StopSignal:  criSignal(c.StopSignal),
 		User: &runtimeapi.ContainerUser{Linux: &runtimeapi.LinuxContainerUser{
@@ -227,6 +235,20 @@ func (c *Container) status() *runtimeapi.ContainerStatus {
 		status.Resources = &runtimeapi.ContainerResources{Linux: st.Resources.Msg}
 	}
 	return status
+}
+
+// mounts are the config's with the ID of every image that one is of, since the
+// image's name can mean another image by now.
+func (s ContainerState) mounts(config []*runtimeapi.Mount) []*runtimeapi.Mount {
+	if len(s.MountedImages) == 0 {
+		return config
+	}
+	told := slices.Clone(config)
+	for i, id := range s.MountedImages {
+		told[i] = proto.CloneOf(config[i])
+		told[i].Image.ImageRef = id
+	}
+	return told
 }
 
 // listed is the container as the CRI lists it.

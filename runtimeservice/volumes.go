@@ -73,6 +73,10 @@ func (s *Service) mountImage(ctx context.Context, p *Pod, v volume) (string, err
 		return "", err
 	}
 	v.c.held = append(v.c.held, release)
+	if v.c.mounted == nil {
+		v.c.mounted = map[int]string{}
+	}
+	v.c.mounted[v.index] = img.ID.String()
 	if err := s.layers.MountMappedView(ctx, img.Top(), view, s.userNamespace(p)); err != nil {
 		return "", err
 	}

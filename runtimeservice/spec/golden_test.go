@@ -154,7 +154,7 @@ func goldenCases() map[string]func(*ContainerInput) {
 				{ContainerPath: "/s", HostPath: "/s", Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER},
 				{ContainerPath: "/rro", HostPath: "/rro", Readonly: true, RecursiveReadOnly: true},
 				{ContainerPath: "/o", HostPath: "/o", MountOptions: []string{"noexec", "nodev", "rnosuid"}},
-				{ContainerPath: "/img", Image: &runtimeapi.ImageSpec{Image: "sha256:5678"}},
+				{ContainerPath: "/img", Readonly: true, Image: &runtimeapi.ImageSpec{Image: "sha256:5678"}},
 			}
 			in.MountSources = []string{"/deep", "/target", "/own-hosts", "/s", "/rro", "/o", "/run/views/1"}
 		},

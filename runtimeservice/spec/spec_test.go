@@ -95,9 +95,10 @@ func TestContainerRefuses(t *testing.T) {
 		{"log without directory", func(in *ContainerInput) { in.Config.LogPath, in.Pod.LogDirectory = "x", "" }, bad, "log directory"},
 		{"mount on root", mount(&runtimeapi.Mount{ContainerPath: "/x/..", HostPath: "/a"}), bad, "/x/.."},
 		{"mount of relative path", mount(&runtimeapi.Mount{ContainerPath: "/x", HostPath: "a"}), bad, "not absolute"},
+		{"mount of a writable image", mount(&runtimeapi.Mount{ContainerPath: "/x", Image: &runtimeapi.ImageSpec{Image: "i"}}), bad, "read-only only"},
 		{"mount of both", mount(&runtimeapi.Mount{ContainerPath: "/x", HostPath: "/a", Image: &runtimeapi.ImageSpec{}}), bad, "exclude"},
 		{"sub path alone", mount(&runtimeapi.Mount{ContainerPath: "/x", HostPath: "/a", ImageSubPath: "b"}), bad, "image_sub_path"},
-		{"sub path out", mount(&runtimeapi.Mount{ContainerPath: "/x", Image: &runtimeapi.ImageSpec{}, ImageSubPath: "../b"}), bad, "../b"},
+		{"sub path out", mount(&runtimeapi.Mount{ContainerPath: "/x", Readonly: true, Image: &runtimeapi.ImageSpec{}, ImageSubPath: "../b"}), bad, "../b"},
 		{"image mount not mounted", mount(&runtimeapi.Mount{ContainerPath: "/x", Image: &runtimeapi.ImageSpec{}}), bad, "/x"},
 		{"rro alone", mount(&runtimeapi.Mount{ContainerPath: "/x", HostPath: "/a", RecursiveReadOnly: true}), bad, "readonly"},
 		{"rro with propagation", mount(&runtimeapi.Mount{

@@ -107,6 +107,8 @@ func validateMount(m *runtimeapi.Mount) error {
 		return invalid("mount: container path %q", dst)
 	case m.GetImage() != nil && m.GetHostPath() != "":
 		return invalid("mount %s: host path and image exclude each other", dst)
+	case m.GetImage() != nil && !m.GetReadonly():
+		return invalid("mount %s: an image can be mounted read-only only", dst)
 	case m.GetImage() == nil && m.GetImageSubPath() != "":
 		return invalid("mount %s: image_sub_path without image", dst)
 	case m.GetImage() != nil && slices.Contains(strings.Split(m.GetImageSubPath(), "/"), ".."):
