@@ -1,6 +1,7 @@
 package nri
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -174,7 +175,7 @@ func (p *Plugins) livingPods() []*api.PodSandbox {
 }
 
 // livingContainers returns the containers that have not ended, the oldest
-// first.
+// first, in a stable order.
 func (p *Plugins) livingContainers() []*api.Container {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -184,7 +185,9 @@ func (p *Plugins) livingContainers() []*api.Container {
 			containers = append(containers, c)
 		}
 	}
-	slices.SortFunc(containers, func(a, b *api.Container) int { return int(a.CreatedAt - b.CreatedAt) })
+	slices.SortFunc(containers, func(a, b *api.Container) int {
+		return cmp.Or(cmp.Compare(a.CreatedAt, b.CreatedAt), cmp.Compare(a.Id, b.Id))
+	})
 	return containers
 }
 
