@@ -8,7 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// flights runs functions by key. Whoever asks for a key that is running, or whose result somebody still holds, shares it. I is what is known about a flight
+// flights runs functions by key. Whoever asks for a key that is running, or whose result somebody still holds, shares it (but see flightArgs.keep). I is what is known about a flight
 // while it runs. The zero value is ready; drop is set before first use.
 type flights[V, I any] struct {
 	drop func(V) // gives a result back when its last holder has released it; may be nil
@@ -36,7 +36,9 @@ type flight[V, I any] struct {
 type flightArgs[V, I any] struct {
 	key  string
 	info I
-	keep bool // go on when everybody has released the flight; else that cancels it
+	// keep makes the flight go on when everybody has released it, which else cancels it. Its result is for those who joined
+	// while it ran: a later join starts anew.
+	keep bool
 	run  func(ctx context.Context, info I) (V, error)
 }
 
@@ -73,7 +75,7 @@ func (f *flight[V, I]) fly(ctx context.Context, a flightArgs[V, I]) {
 	f.group.mu.Lock()
 	f.value, f.err = value, err
 	close(f.done)
-	if err != nil {
+	if err != nil || a.keep {
 		f.leaveMap()
 	}
 	orphaned := f.holders == 0

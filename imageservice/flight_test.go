@@ -128,6 +128,21 @@ func TestKeptFlightGoesOnAlone(t *testing.T) {
 	})
 }
 
+// The result of a kept flight is not that of a call made after it, even while it is held: what it looked up may have changed.
+func TestFinishedKeptFlightIsNotJoined(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig()
+		a, _ := r.join(t, true, func(context.Context) (int, error) { return 1, nil })
+		synctest.Wait()
+		b, started := r.join(t, true, func(context.Context) (int, error) { return 2, nil })
+		if v, err := b.wait(t.Context()); !started || v != 2 || err != nil {
+			t.Errorf("second flight: started %v, %d, %v; want one of its own", started, v, err)
+		}
+		a.release()
+		b.release()
+	})
+}
+
 // A failure is told to those who wait and not to those who come later.
 func TestFailedFlightIsNotJoined(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
