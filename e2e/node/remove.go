@@ -20,6 +20,7 @@ import (
 // any state, also one that another process started.
 func (n *Node) Remove(ctx context.Context) error {
 	var errs []error
+	keepers := n.keeperCgroups()
 	if n.pid != 0 {
 		n.disconnect(ctx)
 		_, err := n.Mica(ctx, "stop", "--all")
@@ -34,8 +35,36 @@ func (n *Node) Remove(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("left behind: %s %s", kind, item))
 		}
 	}
+	for _, dir := range keepers {
+		if _, err := os.Stat(dir); err == nil {
+			errs = append(errs, fmt.Errorf("left behind: the keeper's cgroup %s", dir), os.Remove(dir))
+		}
+	}
 	errs = append(errs, n.wipe(ctx, left))
 	return errors.Join(errs...)
+}
+
+// keeperCgroups returns the directories of the cgroups that the keeper made for
+// itself.
+func (n *Node) keeperCgroups() []string {
+	pid, err := n.KeeperPid()
+	if err != nil || pid == 0 {
+		return nil
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return nil
+	}
+	var dirs []string
+	for line := range strings.Lines(string(text)) {
+		_, path, _ := strings.Cut(strings.TrimSpace(line), ":/")
+		if strings.HasPrefix(path, "mica-keeper-") {
+			found, _ := filepath.Glob("/sys/fs/cgroup/*/" + path)
+			dirs = append(dirs, found...)
+		}
+	}
+	slices.Sort(dirs)
+	return slices.Compact(dirs)
 }
 
 // endKeeper ends the keeper, and what it still keeps if there is any.
