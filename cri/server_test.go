@@ -70,9 +70,6 @@ func start(t *testing.T, change func(*Options)) *env {
 		goleak.IgnoreAnyFunction("k8s.io/client-go/tools/remotecommand.(*heartbeat).start"),
 		// client-go sends an error to nobody when a forwarding is stopped in the middle.
 		goleak.IgnoreAnyFunction("k8s.io/client-go/tools/portforward.(*PortForwarder).handleConnection.func1"),
-		// spdystream waits for ever for the reply to a write that raced with the end of its connection. In the
-		// product that is one goroutine for each such end.
-		goleak.IgnoreAnyFunction("github.com/moby/spdystream.(*Stream).waitWriteReply"),
 	}
 	e := &env{t: t, runtime: &fakeRuntime{t: t}, images: &fakeImages{}, socket: filepath.Join(dir, "s"), log: &lockedBuffer{}}
 	opts := Options{Socket: e.socket}
