@@ -27,10 +27,11 @@ func newReaper(t *testing.T, o Options) *Reaper {
 }
 
 // orphan makes a process that is reparented to the test process, and returns
-// its pid.
+// its pid. The shell is replaced before it ends, since it would collect a child
+// that is dead by then.
 func orphan(t *testing.T, r *Reaper, script string) int {
 	t.Helper()
-	cmd := exec.Command("/bin/sh", "-c", "("+script+") >/dev/null 2>&1 & echo $!")
+	cmd := exec.Command("/bin/sh", "-c", "("+script+") >/dev/null 2>&1 & exec /bin/echo $!")
 	var out strings.Builder
 	cmd.Stdout = &out
 	release, err := r.Start(cmd)
