@@ -6,7 +6,9 @@
 //	mica-keeper version            print the protocol's version
 //
 // start exits with 0 when a keeper serves DIR, also if that was there
-// before, and with 1 and a reason on stderr otherwise.
+// before, and with 1 and a reason on stderr otherwise. run tells a service
+// manager by sd_notify when it serves, exits with 0 when it was asked to end, with
+// 3 if another keeper serves DIR, and with 1 otherwise.
 package main
 
 import (
@@ -26,16 +28,27 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/micarun/mica/internal/sdnotify"
 	"github.com/micarun/mica/runtimeservice/keeper/server"
 	"github.com/micarun/mica/runtimeservice/keeper/wire"
 	"golang.org/x/sys/unix"
 )
 
+const (
+	exitFailed = 1
+	exitLocked = 3
+)
+
 func main() {
-	if err := run(os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, "mica-keeper:", err)
-		os.Exit(1)
+	err := run(os.Args[1:])
+	if err == nil {
+		return
 	}
+	fmt.Fprintln(os.Stderr, "mica-keeper:", err)
+	if errors.Is(err, server.ErrLocked) {
+		os.Exit(exitLocked)
+	}
+	os.Exit(exitFailed)
 }
 
 func run(args []string) error {
@@ -124,12 +137,20 @@ func serve(dir string, resume, ready int) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	o := server.Options{Dir: dir, Resume: resume}
+	manager, err := sdnotify.Take()
+	if err != nil {
+		return err
+	}
+	o := server.Options{Dir: dir, Resume: resume, OwnCgroup: manager.Waits(), Serving: func() {
+		if err := manager.Ready("Serving " + dir); err != nil {
+			log.Printf("%v", err)
+		}
+	}}
 	if ready > 0 {
 		syscall.CloseOnExec(ready)
 		o.Ready = os.NewFile(uintptr(ready), "ready")
 	}
-	err := server.Run(ctx, o)
+	err = server.Run(ctx, o)
 	if err != nil && o.Ready != nil {
 		_, _ = o.Ready.WriteString(err.Error())
 	}

@@ -5,17 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"reflect"
 	"sync/atomic"
-	"syscall"
 	"time"
 
-	sd "github.com/coreos/go-systemd/v22/daemon"
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/config"
 	"github.com/micarun/mica/internal/admin"
+	"github.com/micarun/mica/internal/sdnotify"
 	"github.com/micarun/mica/internal/unixsock"
 	"github.com/micarun/mica/internal/version"
 )
@@ -34,6 +32,8 @@ type daemon struct {
 	started time.Time
 	level   func(int) // sets the log level
 	stop    func()    // makes run end
+	hangups chan os.Signal
+	manager sdnotify.Manager // who started the daemon and watches it
 	node    *node
 
 	ready      atomic.Int64 // nanoseconds from started until the socket answered; 0 before
@@ -49,7 +49,7 @@ func (d *daemon) run(ctx context.Context) error {
 		return fmt.Errorf("start: %w", err)
 	}
 	serveErr := d.serve(ctx)
-	notify(log, sd.SdNotifyStopping)
+	told(log, d.manager.Stopping())
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
 	return errors.Join(serveErr, d.close(closing))
@@ -86,7 +86,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		"admin":   func(ctx context.Context) error { return admin.Serve(ctx, sock, d) },
 		"metrics": func(ctx context.Context) error { return serveMetrics(ctx, metricsListener, d.node.registry()) },
 		"reload":  d.reloadOnSignal,
-		"systemd": d.tellSystemd,
+		"manager": d.tellManager,
 	}
 	ended := make(chan error, len(parts))
 	for name, serve := range parts {
@@ -109,14 +109,11 @@ func (d *daemon) serve(ctx context.Context) error {
 // reloadOnSignal reads the configuration again at each SIGHUP and takes over what
 // can change in a running daemon: the log level.
 func (d *daemon) reloadOnSignal(ctx context.Context) error {
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
-	defer signal.Stop(hangups)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-hangups:
+		case <-d.hangups:
 			d.reload(ctx)
 		}
 	}
@@ -124,6 +121,10 @@ func (d *daemon) reloadOnSignal(ctx context.Context) error {
 
 func (d *daemon) reload(ctx context.Context) {
 	log := klog.FromContext(ctx)
+	if d.ready.Load() != 0 { // else the first Ready is still to come
+		told(log, d.manager.Reloading())
+		defer func() { told(log, d.manager.Ready(d.serving())) }()
+	}
 	c, err := config.Load(d.path)
 	if err != nil {
 		log.Error(err, "Configuration not reloaded")

@@ -23,6 +23,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/config"
+	"github.com/micarun/mica/internal/sdnotify"
 	"github.com/micarun/mica/internal/version"
 )
 
@@ -62,11 +63,20 @@ func run(args []string, started time.Time, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "micad:", err)
 		return exitUsage
 	}
+	manager, err := sdnotify.Take()
+	if err != nil {
+		fmt.Fprintln(stderr, "micad:", err)
+		return exitUsage
+	}
 	level := setLog(c.Log, stderr)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	ctx = klog.NewContext(ctx, klog.Background())
-	d := &daemon{path: *path, config: c.Resolved(), started: started, level: level, stop: stop}
+	// From here on, so that a hang-up in the middle of the start does not end it.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	d := &daemon{path: *path, config: c.Resolved(), started: started, level: level, stop: stop, hangups: hangups, manager: manager}
 	if err := d.run(ctx); err != nil {
 		klog.Background().Error(err, "Daemon ended")
 		return exitFailed

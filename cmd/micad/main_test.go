@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,8 +35,10 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		Setup:               func(env *testscript.Env) error { return setup(t, env, bin) },
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"ready": ready,
-			"gone":  gone,
+			"ready":   ready,
+			"gone":    gone,
+			"manager": manager,
+			"heard":   heard,
 		},
 	})
 }
@@ -62,6 +66,7 @@ func setup(t *testing.T, env *testscript.Env, bin string) error {
 	}
 	name := strings.ReplaceAll(filepath.Base(dir), "micad-", "mt")
 	env.Defer(func() { clean(t, dir, name) })
+	env.Values[fakeManager{}] = new(fakeManager)
 	env.Setenv("DIR", dir)
 	env.Setenv("NAME", name)
 	env.Setenv("PATH", bin+":"+env.Getenv("PATH")+":/usr/sbin:/sbin")
@@ -129,6 +134,73 @@ func gone(ts *testscript.TestScript, _ bool, _ []string) {
 			ts.Fatalf("still there: %s", strings.Join(left, ", "))
 		}
 	}
+}
+
+// fakeManager is the service manager of a script, and its own key among the
+// script's values.
+type fakeManager struct{ conn *net.UnixConn }
+
+func managerOf(ts *testscript.TestScript) *fakeManager {
+	return ts.Value(fakeManager{}).(*fakeManager)
+}
+
+// manager makes the daemon of the script believe that a service manager started it
+// and watches it.
+func manager(ts *testscript.TestScript, _ bool, _ []string) {
+	address := filepath.Join(ts.Getenv("DIR"), "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: address, Net: "unixgram"})
+	ts.Check(err)
+	ts.Defer(func() { _ = conn.Close() })
+	managerOf(ts).conn = conn
+	ts.Setenv("NOTIFY_SOCKET", address)
+	ts.Setenv("WATCHDOG_USEC", "1500000")
+}
+
+// heard waits until the manager is told something whose lines begin with the
+// arguments. Negated, it looks through what has come so far.
+func heard(ts *testscript.TestScript, neg bool, want []string) {
+	conn := managerOf(ts).conn
+	ts.Check(conn.SetReadDeadline(time.Now().Add(patience)))
+	for {
+		text, err := receive(conn, !neg)
+		if neg && errors.Is(err, syscall.EAGAIN) {
+			return
+		}
+		ts.Check(err)
+		if !beginsWith(text, want) {
+			continue
+		}
+		if neg {
+			ts.Fatalf("heard %q", text)
+		}
+		return
+	}
+}
+
+// receive returns the next packet; EAGAIN if there is none and it shall not wait.
+func receive(conn *net.UnixConn, wait bool) (string, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return "", err
+	}
+	packet := make([]byte, 4096)
+	var n int
+	var rerr error
+	err = raw.Read(func(fd uintptr) bool {
+		n, _, rerr = syscall.Recvfrom(int(fd), packet, syscall.MSG_DONTWAIT)
+		return !wait || rerr != syscall.EAGAIN
+	})
+	return string(packet[:max(n, 0)]), errors.Join(err, rerr)
+}
+
+func beginsWith(text string, want []string) bool {
+	lines := strings.Split(text, "\n")
+	for i, w := range want {
+		if i >= len(lines) || !strings.HasPrefix(lines[i], w) {
+			return false
+		}
+	}
+	return true
 }
 
 func remains(dir, name string) []string {

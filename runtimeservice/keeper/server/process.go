@@ -19,13 +19,16 @@ const oomScore = -999
 // cgroups of its own, so that ending the daemon's ends only the daemon. What
 // the host does not allow is logged and left. It returns the cgroup
 // directories that it made.
-func settleDown(label, dir string) []string {
+func settleDown(o Options) []string {
 	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(oomScore)), 0); err != nil {
 		log.Printf("keep the OOM score: %v", err)
 	}
+	if o.OwnCgroup {
+		return nil
+	}
 	sum := fnv.New32a()
-	_, _ = sum.Write([]byte(dir))
-	return ownCgroups(fmt.Sprintf("mica-%s-%08x", label, sum.Sum32()))
+	_, _ = sum.Write([]byte(o.Dir))
+	return ownCgroups(fmt.Sprintf("mica-%s-%08x", filepath.Base(o.Dir), sum.Sum32()))
 }
 
 // ownCgroups moves the process to a cgroup called name at the root of every

@@ -40,6 +40,11 @@ type Options struct {
 	// Ready, when not nil, is closed once the keeper serves. An error of the
 	// start is written to it before.
 	Ready *os.File
+	// Serving, when not nil, is called once the keeper serves.
+	Serving func()
+	// OwnCgroup says that the process is in a cgroup of its own already, which a
+	// service manager made for it. Otherwise it makes one.
+	OwnCgroup bool
 	// Resume is the number of the memfd with the state of the program that
 	// this one replaces; 0 for none.
 	Resume int
@@ -97,6 +102,9 @@ func Run(ctx context.Context, o Options) error {
 	if o.Ready != nil {
 		_ = o.Ready.Close()
 	}
+	if o.Serving != nil {
+		o.Serving()
+	}
 	relax()
 	select {
 	case <-s.quit:
@@ -119,7 +127,9 @@ func (s *Server) open(was *handover) error {
 	if err := s.takeLock(was); err != nil {
 		return err
 	}
-	s.cgroups = settleDown(filepath.Base(s.o.Dir), s.o.Dir)
+	if was == nil {
+		s.cgroups = settleDown(s.o)
+	}
 	var err error
 	if s.reaper, err = reaper.New(reaper.Options{}); err != nil {
 		return err

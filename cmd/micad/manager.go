@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+)
+
+// readyTimeout bounds the first answer on the daemon's own socket.
+const readyTimeout = 10 * time.Second
+
+// tellManager says that the daemon is ready once it has answered a call on its own
+// socket, and feeds the watchdog for as long as it goes on to do so: three times
+// within the watchdog's interval, so that one slow answer kills nothing. Without a
+// service manager it only takes the time.
+func (d *daemon) tellManager(ctx context.Context) error {
+	log := klog.FromContext(ctx)
+	conn, err := grpc.NewClient("unix://"+d.config.CRI.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	if err := answers(ctx, conn, readyTimeout); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return fmt.Errorf("call own socket: %w", err)
+	}
+	took := time.Since(d.started)
+	d.ready.Store(int64(took))
+	log.Info("Ready", "socket", d.config.CRI.Socket, "streams", d.node.server.StreamAddress().String(), "took", took)
+	told(log, d.manager.Ready(d.serving()))
+	if d.manager.Watchdog == 0 {
+		// Nobody asks again: the connection would only cost memory.
+		_ = conn.Close()
+		<-ctx.Done()
+		return nil
+	}
+	d.feedWatchdog(ctx, conn)
+	return nil
+}
+
+// feedWatchdog tells the manager that the daemon is alive, as long as that is so.
+func (d *daemon) feedWatchdog(ctx context.Context, conn *grpc.ClientConn) {
+	log := klog.FromContext(ctx)
+	pause := d.manager.Watchdog / 3
+	ticks := time.NewTicker(pause)
+	defer ticks.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticks.C:
+		}
+		if err := works(ctx, conn, pause); err == nil {
+			told(log, d.manager.Alive())
+		} else if ctx.Err() == nil {
+			log.Error(err, "The daemon does not answer on its own socket")
+		}
+	}
+}
+
+// answers tells whether the endpoint behind conn serves.
+func answers(ctx context.Context, conn *grpc.ClientConn, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	_, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true))
+	return err
+}
+
+// works tells whether pods, containers and images can be looked up as well: what
+// stands still behind a socket that answers is a daemon that has to be replaced.
+// Nothing on the way waits for a registry, a plugin or a container.
+func works(ctx context.Context, conn *grpc.ClientConn, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	if err := answers(ctx, conn, timeout); err != nil {
+		return err
+	}
+	const nothing = "mica.invalid/watchdog"
+	containers := runtimeapi.NewRuntimeServiceClient(conn)
+	if _, err := containers.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{Id: nothing}}); err != nil {
+		return err
+	}
+	if _, err := containers.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: nothing}}); err != nil {
+		return err
+	}
+	_, err := runtimeapi.NewImageServiceClient(conn).ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: nothing}})
+	return err
+}
+
+// serving is what the service manager shows of a daemon that serves.
+func (d *daemon) serving() string { return "Serving CRI on " + d.config.CRI.Socket }
+
+// told logs that the service manager could not be told something, which is no
+// reason to end: if it matters, the manager ends the daemon itself.
+func told(log klog.Logger, err error) {
+	if err != nil {
+		log.Error(err, "The service manager was not told")
+	}
+}
