@@ -63,6 +63,20 @@ func (c Config) Dump() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
+// Settings returns what Dump writes as a tree of maps, for whoever shows it in
+// another form.
+func (c Config) Settings() (map[string]any, error) {
+	text, err := c.Dump()
+	if err != nil {
+		return nil, err
+	}
+	var tree map[string]any
+	if err := toml.Unmarshal(text, &tree); err != nil {
+		return nil, fmt.Errorf("read dumped configuration: %w", err)
+	}
+	return tree, nil
+}
+
 // newView returns a pointer to a mirror with c's values.
 func newView(c Config) reflect.Value {
 	mirror, _ := mirrorOf(reflect.TypeOf(c), "")

@@ -111,6 +111,28 @@ func TestPluginsAreToldWhatKubernetesTells(t *testing.T) {
 	}
 }
 
+func TestAttachmentIsShownAsContainerdDoes(t *testing.T) {
+	n := newNode(t, nil)
+	pod := newPod(t)
+	if shown, err := n.Attachment(pod.ID); shown != nil || err != nil {
+		t.Errorf("before: %s, %v", shown, err)
+	}
+	address := n.add(pod).IPs[0]
+	shown, err := n.Attachment(pod.ID)
+	must(t, err)
+	var result verboseResult
+	must(t, json.Unmarshal(shown, &result))
+	eth0 := result.Interfaces["eth0"]
+	gateway := n.opts.Default.Subnet.Addr().Next()
+	if eth0 == nil || eth0.Mac == "" || eth0.Sandbox != pod.NetNS || !cmp.Equal(eth0.IPConfigs, []verboseIP{{IP: address.String(), Gateway: gateway.String()}}) {
+		t.Errorf("result is %s", shown)
+	}
+	must(t, n.Del(t.Context(), pod))
+	if shown, err := n.Attachment(pod.ID); shown != nil || err != nil {
+		t.Errorf("after: %s, %v", shown, err)
+	}
+}
+
 func contains(list []string, item string) bool {
 	for _, s := range list {
 		if s == item {

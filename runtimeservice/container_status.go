@@ -26,26 +26,32 @@ func (s *Service) ContainerStatus(_ context.Context, req *runtimeapi.ContainerSt
 }
 
 // containerInfo is the verbose part, with the fields that tools read from
-// other runtimes: sandboxID, pid, runtimeSpec.
+// other runtimes: sandboxID, pid, privileged, config, runtimeSpec.
 func (s *Service) containerInfo(c *Container) (map[string]string, error) {
 	st := c.snapshot()
 	info := map[string]any{
-		"sandboxID":   c.PodID,
-		"pid":         st.Pid,
-		"phase":       st.phase(),
-		"imageID":     c.ImageID,
-		"bundle":      s.bundle(c.ID),
-		"cgroup":      s.containerCgroup(c),
-		"runtimeType": c.Handler,
-		"config":      c.Config,
+		"sandboxID":      c.PodID,
+		"pid":            st.Pid,
+		"phase":          st.phase(),
+		"imageID":        c.ImageID,
+		"snapshotter":    "overlay2",
+		"snapshotKey":    c.ID,
+		"bundle":         s.bundle(c.ID),
+		"cgroup":         s.containerCgroup(c),
+		"runtimeHandler": c.Handler,
+		"runtimeType":    s.runtimeType(c.Handler),
+		"privileged":     c.config().GetLinux().GetSecurityContext().GetPrivileged(),
+		"config":         c.config(),
 	}
-	// An ended container has no bundle any more.
-	data, err := os.ReadFile(filepath.Join(s.bundle(c.ID), specFile))
+	if st.phase() == Exited {
+		info["pid"] = 0 // the number may be another process's by now
+	}
+	data, err := os.ReadFile(filepath.Join(c.dir, specFile))
 	switch {
 	case err == nil:
 		info["runtimeSpec"] = json.RawMessage(data)
-	case !errors.Is(err, os.ErrNotExist):
-		return nil, fmt.Errorf("read bundle of container %s: %w", c.ID, err)
+	case !errors.Is(err, os.ErrNotExist): // which one that is just being made lacks
+		return nil, fmt.Errorf("read specification of container %s: %w", c.ID, err)
 	}
 	return infoJSON(info)
 }

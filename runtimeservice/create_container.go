@@ -145,8 +145,11 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, im
 	if err != nil {
 		return err
 	}
-	if err := jsonfile.Write(filepath.Join(bundle, specFile), ociSpec); err != nil {
-		return fmt.Errorf("write bundle: %w", err)
+	// The bundle goes when the container ends; the record stays to be looked at.
+	for _, dir := range []string{bundle, c.dir} {
+		if err := jsonfile.Write(filepath.Join(dir, specFile), ociSpec); err != nil {
+			return fmt.Errorf("write specification: %w", err)
+		}
 	}
 	pid, err := s.createProcess(ctx, pod, c)
 	if err != nil {

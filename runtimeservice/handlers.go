@@ -23,17 +23,22 @@ type handlerFeatures struct {
 	recursiveReadOnly bool
 }
 
-// loadHandlers asks every OCI runtime for its features, once.
+// loadHandlers asks every OCI runtime for its features, once: the default one
+// has two names.
 func loadHandlers(ctx context.Context, runtimes map[string]*oci.Runtime) (map[string]handler, error) {
 	handlers := make(map[string]handler, len(runtimes))
+	known := map[*oci.Runtime]handlerFeatures{}
 	for name, rt := range runtimes {
-		f, err := rt.Features(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("read features of runtime handler %q: %w", name, err)
+		f, ok := known[rt]
+		if !ok {
+			said, err := rt.Features(ctx)
+			if err != nil {
+				return nil, fmt.Errorf("read features of runtime handler %q: %w", name, err)
+			}
+			f = handlerFeatures{oci: said, recursiveReadOnly: slices.Contains(said.MountOptions, "rro")}
+			known[rt] = f
 		}
-		h := handler{Runtime: rt, name: name, features: handlerFeatures{oci: f}}
-		h.features.recursiveReadOnly = slices.Contains(f.MountOptions, "rro")
-		handlers[name] = h
+		handlers[name] = handler{Runtime: rt, name: name, features: f}
 	}
 	return handlers, nil
 }

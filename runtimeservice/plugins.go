@@ -12,7 +12,6 @@ import (
 
 	"github.com/micarun/mica/internal/jsonfile"
 	"github.com/micarun/mica/runtimeservice/nri"
-	"github.com/micarun/mica/runtimeservice/podns"
 	"github.com/micarun/mica/runtimeservice/spec"
 )
 
@@ -67,20 +66,10 @@ func (s *Service) livingContainer(c *Container) (nri.Container, error) {
 
 // pluginPod is what plugins are told of a pod in the given state.
 func (s *Service) pluginPod(p *Pod, st PodState) nri.Pod {
-	dir := s.podStateDir(p.ID)
-	pod := nri.Pod{
+	return nri.Pod{
 		ID: p.ID, Config: p.config(), Handler: p.Handler, IPs: st.IPs, CgroupParent: p.CgroupParent,
-		Overhead: st.Overhead.Msg, Resources: st.Resources.Msg,
+		Overhead: st.Overhead.Msg, Resources: st.Resources.Msg, Namespaces: s.namespaces(p),
 	}
-	if !p.hostNetwork() {
-		pod.Namespaces = append(pod.Namespaces,
-			specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: filepath.Join(dir, podns.Net)},
-			specs.LinuxNamespace{Type: specs.UTSNamespace, Path: filepath.Join(dir, podns.UTS)})
-	}
-	if !p.hostIPC() {
-		pod.Namespaces = append(pod.Namespaces, specs.LinuxNamespace{Type: specs.IPCNamespace, Path: filepath.Join(dir, podns.IPC)})
-	}
-	return pod
 }
 
 // pluginContainer is what plugins are told of a container that is being made.

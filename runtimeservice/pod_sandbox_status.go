@@ -11,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/runtimeservice/podns"
+	"github.com/micarun/mica/runtimeservice/spec"
 )
 
 // PodSandboxStatus answers with one pod and all its containers. Errors:
@@ -41,9 +42,71 @@ func (s *Service) statusesOf(podID string) []*runtimeapi.ContainerStatus {
 }
 
 // podInfo is the verbose part, with the fields that tools read from other
-// runtimes: pid, and the pod's namespaces as those of an OCI spec.
+// runtimes: pid, config, cniResult, and the pod's namespaces as those of an OCI
+// spec.
 func (s *Service) podInfo(p *Pod) (map[string]string, error) {
 	st := p.snapshot()
+	info := map[string]any{
+		"pid":            s.pidOf(p, st),
+		"phase":          st.Phase,
+		"runtimeHandler": p.Handler,
+		"runtimeType":    s.runtimeType(p.Handler),
+		"cgroupParent":   p.CgroupParent,
+		"config":         p.config(),
+		"runtimeSpec":    s.podSpec(p, st),
+	}
+	if p.hostNetwork() {
+		return infoJSON(info)
+	}
+	result, err := s.network.Attachment(p.ID)
+	if err != nil {
+		return nil, fmt.Errorf("pod status: %w", err)
+	}
+	if result != nil {
+		info["cniResult"] = result
+	}
+	return infoJSON(info)
+}
+
+// runtimeType is the kind of OCI runtime behind a handler, "" if the handler is
+// not configured any more.
+func (s *Service) runtimeType(handler string) string {
+	h, err := s.handler(handler)
+	if err != nil {
+		return ""
+	}
+	return h.Handler().Type
+}
+
+// pidOf is a process in the pod's namespaces, as tools want one to enter them:
+// the pod's own, which few have, else that of its oldest container that runs;
+// 0 if there is none.
+func (s *Service) pidOf(p *Pod, st PodState) int {
+	if st.InitPid != 0 {
+		return st.InitPid
+	}
+	for _, c := range s.containersOf(p.ID) {
+		if st := c.snapshot(); st.phase() == Running {
+			return st.Pid
+		}
+	}
+	return 0
+}
+
+// podSpec is the pod as an OCI spec would say it.
+func (s *Service) podSpec(p *Pod, st PodState) *specs.Spec {
+	linux := &specs.Linux{CgroupsPath: p.CgroupParent, Sysctl: p.config().GetLinux().GetSysctls(), Namespaces: s.namespaces(p)}
+	if st.InitPid != 0 {
+		linux.Namespaces = append(linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace, Path: filepath.Join(s.podStateDir(p.ID), podns.PID)})
+	}
+	if users := s.userNamespace(p); users != "" {
+		linux.Namespaces = append(linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: users})
+	}
+	return &specs.Spec{Version: specs.Version, Hostname: p.config().GetHostname(), Annotations: spec.PodAnnotations(p.ID, p.config()), Linux: linux}
+}
+
+// namespaces are those that every container of the pod joins.
+func (s *Service) namespaces(p *Pod) []specs.LinuxNamespace {
 	dir := s.podStateDir(p.ID)
 	var ns []specs.LinuxNamespace
 	if !p.hostNetwork() {
@@ -54,17 +117,7 @@ func (s *Service) podInfo(p *Pod) (map[string]string, error) {
 	if !p.hostIPC() {
 		ns = append(ns, specs.LinuxNamespace{Type: specs.IPCNamespace, Path: filepath.Join(dir, podns.IPC)})
 	}
-	if st.InitPid != 0 {
-		ns = append(ns, specs.LinuxNamespace{Type: specs.PIDNamespace, Path: filepath.Join(dir, podns.PID)})
-	}
-	return infoJSON(map[string]any{
-		"pid":            st.InitPid,
-		"phase":          st.Phase,
-		"runtimeHandler": p.Handler,
-		"cgroupParent":   p.CgroupParent,
-		"config":         p.Config,
-		"runtimeSpec":    specs.Spec{Hostname: p.config().GetHostname(), Linux: &specs.Linux{Namespaces: ns}},
-	})
+	return ns
 }
 
 // infoJSON is how verbose answers carry structured data: one JSON document.

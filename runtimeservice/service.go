@@ -99,6 +99,8 @@ type Deps struct {
 	// InjectCDI edits a specification as the named devices want it; nil refuses
 	// every device.
 	InjectCDI func(s *specs.Spec, devices []string) error
+	// Settings are the node's configuration as the verbose status shows it.
+	Settings map[string]any
 }
 
 // Service is the CRI RuntimeService. It is safe for concurrent use.
@@ -115,6 +117,7 @@ type Service struct {
 	handlers  map[string]handler
 	plugins   *nri.Plugins
 	injectCDI func(*specs.Spec, []string) error
+	settings  map[string]any
 	// noUserNS is why this node can have no pods with user namespaces, or nil.
 	noUserNS   error
 	bootID     string
@@ -133,7 +136,7 @@ type Service struct {
 func Open(ctx context.Context, o Options, d Deps) (*Service, error) {
 	s := &Service{
 		opts: o.withDefaults(), images: d.Images, layers: d.Layers, network: d.Network, keeper: d.Keeper,
-		cgroups: d.Cgroups, host: d.Host, plugins: d.Plugins, injectCDI: d.InjectCDI,
+		cgroups: d.Cgroups, host: d.Host, plugins: d.Plugins, injectCDI: d.InjectCDI, settings: d.Settings,
 		pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"), events: newBroadcaster(),
 	}
 	if err := s.prepare(ctx, d.Runtimes); err != nil {

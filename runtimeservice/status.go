@@ -7,9 +7,19 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"strings"
+	"sync"
+	"time"
 
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"github.com/micarun/mica/runtimeservice/cgroup"
 )
+
+// versionTimeout bounds the question for the versions of the OCI runtimes.
+const versionTimeout = 5 * time.Second
 
 // Status answers with the runtime's conditions and what its handlers can do.
 func (s *Service) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
@@ -28,7 +38,7 @@ func (s *Service) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*r
 		return resp, nil
 	}
 	var err error
-	resp.Info, err = s.statusInfo()
+	resp.Info, err = s.statusInfo(ctx)
 	return resp, err
 }
 
@@ -46,36 +56,80 @@ func (s *Service) runtimeHandlers() []*runtimeapi.RuntimeHandler {
 
 // statusInfo is the verbose part, with the keys that tools read from other
 // runtimes. kubeadm reads sandboxImage from config.
-func (s *Service) statusInfo() (map[string]string, error) {
-	handlers := map[string]any{}
-	for name, h := range s.handlers {
-		handlers[name] = map[string]any{"path": h.Handler().Path, "type": h.Handler().Type, "features": h.features.oci}
+func (s *Service) statusInfo(ctx context.Context) (map[string]string, error) {
+	net, plugins := s.network.Info(), s.plugins.Info()
+	info := map[string]string{"cniconfig": string(net.Config)}
+	for key, value := range map[string]any{
+		"config":            s.configInfo(),
+		"lastCNILoadStatus": net.LastLoadStatus,
+		"golang":            runtime.Version(),
+		"version":           s.opts.Version,
+		"versions":          s.versions(ctx),
+		"nri":               map[string]any{"enabled": plugins.Enabled, "socket": plugins.Socket, "plugins": plugins.Plugins},
+	} {
+		// Clients decode every value as JSON, those that are text too.
+		data, err := json.Marshal(value)
+		if err != nil {
+			return nil, fmt.Errorf("encode verbose status: %w", err)
+		}
+		info[key] = string(data)
 	}
-	config, err := json.Marshal(map[string]any{
-		"sandboxImage": s.opts.SandboxImage,
-		"dataDir":      s.opts.DataDir,
-		"stateDir":     s.opts.StateDir,
-		"cgroupDriver": s.cgroups.Driver(),
-		"handlers":     handlers,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("encode verbose status: %w", err)
-	}
-	net := s.network.Info()
-	return map[string]string{
-		"config":            string(config),
-		"cniconfig":         string(net.Config),
-		"lastCNILoadStatus": quoted(net.LastLoadStatus),
-		"golang":            quoted(runtime.Version()),
-		"version":           quoted(s.opts.Version),
-	}, nil
+	return info, nil
 }
 
-// quoted makes a JSON string, since clients decode every value as JSON.
-func quoted(s string) string {
-	data, err := json.Marshal(s)
-	if err != nil {
-		return `""` // a string always encodes
+// configInfo is what the service works with.
+func (s *Service) configInfo() map[string]any {
+	runtimes := map[string]any{}
+	for name, h := range s.handlers {
+		if name == "" {
+			continue // another name for one of the others
+		}
+		o := h.Handler()
+		runtimes[name] = map[string]any{"path": o.Path, "type": o.Type, "root": o.Root, "options": o.Options, "features": h.features.oci}
 	}
-	return string(data)
+	return map[string]any{
+		"sandboxImage":   s.opts.SandboxImage,
+		"rootDir":        s.opts.DataDir,
+		"stateDir":       s.opts.StateDir,
+		"cgroupDriver":   s.cgroups.Driver(),
+		"systemdCgroup":  s.cgroups.Driver() == cgroup.Systemd,
+		"defaultRuntime": s.handlers[""].Handler().Name,
+		"runtimes":       runtimes,
+		"settings":       s.settings,
+	}
+}
+
+// versions are those of the programs that a pod is made by, as they are
+// installed at this moment. One that cannot be told is left out.
+func (s *Service) versions(ctx context.Context) map[string]string {
+	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
+	defer cancel()
+	versions := map[string]string{"mica": s.opts.Version, "kernel": kernelRelease()}
+	var mu sync.Mutex // guards versions
+	var asked sync.WaitGroup
+	for name, h := range s.handlers {
+		if name == "" {
+			continue
+		}
+		asked.Go(func() {
+			line, err := h.Version(ctx)
+			if err != nil {
+				klog.FromContext(ctx).Error(err, "Version of an OCI runtime is not known", "handler", name)
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			versions[name] = line[strings.LastIndexByte(line, ' ')+1:] // of "runc version 1.3.0"
+		})
+	}
+	asked.Wait()
+	return versions
+}
+
+func kernelRelease() string {
+	var name unix.Utsname
+	if unix.Uname(&name) != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(name.Release[:])
 }

@@ -73,11 +73,15 @@ func (n *node) open(ctx context.Context, c config.Config) error {
 	if err != nil {
 		return err
 	}
+	settings, err := c.Settings()
+	if err != nil {
+		return err
+	}
 	nri.SetLogger(klog.FromContext(ctx).WithName("nri"))
 	n.plugins = nri.New(c.NRI)
 	n.service, err = runtimeservice.Open(ctx, options, runtimeservice.Deps{
 		Images: n.images, Layers: n.layers, Network: n.network, Keeper: n.keeper,
-		Runtimes: n.runtimes, Cgroups: n.cgroups, Host: n.host, Plugins: n.plugins, InjectCDI: cdi.New(c.CDI).Inject,
+		Runtimes: n.runtimes, Cgroups: n.cgroups, Host: n.host, Plugins: n.plugins, InjectCDI: cdi.New(c.CDI).Inject, Settings: settings,
 	})
 	if err != nil {
 		return err

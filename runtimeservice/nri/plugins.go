@@ -36,6 +36,8 @@ type Plugins struct {
 	// must not need it.
 	turn chan struct{}
 
+	joined joined
+
 	mu sync.Mutex // guards what follows; never around calls
 	// pods and containers are what plugins were told. The messages in them
 	// never change: a change puts a new one in place.
@@ -93,7 +95,8 @@ func (p *Plugins) adapterOptions(ctx context.Context) []adaptation.Option {
 		adaptation.WithSocketPath(p.opts.Socket),
 		adaptation.WithPluginPath(p.opts.PluginPath),
 		adaptation.WithPluginConfigPath(p.opts.PluginConfigPath),
-		adaptation.WithTTRPCOptions([]ttrpc.ClientOpts{ttrpc.WithUnaryClientInterceptor(collectEvictions)}, nil),
+		adaptation.WithTTRPCOptions([]ttrpc.ClientOpts{ttrpc.WithUnaryClientInterceptor(collectEvictions), p.joined.option()}, nil),
+		adaptation.WithMetrics(&p.joined),
 	}
 	// The library takes the socket away from whoever serves it.
 	dialer := net.Dialer{Timeout: p.opts.RegistrationTimeout}

@@ -40,8 +40,38 @@ func TestOffDoesNothing(t *testing.T) {
 	p.StopPod(ctx, "p")
 	p.RemovePod(ctx, "p")
 	p.Close()
+	if info := p.Info(); info.Enabled || info.Plugins != nil {
+		t.Errorf("info %+v", info)
+	}
 	if p != nil || changed != nil || u.Resources != asked {
 		t.Errorf("plugins %v, resources changed to %v and %v", p, changed, u.Resources)
+	}
+}
+
+func TestInfoNamesWhoTakesPart(t *testing.T) {
+	h := open(t, Options{}, State{})
+	if info := h.Info(); !info.Enabled || info.Socket != h.opts.Socket || len(info.Plugins) != 0 {
+		t.Errorf("before the first plugin: %+v", info)
+	}
+	first, second := &recorder{}, &recorder{}
+	h.join(first, "20")
+	h.join(second, "10")
+	if diff := cmp.Diff([]string{"10-test", "20-test"}, h.Info().Plugins); diff != "" {
+		t.Errorf("two have joined (-want +got):\n%s", diff)
+	}
+	second.stub.Stop()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		got := h.Info().Plugins
+		if cmp.Equal([]string{"20-test"}, got) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("one has gone: %v", got)
+		}
+	}
+	h.join(&recorder{}, "20")
+	if diff := cmp.Diff([]string{"20-test", "20-test"}, h.Info().Plugins); diff != "" {
+		t.Errorf("two of one name (-want +got):\n%s", diff)
 	}
 }
 

@@ -205,16 +205,22 @@ func clampRlimits(limits []specs.POSIXRlimit, h Host) []specs.POSIXRlimit {
 // such as kata read.
 func (b *builder) annotations() error {
 	in := b.in
-	b.spec.Annotations = map[string]string{
-		"io.kubernetes.cri.container-type":    "container",
-		"io.kubernetes.cri.container-name":    in.Config.GetMetadata().GetName(),
-		"io.kubernetes.cri.image-name":        imageName(in.Config.GetImage()),
-		"io.kubernetes.cri.sandbox-id":        in.PodID,
-		"io.kubernetes.cri.sandbox-name":      in.Pod.GetMetadata().GetName(),
-		"io.kubernetes.cri.sandbox-namespace": in.Pod.GetMetadata().GetNamespace(),
-		"io.kubernetes.cri.sandbox-uid":       in.Pod.GetMetadata().GetUid(),
-	}
+	b.spec.Annotations = PodAnnotations(in.PodID, in.Pod)
+	b.spec.Annotations["io.kubernetes.cri.container-type"] = "container"
+	b.spec.Annotations["io.kubernetes.cri.container-name"] = in.Config.GetMetadata().GetName()
+	b.spec.Annotations["io.kubernetes.cri.image-name"] = imageName(in.Config.GetImage())
 	return nil
+}
+
+// PodAnnotations are those annotations of a container's specification that are
+// the same for all containers of a pod.
+func PodAnnotations(id string, pod *runtimeapi.PodSandboxConfig) map[string]string {
+	return map[string]string{
+		"io.kubernetes.cri.sandbox-id":        id,
+		"io.kubernetes.cri.sandbox-name":      pod.GetMetadata().GetName(),
+		"io.kubernetes.cri.sandbox-namespace": pod.GetMetadata().GetNamespace(),
+		"io.kubernetes.cri.sandbox-uid":       pod.GetMetadata().GetUid(),
+	}
 }
 
 func imageName(image *runtimeapi.ImageSpec) string {
