@@ -16,6 +16,8 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/internal/testcgroup"
 )
 
 // runtimes are those whose containers TestRun starts. crun refuses hybrid
@@ -64,10 +66,6 @@ func busyboxRoot(t *testing.T) string {
 func run(t *testing.T, runtime string, s *specs.Spec) (string, error) {
 	t.Helper()
 	dir := t.TempDir()
-	script := `umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"`
-	if runtime != "crun" {
-		script = `exec "$@"`
-	}
 	id := "mica-spectest-" + strconv.FormatUint(rand.Uint64(), 36)
 	s.Linux.CgroupsPath = "/" + id
 	text, err := json.Marshal(s)
@@ -77,7 +75,11 @@ func run(t *testing.T, runtime string, s *specs.Spec) (string, error) {
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("/bin/sh", "-c", script, "sh", runtime, "--root", filepath.Join(dir, "state"), "run", "--bundle", dir, id)
+	args := []string{runtime, "--root", filepath.Join(dir, "state"), "run", "--bundle", dir, id}
+	if runtime == "crun" {
+		args = testcgroup.Command(args...)
+	}
+	cmd := exec.Command(args[0], args[1:]...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
 	out, err := cmd.CombinedOutput()
 	return string(out), err
