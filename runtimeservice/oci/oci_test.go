@@ -22,9 +22,9 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"go.uber.org/goleak"
-	"golang.org/x/sys/unix"
 
 	"github.com/micarun/mica/internal/reaper"
+	"github.com/micarun/mica/internal/testcgroup"
 )
 
 const busybox = "/bin/busybox"
@@ -471,7 +471,7 @@ func TestStatePauseResumeUpdate(t *testing.T) {
 	if err := c.Pause(ctx, c.id); err != nil {
 		t.Fatal(err)
 	}
-	if s := status(); s != "paused" {
+	if s := status(); s != statePaused {
 		t.Errorf("state %s after pause", s)
 	}
 	if err := c.Resume(ctx, c.id); err != nil {
@@ -571,6 +571,52 @@ func cgroupsOf(t *testing.T) []string {
 	return found
 }
 
+// stub makes a runtime of a shell script that gets the container's ID as $id
+// and the subcommand as $1, in a directory of its own.
+func stub(t *testing.T, script string) *Runtime {
+	t.Helper()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "runtime")
+	text := "#!/bin/sh -eu\ncd " + dir + "\nshift 4\nid=$2\n" + script
+	if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return New(Handler{Path: path, Root: dir}, Options{Timeout: 10 * time.Second})
+}
+
+// TestPauseWaits holds that Pause does not return while the kernel still
+// freezes, whatever the runtime does.
+func TestPauseWaits(t *testing.T) {
+	r := stub(t, `
+case $1 in
+pause) echo freezing >state ;;
+state)
+	echo look >>looks
+	status=running
+	[ $(wc -l <looks) -lt 4 ] || status=paused
+	echo "{\"id\":\"$id\",\"status\":\"$status\"}" ;;
+esac`)
+	if err := r.Pause(t.Context(), "c"); err != nil {
+		t.Fatal(err)
+	}
+	looks, err := os.ReadFile(filepath.Join(filepath.Dir(r.Handler().Path), "looks"))
+	if err != nil || strings.Count(string(looks), "look") != 4 {
+		t.Errorf("looks: %q, %v", looks, err)
+	}
+}
+
+func TestPauseOfWhatDoesNotFreeze(t *testing.T) {
+	running := stub(t, `echo '{"id":"c","status":"running"}'`)
+	running.options.Timeout = 100 * time.Millisecond
+	if err := running.Pause(t.Context(), "c"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("of a container that goes on: %v", err)
+	}
+	ended := stub(t, `echo '{"id":"c","status":"stopped"}'`)
+	if err := ended.Pause(t.Context(), "c"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("of a container that has ended: %v", err)
+	}
+}
+
 // TestProbePrefersCrunWhereItRuns asks for crun first: on a hybrid cgroup
 // host crun refuses and says why.
 func TestProbePrefersCrunWhereItRuns(t *testing.T) {
@@ -579,8 +625,7 @@ func TestProbePrefersCrunWhereItRuns(t *testing.T) {
 	}
 	h, errs := Probe(t.Context(), []Handler{{Path: "crun"}, {Path: "runc"}},
 		ProbeArgs{WorkDir: t.TempDir(), Binary: busybox, Args: []string{"true"}})
-	unified, _ := os.ReadFile("/sys/fs/cgroup/unified/cgroup.controllers")
-	if len(bytes.TrimSpace(unified)) > 0 {
+	if testcgroup.Hybrid() {
 		if filepath.Base(h.Path) != "runc" || len(errs) != 1 || !strings.Contains(errs[0].Error(), "hybrid") {
 			t.Errorf("Probe = %+v, %v", h, errs)
 		}
@@ -598,10 +643,9 @@ func TestWithCrun(t *testing.T) {
 	if _, err := exec.LookPath("crun"); err != nil || os.Geteuid() != 0 {
 		t.Skipf("needs root and crun: %v", err)
 	}
-	script := `if [ -d /sys/fs/cgroup/unified ]; then umount /sys/fs/cgroup/unified || exit 1; fi; exec "$0" "$@"`
-	cmd := exec.Command("/bin/sh", "-c", script, os.Args[0], "-test.run", "TestExec|TestState|TestProbe", "-test.timeout=5m")
+	args := testcgroup.Command(os.Args[0], "-test.run", "TestExec|TestState|TestProbe", "-test.timeout=5m")
+	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), crunEnv+"=crun")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}

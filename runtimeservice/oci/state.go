@@ -5,9 +5,19 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+const (
+	// statePaused is the one state that runtimes add to those of the
+	// specification.
+	statePaused specs.ContainerState = "paused"
+	// maxPauseWait is the longest pause between two looks at a container that
+	// is being frozen.
+	maxPauseWait = 50 * time.Millisecond
 )
 
 // Version returns the first line of the runtime's --version, such as
@@ -50,10 +60,37 @@ func (r *Runtime) Update(ctx context.Context, id string, res *specs.LinuxResourc
 	return err
 }
 
-// Pause freezes a container.
+// Pause freezes a container and returns when none of its processes runs any
+// more. After an error the container may be frozen or on its way there.
 func (r *Runtime) Pause(ctx context.Context, id string) error {
-	_, err := r.run(ctx, nil, "pause", id)
-	return err
+	if _, err := r.run(ctx, nil, "pause", id); err != nil {
+		return err
+	}
+	return r.awaitPaused(ctx, id)
+}
+
+// awaitPaused waits until the runtime says that a container is paused. The
+// kernel freezes in its own time, and crun does not wait for it.
+func (r *Runtime) awaitPaused(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, r.options.Timeout)
+	defer cancel()
+	for wait := time.Millisecond; ; wait = min(2*wait, maxPauseWait) {
+		s, err := r.State(ctx, id)
+		if err != nil {
+			return fmt.Errorf("await pause: %w", err)
+		}
+		switch s.Status {
+		case statePaused:
+			return nil
+		case specs.StateStopped:
+			return fmt.Errorf("pause container %s: it has ended: %w", id, errdefs.ErrFailedPrecondition)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("await pause of container %s: %w", id, ctx.Err())
+		case <-time.After(wait):
+		}
+	}
 }
 
 // Resume thaws a container.
