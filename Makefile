@@ -14,6 +14,8 @@ LDFLAGS := -s -w
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOFUMPT := mvdan.cc/gofumpt@v0.12.0
+# Runs the conformance tool's specs in several processes; of the version that the tool is linked with.
+GINKGO := github.com/onsi/ginkgo/v2/ginkgo@v2.32.0
 
 # What a node needs, what the image builder needs, what the tests need besides.
 NODE_PACKAGES := runc crun iptables nftables iproute2 containernetworking-plugins ca-certificates gcc libc6-dev
@@ -88,10 +90,17 @@ bench: packages-bench build
 	$(GO) run ./e2e/bench -bin $(BIN)
 
 # The CRI conformance tool of the Kubernetes project, given as a binary.
+# RUNTIME is the OCI runtime (crun, runc), SEED orders the specs, PARALLEL is how many run at a time.
+CRITEST ?=
+CRITEST_FLAGS ?=
+RUNTIME ?=
+SEED ?= 0
+PARALLEL ?= 1
 .PHONY: critest
 critest: packages-test build
 	$(GO) build -o $(BIN)/ ./e2e/cmd/...
-	$(BIN)/critest -bin $(BIN) -critest '$(CRITEST)' -- $(CRITEST_FLAGS)
+	$(if $(filter-out 1,$(PARALLEL)),GOBIN=$(BIN) $(GO) install $(GINKGO))
+	$(BIN)/critest -bin $(BIN) -critest '$(CRITEST)' -runtime '$(RUNTIME)' -seed $(SEED) -parallel $(PARALLEL) -- $(CRITEST_FLAGS)
 
 .PHONY: clean
 clean:

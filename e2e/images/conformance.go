@@ -1,14 +1,31 @@
 package images
 
 import (
+	"context"
+	"slices"
+
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/micarun/mica/internal/testimage"
 )
 
+// byDigest is the image that the conformance tool pulls by a fixed digest, which
+// the stand-in cannot have.
+const byDigest = "k8s-staging-cri-tools/test-image-digest:latest"
+
+// BuildConformance is Build for Conformance. It returns the digest of the image
+// that the tool names by one.
+func BuildConformance(ctx context.Context, dir, root string) (digest string, err error) {
+	err = Build(ctx, dir, root, Conformance(), func(built testimage.Built) {
+		if slices.Contains(built.Names, byDigest) {
+			digest = built.Manifest.Digest.String()
+		}
+	})
+	return digest, err
+}
+
 // Conformance are stand-ins, under the same repository paths, for the images
-// that the Kubernetes project's CRI conformance tool asks for. One that it
-// pulls by a fixed digest cannot be built.
+// that the Kubernetes project's CRI conformance tool asks for.
 func Conformance() []testimage.Image {
 	const (
 		e2e     = "e2e-test-images/"
@@ -36,10 +53,10 @@ func Conformance() []testimage.Image {
 			Layers: busybox(), Config: user(users[name]),
 		})
 	}
-	for _, name := range []string{"test-image-1", "test-image-2", "test-image-3", "test-image-latest", "test-image-digest"} {
+	for _, name := range []string{"test-image-1", "test-image-2", "test-image-3", "test-image-latest"} {
 		list = append(list, testimage.Image{Names: []string{staging + name + ":latest"}, Layers: marked(name), Config: shell()})
 	}
-	return list
+	return append(list, testimage.Image{Names: []string{byDigest}, Layers: marked("test-image-digest"), Config: shell()})
 }
 
 func user(name string) ocispec.ImageConfig {

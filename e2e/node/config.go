@@ -17,6 +17,9 @@ func (n *Node) writeConfig() error {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "data_root = %q\nstate_dir = %q\n", n.Data, n.State)
+	if n.OCIRuntime != "" {
+		fmt.Fprintf(&b, "default_runtimes = [%q]\n", n.OCIRuntime)
+	}
 	fmt.Fprintf(&b, "\n[log]\nlevel = 2\n")
 	fmt.Fprintf(&b, "\n[metrics]\naddress = %q\n", n.metrics)
 	fmt.Fprintf(&b, "\n[images]\ncerts_dirs = [%q]\n", certs)

@@ -45,6 +45,9 @@ type Options struct {
 	// Mirror is the address of the registry that serves every image, whatever
 	// registry a reference names: 127.0.0.1:5000. Empty: no mirror.
 	Mirror string
+	// OCIRuntime names the OCI runtime that serves pods, crun or runc. Empty: what
+	// the daemon prefers of those that can run a container here.
+	OCIRuntime string
 	// ConfDir is a directory of network configurations to use instead of
 	// the embedded network.
 	ConfDir string

@@ -2,9 +2,15 @@
 // its own, with stand-ins for the tool's images from a registry on loopback, and
 // then looks for what is left.
 //
-//	critest -critest PATH [-bin DIR] [-- the tool's own flags]
+//	critest -critest PATH [-bin DIR] [-runtime NAME] [-seed N] [-parallel N] [-- the tool's own flags]
 //
-// The tool itself is not part of this repository. Its exit code is ours.
+// With -runtime crun, and on a host whose cgroup hierarchy crun refuses, it goes
+// on in a mount namespace of its own, together with node and tool: the tool
+// checks mounts that the node's containers make, and the other way round.
+// With -parallel, ginkgo must be in the directory of the binaries or in PATH.
+//
+// The tool itself is not part of this repository. Its exit code is ours; if all
+// went well there, what it left on the node is a failure.
 package main
 
 import (
@@ -23,33 +29,53 @@ import (
 
 	"github.com/micarun/mica/e2e/images"
 	"github.com/micarun/mica/e2e/node"
-	"github.com/micarun/mica/internal/testimage"
+	"github.com/micarun/mica/internal/testcgroup"
 )
 
-func main() {
-	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer cancel()
-	klog.SetLogger(klog.Logger{}) // the CRI client logs every error that it returns
-	tool := flag.String("critest", "", "path of the tool")
-	bin := flag.String("bin", "bin", "directory of the built binaries")
-	flag.Parse()
-	err := run(ctx, *tool, *bin, flag.Args())
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		os.Exit(exit.ExitCode())
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "critest:", err)
-		os.Exit(1)
-	}
+// cleanWait is how long what ends on its own may take to be gone.
+const cleanWait = 10 * time.Second
+
+// settings are what the command line says.
+type settings struct {
+	tool, bin, runtime string
+	seed               int64
+	parallel           int
+	flags              []string // for the tool
 }
 
-func run(ctx context.Context, tool, bin string, arguments []string) (err error) {
-	if _, err := os.Stat(tool); err != nil {
+func main() {
+	var s settings
+	flag.StringVar(&s.tool, "critest", "", "path of the tool")
+	flag.StringVar(&s.bin, "bin", "bin", "directory of the built binaries")
+	flag.StringVar(&s.runtime, "runtime", "", "OCI runtime: crun or runc; default what the node prefers")
+	flag.Int64Var(&s.seed, "seed", 0, "seed of the order of specs; 0 takes a new one")
+	flag.IntVar(&s.parallel, "parallel", 1, "specs to run at a time")
+	flag.Parse()
+	s.flags = flag.Args()
+	klog.SetLogger(klog.Logger{}) // the CRI client logs every error that it returns
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer cancel()
+	err := run(ctx, s)
+	if err == nil {
+		fmt.Println("critest: the tool has passed, and nothing is left")
+		return
+	}
+	fmt.Fprintln(os.Stderr, "critest:", err)
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() > 0 {
+		os.Exit(exit.ExitCode())
+	}
+	os.Exit(1)
+}
+
+func run(ctx context.Context, s settings) (err error) {
+	if _, err := os.Stat(s.tool); err != nil {
 		return fmt.Errorf("find the tool, named by CRITEST= or -critest: %w", err)
 	}
-	bin, err = filepath.Abs(bin)
-	if err != nil {
+	if s.runtime == "crun" && testcgroup.Hybrid() {
+		return enterNamespace()
+	}
+	if s.bin, err = filepath.Abs(s.bin); err != nil {
 		return err
 	}
 	slot, err := node.TakeSlot(ctx)
@@ -57,61 +83,90 @@ func run(ctx context.Context, tool, bin string, arguments []string) (err error) 
 		return err
 	}
 	defer func() { err = errors.Join(err, slot.Release()) }()
-	mirror, stop, err := serveImages(ctx)
+	served, err := serveImages(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, stop()) }()
+	defer func() { err = errors.Join(err, served.close()) }()
 	n, err := node.Start(ctx, node.Options{
-		Bin: bin, Name: slot.Name, State: slot.State, Data: slot.Data, Subnet: slot.Subnet, Mirror: mirror,
+		Bin: s.bin, Name: slot.Name, State: slot.State, Data: slot.Data, Subnet: slot.Subnet,
+		Mirror: served.address, OCIRuntime: s.runtime,
 	})
 	if err != nil {
 		return err
 	}
+	return errors.Join(s.test(ctx, n, served), n.Remove(context.WithoutCancel(ctx)))
+}
+
+// enterNamespace runs this program once more, where crun can run. It returns
+// only an error.
+func enterNamespace() error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	args := testcgroup.Command(append([]string{self}, os.Args[1:]...)...)
+	path, err := exec.LookPath(args[0])
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("enter mount namespace: %w", syscall.Exec(path, args, os.Environ()))
+}
+
+// test runs the tool on the node and looks for what it left.
+func (s settings) test(ctx context.Context, n *node.Node, served stock) error {
 	baseline, err := n.Census(ctx)
 	if err != nil {
-		return errors.Join(err, n.Remove(ctx))
+		return err
 	}
 	// What libraries open at their first use, once, and keep.
 	baseline["daemon fd"] = append(baseline["daemon fd"], "/", "/sys/fs/cgroup")
-	cmd := exec.CommandContext(ctx, tool, append([]string{"-runtime-endpoint", "unix://" + n.Socket(), "-nri-socket", n.PluginSocket()}, arguments...)...)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	ran := cmd.Run()
-	after := context.WithoutCancel(ctx)
-	reportLeaks(after, n, baseline)
-	return errors.Join(ran, n.Remove(after))
+	t, err := prepareTool(s, filepath.Join(n.Data, "tool"), served.digest)
+	if err != nil {
+		return err
+	}
+	ran := t.run(ctx, append([]string{"-runtime-endpoint", "unix://" + n.Socket(), "-nri-socket", n.PluginSocket()}, s.arguments()...))
+	return errors.Join(ran, lookForLeaks(context.WithoutCancel(ctx), n, baseline))
+}
+
+// lookForLeaks returns what the tool's pods left: the tool removes its own
+// pods, but not all of its images.
+func lookForLeaks(ctx context.Context, n *node.Node, baseline node.Census) error {
+	errs := []error{n.Empty(ctx), n.RemoveImages(ctx)}
+	leaks, err := n.AwaitClean(ctx, baseline, cleanWait)
+	errs = append(errs, err)
+	for _, leak := range leaks {
+		errs = append(errs, fmt.Errorf("left behind: %s", leak))
+	}
+	_, err = n.Mica(ctx, "check")
+	return errors.Join(append(errs, err)...)
+}
+
+// stock is the registry with the tool's images.
+type stock struct {
+	address string
+	digest  string // of the image that the tool names by one
+	close   func() error
 }
 
 // serveImages builds the tool's images and serves them.
-func serveImages(ctx context.Context) (address string, stop func() error, err error) {
+func serveImages(ctx context.Context) (stock, error) {
 	dir, err := images.Dir()
 	if err != nil {
-		return "", nil, err
+		return stock{}, err
 	}
 	root, err := images.ModuleRoot()
 	if err != nil {
-		return "", nil, err
+		return stock{}, err
 	}
-	if err := images.Build(ctx, dir, root, images.Conformance(), func(testimage.Built) {}); err != nil {
-		return "", nil, err
+	var s stock
+	if s.digest, err = images.BuildConformance(ctx, dir, root); err != nil {
+		return stock{}, err
 	}
 	server, err := images.Registry(dir).Start("127.0.0.1:0")
 	if err != nil {
-		return "", nil, err
+		return stock{}, err
 	}
-	return server.Addr, server.Close, nil
-}
-
-// reportLeaks prints what the tool's pods left: the tool removes its own pods,
-// but not all of its images.
-func reportLeaks(ctx context.Context, n *node.Node, baseline node.Census) {
-	err := errors.Join(n.Empty(ctx), n.RemoveImages(ctx))
-	leaks, leaksErr := n.AwaitClean(ctx, baseline, 10*time.Second)
-	_, checkErr := n.Mica(ctx, "check")
-	if err := errors.Join(err, leaksErr, checkErr); err != nil {
-		fmt.Println("after the tool:", err)
-	}
-	for _, leak := range leaks {
-		fmt.Println("left behind:", leak)
-	}
+	s.address, s.close = server.Addr, server.Close
+	return s, nil
 }
