@@ -18,7 +18,6 @@ import (
 	"github.com/go-logr/logr"
 	"k8s.io/cri-streaming/pkg/streaming"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
-	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	"k8s.io/klog/v2"
 	"k8s.io/streaming/pkg/httpstream/wsstream"
 )
@@ -31,14 +30,15 @@ const (
 )
 
 // streamServer is the HTTP server behind the URLs of Exec, Attach and
-// PortForward. The SPDY protocols, and port-forwarding, are those of
-// k8s.io/cri-streaming; ours are exec and attach over WebSocket, the listener, which
-// ends a session's context with its connection, and the end of it all.
+// PortForward. The URLs, and port-forwarding over WebSocket, are those of
+// k8s.io/cri-streaming; ours are SPDY, exec and attach over WebSocket, the listener,
+// which ends a session's context with its connection, and the end of it all.
 type streamServer struct {
 	library     streaming.Server
 	tickets     tickets
 	sessions    *sessions
 	idleTimeout time.Duration
+	openTimeout time.Duration // for the streams of a SPDY client
 	listener    *watchedListener
 	http        *http.Server
 }
@@ -59,11 +59,10 @@ func newStreamServer(s *Server, rt Runtime) (*streamServer, error) {
 	}
 	sess := &sessions{server: s, runtime: rt}
 	library, err := streaming.NewServer(streaming.Config{
-		BaseURL:                         base,
-		StreamIdleTimeout:               o.IdleTimeout,
-		StreamCreationTimeout:           o.CreationTimeout,
-		SupportedRemoteCommandProtocols: remotecommand.SupportedStreamingProtocols,
-		SupportedPortForwardProtocols:   portforward.SupportedProtocols,
+		BaseURL:                       base,
+		StreamIdleTimeout:             o.IdleTimeout,
+		StreamCreationTimeout:         o.CreationTimeout,
+		SupportedPortForwardProtocols: portforward.SupportedProtocols,
 	}, sess)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("serve streams: %w", err), l.Close())
@@ -71,7 +70,7 @@ func newStreamServer(s *Server, rt Runtime) (*streamServer, error) {
 	watched := &watchedListener{Listener: l, conns: map[*watchedConn]struct{}{}}
 	streams := &streamServer{
 		library: library, tickets: tickets{open: map[string]ticket{}},
-		sessions: sess, idleTimeout: o.IdleTimeout, listener: watched,
+		sessions: sess, idleTimeout: o.IdleTimeout, openTimeout: o.CreationTimeout, listener: watched,
 	}
 	streams.http = &http.Server{
 		Handler:           streams,
@@ -107,12 +106,19 @@ func (s quietSink) WithName(name string) logr.LogSink { return quietSink{s.LogSi
 // ServeHTTP serves the session that a URL was given out for.
 func (s *streamServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	request, ok := s.tickets.take(r.URL.Path)
-	switch {
-	case !ok:
+	if !ok {
 		http.NotFound(w, r)
-	case wsstream.IsWebSocketRequest(r) && s.serveWebSocket(w, r, request):
-	default:
+		return
+	}
+	webSocket := wsstream.IsWebSocketRequest(r)
+	c, isCommand := s.sessions.command(request)
+	switch {
+	case webSocket && isCommand:
+		s.serveWebSocket(w, r, c)
+	case webSocket:
 		s.library.ServeHTTP(w, r)
+	default:
+		s.serveSPDY(w, r, request)
 	}
 }
 
@@ -237,6 +243,15 @@ func (c *watchedConn) Read(p []byte) (int, error) {
 		c.die()
 	}
 	return n, err
+}
+
+// CloseWrite tells the peer that nothing more will come.
+func (c *watchedConn) CloseWrite() error {
+	half, ok := c.Conn.(interface{ CloseWrite() error })
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	return half.CloseWrite()
 }
 
 // Close implements net.Conn.

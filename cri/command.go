@@ -1,0 +1,115 @@
+package cri
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+)
+
+// streamsWanted are what a client asked for.
+type streamsWanted struct{ stdin, stdout, stderr, tty bool }
+
+// stdio are the streams of a session; nil where the client did not ask for one.
+type stdio struct {
+	in     io.Reader
+	out    io.WriteCloser
+	errs   io.WriteCloser
+	resize chan remotecommand.TerminalSize
+}
+
+// command is an exec or an attachment that a URL was given out for.
+type command struct {
+	want streamsWanted
+	run  func(context.Context, stdio) error
+}
+
+// command returns the command behind a URL; false if that is a port-forward.
+func (s *sessions) command(request any) (c command, ok bool) {
+	switch q := request.(type) {
+	case *runtimeapi.ExecRequest:
+		c.want = streamsWanted{q.GetStdin(), q.GetStdout(), q.GetStderr(), q.GetTty()}
+		c.run = func(ctx context.Context, std stdio) error {
+			return s.Exec(ctx, q.GetContainerId(), q.GetCmd(), std.in, std.out, std.errs, q.GetTty(), std.resize)
+		}
+	case *runtimeapi.AttachRequest:
+		c.want = streamsWanted{q.GetStdin(), q.GetStdout(), q.GetStderr(), q.GetTty()}
+		c.run = func(ctx context.Context, std stdio) error {
+			return s.Attach(ctx, q.GetContainerId(), std.in, std.out, std.errs, q.GetTty(), std.resize)
+		}
+	default:
+		return command{}, false
+	}
+	return c, true
+}
+
+// forwardSizes sends the sizes that arrive on from until the connection or ctx ends.
+func forwardSizes(ctx context.Context, from io.Reader, to chan<- remotecommand.TerminalSize) {
+	defer close(to)
+	for sizes := json.NewDecoder(from); ; {
+		var size remotecommand.TerminalSize
+		if sizes.Decode(&size) != nil {
+			return
+		}
+		select {
+		case to <- size:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// sessionStatus is the part of a Kubernetes Status object that says how a session
+// ended.
+type sessionStatus struct {
+	Status  string          `json:"status"`
+	Message string          `json:"message,omitempty"`
+	Reason  string          `json:"reason,omitempty"`
+	Details *sessionDetails `json:"details,omitempty"`
+	Code    int             `json:"code,omitempty"`
+}
+
+type sessionDetails struct {
+	Causes []sessionCause `json:"causes"`
+}
+
+type sessionCause struct {
+	Reason  string `json:"reason"`
+	Message string `json:"message"`
+}
+
+// outcome is what the error channel carries at the end of a session: a Status
+// object, or before v4 of the protocol the bare text of an error.
+func outcome(err error, protocol string) []byte {
+	if !strings.HasPrefix(protocol, "v4.") && !strings.HasPrefix(protocol, "v5.") {
+		if err == nil {
+			return nil
+		}
+		return []byte(err.Error())
+	}
+	status := sessionStatus{Status: "Success"}
+	var exit exited
+	switch {
+	case errors.As(err, &exit):
+		cause := sessionCause{Reason: remotecommand.ExitCodeCauseType, Message: strconv.Itoa(exit.code)}
+		status = sessionStatus{
+			Status:  "Failure",
+			Reason:  remotecommand.NonZeroExitCodeReason,
+			Message: "command terminated with " + exit.Error(),
+			Details: &sessionDetails{Causes: []sessionCause{cause}},
+		}
+	case err != nil:
+		status = sessionStatus{Status: "Failure", Reason: "InternalError", Message: err.Error(), Code: http.StatusInternalServerError}
+	}
+	text, merr := json.Marshal(status)
+	if merr != nil {
+		return []byte(merr.Error()) // strings and numbers always encode
+	}
+	return text
+}

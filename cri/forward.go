@@ -1,0 +1,142 @@
+package cri
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/moby/spdystream"
+	"k8s.io/cri-streaming/pkg/streaming/portforward"
+)
+
+// forwarding is one connection to a port of a pod: a pair of streams with the same
+// request ID.
+type forwarding struct {
+	data, errs *spdystream.Stream // nil until they come
+	since      time.Time          // when the first came
+}
+
+func (f *forwarding) end() {
+	for _, stream := range []*spdystream.Stream{f.data, f.errs} {
+		if stream != nil {
+			finish(stream)
+		}
+	}
+}
+
+// add takes a stream; false if it is not one that is missing.
+func (f *forwarding) add(stream *spdystream.Stream) bool {
+	missing := map[string]**spdystream.Stream{
+		portforward.StreamTypeData:  &f.data,
+		portforward.StreamTypeError: &f.errs,
+	}[stream.Headers().Get(portforward.StreamType)]
+	if missing == nil || *missing != nil {
+		return false
+	}
+	*missing = stream
+	return true
+}
+
+// forwardOverSPDY serves each pair of streams that the client opens, until the
+// connection ends or the server stops. What has come from a client that goes then
+// still gets a moment to reach the pod.
+func (s *streamServer) forwardOverSPDY(ctx context.Context, conn *spdyConn, pod string) {
+	serving, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	var running sync.WaitGroup
+	defer func() {
+		conn.acceptNoMore()
+		late := time.AfterFunc(sessionGrace, cancel)
+		defer late.Stop()
+		running.Wait()
+	}()
+	halves := map[string]*forwarding{}
+	defer func() {
+		for _, f := range halves {
+			f.end()
+		}
+	}()
+	ticker := time.NewTicker(s.openTimeout)
+	defer ticker.Stop()
+	for {
+		select {
+		case stream := <-conn.opened:
+			if f := pair(halves, stream); f != nil {
+				running.Go(func() { s.forward(serving, pod, f) })
+			}
+		case <-ticker.C:
+			for id, f := range halves {
+				if time.Since(f.since) >= s.openTimeout {
+					f.end()
+					delete(halves, id)
+				}
+			}
+		case <-conn.CloseChan():
+			return
+		case <-s.sessions.server.stopping:
+			return
+		}
+	}
+}
+
+// pair returns the forwarding that stream completes; nil if it waits among halves for
+// another, or is refused.
+func pair(halves map[string]*forwarding, stream *spdystream.Stream) *forwarding {
+	if _, err := portOf(stream); err != nil {
+		_ = stream.Reset()
+		return nil
+	}
+	id := requestID(stream)
+	f := halves[id]
+	if f == nil {
+		f = &forwarding{since: time.Now()}
+	}
+	if !f.add(stream) {
+		_ = stream.Reset()
+		return nil
+	}
+	halves[id] = f
+	if f.data == nil || f.errs == nil {
+		return nil
+	}
+	delete(halves, id)
+	return f
+}
+
+// portOf returns the port that a stream is for.
+func portOf(stream *spdystream.Stream) (int32, error) {
+	port, err := strconv.ParseUint(stream.Headers().Get(portforward.PortHeader), 10, 16)
+	if err != nil || port == 0 {
+		return 0, fmt.Errorf("port of stream: %q", stream.Headers().Get(portforward.PortHeader))
+	}
+	return int32(port), nil
+}
+
+// requestID names the pair that a stream belongs to. Clients from before there were
+// names open the stream for errors first and the one for data next.
+func requestID(stream *spdystream.Stream) string {
+	if id := stream.Headers().Get(portforward.PortForwardRequestIDHeader); id != "" {
+		return id
+	}
+	id := stream.Identifier()
+	if stream.Headers().Get(portforward.StreamType) == portforward.StreamTypeData {
+		id -= 2
+	}
+	return strconv.FormatUint(uint64(id), 10)
+}
+
+// forward serves one pair of streams.
+func (s *streamServer) forward(ctx context.Context, pod string, f *forwarding) {
+	defer f.end()
+	port, err := portOf(f.data)
+	if err == nil {
+		err = s.sessions.PortForward(ctx, pod, port, f.data)
+	}
+	if err != nil {
+		_, _ = io.WriteString(f.errs, fmt.Sprintf("forwarding to port %d of pod %s: %v", port, pod, err))
+		_ = f.data.Reset() // that the data ends here does not mean that it is whole
+	}
+}
