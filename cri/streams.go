@@ -30,9 +30,10 @@ const (
 )
 
 // streamServer is the HTTP server behind the URLs of Exec, Attach and
-// PortForward. The URLs, and port-forwarding over WebSocket, are those of
-// k8s.io/cri-streaming; ours are SPDY, exec and attach over WebSocket, the listener,
-// which ends a session's context with its connection, and the end of it all.
+// PortForward. The URLs, and the older way to forward ports over WebSocket, are those
+// of k8s.io/cri-streaming; ours are SPDY, also within WebSocket, exec and attach over
+// WebSocket, the listener, which ends a session's context with its connection, and the
+// end of it all.
 type streamServer struct {
 	library     streaming.Server
 	tickets     tickets
@@ -115,6 +116,8 @@ func (s *streamServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case webSocket && isCommand:
 		s.serveWebSocket(w, r, c)
+	case wsstream.IsWebSocketRequestWithTunnelingProtocol(r):
+		s.serveTunnel(w, r, request)
 	case webSocket:
 		s.library.ServeHTTP(w, r)
 	default:

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/websocket"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"k8s.io/client-go/rest"
@@ -21,6 +22,7 @@ import (
 	"k8s.io/client-go/transport/spdy"
 	utilexec "k8s.io/client-go/util/exec"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/streaming/pkg/httpstream"
 )
 
 // transports are the ways in which clients speak to the streaming server.
@@ -205,40 +207,79 @@ func TestAttach(t *testing.T) {
 }
 
 func TestPortForward(t *testing.T) {
+	dialers := map[string]func(*testing.T, *url.URL) httpstream.Dialer{"SPDY": dialSPDY, "WebSocket": dialTunnel}
+	for name, dial := range dialers {
+		t.Run(name, func(t *testing.T) {
+			e := start(t, nil)
+			// A client gives up its connection after the first port that fails, so each
+			// port has a connection of its own.
+			for port, want := range map[uint16]string{8080: "8080: hello\n", 1: "", 13: ""} {
+				local, stop := e.forward(dial(t, e.portForward()), port)
+				if got := ask(t, local, "hello\n"); got != want {
+					t.Errorf("port %d answers %q, want %q", port, got, want)
+				}
+				stop()
+			}
+			if n := metric(t, e, "mica_cri_panics_total"); n != 1 {
+				t.Errorf("mica_cri_panics_total = %v", n)
+			}
+			eventually(t, "the end of the sessions", func() bool { return metric(t, e, "mica_cri_sessions_running", "kind", "port-forward") == 0 })
+		})
+	}
+}
+
+// portForward returns a URL to forward ports by.
+func (e *env) portForward() *url.URL {
+	e.t.Helper()
+	answer, err := e.client().PortForward(e.t.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: "p"})
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	u, err := url.Parse(answer.GetUrl())
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	return u
+}
+
+func dialSPDY(t *testing.T, u *url.URL) httpstream.Dialer {
+	t.Helper()
+	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, http.MethodPost, u)
+}
+
+func dialTunnel(t *testing.T, u *url.URL) httpstream.Dialer {
+	t.Helper()
+	dialer, err := portforward.NewSPDYOverWebsocketDialerForStreaming(u, &rest.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dialer
+}
+
+// A tunnel of another kind is refused before the connection becomes one.
+func TestUnknownTunnelIsRefused(t *testing.T) {
 	e := start(t, nil)
-	// A client gives up its connection after the first port that fails, so each port
-	// has a connection of its own.
-	for port, want := range map[uint16]string{8080: "8080: hello\n", 1: "", 13: ""} {
-		answer, err := e.client().PortForward(t.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: "p"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		local, stop := e.forward(answer.GetUrl(), port)
-		if got := ask(t, local, "hello\n"); got != want {
-			t.Errorf("port %d answers %q, want %q", port, got, want)
-		}
-		stop()
+	u := e.portForward()
+	u.Scheme = "ws"
+	c, err := websocket.NewConfig(u.String(), "http://localhost")
+	if err != nil {
+		t.Fatal(err)
 	}
-	if n := metric(t, e, "mica_cri_panics_total"); n != 1 {
-		t.Errorf("mica_cri_panics_total = %v", n)
+	c.Protocol = []string{"SPDY/3.1+other.k8s.io"}
+	if _, err := c.DialContext(t.Context()); err == nil || !strings.Contains(err.Error(), "bad status") {
+		t.Errorf("dialled with %v", err)
 	}
-	eventually(t, "the end of the sessions", func() bool { return metric(t, e, "mica_cri_sessions_running", "kind", "port-forward") == 0 })
 }
 
 // forward leads a local port to a port of the pod, as kubectl does.
-func (e *env) forward(address string, port uint16) (local uint16, stop func()) {
+func (e *env) forward(dialer httpstream.Dialer, port uint16) (local uint16, stop func()) {
 	e.t.Helper()
-	u, err := url.Parse(address)
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	dialer := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, u)
 	end, ready, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})
-	f, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf(":%d", port)}, end, ready, io.Discard, io.Discard)
+	f, err := portforward.NewOnAddressesForStreaming(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf(":%d", port)}, end, ready, io.Discard, io.Discard)
 	if err != nil {
 		e.t.Fatal(err)
 	}

@@ -241,16 +241,24 @@ func TestPortForward(t *testing.T) {
 				_, _, err := f.Runtime.ExecSync(f.ctx, id, []string{"wget", "-q", "-O", "-", fmt.Sprintf("http://127.0.0.1:%d", port)}, 5*time.Second)
 				return err == nil
 			})
-			response, err := f.Runtime.PortForward(f.ctx, &runtimeapi.PortForwardRequest{PodSandboxId: p.id, Port: []int32{int32(port)}})
-			f.no(err)
-			target, err := url.Parse(response.Url)
-			f.no(err)
 			transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
 			f.no(err)
-			dialer := spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, http.MethodPost, target)
+			f.forward(spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, http.MethodPost, f.portForward(p, port)), port)
+			dialer, err := portforward.NewSPDYOverWebsocketDialerForStreaming(f.portForward(p, port), &rest.Config{})
+			f.no(err)
 			f.forward(dialer, port)
 		})
 	}
+}
+
+// portForward returns the URL on which a port of the pod is forwarded.
+func (f *fixture) portForward(p pod, port int) *url.URL {
+	f.t.Helper()
+	response, err := f.Runtime.PortForward(f.ctx, &runtimeapi.PortForwardRequest{PodSandboxId: p.id, Port: []int32{int32(port)}})
+	f.no(err)
+	target, err := url.Parse(response.Url)
+	f.no(err)
+	return target
 }
 
 // forward forwards a local port to the pod's and fetches a page through it.
