@@ -3,7 +3,10 @@ package e2e
 import (
 	"strings"
 	"testing"
+	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -32,6 +35,35 @@ func TestResources(t *testing.T) {
 	}
 	if limit := f.status(id).GetResources().GetLinux().GetMemoryLimitInBytes(); limit != 32<<20 {
 		t.Errorf("memory limit in the status is %d, want %d", limit, 32<<20)
+	}
+}
+
+// As kubelets resize pods: the score depends on what a container asks for.
+func TestUpdateOfTheOOMScore(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	config := f.containerConfig(busyboxImage, "sh", "-c", "sleep 1000 & sh -c 'echo 700 > /proc/self/oom_score_adj; exec sleep 1001' & exec sleep 1002")
+	config.Linux.Resources = &runtimeapi.LinuxContainerResources{OomScoreAdj: 500}
+	id := f.start(p, config)
+	scores := func() string {
+		return f.exec(id, "sh", "-c", "for n in 1000 1001 1002; do cat /proc/$(pgrep -f \"^sleep $n\")/oom_score_adj; done")
+	}
+	f.eventually("the processes have their scores", func() bool {
+		out, _, err := f.Runtime.ExecSync(f.ctx, id, []string{"pgrep", "sleep"}, 20*time.Second)
+		return err == nil && strings.Count(string(out), "\n") == 3 && scores() == "500\n700\n500\n"
+	})
+	update := func(score int64) error {
+		return f.Runtime.UpdateContainerResources(f.ctx, id, &runtimeapi.ContainerResources{Linux: &runtimeapi.LinuxContainerResources{OomScoreAdj: score}})
+	}
+	f.no(update(900))
+	if got := scores(); got != "900\n700\n900\n" {
+		t.Errorf("scores are %q", got)
+	}
+	if got := f.status(id).GetResources().GetLinux().GetOomScoreAdj(); got != 900 {
+		t.Errorf("the status says %d", got)
+	}
+	if err := update(1001); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a score that is none: %v", err)
 	}
 }
 

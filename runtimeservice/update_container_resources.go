@@ -15,8 +15,8 @@ import (
 )
 
 // UpdateContainerResources changes the limits of a container that is created
-// or runs. A field of the request that is zero leaves its limit as it is;
-// oom_score_adj, which is no limit of a cgroup, stays what it was at creation.
+// or runs. A field of the request that is zero leaves its limit as it is. An
+// oom_score_adj is given to the processes that have the one of the creation.
 // The container's status shows the new values, and a failed update the old
 // ones. Errors: ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition (ended),
 // and those of the OCI runtime, for example for a memory limit below what is
@@ -73,6 +73,10 @@ func (s *Service) limitContainer(ctx context.Context, c *Container, wanted nri.U
 	if err != nil {
 		return fmt.Errorf("update container %s: %w", c.ID, err)
 	}
+	score, err := spec.OOMScoreAdj(wanted.Resources, s.host)
+	if err != nil {
+		return fmt.Errorf("update container %s: %w", c.ID, err)
+	}
 	// OCI runtimes know of CPU and memory only, some ignoring the rest.
 	direct := &specs.LinuxResources{HugepageLimits: limits.HugepageLimits, Unified: limits.Unified}
 	if wanted.Direct != nil {
@@ -86,6 +90,11 @@ func (s *Service) limitContainer(ctx context.Context, c *Container, wanted nri.U
 	}
 	if err := s.cgroups.SetResources(s.containerCgroup(c), direct); err != nil {
 		return fmt.Errorf("update container %s: %w", c.ID, err)
+	}
+	if wanted.Resources.GetOomScoreAdj() != 0 {
+		if err := s.adjustOOMScore(c, score); err != nil {
+			return fmt.Errorf("update container %s: %w", c.ID, err)
+		}
 	}
 	s.plugins.Limited(c.ID, &told)
 	return c.update(func(st *ContainerState) error {
@@ -107,6 +116,7 @@ func mergeResources(old, change *runtimeapi.LinuxContainerResources) *runtimeapi
 	next.CpusetMems = either(change.GetCpusetMems(), next.CpusetMems)
 	next.MemorySwapLimitInBytes = mergeSwap(next, change)
 	next.MemoryLimitInBytes = either(change.GetMemoryLimitInBytes(), next.MemoryLimitInBytes)
+	next.OomScoreAdj = either(change.GetOomScoreAdj(), next.OomScoreAdj)
 	if len(change.GetHugepageLimits()) > 0 {
 		next.HugepageLimits = mergeHugepages(next.HugepageLimits, change.GetHugepageLimits())
 	}

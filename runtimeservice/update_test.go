@@ -23,7 +23,7 @@ func TestMergeResources(t *testing.T) {
 			&limits{CpuQuota: 20, CpusetCpus: "0-1"},
 			&limits{CpuPeriod: 1, CpuQuota: 20, CpuShares: 3, CpusetCpus: "0-1", CpusetMems: "1", MemoryLimitInBytes: 4},
 		},
-		"the OOM score is no limit":      {&limits{OomScoreAdj: 3}, &limits{OomScoreAdj: 900}, &limits{OomScoreAdj: 3}},
+		"another OOM score":              {&limits{OomScoreAdj: 3}, &limits{OomScoreAdj: -900}, &limits{OomScoreAdj: -900}},
 		"quota taken away":               {&limits{CpuQuota: 2}, &limits{CpuQuota: -1}, &limits{CpuQuota: -1}},
 		"no swap stays no swap":          {&limits{MemoryLimitInBytes: 10, MemorySwapLimitInBytes: 10}, &limits{MemoryLimitInBytes: 30}, &limits{MemoryLimitInBytes: 30, MemorySwapLimitInBytes: 30}},
 		"allowed swap stays":             {&limits{MemoryLimitInBytes: 10, MemorySwapLimitInBytes: 15}, &limits{MemoryLimitInBytes: 30}, &limits{MemoryLimitInBytes: 30, MemorySwapLimitInBytes: 35}},

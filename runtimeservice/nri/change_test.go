@@ -199,7 +199,7 @@ func TestPluginsAdjustAndUpdate(t *testing.T) {
 
 func TestPluginsChangeAnUpdate(t *testing.T) {
 	h := open(t, Options{}, State{Pods: []Pod{pod("p")}, Containers: []Container{container("a", "p"), container("b", "p")}})
-	asked := &runtimeapi.LinuxContainerResources{CpuShares: 10, MemoryLimitInBytes: 1 << 30}
+	asked := &runtimeapi.LinuxContainerResources{CpuShares: 10, MemoryLimitInBytes: 1 << 30, OomScoreAdj: 7}
 	r := &recorder{}
 	h.join(r, "10")
 	got, err := h.UpdateContainer(t.Context(), "a", asked)
@@ -217,7 +217,7 @@ func TestPluginsChangeAnUpdate(t *testing.T) {
 	}
 	got, err = h.UpdateContainer(t.Context(), "a", asked)
 	h.no(err)
-	if diff := cmp.Diff(&runtimeapi.LinuxContainerResources{CpuShares: 20, MemoryLimitInBytes: 1 << 30}, got.Resources, protocmp.Transform()); diff != "" {
+	if diff := cmp.Diff(&runtimeapi.LinuxContainerResources{CpuShares: 20, MemoryLimitInBytes: 1 << 30, OomScoreAdj: 7}, got.Resources, protocmp.Transform()); diff != "" {
 		t.Errorf("changed (-want +got):\n%s", diff)
 	}
 	if others := h.limited(); len(others) != 1 || others[0].ID != "b" || others[0].Resources.GetMemoryLimitInBytes() != 1<<20 {

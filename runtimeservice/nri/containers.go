@@ -134,6 +134,7 @@ func (p *Plugins) UpdateContainer(ctx context.Context, id string, change *runtim
 			if own, err = updateOf(u); err != nil {
 				return own, err
 			}
+			own.Resources.OomScoreAdj = change.GetOomScoreAdj() // of which plugins are not told
 		case u != nil: // the library answers with nil for a request that stays as it is
 			others = append(others, u)
 		}

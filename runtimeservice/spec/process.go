@@ -66,7 +66,7 @@ func (b *builder) process() error {
 	if err != nil {
 		return err
 	}
-	adj, err := oomScoreAdj(b.in)
+	adj, err := OOMScoreAdj(b.in.Config.GetLinux().GetResources(), b.in.Host)
 	if err != nil {
 		return err
 	}
@@ -173,14 +173,14 @@ func hasEnv(env []string, name string) bool {
 	return slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, name+"=") })
 }
 
-// oomScoreAdj is the requested adjustment, raised to the lowest that the
+// OOMScoreAdj is the requested adjustment, raised to the lowest that the
 // kernel lets this process give.
-func oomScoreAdj(in ContainerInput) (int, error) {
-	adj := in.Config.GetLinux().GetResources().GetOomScoreAdj()
+func OOMScoreAdj(r *runtimeapi.LinuxContainerResources, h Host) (int, error) {
+	adj := r.GetOomScoreAdj()
 	if adj < -1000 || adj > 1000 {
 		return 0, invalid("oom_score_adj %d is not in -1000..1000", adj)
 	}
-	return max(int(adj), in.Host.OOMScoreAdjMin), nil
+	return max(int(adj), h.OOMScoreAdjMin), nil
 }
 
 // clampRlimits lowers limits to those that this process holds, unless it may

@@ -1,0 +1,82 @@
+package runtimeservice
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// oomScorePasses is how often a container is searched for processes that were
+// forked while the others got their new score.
+const oomScorePasses = 10
+
+// adjustOOMScore gives an oom_score_adj to the container's first process, and
+// to all others that have it from there: what a process chose for itself
+// stays. Where the host keeps the daemon from lowering scores, a lower one has
+// no effect, as at the container's creation.
+func (s *Service) adjustOOMScore(c *Container, score int) error {
+	old, err := readOOMScore(c.snapshot().Pid)
+	if err != nil || old == score {
+		return err
+	}
+	for range oomScorePasses {
+		pids, err := s.cgroups.Pids(s.containerCgroup(c))
+		if errdefs.IsNotFound(err) {
+			return nil // it has just ended
+		}
+		if err != nil {
+			return err
+		}
+		changed := false
+		for _, pid := range pids {
+			did, err := s.changeOOMScore(pid, old, score)
+			if err != nil {
+				return err
+			}
+			changed = changed || did
+		}
+		if !changed {
+			return nil
+		}
+	}
+	return nil
+}
+
+// changeOOMScore changes the score of a process that has the old one.
+func (s *Service) changeOOMScore(pid, old, score int) (bool, error) {
+	has, err := readOOMScore(pid)
+	if err != nil || has != old {
+		return false, err
+	}
+	err = os.WriteFile(oomScoreFile(pid), []byte(strconv.Itoa(score)), 0)
+	switch {
+	case err == nil:
+		return true, nil
+	case ended(err), errors.Is(err, fs.ErrPermission) && !s.host.RaiseRlimits:
+		return false, nil
+	}
+	return false, fmt.Errorf("set oom_score_adj: %w", err)
+}
+
+// readOOMScore returns the score of a process, 0 for one that has ended.
+func readOOMScore(pid int) (int, error) {
+	text, err := os.ReadFile(oomScoreFile(pid))
+	if ended(err) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read oom_score_adj: %w", err)
+	}
+	return strconv.Atoi(string(bytes.TrimSpace(text)))
+}
+
+func oomScoreFile(pid int) string { return fmt.Sprintf("/proc/%d/oom_score_adj", pid) }
+
+// ended says whether err is that of a file of a process that has ended.
+func ended(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) }
