@@ -13,6 +13,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -149,7 +150,16 @@ func parseHosts(data []byte, dir, registry string) ([]hostConfig, error) {
 	if err := server.setTable(f.hostTable, dir); err != nil {
 		return nil, fmt.Errorf("server: %w", err)
 	}
+	if i := slices.IndexFunc(hosts, server.is); i >= 0 && reflect.ValueOf(f.hostTable).IsZero() {
+		hosts[i].mirror = server.mirror
+		return hosts, nil
+	}
 	return append(hosts, server), nil
+}
+
+// is says that asking h after other would be asking the same again.
+func (h hostConfig) is(other hostConfig) bool {
+	return h.base == other.base && other.pull && other.resolve
 }
 
 // hostOrder returns the keys of the host table in the order in which the file names them, which decoding loses.
