@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/containerd/platforms"
+
+	"github.com/micarun/mica/internal/journal"
 )
 
 // Limits on what a registry may make the node hold in memory, in bytes.
@@ -45,6 +47,8 @@ type Options struct {
 	Backoff time.Duration `toml:"backoff"`
 	// MaxBackoff bounds the pause between attempts, also one that a registry asks for by Retry-After. Default 30 s.
 	MaxBackoff time.Duration `toml:"max_backoff"`
+	// Journal hears what becomes of images; nil is none.
+	Journal *journal.Journal `toml:"-"`
 }
 
 func (o Options) withDefaults() (Options, error) {

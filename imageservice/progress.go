@@ -1,6 +1,8 @@
 package imageservice
 
 import (
+	"fmt"
+	"io"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,6 +46,22 @@ func (s *Service) Pulls() []PullProgress {
 		list = append(list, PullProgress{Ref: p.ref, Started: p.started, Layers: p.snapshot()})
 	}
 	return list
+}
+
+// Fetched returns how many bytes of layers registries have sent since Open.
+func (s *Service) Fetched() int64 { return s.fetched.Load() }
+
+// counted counts what is written.
+type counted struct {
+	io.Writer
+	n *atomic.Int64
+}
+
+// Write implements io.Writer.
+func (c counted) Write(p []byte) (int, error) {
+	n, err := c.Writer.Write(p)
+	c.n.Add(int64(n))
+	return n, err
 }
 
 // layerProgress is the live form of LayerProgress; pulls that share a layer share it.
@@ -97,6 +115,28 @@ func (p *pullProgress) snapshot() []LayerProgress {
 		})
 	}
 	return list
+}
+
+// String tells how far the pull has come, for people; "" before its layers are known.
+func (p *pullProgress) String() string {
+	var there, fetching int
+	var done, total int64
+	list := p.snapshot()
+	for _, l := range list {
+		switch l.State {
+		case LayerExists, LayerComplete, LayerFetched:
+			there++
+		case LayerFetching:
+			fetching++
+		}
+		if l.State != LayerExists {
+			done, total = done+l.Done, total+l.Total
+		}
+	}
+	if len(list) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d of %d layers, %.1f of %.1f MB, %d in transfer", there, len(list), float64(done)/1e6, float64(total)/1e6, fetching)
 }
 
 // report calls f for each layer that differs from what was reported last, and returns what is reported now.

@@ -20,6 +20,7 @@ import (
 	"oras.land/oras-go/v2/registry/remote/auth"
 
 	"github.com/micarun/mica/internal/failpoint"
+	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/overlay"
 )
 
@@ -59,10 +60,10 @@ func (s *Service) Pull(ctx context.Context, a PullArgs) (Image, error) {
 		key: key, keep: true,
 		info: &pullProgress{ref: ref.String(), started: time.Now()},
 		run: func(ctx context.Context, p *pullProgress) (Image, error) {
-			ctx, cancel := context.WithTimeoutCause(ctx, s.opts.PullTimeout, fmt.Errorf("no end within %s: %w", s.opts.PullTimeout, context.DeadlineExceeded))
-			defer cancel()
+			ctx, op := s.opts.Journal.Begin(ctx, "pull image", journal.Subject{Image: ref.String()})
+			journal.Detail(ctx, p.String)
 			img, err := s.pull(ctx, ref, cred, p)
-			if err != nil {
+			if op.End(err); err != nil {
 				return Image{}, fmt.Errorf("pull %s: %w", ref, err)
 			}
 			return img, nil
@@ -107,6 +108,9 @@ func follow(ctx context.Context, f *flight[Image, *pullProgress], progress func(
 
 // pull is one run of a pull, whoever waits for it.
 func (s *Service) pull(ctx context.Context, ref reference.Named, cred auth.CredentialFunc, p *pullProgress) (Image, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, s.opts.PullTimeout, fmt.Errorf("no end within %s: %w", s.opts.PullTimeout, context.DeadlineExceeded))
+	defer cancel()
+	journal.Enter(ctx, "resolve")
 	src, err := s.newSource(ref, cred)
 	if err != nil {
 		return Image{}, err
@@ -128,6 +132,7 @@ func (s *Service) pull(ctx context.Context, ref reference.Named, cred auth.Crede
 	if err != nil {
 		return Image{}, err
 	}
+	journal.Enter(ctx, "fetch configuration")
 	data, err := src.config(ctx, manifest.config)
 	if err != nil {
 		return Image{}, fmt.Errorf("fetch configuration %s: %w", manifest.config.Digest, err)
@@ -155,6 +160,7 @@ func (s *Service) finishPull(ctx context.Context, j *pullJob, manifest digest.Di
 	if err := j.layers(ctx); err != nil {
 		return Image{}, err
 	}
+	journal.Enter(ctx, "record image")
 	return s.recordPull(j.source.ref, manifest, config)
 }
 
@@ -226,6 +232,7 @@ func (j *pullJob) layers(ctx context.Context) error {
 		list[i] = pulledLayer{digest: l.Digest, total: l.Size, live: new(layerProgress)}
 	}
 	j.progress.start(list)
+	journal.Enter(ctx, "fetch layers")
 	present := j.present()
 	for i := range present {
 		j.progress.set(i, LayerExists)
@@ -250,8 +257,9 @@ func (j *pullJob) layers(ctx context.Context) error {
 		})
 	}
 	if err := g.Wait(); err != nil {
-		return err
+		return fmt.Errorf("fetch layers: %w", err)
 	}
+	journal.Enter(ctx, "commit layers")
 	if err := j.commit(ctx, fetched); err != nil {
 		return fmt.Errorf("commit layers: %w", err)
 	}
@@ -387,7 +395,7 @@ func (s *Service) extract(ctx context.Context, a layerArgs) (*overlay.Draft, err
 	pipe := newChunkPipe()
 	downloaded := make(chan error, 1)
 	go func() {
-		err := a.source.blob(ctx, a.blob, pipe, &a.progress.done)
+		err := a.source.blob(ctx, a.blob, counted{pipe, &s.fetched}, &a.progress.done)
 		pipe.finish(err)
 		downloaded <- err
 	}()

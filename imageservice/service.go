@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -17,6 +18,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
+	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/overlay"
 )
 
@@ -35,6 +37,7 @@ type Service struct {
 	slots        *semaphore.Weighted // layers in transfer, of all pulls
 	pulls        flights[Image, *pullProgress]
 	fetches      flights[*overlay.Draft, *layerProgress]
+	fetched      atomic.Int64 // bytes of layers
 
 	commit sync.Mutex // orders commits of layers; taken before change
 	change sync.Mutex // orders changes of the image store on disk; taken before mu
@@ -338,11 +341,21 @@ func (s *Service) Remove(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
+	ctx, op := s.opts.Journal.Begin(ctx, "remove image", journal.Subject{Image: ref})
+	err = s.remove(ctx, ref, id)
+	op.End(err)
+	return err
+}
+
+// remove takes an image away that is there. s.change is held.
+func (s *Service) remove(ctx context.Context, ref string, id digest.Digest) error {
+	journal.Enter(ctx, "remove references")
 	if err := s.forget(id); err != nil {
-		return fmt.Errorf("remove image %q: %w", ref, err)
+		return fmt.Errorf("remove image %q: remove references: %w", ref, err)
 	}
+	journal.Enter(ctx, "remove layers")
 	if err := s.prune(ctx); err != nil {
-		return fmt.Errorf("remove layers of image %q: %w", ref, err)
+		return fmt.Errorf("remove image %q: remove layers: %w", ref, err)
 	}
 	return nil
 }

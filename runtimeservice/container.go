@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/jsonfile"
 )
 
@@ -127,6 +128,15 @@ func (c *Container) id() string       { return c.ID }
 func (c *Container) identity() string { return containerIdentity(c.PodID, c.Config.Msg.GetMetadata()) }
 
 func (c *Container) config() *runtimeapi.ContainerConfig { return c.Config.Msg }
+
+// subject is a container as the journal knows it.
+func (s *Service) subject(c *Container) journal.Subject {
+	on := journal.Subject{Pod: c.PodID, Container: c.ID, Name: c.config().GetMetadata().GetName()}
+	if p, err := s.pods.get(c.PodID); err == nil {
+		on.Name = p.subject().Name + "/" + on.Name
+	}
+	return on
+}
 
 // containerIdentity is what the kubelet repeats when it retries CreateContainer.
 func containerIdentity(podID string, m *runtimeapi.ContainerMetadata) string {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/micarun/mica/imageservice"
 	"github.com/micarun/mica/internal/failpoint"
+	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/jsonfile"
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/keeper"
@@ -67,6 +68,7 @@ func (s *Service) createContainer(ctx context.Context, pod *Pod, cfg *runtimeapi
 	if err != nil {
 		return fail(err)
 	}
+	journal.About(ctx, s.subject(c))
 	if err := c.op.lock(ctx, "create container"); err != nil {
 		return fail(err)
 	}
@@ -78,7 +80,9 @@ func (s *Service) createContainer(ctx context.Context, pod *Pod, cfg *runtimeapi
 	if err := s.buildContainer(ctx, pod, c, img); err != nil {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.TeardownTimeout)
 		defer cancel()
-		if downErr := s.eraseContainer(clean, c); downErr != nil {
+		clean, op := s.journal.Begin(clean, "remove failed container", s.subject(c))
+		downErr := s.eraseContainer(clean, c)
+		if op.End(downErr); downErr != nil {
 			klog.FromContext(ctx).Error(downErr, "Tear-down of a container that failed to be created is left to its pod's", "container", c.ID)
 		}
 		return fail(err)
@@ -123,6 +127,7 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, im
 		return err
 	}
 	bundle := s.bundle(c.ID)
+	journal.Enter(ctx, "make bundle")
 	if err := s.makeBundle(pod, c); err != nil {
 		return fmt.Errorf("make bundle: %w", err)
 	}
@@ -130,6 +135,7 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, im
 	if err != nil {
 		return err
 	}
+	journal.Enter(ctx, "prepare root filesystem")
 	rootfs, err := s.mountRootfs(ctx, rootfsArgs{pod: pod, c: c, img: img, label: labels.mount})
 	if err != nil {
 		return fmt.Errorf("prepare root filesystem: %w", err)
@@ -137,13 +143,15 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, im
 	if err := failpoint.Hit("container-mounted"); err != nil {
 		return err
 	}
+	journal.Enter(ctx, "resolve user")
 	user, err := spec.ResolveUser(rootfs, c.config().GetLinux().GetSecurityContext(), img.Config.Config.User)
 	if err != nil {
 		return fmt.Errorf("resolve user: %w", err)
 	}
+	journal.Enter(ctx, "make specification")
 	ociSpec, resources, err := s.containerSpec(ctx, specArgs{pod: pod, c: c, img: img, rootfs: rootfs, user: user, labels: labels})
 	if err != nil {
-		return err
+		return fmt.Errorf("make specification: %w", err)
 	}
 	// The bundle goes when the container ends; the record stays to be looked at.
 	for _, dir := range []string{bundle, c.dir} {
@@ -151,6 +159,7 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, im
 			return fmt.Errorf("write specification: %w", err)
 		}
 	}
+	journal.Enter(ctx, "create by OCI runtime")
 	pid, err := s.createProcess(ctx, pod, c)
 	if err != nil {
 		return fmt.Errorf("create by OCI runtime: %w", err)

@@ -65,6 +65,7 @@ func (s *Service) recordExit(c *Container, exit keeper.Exit) error {
 	if err != nil || !ended {
 		return err
 	}
+	s.noteExit(c)
 	pod, err := s.pods.get(c.PodID)
 	if err != nil {
 		return nil // its pod is gone, nobody asks for its events
@@ -74,6 +75,16 @@ func (s *Service) recordExit(c *Container, exit keeper.Exit) error {
 	}
 	s.emit(c.ID, pod, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	return nil
+}
+
+// noteExit tells the journal how the container has ended.
+func (s *Service) noteExit(c *Container) {
+	st := c.snapshot()
+	text := fmt.Sprintf("%s, exit code %d", st.Reason, st.ExitCode)
+	if st.Message != "" {
+		text += ": " + st.Message
+	}
+	s.journal.Note("container ended", s.subject(c), text)
 }
 
 func exitReason(exit keeper.Exit) (reason, message string) {
@@ -98,15 +109,15 @@ func lostExit(why string) keeper.Exit {
 func (s *Service) release(ctx context.Context, c *Container) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.TeardownTimeout)
 	defer cancel()
+	ctx, op := s.journal.Begin(ctx, "release container", s.subject(c))
 	err := c.op.lock(ctx, "release container "+c.ID)
 	if err == nil {
 		defer c.op.unlock()
-		if _, getErr := s.containers.get(c.ID); getErr != nil {
-			return // removed meanwhile
+		if _, getErr := s.containers.get(c.ID); getErr == nil { // else removed meanwhile
+			err = s.tearDownContainer(ctx, c)
 		}
-		err = s.tearDownContainer(ctx, c)
 	}
-	if err != nil {
+	if op.End(err); err != nil {
 		klog.FromContext(ctx).Error(err, "Ended container keeps some of its resources until it is removed", "container", c.ID)
 	}
 }

@@ -3,6 +3,8 @@ package runtimeservice
 import (
 	"context"
 	"fmt"
+
+	"github.com/micarun/mica/internal/journal"
 )
 
 // opLock lets one operation at a time work on an object. Unlike a mutex it can
@@ -19,6 +21,7 @@ func (l opLock) lock(ctx context.Context, what string) error {
 		return nil
 	default:
 	}
+	journal.Enter(ctx, "wait for the operation before it")
 	select {
 	case l <- struct{}{}:
 		return nil

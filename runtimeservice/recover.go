@@ -133,6 +133,7 @@ func eachRecord(ctx context.Context, root string, load func(dir string) error) e
 // has come as events too, which find them settled.
 func (s *Service) recoverContainer(ctx context.Context, c *Container, alive map[string]keeper.State) {
 	log := klog.FromContext(ctx).WithValues("container", c.ID)
+	ctx, op := s.journal.Begin(ctx, "recover container", s.subject(c))
 	st, known := alive[c.ID]
 	var err error
 	switch phase := c.phase(); {
@@ -154,7 +155,7 @@ func (s *Service) recoverContainer(ctx context.Context, c *Container, alive map[
 	if err == nil && c.phase() == Exited {
 		err = s.locked(ctx, c, s.tearDownContainer)
 	}
-	if err != nil {
+	if op.End(err); err != nil {
 		log.Error(err, "Container is not fully recovered; its removal tries again")
 	}
 }
@@ -196,12 +197,13 @@ func (s *Service) locked(ctx context.Context, c *Container, f func(context.Conte
 func (s *Service) recoverPod(ctx context.Context, p *Pod, alive map[string]keeper.State) {
 	ctx, cancel := context.WithTimeout(ctx, s.opts.TeardownTimeout)
 	defer cancel()
+	ctx, op := s.journal.Begin(ctx, "recover pod", p.subject())
 	err := p.op.lock(ctx, "recover pod "+p.ID)
 	if err == nil {
 		defer p.op.unlock()
 		err = s.settlePod(ctx, p, alive)
 	}
-	if err != nil {
+	if op.End(err); err != nil {
 		klog.FromContext(ctx).Error(err, "Pod is not fully recovered; its removal tries again", "pod", p.ID)
 	}
 }

@@ -19,7 +19,7 @@ func (s *Service) RemoveContainer(ctx context.Context, req *runtimeapi.RemoveCon
 	if err != nil {
 		return nil, fmt.Errorf("remove container: %w", err)
 	}
-	err = s.detached(ctx, s.opts.TeardownTimeout, "remove container "+c.ID, func(ctx context.Context) error {
+	err = s.detached(ctx, s.opts.TeardownTimeout, operation{"remove container", s.subject(c)}, func(ctx context.Context) error {
 		return s.removeContainer(ctx, c)
 	})
 	if err != nil {

@@ -19,7 +19,7 @@ func (s *Service) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePo
 	if err != nil {
 		return nil, fmt.Errorf("remove pod: %w", err)
 	}
-	err = s.detached(ctx, s.opts.TeardownTimeout, "remove pod "+pod.ID, func(ctx context.Context) error {
+	err = s.detached(ctx, s.opts.TeardownTimeout, operation{"remove pod", pod.subject()}, func(ctx context.Context) error {
 		return s.removePod(ctx, pod)
 	})
 	if err != nil {

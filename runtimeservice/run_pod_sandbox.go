@@ -13,6 +13,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/failpoint"
+	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/jsonfile"
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/runtimeservice/podns"
@@ -66,6 +67,7 @@ func (s *Service) createPod(ctx context.Context, cfg *runtimeapi.PodSandboxConfi
 	if err != nil {
 		return nil, err
 	}
+	journal.About(ctx, pod.subject())
 	if err := pod.op.lock(ctx, "run pod"); err != nil {
 		return nil, err
 	}
@@ -78,7 +80,9 @@ func (s *Service) createPod(ctx context.Context, cfg *runtimeapi.PodSandboxConfi
 	if err := s.buildPod(ctx, pod); err != nil {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.TeardownTimeout)
 		defer cancel()
-		if downErr := s.erasePod(clean, pod); downErr != nil {
+		clean, op := s.journal.Begin(clean, "remove failed pod", pod.subject())
+		downErr := s.erasePod(clean, pod)
+		if op.End(downErr); downErr != nil {
 			klog.FromContext(ctx).Error(downErr, "Tear-down of a pod that failed to start is left to the next start", "pod", pod.ID)
 		}
 		return nil, fmt.Errorf("run pod %q: %w", cfg.GetMetadata().GetName(), err)
@@ -117,6 +121,7 @@ func (s *Service) recordPod(cfg *runtimeapi.PodSandboxConfig, handler string) (*
 // buildPod is the straight way from a record to a ready pod. Its failure path
 // is erasePod.
 func (s *Service) buildPod(ctx context.Context, p *Pod) error {
+	journal.Enter(ctx, "make cgroup")
 	if _, err := s.cgroups.EnsureParent(ctx, p.CgroupParent); err != nil {
 		return fmt.Errorf("make cgroup: %w", err)
 	}
@@ -124,16 +129,19 @@ func (s *Service) buildPod(ctx context.Context, p *Pod) error {
 	if err := os.Mkdir(dir, 0o711); err != nil {
 		return fmt.Errorf("make state directory: %w", err)
 	}
+	journal.Enter(ctx, "make namespaces")
 	if err := podns.Pin(ctx, s.podNamespaces(p.config(), dir)); err != nil {
 		return fmt.Errorf("make namespaces: %w", err)
 	}
 	if err := failpoint.Hit("pod-pinned"); err != nil {
 		return err
 	}
+	journal.Enter(ctx, "set up network")
 	ips, err := s.attachPod(ctx, p)
 	if err != nil {
 		return fmt.Errorf("set up network: %w", err)
 	}
+	journal.Enter(ctx, "write pod files")
 	if err := s.writePodFiles(p, ips); err != nil {
 		return fmt.Errorf("write pod files: %w", err)
 	}
@@ -143,6 +151,7 @@ func (s *Service) buildPod(ctx context.Context, p *Pod) error {
 	linux := p.config().GetLinux()
 	ready := PodState{Phase: PodReady, BootID: s.bootID, IPs: ips}
 	ready.Overhead.Msg, ready.Resources.Msg = linux.GetOverhead(), linux.GetResources()
+	journal.Enter(ctx, "tell plugins")
 	if err := s.plugins.RunPod(ctx, s.pluginPod(p, ready)); err != nil {
 		return err
 	}

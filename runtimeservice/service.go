@@ -17,6 +17,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/imageservice"
+	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/cgroup"
@@ -101,6 +102,8 @@ type Deps struct {
 	InjectCDI func(s *specs.Spec, devices []string) error
 	// Settings are the node's configuration as the verbose status shows it.
 	Settings map[string]any
+	// Journal hears what becomes of pods and containers; nil is none.
+	Journal *journal.Journal
 }
 
 // Service is the CRI RuntimeService. It is safe for concurrent use.
@@ -118,6 +121,7 @@ type Service struct {
 	plugins   *nri.Plugins
 	injectCDI func(*specs.Spec, []string) error
 	settings  map[string]any
+	journal   *journal.Journal
 	// noUserNS is why this node can have no pods with user namespaces, or nil.
 	noUserNS   error
 	bootID     string
@@ -137,8 +141,11 @@ func Open(ctx context.Context, o Options, d Deps) (*Service, error) {
 	s := &Service{
 		opts: o.withDefaults(), images: d.Images, layers: d.Layers, network: d.Network, keeper: d.Keeper,
 		cgroups: d.Cgroups, host: d.Host, plugins: d.Plugins, injectCDI: d.InjectCDI, settings: d.Settings,
+		journal: d.Journal,
 		pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"), events: newBroadcaster(),
 	}
+	s.pods.journal, s.pods.making = d.Journal, "run pod"
+	s.containers.journal, s.containers.making = d.Journal, "create container"
 	if err := s.prepare(ctx, d.Runtimes); err != nil {
 		return nil, fmt.Errorf("open runtime service: %w", err)
 	}
@@ -228,21 +235,32 @@ func (s *Service) handler(name string) (handler, error) {
 	return h, nil
 }
 
+// operation is what detached runs: a verb such as "stop pod" and its object.
+type operation struct {
+	what string
+	on   journal.Subject
+}
+
+func (o operation) String() string { return o.what + " " + either(o.on.Container, o.on.Pod) }
+
 // detached runs f on a context that outlives the caller's and ends after
 // limit, and waits for f or the caller's end, whichever is first. A caller
 // that gave up finds the work done, or joins it, when it calls again.
-func (s *Service) detached(ctx context.Context, limit time.Duration, what string, f func(context.Context) error) error {
+func (s *Service) detached(ctx context.Context, limit time.Duration, o operation, f func(context.Context) error) error {
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+	work, op := s.journal.Begin(work, o.what, o.on)
 	done := make(chan error, 1)
 	s.background.Go(func() {
 		defer cancel()
-		done <- f(work)
+		err := f(work)
+		op.End(err)
+		done <- err
 	})
 	select {
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		return fmt.Errorf("%s: still under way: %w", what, ctx.Err())
+		return fmt.Errorf("%s: still under way%s: %w", o, where(op), ctx.Err())
 	}
 }
 

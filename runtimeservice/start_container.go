@@ -8,6 +8,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/internal/failpoint"
+	"github.com/micarun/mica/internal/journal"
 )
 
 // StartContainer starts the process of a created container. A container whose
@@ -19,7 +20,7 @@ func (s *Service) StartContainer(ctx context.Context, req *runtimeapi.StartConta
 	if err != nil {
 		return nil, fmt.Errorf("start container: %w", err)
 	}
-	err = s.detached(ctx, s.opts.ContainerTimeout, "start container "+c.ID, func(ctx context.Context) error {
+	err = s.detached(ctx, s.opts.ContainerTimeout, operation{"start container", s.subject(c)}, func(ctx context.Context) error {
 		return s.startContainer(ctx, c)
 	})
 	if err != nil {
@@ -43,13 +44,15 @@ func (s *Service) startContainer(ctx context.Context, c *Container) error {
 	if err := c.require("start", Created); err != nil {
 		return err
 	}
+	journal.Enter(ctx, "tell plugins")
 	if err := s.plugins.StartContainer(ctx, c.ID); err != nil {
 		c.beginStart()
 		return s.failStart(ctx, c, err)
 	}
 	c.beginStart()
+	journal.Enter(ctx, "start by OCI runtime")
 	if err := s.keeper.Start(ctx, c.ID); err != nil {
-		return s.failStart(ctx, c, err)
+		return s.failStart(ctx, c, fmt.Errorf("start by OCI runtime: %w", err))
 	}
 	if err := failpoint.Hit("container-started"); err != nil {
 		return err
@@ -101,7 +104,9 @@ func (s *Service) failStart(ctx context.Context, c *Container, cause error) erro
 	if err != nil {
 		return fmt.Errorf("%w; and its end is not recorded: %w", cause, err)
 	}
-	if err := s.tearDownContainer(context.WithoutCancel(ctx), c); err != nil {
+	clean, op := s.journal.Begin(context.WithoutCancel(ctx), "release failed container", s.subject(c))
+	err = s.tearDownContainer(clean, c)
+	if op.End(err); err != nil {
 		return fmt.Errorf("%w; and its tear-down is left to its removal: %w", cause, err)
 	}
 	return cause

@@ -7,6 +7,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/internal/journal"
 )
 
 // StopContainer asks the container to end by its stop signal and, after the
@@ -22,7 +24,7 @@ func (s *Service) StopContainer(ctx context.Context, req *runtimeapi.StopContain
 		return nil, fmt.Errorf("stop container: %w", err)
 	}
 	grace := time.Duration(max(req.GetTimeout(), 0)) * time.Second
-	err = s.detached(ctx, grace+s.opts.TeardownTimeout, "stop container "+c.ID, func(ctx context.Context) error {
+	err = s.detached(ctx, grace+s.opts.TeardownTimeout, operation{"stop container", s.subject(c)}, func(ctx context.Context) error {
 		return s.stopContainer(ctx, c, grace)
 	})
 	if err != nil {
@@ -45,6 +47,7 @@ func (s *Service) stopContainer(ctx context.Context, c *Container, grace time.Du
 		if err := s.keeper.Kill(ctx, c.ID, signalNumber(c.StopSignal), false); err != nil && !errdefs.IsNotFound(err) {
 			return fmt.Errorf("stop container %s: send %s: %w", c.ID, c.StopSignal, err)
 		}
+		journal.Enter(ctx, "wait for its end")
 		patience := time.NewTimer(grace)
 		defer patience.Stop()
 		select {
@@ -52,7 +55,7 @@ func (s *Service) stopContainer(ctx context.Context, c *Container, grace time.Du
 			return nil
 		case <-patience.C:
 		case <-ctx.Done():
-			return fmt.Errorf("stop container %s: %w", c.ID, ctx.Err())
+			return fmt.Errorf("stop container %s: wait for its end: %w", c.ID, ctx.Err())
 		}
 	}
 	return s.killContainer(ctx, c)

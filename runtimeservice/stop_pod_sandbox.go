@@ -20,7 +20,7 @@ func (s *Service) StopPodSandbox(ctx context.Context, req *runtimeapi.StopPodSan
 	if err != nil {
 		return nil, fmt.Errorf("stop pod: %w", err)
 	}
-	err = s.detached(ctx, s.opts.TeardownTimeout, "stop pod "+pod.ID, func(ctx context.Context) error {
+	err = s.detached(ctx, s.opts.TeardownTimeout, operation{"stop pod", pod.subject()}, func(ctx context.Context) error {
 		return s.stopPod(ctx, pod)
 	})
 	if err != nil {

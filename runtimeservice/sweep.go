@@ -9,6 +9,7 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/keeper"
 	"github.com/micarun/mica/runtimeservice/podns"
@@ -37,6 +38,7 @@ func (s *Service) sweep(ctx context.Context, alive map[string]keeper.State) {
 	}
 	for _, l := range found {
 		log.Info("Removing what no record claims", "what", l.what, "where", l.where)
+		s.journal.Note("remove what no record claims", journal.Subject{}, l.what+" "+l.where)
 		if err := l.remove(ctx); err != nil {
 			log.Error(err, "Leftover stays until the next start", "what", l.what, "where", l.where)
 		}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/micarun/mica/internal/journal"
 )
 
 // object is what a table holds: a pod or a container.
@@ -24,6 +26,9 @@ type object interface {
 // that make the object of one identity. It is safe for concurrent use.
 type table[T object] struct {
 	kind string // "pod" or "container", for errors
+	// journal hears of creations as making, such as "run pod"; nil is none.
+	journal *journal.Journal
+	making  string
 
 	mu      sync.RWMutex
 	byID    map[string]T
@@ -33,6 +38,7 @@ type table[T object] struct {
 
 // flight is a creation under way.
 type flight[T object] struct {
+	op   *journal.Operation
 	done chan struct{}
 	obj  T
 	err  error
@@ -119,14 +125,16 @@ func (t *table[T]) create(ctx context.Context, identity string, limit time.Durat
 		}
 		return obj, nil
 	}
-	f := &flight[T]{done: make(chan struct{})}
+	buildCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+	buildCtx, op := t.journal.Begin(buildCtx, t.making, journal.Subject{Name: identity})
+	f := &flight[T]{op: op, done: make(chan struct{})}
 	t.flights[identity] = f
 	t.mu.Unlock()
 
-	buildCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	go func() {
 		defer cancel()
 		f.obj, f.err = build(buildCtx)
+		op.End(f.err)
 		t.mu.Lock()
 		delete(t.flights, identity)
 		t.mu.Unlock()
@@ -141,8 +149,18 @@ func (f *flight[T]) wait(ctx context.Context, kind, identity string) (T, error) 
 		return f.obj, f.err
 	case <-ctx.Done():
 		var none T
-		return none, fmt.Errorf("create %s %q: still under way, a retry joins it: %w", kind, identity, ctx.Err())
+		return none, fmt.Errorf("create %s %q: still under way%s, a retry joins it: %w", kind, identity, where(f.op), ctx.Err())
 	}
+}
+
+// where tells the stage of an operation, for an error of somebody who has waited
+// for it: " (set up network for 2m0s)".
+func where(op *journal.Operation) string {
+	stage, since := op.Current()
+	if stage == "" {
+		return ""
+	}
+	return fmt.Sprintf(" (%s for %s)", stage, since.Round(time.Millisecond))
 }
 
 // drain waits until no creation is under way or ctx ends.

@@ -16,6 +16,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/failpoint"
+	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/runtimeservice/podns"
 	"github.com/micarun/mica/runtimeservice/spec"
@@ -29,12 +30,18 @@ import (
 // keeps nothing else, and returns all errors.
 func (s *Service) tearDownPod(ctx context.Context, p *Pod) error {
 	errs := []error{s.stopAllContainers(ctx, p)}
+	journal.Enter(ctx, "end init")
 	if errs[0] == nil {
 		s.plugins.StopPod(ctx, p.ID)
 	}
-	errs = append(errs, s.keeper.Delete(ctx, p.ID), failpoint.Hit("pod-processes-ended")) // its init, if it has one
+	if err := s.keeper.Delete(ctx, p.ID); err != nil {
+		errs = append(errs, fmt.Errorf("end init: %w", err))
+	}
+	errs = append(errs, failpoint.Hit("pod-processes-ended"))
+	journal.Enter(ctx, "delete network")
 	errs = append(errs, s.deleteNetwork(ctx, p))
 	errs = append(errs, failpoint.Hit("pod-network-down"))
+	journal.Enter(ctx, "remove namespaces and cgroup")
 	dir := s.podStateDir(p.ID)
 	errs = append(errs, podns.Unpin(dir), unmount(filepath.Join(dir, shmDir)))
 	if errors.Join(errs...) == nil {
@@ -69,11 +76,7 @@ func (s *Service) erasePod(ctx context.Context, p *Pod) error {
 	if err := p.update(func(st *PodState) error { st.Phase = PodNotReady; return nil }); err != nil {
 		return err
 	}
-	var group errgroup.Group
-	for _, c := range s.containersOf(p.ID) {
-		group.Go(func() error { return s.removeContainer(ctx, c) })
-	}
-	if err := group.Wait(); err != nil {
+	if err := s.removeAllContainers(ctx, p); err != nil {
 		return err
 	}
 	if err := s.tearDownPod(ctx, p); err != nil {
@@ -88,18 +91,38 @@ func (s *Service) erasePod(ctx context.Context, p *Pod) error {
 	return nil
 }
 
+// removeAllContainers removes the containers of a pod that is no longer ready.
+func (s *Service) removeAllContainers(ctx context.Context, p *Pod) error {
+	return s.eachContainer(ctx, p, "remove container", s.removeContainer)
+}
+
 // stopAllContainers ends the processes of all containers of a pod that is no
 // longer ready, and releases what they held. Containers that are just being
 // created are waited for.
 func (s *Service) stopAllContainers(ctx context.Context, p *Pod) error {
+	return s.eachContainer(ctx, p, "stop container", func(ctx context.Context, c *Container) error {
+		if err := c.op.lock(ctx, "stop container "+c.ID); err != nil {
+			return err
+		}
+		defer c.op.unlock()
+		return s.tearDownContainer(ctx, c)
+	})
+}
+
+// eachContainer does what f does with all containers of a pod at the same time,
+// each as an operation called what.
+func (s *Service) eachContainer(ctx context.Context, p *Pod, what string, f func(context.Context, *Container) error) error {
+	containers := s.containersOf(p.ID)
+	if len(containers) > 0 {
+		journal.Enter(ctx, "end containers")
+	}
 	var group errgroup.Group
-	for _, c := range s.containersOf(p.ID) {
+	for _, c := range containers {
 		group.Go(func() error {
-			if err := c.op.lock(ctx, "stop container "+c.ID); err != nil {
-				return err
-			}
-			defer c.op.unlock()
-			return s.tearDownContainer(ctx, c)
+			ctx, op := s.journal.Begin(ctx, what, s.subject(c))
+			err := f(ctx, c)
+			op.End(err)
+			return err
 		})
 	}
 	return group.Wait()
@@ -113,6 +136,7 @@ func (s *Service) tearDownContainer(ctx context.Context, c *Container) error {
 	if err := s.killContainer(ctx, c); err != nil {
 		return err
 	}
+	journal.Enter(ctx, "delete container")
 	s.tellExit(ctx, c)
 	if err := failpoint.Hit("container-killed"); err != nil {
 		return err
@@ -120,6 +144,7 @@ func (s *Service) tearDownContainer(ctx context.Context, c *Container) error {
 	if err := s.keeper.Delete(ctx, c.ID); err != nil {
 		return fmt.Errorf("delete container %s: %w", c.ID, err)
 	}
+	journal.Enter(ctx, "unmount root filesystem")
 	bundle := s.bundle(c.ID)
 	if err := s.layers.Unmount(ctx, c.ID); err != nil {
 		return fmt.Errorf("unmount root filesystem of container %s: %w", c.ID, err)
@@ -148,6 +173,7 @@ func (s *Service) killContainer(ctx context.Context, c *Container) error {
 	if err := s.kill(ctx, c); err != nil {
 		return err
 	}
+	journal.Enter(ctx, "wait for its exit")
 	select {
 	case <-c.exited:
 	case <-ctx.Done():
@@ -185,6 +211,7 @@ func (s *Service) eraseContainer(ctx context.Context, c *Container) error {
 	if err := s.tearDownContainer(ctx, c); err != nil {
 		return err
 	}
+	journal.Enter(ctx, "remove writable layer")
 	if err := s.layers.Remove(ctx, c.ID); err != nil {
 		return fmt.Errorf("remove writable layer of container %s: %w", c.ID, err)
 	}

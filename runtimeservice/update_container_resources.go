@@ -29,7 +29,7 @@ func (s *Service) UpdateContainerResources(ctx context.Context, req *runtimeapi.
 	if req.GetWindows() != nil {
 		return nil, fmt.Errorf("update container %s: resources of Windows: %w", c.ID, errdefs.ErrInvalidArgument)
 	}
-	err = s.detached(ctx, s.opts.ContainerTimeout, "update container "+c.ID, func(ctx context.Context) error {
+	err = s.detached(ctx, s.opts.ContainerTimeout, operation{"update container", s.subject(c)}, func(ctx context.Context) error {
 		return s.updateContainer(ctx, c, req.GetLinux())
 	})
 	if err != nil {

@@ -1,6 +1,7 @@
-// Command mica is the node tool: it says what the daemon is, checks that nothing
-// on the node is damaged or left over, shows and checks the configuration, and
-// ends the daemon. Pods and images are managed by the CRI's own tools.
+// Command mica is the node tool: it says what the daemon is and what it does, checks
+// that nothing on the node is damaged or left over, shows and checks the
+// configuration, and ends the daemon. Pods and images are managed by the CRI's own
+// tools.
 //
 // Answers go to standard output, everything else to standard error. It exits with
 // 0 if all is well, with 1 if something is not (a check found problems, a daemon
@@ -52,6 +53,7 @@ func commands() []command {
 	return []command{
 		{"info", "", "say what the running daemon is", (*tool).info},
 		{"check", "[--content]", "look for damage and leftovers on the whole node", (*tool).check},
+		{"events", "[--follow] [--running] [--pod NAME] [--json]", "what the daemon is doing and did last, stage by stage", (*tool).events},
 		{"config", "default|dump|check", "print a commented configuration file, print what is in force, or check the files", (*tool).config},
 		{"stop", "[--all]", "end the daemon; with --all also all pods, the keeper and the embedded network", (*tool).stop},
 		{"version", "", "print the version", (*tool).version},

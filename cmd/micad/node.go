@@ -16,6 +16,7 @@ import (
 	"github.com/micarun/mica/cri"
 	"github.com/micarun/mica/imageservice"
 	"github.com/micarun/mica/internal/admin"
+	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/reaper"
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/overlay"
@@ -42,12 +43,16 @@ type node struct {
 	plugins  *nri.Plugins // nil where NRI is off
 	service  *runtimeservice.Service
 	server   *cri.Server
+
+	journal    *journal.Journal
+	operations *operationMetrics
 }
 
 // open opens everything, what is independent at the same time, and returns when
 // clients may connect. On an error nothing is left open.
 func open(ctx context.Context, c config.Config) (*node, error) {
-	n := &node{}
+	n := &node{operations: newOperationMetrics()}
+	n.journal = journal.New(n.operations)
 	if err := n.open(ctx, c); err != nil {
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 		defer cancel()
@@ -82,6 +87,7 @@ func (n *node) open(ctx context.Context, c config.Config) error {
 	n.service, err = runtimeservice.Open(ctx, options, runtimeservice.Deps{
 		Images: n.images, Layers: n.layers, Network: n.network, Keeper: n.keeper,
 		Runtimes: n.runtimes, Cgroups: n.cgroups, Host: n.host, Plugins: n.plugins, InjectCDI: cdi.New(c.CDI).Inject, Settings: settings,
+		Journal: n.journal,
 	})
 	if err != nil {
 		return err
@@ -95,7 +101,9 @@ func (n *node) openImages(ctx context.Context, c config.Config) error {
 	if n.layers, err = overlay.Open(ctx, c.Overlay()); err != nil {
 		return fmt.Errorf("open layer store: %w", err)
 	}
-	if n.images, err = imageservice.Open(ctx, c.Images, n.layers); err != nil {
+	options := c.Images
+	options.Journal = n.journal
+	if n.images, err = imageservice.Open(ctx, options, n.layers); err != nil {
 		return fmt.Errorf("open image store: %w", err)
 	}
 	return nil
@@ -221,6 +229,8 @@ func (n *node) registry() *prometheus.Registry {
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		n.server.Collector(),
+		n.operations,
+		newInventory(n),
 	)
 	return r
 }

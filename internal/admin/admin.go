@@ -17,6 +17,8 @@ const (
 	pathInfo  = "/info"
 	pathCheck = "/check"
 	pathStop  = "/stop"
+
+	pathEvents = "/events"
 )
 
 // Info says what a daemon is.
@@ -65,11 +67,44 @@ type StopArgs struct {
 	Everything bool `json:"everything"`
 }
 
+// Event is an operation on a pod, a container or an image, or something that happened
+// to one.
+type Event struct {
+	What      string `json:"what"` // "run pod", "container ended"
+	Pod       string `json:"pod,omitempty"`
+	Container string `json:"container,omitempty"`
+	Image     string `json:"image,omitempty"`
+	Name      string `json:"name,omitempty"` // namespace/pod[/container]
+
+	Started time.Time `json:"started"`
+	Seconds float64   `json:"seconds"` // so far, while it runs
+	Running bool      `json:"running,omitempty"`
+	Stages  []Stage   `json:"stages,omitempty"`
+	Detail  string    `json:"detail,omitempty"`
+	Error   string    `json:"error,omitempty"` // why it failed
+}
+
+// Stage is a part of an operation.
+type Stage struct {
+	Name    string  `json:"name"`
+	Seconds float64 `json:"seconds"`
+}
+
+// EventsArgs say which events are told.
+type EventsArgs struct {
+	// Follow goes on with what happens until the client leaves.
+	Follow bool
+}
+
 // Daemon is what the API asks of a daemon. The methods are called concurrently.
 type Daemon interface {
 	Info(ctx context.Context) (Info, error)
 	// Check returns every problem found, which is no error.
 	Check(ctx context.Context, args CheckArgs) ([]Problem, error)
+	// Events calls tell with what the daemon did last, with what it is doing and, if
+	// asked, with what it does until ctx ends. It ends with tell's error, if there
+	// is one.
+	Events(ctx context.Context, args EventsArgs, tell func(Event) error) error
 	// Stop returns when the daemon has begun to end, or why it does not.
 	Stop(ctx context.Context, args StopArgs) error
 }

@@ -29,6 +29,17 @@ func (fakeDaemon) Check(_ context.Context, args CheckArgs) ([]Problem, error) {
 	return nil, nil
 }
 
+func (fakeDaemon) Events(ctx context.Context, args EventsArgs, tell func(Event) error) error {
+	if err := tell(Event{What: "run pod", Pod: "p", Stages: []Stage{{Name: "make cgroup", Seconds: 0.5}}}); err != nil {
+		return err
+	}
+	if !args.Follow {
+		return errors.New("the end")
+	}
+	<-ctx.Done()
+	return nil
+}
+
 func (d fakeDaemon) Stop(_ context.Context, args StopArgs) error { return d.stop(args) }
 
 // serve runs a daemon until the test ends.
@@ -66,6 +77,49 @@ func TestAnswersArriveAsSent(t *testing.T) {
 	}
 	if problems, err := c.Check(t.Context(), CheckArgs{}); err != nil || len(problems) != 0 {
 		t.Errorf("check: %v, %v", problems, err)
+	}
+}
+
+func TestEvents(t *testing.T) {
+	c := serve(t, fakeDaemon{})
+	want := Event{What: "run pod", Pod: "p", Stages: []Stage{{Name: "make cgroup", Seconds: 0.5}}}
+	var got []Event
+	hear := func(e Event) error {
+		got = append(got, e)
+		return nil
+	}
+	if err := c.Events(t.Context(), EventsArgs{}, hear); err == nil || err.Error() != "the end" {
+		t.Errorf("an error in the stream arrives as %v", err)
+	}
+	if !cmp.Equal(got, []Event{want}) {
+		t.Errorf("events: %+v", got)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	if err := c.Events(ctx, EventsArgs{Follow: true}, func(Event) error { cancel(); return nil }); err != nil {
+		t.Errorf("a follower that leaves: %v", err)
+	}
+	full := errors.New("full")
+	if err := c.Events(t.Context(), EventsArgs{Follow: true}, func(Event) error { return full }); !errors.Is(err, full) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A follower hears the end of the daemon as the end of the events, and does not
+// delay it.
+func TestFollowerDoesNotHoldTheDaemon(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, end := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- Serve(ctx, l, fakeDaemon{}) }()
+	if err := NewClient(path).Events(t.Context(), EventsArgs{Follow: true}, func(Event) error { end(); return nil }); err != nil {
+		t.Errorf("events: %v", err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("serve: %v", err)
 	}
 }
 

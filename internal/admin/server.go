@@ -28,6 +28,7 @@ func Serve(ctx context.Context, l net.Listener, d Daemon) error {
 	mux.Handle("POST "+pathStop, handle(func(ctx context.Context, args StopArgs) (struct{}, error) {
 		return struct{}{}, d.Stop(ctx, args)
 	}))
+	mux.Handle("GET "+pathEvents, streamEvents(ctx, d))
 	srv := &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: headerTimeout,
@@ -73,6 +74,34 @@ func handle[Request, Answer any](serve func(context.Context, Request) (Answer, e
 			return
 		}
 		reply(w, http.StatusOK, answer)
+	})
+}
+
+// message is one line of a stream of events: an event, or why there are no more.
+type message struct {
+	Event   *Event   `json:"event,omitempty"`
+	Failure *failure `json:"failure,omitempty"`
+}
+
+// streamEvents answers with one message a line. The stream ends with ctx as well, so
+// that a follower does not hold up the end of the daemon.
+func streamEvents(ctx context.Context, d Daemon) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		defer context.AfterFunc(ctx, cancel)()
+		w.Header().Set("Content-Type", "application/jsonl")
+		out := json.NewEncoder(w)
+		flush := http.NewResponseController(w).Flush
+		err := flush()
+		if err == nil {
+			err = d.Events(asked, EventsArgs{Follow: r.URL.Query().Has("follow")}, func(e Event) error {
+				return errors.Join(out.Encode(message{Event: &e}), flush())
+			})
+		}
+		if err != nil && asked.Err() == nil {
+			_ = out.Encode(message{Failure: &failure{err.Error()}}) // a client that is gone cannot be told
+		}
 	})
 }
 

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/micarun/mica/internal/admin"
+)
+
+// shortID is how many digits of an ID are shown to people.
+const shortID = 13
+
+// eventFilter chooses and shows events.
+type eventFilter struct {
+	follow, running, json bool
+	pod                   string
+}
+
+func (t *tool) events(ctx context.Context, args []string) error {
+	var f eventFilter
+	flags := t.flags("mica events")
+	flags.BoolVar(&f.follow, "follow", false, "go on with what happens from now on")
+	flags.BoolVar(&f.running, "running", false, "only what the daemon is doing now")
+	flags.StringVar(&f.pod, "pod", "", "only what is about this pod: the begin of its ID, its `NAME`, or namespace/name")
+	flags.BoolVar(&f.json, "json", false, "one JSON object a line")
+	if err := t.parse(flags, args); err != nil {
+		return err
+	}
+	if f.follow && f.running {
+		fmt.Fprintln(t.stderr, "mica events: --follow and --running exclude each other")
+		return errUsage
+	}
+	c, err := t.load()
+	if err != nil {
+		return err
+	}
+	if !f.follow {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, askTimeout)
+		defer cancel()
+	}
+	return admin.NewClient(c.AdminSocket()).Events(ctx, admin.EventsArgs{Follow: f.follow}, func(e admin.Event) error {
+		if !f.wants(e) {
+			return nil
+		}
+		if f.json {
+			return json.NewEncoder(t.stdout).Encode(e)
+		}
+		_, err := fmt.Fprintln(t.stdout, line(e))
+		return err
+	})
+}
+
+func (f eventFilter) wants(e admin.Event) bool {
+	if f.running && !e.Running {
+		return false
+	}
+	if f.pod == "" || e.Pod != "" && strings.HasPrefix(e.Pod, f.pod) {
+		return true
+	}
+	// The name is namespace/pod or namespace/pod/container.
+	names := strings.Split(e.Name, "/")
+	return len(names) > 1 && (names[1] == f.pod || names[0]+"/"+names[1] == f.pod)
+}
+
+// line is what people are shown of an event: when it ended, what it was, of what,
+// how it went, and how long each stage took.
+func line(e admin.Event) string {
+	end := e.Started.Add(seconds(e.Seconds))
+	text := fmt.Sprintf("%s %s", end.Format("2006-01-02T15:04:05.000Z07:00"), e.What)
+	if object := object(e); object != "" {
+		text += " " + object
+	}
+	switch {
+	case e.Running:
+		text += ": running for " + rounded(e.Seconds)
+	case e.Error != "":
+		text += ": failed after " + rounded(e.Seconds)
+	case len(e.Stages) > 0:
+		text += ": done in " + rounded(e.Seconds)
+	}
+	if stages := stages(e); stages != "" {
+		text += " (" + stages + ")"
+	}
+	for _, more := range []string{e.Detail, e.Error} {
+		if more != "" {
+			text += ": " + strings.ReplaceAll(more, "\n", "; ")
+		}
+	}
+	return text
+}
+
+func object(e admin.Event) string {
+	id := e.Pod
+	if e.Container != "" {
+		id = e.Container
+	}
+	switch {
+	case e.Image != "":
+		return e.Image
+	case id == "":
+		return e.Name
+	}
+	return fmt.Sprintf("%s [%s]", e.Name, id[:min(len(id), shortID)])
+}
+
+// stages lists the stages of an operation with their times; the one that it is in,
+// or in which it failed, is marked.
+func stages(e admin.Event) string {
+	var parts []string
+	for i, s := range e.Stages {
+		part := s.Name + " " + rounded(s.Seconds)
+		if last := i == len(e.Stages)-1; last && e.Running {
+			part = "now: " + part
+		} else if last && e.Error != "" {
+			part = "failed: " + part
+		}
+		parts = append(parts, part)
+	}
+	return strings.Join(parts, ", ")
+}
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
+// rounded shows three digits or so.
+func rounded(s float64) string {
+	d := seconds(s)
+	switch {
+	case d >= time.Minute:
+		return d.Round(time.Second).String()
+	case d >= time.Second:
+		return d.Round(10 * time.Millisecond).String()
+	case d >= time.Millisecond:
+		return d.Round(100 * time.Microsecond).String()
+	}
+	return d.Round(time.Microsecond).String()
+}

@@ -1,0 +1,37 @@
+package main
+
+import (
+	"context"
+
+	"github.com/micarun/mica/internal/admin"
+	"github.com/micarun/mica/internal/journal"
+)
+
+// Events implements admin.Daemon.
+func (d *daemon) Events(ctx context.Context, args admin.EventsArgs, tell func(admin.Event) error) error {
+	hear := func(e journal.Entry) error { return tell(asEvent(e)) }
+	j := d.node.journal
+	if args.Follow {
+		return j.Follow(ctx, hear)
+	}
+	for _, e := range append(j.Ended(), j.Running()...) {
+		if err := hear(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func asEvent(e journal.Entry) admin.Event {
+	event := admin.Event{
+		What: e.What, Pod: e.Pod, Container: e.Container, Image: e.Image, Name: e.Name,
+		Started: e.Started, Seconds: e.Took.Seconds(), Running: e.Running, Detail: e.Detail,
+	}
+	for _, s := range e.Stages {
+		event.Stages = append(event.Stages, admin.Stage{Name: s.Name, Seconds: s.Took.Seconds()})
+	}
+	if e.Err != nil {
+		event.Error = e.Err.Error()
+	}
+	return event
+}

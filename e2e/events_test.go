@@ -1,0 +1,181 @@
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/micarun/mica/e2e/node"
+	"github.com/micarun/mica/internal/admin"
+)
+
+// gatePlugin is a CNI plugin whose ADD waits for one line in a pipe, which is the
+// error that it fails with; "ok" is none.
+const gatePlugin = `#!/bin/sh
+case $CNI_COMMAND in
+VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["0.4.0","1.0.0"]}';;
+ADD) read -r answer < %[1]s
+	if [ "$answer" != ok ]; then
+		printf '{"cniVersion":"1.0.0","code":100,"msg":"%%s"}' "$answer"
+		exit 1
+	fi
+	echo '{"cniVersion":"1.0.0","interfaces":[],"ips":[],"dns":{}}';;
+esac
+`
+
+// gatedNetwork makes a node whose pods wait for the test in their network. answer
+// lets one pod go on.
+func gatedNetwork(t *testing.T) (f *fixture, answer func(string)) {
+	t.Helper()
+	dir := t.TempDir()
+	pipe := filepath.Join(dir, "pipe")
+	f = startOn(t, func(o *node.Options) {
+		o.ConfDir = filepath.Join(dir, "net.d")
+		dropIn := fmt.Sprintf("[network]\nbin_dirs = [%q]\n", dir)
+		conf := `{"cniVersion":"1.0.0","name":"gated","plugins":[{"type":"gate"}]}`
+		for file, text := range map[string]string{
+			filepath.Join(dir, "gate"):                  fmt.Sprintf(gatePlugin, pipe),
+			filepath.Join(o.ConfDir, "1.conflist"):      conf,
+			filepath.Join(o.Data, "conf.d", "cni.toml"): dropIn,
+		} {
+			if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(text), 0o755)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	})
+	return f, func(text string) {
+		t.Helper()
+		// Opening waits for the plugin.
+		if err := os.WriteFile(pipe, []byte(text+"\n"), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// history asks the node tool.
+func (f *fixture) history(arguments ...string) []admin.Event {
+	f.t.Helper()
+	out, err := f.Mica(f.ctx, append([]string{"events", "--json"}, arguments...)...)
+	f.no(err)
+	var list []admin.Event
+	for line := range strings.Lines(out) {
+		var e admin.Event
+		f.no(json.Unmarshal([]byte(line), &e))
+		list = append(list, e)
+	}
+	return list
+}
+
+// A pod that is stuck can be asked why: while it is, and afterwards.
+func TestEventsNameTheStage(t *testing.T) {
+	f, answer := gatedNetwork(t)
+	config := f.podConfig()
+	name := config.GetMetadata().GetNamespace() + "/" + config.GetMetadata().GetName()
+	// Too impatient, as a kubelet whose time-out is over.
+	impatient, cancel := context.WithTimeout(f.ctx, 300*time.Millisecond)
+	defer cancel()
+	if _, err := f.Runtime.RunPodSandbox(impatient, config, ""); status.Code(err) != codes.DeadlineExceeded {
+		t.Fatalf("RunPodSandbox = %v", err)
+	}
+	running := f.history("--running", "--pod", name)
+	if len(running) != 1 || running[0].What != "run pod" || running[0].Stages[len(running[0].Stages)-1].Name != "set up network" {
+		t.Errorf("running: %+v", running)
+	}
+	if text, err := f.Mica(f.ctx, "events", "--pod", config.GetMetadata().GetName()); err != nil || !strings.Contains(text, "now: set up network") {
+		t.Errorf("events: %s, %v", text, err)
+	}
+	f.eventually("the log names the stage", func() bool {
+		return strings.Contains(f.LogTail(50), "still under way (set up network for ")
+	})
+	retried := make(chan error, 1)
+	go func() {
+		_, err := f.Runtime.RunPodSandbox(f.ctx, config, "")
+		retried <- err
+	}()
+	answer("no address left")
+	if err := <-retried; err == nil || !strings.Contains(err.Error(), "set up network: ") || !strings.Contains(err.Error(), "no address left") {
+		t.Errorf("retry = %v", err)
+	}
+	failed := f.history("--pod", name)
+	at := slices.IndexFunc(failed, func(e admin.Event) bool { return e.Error != "" })
+	if at < 0 {
+		t.Fatalf("no failure in %+v", failed)
+	}
+	stages := failed[at].Stages
+	if last := stages[len(stages)-1].Name; last != "set up network" || !strings.Contains(failed[at].Error, last+": ") {
+		t.Errorf("failed at %q: %s", last, failed[at].Error)
+	}
+	if !slices.ContainsFunc(failed, func(e admin.Event) bool { return e.What == "remove failed pod" && e.Error == "" }) {
+		t.Errorf("no removal in %+v", failed)
+	}
+	if count, err := f.Metric(f.ctx, `mica_operation_failures_total{operation="run pod",stage="set up network"}`); err != nil || count != 1 {
+		t.Errorf("failures: %v, %v", count, err)
+	}
+}
+
+// follower is the node tool that follows events.
+type follower struct {
+	lines *bufio.Scanner
+	cmd   *exec.Cmd
+}
+
+func (f *fixture) follow(arguments ...string) *follower {
+	f.t.Helper()
+	arguments = append([]string{"--config", f.Config(), "events", "--follow"}, arguments...)
+	cmd := exec.CommandContext(f.ctx, filepath.Join(f.Bin, "mica"), arguments...)
+	out, err := cmd.StdoutPipe()
+	f.no(err)
+	f.no(cmd.Start())
+	return &follower{lines: bufio.NewScanner(out), cmd: cmd}
+}
+
+// await reads until a line has all the words.
+func (w *follower) await(t *testing.T, words ...string) {
+	t.Helper()
+	for w.lines.Scan() {
+		missing := slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(w.lines.Text(), word) })
+		if !missing {
+			return
+		}
+	}
+	t.Fatalf("events end without %q", words)
+}
+
+// Whoever follows hears of a pod's whole life, and the end of the daemon ends it.
+func TestEventsOfALife(t *testing.T) {
+	f := start(t)
+	w := f.follow()
+	p := f.runPod(f.podConfig())
+	container := f.containerConfig(busyboxImage, "sh", "-c", "exit 3")
+	w.await(t, " run pod ", "["+p.id[:13]+"]: done in ", "make namespaces ", "set up network ")
+	id := f.start(p, container)
+	w.await(t, " pull image ", "busybox", ": done in ", "resolve ")
+	w.await(t, " create container ", "["+id[:13]+"]: done in ", "create by OCI runtime ")
+	w.await(t, " container ended ", "["+id[:13]+"]: Error, exit code 3")
+	f.no(f.Runtime.RemovePodSandbox(f.ctx, p.id))
+	w.await(t, " remove pod ", p.id[:13], ": done in ", "delete network ")
+	f.no(f.StopDaemon())
+	for w.lines.Scan() {
+	}
+	if err := w.cmd.Wait(); err != nil {
+		t.Errorf("the end of the daemon ends the events with %v", err)
+	}
+	_, err := f.StartDaemon(f.ctx)
+	f.no(err)
+}

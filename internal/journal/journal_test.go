@@ -1,0 +1,221 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+)
+
+func names(stages []Stage) []string {
+	var list []string
+	for _, s := range stages {
+		list = append(list, s.Name)
+	}
+	return list
+}
+
+func TestLifeOfAnOperation(t *testing.T) {
+	j := New()
+	ctx, op := j.Begin(t.Context(), "run pod", Subject{Name: "a/b"})
+	if stage, _ := op.Current(); stage != "" {
+		t.Errorf("in stage %q before the first", stage)
+	}
+	Enter(ctx, "make namespaces")
+	About(ctx, Subject{Pod: "p1", Name: "a/b"})
+	Enter(ctx, "set up network")
+	Detail(ctx, func() string { return "half" })
+	running := j.Running()
+	if len(running) != 1 || !running[0].Running || running[0].Pod != "p1" || running[0].Detail != "half" {
+		t.Fatalf("running: %+v", running)
+	}
+	if stage, _ := op.Current(); stage != "set up network" {
+		t.Errorf("in stage %q", stage)
+	}
+	op.End(errors.New("set up network: no"))
+	if len(j.Running()) != 0 {
+		t.Error("still running")
+	}
+	ended := j.Ended()
+	if len(ended) != 1 {
+		t.Fatalf("ended: %+v", ended)
+	}
+	e := ended[0]
+	if e.Running || e.Err == nil || e.What != "run pod" || !slices.Equal(names(e.Stages), []string{"make namespaces", "set up network"}) {
+		t.Errorf("ended: %+v", e)
+	}
+	var sum time.Duration
+	for _, s := range e.Stages {
+		sum += s.Took
+	}
+	if sum > e.Took {
+		t.Errorf("stages took %v of %v", sum, e.Took)
+	}
+}
+
+func TestWhatIsKept(t *testing.T) {
+	j := New()
+	_, idle := j.Begin(t.Context(), "stop pod", Subject{})
+	idle.End(nil)
+	if got := j.Ended(); len(got) != 0 {
+		t.Errorf("an operation that had nothing to do is kept: %+v", got)
+	}
+	for i := range kept + 10 {
+		j.Note("n", Subject{}, fmt.Sprint(i))
+	}
+	got := j.Ended()
+	if len(got) != kept || got[0].Detail != "10" || got[kept-1].Detail != fmt.Sprint(kept+9) {
+		t.Errorf("%d kept, from %s to %s", len(got), got[0].Detail, got[len(got)-1].Detail)
+	}
+}
+
+func TestParallelOperationsHaveTheirOwnStages(t *testing.T) {
+	j := New()
+	outer, op := j.Begin(t.Context(), "remove pod", Subject{Pod: "p"})
+	Enter(outer, "remove containers")
+	var group sync.WaitGroup
+	for i := range 8 {
+		group.Go(func() {
+			ctx, op := j.Begin(outer, "remove container", Subject{Pod: "p", Container: fmt.Sprint(i)})
+			Enter(ctx, "kill")
+			Enter(ctx, "unmount")
+			op.End(nil)
+		})
+	}
+	group.Wait()
+	op.End(nil)
+	for _, e := range j.Ended() {
+		want := []string{"kill", "unmount"}
+		if e.What == "remove pod" {
+			want = []string{"remove containers"}
+		}
+		if !slices.Equal(names(e.Stages), want) {
+			t.Errorf("%s: stages %v", e.What, names(e.Stages))
+		}
+	}
+}
+
+func TestFollow(t *testing.T) {
+	j := New()
+	j.Note("before", Subject{}, "")
+	_, op := j.Begin(t.Context(), "running", Subject{})
+	defer op.End(nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	told := make(chan string)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- j.Follow(ctx, func(e Entry) error {
+			told <- e.What
+			return nil
+		})
+	}()
+	if got := <-told; got != "before" {
+		t.Errorf("told %q", got)
+	}
+	if got := <-told; got != "running" {
+		t.Errorf("told %q", got)
+	}
+	j.Note("after", Subject{}, "")
+	if got := <-told; got != "after" {
+		t.Errorf("told %q", got)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("Follow = %v", err)
+	}
+	stop := errors.New("stop")
+	if err := j.Follow(t.Context(), func(Entry) error { return stop }); !errors.Is(err, stop) {
+		t.Errorf("Follow = %v", err)
+	}
+	if len(j.followers) != 0 {
+		t.Error("a follower is left")
+	}
+}
+
+// A follower that does not read is cut off and keeps nobody waiting.
+func TestSlowFollower(t *testing.T) {
+	j := New()
+	j.Note("first", Subject{}, "")
+	var once sync.Once
+	err := j.Follow(t.Context(), func(Entry) error {
+		once.Do(func() {
+			for range backlog + 1 {
+				j.Note("more", Subject{}, "")
+			}
+		})
+		return nil
+	})
+	if !errors.Is(err, ErrLagged) {
+		t.Errorf("Follow = %v", err)
+	}
+}
+
+// observer counts what it hears.
+type observer struct {
+	mu    sync.Mutex
+	began []string
+	ended []Entry
+}
+
+type observed struct{}
+
+func (o *observer) Begin(ctx context.Context, what string, _ Subject) context.Context {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.began = append(o.began, what)
+	return context.WithValue(ctx, observed{}, what)
+}
+
+func (o *observer) End(ctx context.Context, e Entry) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if ctx.Value(observed{}) != e.What {
+		e.What = "of another context"
+	}
+	o.ended = append(o.ended, e)
+}
+
+func TestObserverHearsEverything(t *testing.T) {
+	o := &observer{}
+	j := New(o)
+	ctx, op := j.Begin(t.Context(), "a", Subject{})
+	if ctx.Value(observed{}) != "a" {
+		t.Error("the observer's context is not used")
+	}
+	op.End(nil)
+	_, op = j.Begin(t.Context(), "b", Subject{})
+	op.End(errors.New("no"))
+	if len(o.began) != 2 || len(o.ended) != 2 || o.ended[0].What != "a" || o.ended[1].What != "b" || o.ended[1].Err == nil {
+		t.Errorf("began %v, ended %+v", o.began, o.ended)
+	}
+}
+
+func TestNoJournal(t *testing.T) {
+	var j *Journal
+	ctx, op := j.Begin(t.Context(), "a", Subject{})
+	Enter(ctx, "x")
+	About(ctx, Subject{})
+	Detail(ctx, func() string { return "" })
+	j.Note("b", Subject{}, "")
+	if stage, _ := op.Current(); stage != "" {
+		t.Errorf("stage %q", stage)
+	}
+	op.End(nil)
+	Enter(t.Context(), "x")
+}
+
+// What has no journal itself does not enter stages of what it is a part of.
+func TestWithoutJournalWithinOperation(t *testing.T) {
+	j := New()
+	ctx, op := j.Begin(t.Context(), "a", Subject{})
+	var none *Journal
+	inner, _ := none.Begin(ctx, "b", Subject{})
+	Enter(inner, "x")
+	op.End(errors.New("no"))
+	if got := j.Ended()[0].Stages; len(got) != 0 {
+		t.Errorf("stages %v", got)
+	}
+}
