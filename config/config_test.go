@@ -229,6 +229,32 @@ func TestResolved(t *testing.T) {
 	}
 }
 
+func TestChanges(t *testing.T) {
+	parse := func(text string) Config {
+		c, err := Parse("x", []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Resolved()
+	}
+	for name, tc := range map[string]struct {
+		a, b string
+		want []string
+	}{
+		"none":           {"[log]\nlevel = 3", "[log]\nlevel = 3", nil},
+		"some":           {"", "data_root = \"/x\"\n[images]\npinned = [\"a\"]\nstall_timeout = \"1s\"", []string{"data_root", "images.pinned", "images.stall_timeout"}},
+		"what follows":   {"", "state_dir = \"/s\"", []string{"state_dir", "cri.socket"}},
+		"a new runtime":  {"", "[runtimes.kata]\npath = \"kata\"", []string{"runtimes.kata"}},
+		"within a table": {"[runtimes.kata]\npath = \"a\"", "[runtimes.kata]\npath = \"b\"", []string{"runtimes.kata.path"}},
+		"a new table":    {"", "[network.default]\nname = \"n\"", []string{"network.default"}},
+		"in that table":  {"[network.default]\nname = \"n\"", "[network.default]\nname = \"n\"\nsubnet = \"10.0.0.0/8\"", []string{"network.default.subnet"}},
+	} {
+		if got := Changes(parse(tc.a), parse(tc.b)); !slices.Equal(got, tc.want) {
+			t.Errorf("%s: %v, want %v", name, got, tc.want)
+		}
+	}
+}
+
 func TestSnake(t *testing.T) {
 	for in, want := range map[string]string{
 		"Socket": "socket", "CertsDirs": "certs_dirs", "TLSCert": "tls_cert", "MTU": "mtu",

@@ -3,7 +3,9 @@ package config
 import (
 	"encoding"
 	"fmt"
+	"maps"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -200,6 +202,51 @@ func transferMap(dst, src reflect.Value) {
 		m.SetMapIndex(it.Key(), v)
 	}
 	dst.Set(m)
+}
+
+// Changes lists the keys whose values differ, in the order of the file; what
+// follows from other keys is not listed. A table that only one of the two has is
+// listed as one.
+func Changes(a, b Config) []string {
+	return differing(newView(a).Elem(), newView(b).Elem(), "")
+}
+
+func differing(a, b reflect.Value, key string) []string {
+	switch {
+	case reflect.DeepEqual(a.Interface(), b.Interface()):
+		return nil
+	case reflect.PointerTo(a.Type()).Implements(reflect.TypeFor[encoding.TextUnmarshaler]()):
+	case a.Kind() == reflect.Struct:
+		var keys []string
+		for i := range a.NumField() {
+			keys = append(keys, differing(a.Field(i), b.Field(i), join(key, keyOf(a.Type().Field(i))))...)
+		}
+		return keys
+	case a.Kind() == reflect.Pointer && !a.IsNil() && !b.IsNil():
+		return differing(a.Elem(), b.Elem(), key)
+	case a.Kind() == reflect.Map:
+		return differingEntries(a, b, key)
+	}
+	return []string{key}
+}
+
+func differingEntries(a, b reflect.Value, key string) []string {
+	names := map[string]bool{}
+	for _, m := range []reflect.Value{a, b} {
+		for _, name := range m.MapKeys() {
+			names[name.String()] = true
+		}
+	}
+	var keys []string
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		inA, inB := a.MapIndex(reflect.ValueOf(name)), b.MapIndex(reflect.ValueOf(name))
+		if inA.IsValid() && inB.IsValid() {
+			keys = append(keys, differing(inA, inB, join(key, name))...)
+		} else {
+			keys = append(keys, join(key, name))
+		}
+	}
+	return keys
 }
 
 // keysOf lists the keys below a mirror type; "*" stands for any name in a map.

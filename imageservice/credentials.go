@@ -30,12 +30,12 @@ func (s *Service) credentialFunc(a *runtimeapi.AuthConfig) (auth.CredentialFunc,
 			return cred, nil
 		}, nil
 	}
-	if s.opts.DockerConfig == "" {
+	if s.options().DockerConfig == "" {
 		return func(context.Context, string) (auth.Credential, error) { return auth.EmptyCredential, nil }, nil
 	}
-	store, err := credentials.NewStore(s.opts.DockerConfig, credentials.StoreOptions{})
+	store, err := credentials.NewStore(s.options().DockerConfig, credentials.StoreOptions{})
 	if err != nil {
-		return nil, fmt.Errorf("read docker config %s: %w", s.opts.DockerConfig, err)
+		return nil, fmt.Errorf("read docker config %s: %w", s.options().DockerConfig, err)
 	}
 	return credentials.Credential(store), nil
 }

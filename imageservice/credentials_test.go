@@ -42,7 +42,8 @@ func TestCredentials(t *testing.T) {
 		"server without //": {&runtimeapi.AuthConfig{Auth: encoded, ServerAddress: "quay.io/v2"}, "", "quay.io", password},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := &Service{opts: Options{DockerConfig: c.config}}
+			s := new(Service)
+			s.opts.Store(&Options{DockerConfig: c.config})
 			f, err := s.credentialFunc(c.auth)
 			if err != nil {
 				t.Fatal(err)

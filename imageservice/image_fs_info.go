@@ -25,7 +25,7 @@ func (s *Service) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (
 func (s *Service) filesystem(u overlay.Usage, at time.Time) *runtimeapi.FilesystemUsage {
 	return &runtimeapi.FilesystemUsage{
 		Timestamp:  at.UnixNano(),
-		FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: s.opts.Root},
+		FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: s.root},
 		UsedBytes:  &runtimeapi.UInt64Value{Value: u.Bytes},
 		InodesUsed: &runtimeapi.UInt64Value{Value: u.Inodes},
 	}

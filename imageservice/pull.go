@@ -60,7 +60,7 @@ func (s *Service) Pull(ctx context.Context, a PullArgs) (Image, error) {
 		key: key, keep: true,
 		info: &pullProgress{ref: ref.String(), started: time.Now()},
 		run: func(ctx context.Context, p *pullProgress) (Image, error) {
-			ctx, op := s.opts.Journal.Begin(ctx, "pull image", journal.Subject{Image: ref.String()})
+			ctx, op := s.journal.Begin(ctx, "pull image", journal.Subject{Image: ref.String()})
 			journal.Detail(ctx, p.String)
 			img, err := s.pull(ctx, ref, cred, p)
 			if op.End(err); err != nil {
@@ -108,7 +108,8 @@ func follow(ctx context.Context, f *flight[Image, *pullProgress], progress func(
 
 // pull is one run of a pull, whoever waits for it.
 func (s *Service) pull(ctx context.Context, ref reference.Named, cred auth.CredentialFunc, p *pullProgress) (Image, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, s.opts.PullTimeout, fmt.Errorf("no end within %s: %w", s.opts.PullTimeout, context.DeadlineExceeded))
+	timeout := s.options().PullTimeout
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no end within %s: %w", timeout, context.DeadlineExceeded))
 	defer cancel()
 	journal.Enter(ctx, "resolve")
 	src, err := s.newSource(ref, cred)
@@ -123,7 +124,7 @@ func (s *Service) pull(ctx context.Context, ref reference.Named, cred auth.Crede
 	if err != nil {
 		return Image{}, fmt.Errorf("resolve: %w", err)
 	}
-	platform, err := platforms.Parse(s.opts.Platform)
+	platform, err := platforms.Parse(s.options().Platform)
 	if err != nil {
 		return Image{}, fmt.Errorf("platform: %w", err)
 	}
@@ -246,7 +247,7 @@ func (j *pullJob) layers(ctx context.Context) error {
 		}
 	}()
 	g, fetchCtx := errgroup.WithContext(ctx)
-	g.SetLimit(j.service.opts.Concurrency)
+	g.SetLimit(j.service.options().Concurrency)
 	for i := present; i < len(j.chains); i++ {
 		g.Go(func() (err error) {
 			fetched[i], err = j.fetch(fetchCtx, i)
@@ -290,7 +291,7 @@ func (j *pullJob) fetch(ctx context.Context, i int) (fetchedLayer, error) {
 			key:  j.chains[i].String(),
 			info: new(layerProgress),
 			run: func(ctx context.Context, p *layerProgress) (*overlay.Draft, error) {
-				ctx, cancel := context.WithTimeout(ctx, j.service.opts.PullTimeout)
+				ctx, cancel := context.WithTimeout(ctx, j.service.options().PullTimeout)
 				defer cancel()
 				return j.service.fetchLayer(ctx, layerArgs{source: j.source, blob: j.manifest.layers[i], diffID: j.diffIDs[i], progress: p})
 			},
@@ -362,10 +363,11 @@ type layerArgs struct {
 
 // fetchLayer downloads, decompresses, extracts and checks one layer in one pass. When a host served something else than the blob, the other hosts are asked.
 func (s *Service) fetchLayer(ctx context.Context, a layerArgs) (*overlay.Draft, error) {
-	if err := s.slots.Acquire(ctx, 1); err != nil {
+	slots := s.slots.Load()
+	if err := slots.Acquire(ctx, 1); err != nil {
 		return nil, err
 	}
-	defer s.slots.Release(1)
+	defer slots.Release(1)
 	a.progress.state.Store(int32(LayerFetching))
 	draft, err := s.extract(ctx, a)
 	for errdefs.IsDataLoss(err) && len(a.source.hosts) > 1 {

@@ -15,7 +15,7 @@ import (
 // reached is also crierrors.ErrRegistryUnavailable, which kubelet knows. The sandbox's configuration is not needed.
 func (s *Service) PullImage(ctx context.Context, req *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
 	spec := req.GetImage()
-	if h := spec.GetRuntimeHandler(); h != "" && s.opts.RuntimeHandlers != nil && !slices.Contains(s.opts.RuntimeHandlers, h) {
+	if h := spec.GetRuntimeHandler(); h != "" && s.options().RuntimeHandlers != nil && !slices.Contains(s.options().RuntimeHandlers, h) {
 		return nil, fmt.Errorf("pull image %q: runtime handler %q is unknown: %w", spec.GetImage(), h, errdefs.ErrInvalidArgument)
 	}
 	img, err := s.Pull(ctx, PullArgs{Ref: spec.GetImage(), Auth: req.GetAuth()})

@@ -29,12 +29,14 @@ const sweepTimeout = time.Minute
 type Service struct {
 	runtimeapi.UnimplementedImageServiceServer
 
-	opts         Options
+	root         string
+	journal      *journal.Journal
+	opts         atomic.Pointer[Options] // never nil; what it points to does not change
 	layers       *overlay.Store
 	db           imagedb
 	distribution *distribution
 	usage        *usage
-	slots        *semaphore.Weighted // layers in transfer, of all pulls
+	slots        atomic.Pointer[semaphore.Weighted] // layers in transfer, of all pulls
 	pulls        flights[Image, *pullProgress]
 	fetches      flights[*overlay.Draft, *layerProgress]
 	fetched      atomic.Int64 // bytes of layers
@@ -57,14 +59,16 @@ func Open(ctx context.Context, o Options, layers *overlay.Store) (*Service, erro
 	}
 	base := filepath.Join(o.Root, "image", "overlay2")
 	s := &Service{
-		opts:         o,
+		root:         o.Root,
+		journal:      o.Journal,
 		layers:       layers,
 		db:           imagedb{dir: filepath.Join(base, "imagedb")},
 		distribution: &distribution{dir: filepath.Join(base, "distribution")},
-		slots:        semaphore.NewWeighted(int64(o.TotalConcurrency)),
 		images:       make(map[digest.Digest]Image),
 		broken:       make(map[digest.Digest]error),
 	}
+	s.opts.Store(&o)
+	s.slots.Store(semaphore.NewWeighted(int64(o.TotalConcurrency)))
 	log := klog.FromContext(ctx)
 	s.fetches.drop = func(d *overlay.Draft) {
 		if err := d.Discard(); err != nil {
@@ -83,6 +87,28 @@ func Open(ctx context.Context, o Options, layers *overlay.Store) (*Service, erro
 		s.sweep(ctx)
 	}
 	return s, nil
+}
+
+func (s *Service) options() *Options { return s.opts.Load() }
+
+// Reload takes over every option but Root and Journal. Pulls that run go on under
+// the old ones; while they do, their transfers do not count against the new
+// TotalConcurrency.
+func (s *Service) Reload(o Options) error {
+	o, err := o.withDefaults()
+	if err != nil {
+		return fmt.Errorf("reload image service: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if o.TotalConcurrency != s.options().TotalConcurrency {
+		s.slots.Store(semaphore.NewWeighted(int64(o.TotalConcurrency)))
+	}
+	s.opts.Store(&o)
+	for id, img := range s.images { // which are pinned may have changed
+		s.images[id] = s.withReferences(img)
+	}
+	return nil
 }
 
 // sweep removes the layers of pulls that did not get to record their image.
@@ -166,12 +192,12 @@ func (s *Service) withReferences(img Image) Image {
 	}
 	slices.Sort(img.Tags)
 	slices.Sort(img.Digests)
-	img.Pinned = matchesAny(s.opts.Pinned, refs...)
+	img.Pinned = matchesAny(s.options().Pinned, refs...)
 	return img
 }
 
 func (s *Service) repositoriesPath() string {
-	return filepath.Join(s.opts.Root, "image", "overlay2", "repositories.json")
+	return filepath.Join(s.root, "image", "overlay2", "repositories.json")
 }
 
 // Close ends all pulls and waits for them.
@@ -341,7 +367,7 @@ func (s *Service) Remove(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	ctx, op := s.opts.Journal.Begin(ctx, "remove image", journal.Subject{Image: ref})
+	ctx, op := s.journal.Begin(ctx, "remove image", journal.Subject{Image: ref})
 	err = s.remove(ctx, ref, id)
 	op.End(err)
 	return err

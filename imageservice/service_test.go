@@ -673,3 +673,44 @@ func TestConcurrentUse(t *testing.T) {
 		}
 	}
 }
+
+// A reload takes effect on images that are there and on pulls to come.
+func TestReload(t *testing.T) {
+	e := newEnv(t, nil)
+	e.push(e.build(simple("app")), "app", "v1")
+	e.pull("app:v1")
+	ref := e.ref("app:v1")
+	pinned := func() bool {
+		img, err := e.service.Get(ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return img.Pinned
+	}
+	if pinned() {
+		t.Fatal("pinned before")
+	}
+	next := e.opts
+	next.Pinned = []string{"*/app:*"}
+	next.TotalConcurrency = 1
+	next.CertsDirs = []string{filepath.Join(e.root, "other")}
+	if err := e.service.Reload(next); err != nil {
+		t.Fatal(err)
+	}
+	if !pinned() {
+		t.Error("not pinned after")
+	}
+	if err := os.MkdirAll(filepath.Join(next.CertsDirs[0], e.addr), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(next.CertsDirs[0], e.addr, "hosts.toml"), []byte("nonsense"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.service.Pull(t.Context(), PullArgs{Ref: ref}); err == nil || !strings.Contains(err.Error(), "other") {
+		t.Errorf("pull does not read the new directory: %v", err)
+	}
+	next.Pinned = []string{"["}
+	if err := e.service.Reload(next); err == nil || !pinned() {
+		t.Errorf("options that cannot work were taken over: %v", err)
+	}
+}

@@ -30,13 +30,14 @@ type source struct {
 
 // newSource reads the registry's configuration. The caller closes the source.
 func (s *Service) newSource(ref reference.Named, cred auth.CredentialFunc) (*source, error) {
-	configs, err := findHosts(s.opts.CertsDirs, reference.Domain(ref))
+	o := *s.options()
+	configs, err := findHosts(o.CertsDirs, reference.Domain(ref))
 	if err != nil {
 		return nil, err
 	}
-	src := &source{ref: ref, opts: s.opts}
+	src := &source{ref: ref, opts: o}
 	for _, c := range configs {
-		h, err := newHost(c, ref, cred, s.opts.StallTimeout)
+		h, err := newHost(c, ref, cred, o.StallTimeout)
 		if err != nil {
 			src.close()
 			return nil, fmt.Errorf("configure host %s: %w", c.base.Host, err)

@@ -142,7 +142,7 @@ func Open(ctx context.Context, o Options, d Deps) (*Service, error) {
 		opts: o.withDefaults(), images: d.Images, layers: d.Layers, network: d.Network, keeper: d.Keeper,
 		cgroups: d.Cgroups, host: d.Host, plugins: d.Plugins, injectCDI: d.InjectCDI, settings: d.Settings,
 		journal: d.Journal,
-		pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"), events: newBroadcaster(),
+		pods:    newTable[*Pod]("pod"), containers: newTable[*Container]("container"), events: newBroadcaster(),
 	}
 	s.pods.journal, s.pods.making = d.Journal, "run pod"
 	s.containers.journal, s.containers.making = d.Journal, "create container"

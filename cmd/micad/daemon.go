@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"reflect"
 	"sync/atomic"
 	"time"
 
@@ -107,7 +106,7 @@ func (d *daemon) serve(ctx context.Context) error {
 }
 
 // reloadOnSignal reads the configuration again at each SIGHUP and takes over what
-// can change in a running daemon: the log level.
+// can change in a running daemon: the log level, and all of [images].
 func (d *daemon) reloadOnSignal(ctx context.Context) error {
 	for {
 		select {
@@ -130,11 +129,16 @@ func (d *daemon) reload(ctx context.Context) {
 		log.Error(err, "Configuration not reloaded")
 		return
 	}
-	c = c.Resolved()
+	next := d.config
+	next.Log.Level, next.Images = c.Log.Level, c.Resolved().Images
+	if err := d.node.images.Reload(next.Images); err != nil {
+		log.Error(err, "Configuration not reloaded")
+		return
+	}
 	d.level(c.Log.Level)
-	now := d.config
-	now.Log.Level = c.Log.Level
-	log.Info("Configuration reloaded", "level", c.Log.Level, "restartNeeded", !reflect.DeepEqual(c, now))
+	changed := config.Changes(d.config, next)
+	d.config.Log.Level, d.config.Images = next.Log.Level, next.Images
+	log.Info("Configuration reloaded", "changed", changed, "restartNeeded", config.Changes(d.config, c.Resolved()))
 }
 
 // Info implements admin.Daemon.
