@@ -289,7 +289,13 @@ func TestTransfersAreResumed(t *testing.T) {
 		"cut again, moving": {testregistry.Fault{Kind: testregistry.Truncate, At: 1 << 20, Times: 2}, []string{"", "bytes=1048576-", "bytes=2097152-"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e := newEnv(t, func(o *Options) { o.StallTimeout = 200 * time.Millisecond })
+			e := newEnv(t, func(o *Options) {
+				// Short where it is waited for, but longer than a busy machine keeps
+				// the registry from going on: each request is counted.
+				if c.fault.Kind == testregistry.Hang {
+					o.StallTimeout = 2 * time.Second
+				}
+			})
 			b := e.push(e.build(imageSpec{layers: []layerSpec{{files: []file{{"big", incompressible(size, 2)}}}}}), "app", "v1")
 			c.fault.Path = b.blobs[0].String()
 			e.registry.AddFault(c.fault)
