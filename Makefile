@@ -19,12 +19,12 @@ GINKGO := github.com/onsi/ginkgo/v2/ginkgo@v2.32.0
 
 # What a node needs, what the image builder needs, what the tests need besides.
 NODE_PACKAGES := runc crun iptables nftables iproute2 containernetworking-plugins ca-certificates gcc libc6-dev
-TEST_PACKAGES := $(NODE_PACKAGES) e2fsprogs
+TEST_PACKAGES := $(NODE_PACKAGES) e2fsprogs busybox-static
 BENCH_PACKAGES := $(TEST_PACKAGES) containerd
 
 # go test's own arguments, and how long one package may take.
 TESTFLAGS ?=
-TEST_TIMEOUT ?= 30m
+TEST_TIMEOUT ?= 45m
 FUZZTIME ?= 10s
 # An image to run instead of the default one, by any reference that pulls.
 IMAGE ?=

@@ -186,10 +186,10 @@ func (f *fakeRuntime) hasEnded(what string) bool {
 	return false
 }
 
-// eventually waits until ok, up to ten seconds.
+// eventually waits until ok, up to half a minute.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for !ok() {
 		if time.Now().After(deadline) {
 			t.Fatalf("%s did not happen", what)

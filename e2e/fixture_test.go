@@ -28,7 +28,7 @@ const (
 
 // cleanWait is how long what ends on its own may take to be gone: a link whose
 // namespace was dropped, the connection of a finished stream.
-const cleanWait = 10 * time.Second
+const cleanWait = 30 * time.Second
 
 // fixture is one test's node and registry.
 type fixture struct {

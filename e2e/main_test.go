@@ -47,7 +47,7 @@ func run(m *testing.M) (int, error) {
 		fmt.Println("end-to-end tests need root; skipped")
 		return 0, nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute) // on a machine that has compiled nothing yet
 	defer cancel()
 	dir, err := os.MkdirTemp("", "mica-e2e-bin-")
 	if err != nil {

@@ -204,7 +204,10 @@ func TestEventsOfTheGap(t *testing.T) {
 	ends := f.start(p, f.containerConfig(busyboxImage, "sh", "-c", "while [ ! -e /dev/shm/end ]; do sleep 0.1; done; exit 7"))
 	f.no(f.Kill())
 	f.no(os.WriteFile(filepath.Join(f.State, "pods", p.id, "shm", "end"), nil, 0o644))
-	time.Sleep(500 * time.Millisecond) // the container ends while nobody serves
+	f.eventually("the keeper records the end while nobody serves", func() bool {
+		_, err := os.Stat(filepath.Join(f.State, "keeper", ends, "exit.json"))
+		return err == nil
+	})
 	_, err := f.StartDaemon(f.ctx)
 	f.no(err)
 	for range 2 { // a client that comes twice is told twice

@@ -51,7 +51,7 @@ func orphan(t *testing.T, r *Reaper, script string) int {
 
 func until(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !cond(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); !cond(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("timed out: %s", what)
 		}
@@ -113,7 +113,7 @@ func TestWaitErrors(t *testing.T) {
 // The property: no child that os/exec waits for is ever taken away, however
 // many orphans die meanwhile, also if it is waited for late.
 func TestLeavesOthersChildren(t *testing.T) {
-	r := newReaper(t, Options{Grace: 2 * time.Second})
+	r := newReaper(t, Options{Grace: 3 * time.Second})
 	var orphans []int
 	for i := range 30 {
 		orphans = append(orphans, orphan(t, r, "exit 1"))

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
 )
 
 // apt fetches packages through the machine's apt client as if nothing were
@@ -35,20 +36,40 @@ func (a *apt) closure(ctx context.Context, packages []string) ([]string, error) 
 	if len(packages) == 0 {
 		return nil, nil
 	}
-	files, err := a.list(ctx, packages)
-	if err != nil {
-		// The lists of available packages may be missing or out of date.
-		if _, updateErr := run(ctx, "apt-get", "update", "-q"); updateErr != nil {
-			return nil, updateErr
-		}
-		if files, err = a.list(ctx, packages); err != nil {
-			return nil, err
-		}
+	files, err := a.get(ctx, packages)
+	if err == nil {
+		return files, nil
 	}
-	if err := a.fetch(ctx, packages, files); err != nil {
+	// The lists of available packages may be missing, or so old that they name
+	// files that are gone.
+	if err := update(ctx); err != nil {
 		return nil, err
 	}
-	return files, nil
+	return a.get(ctx, packages)
+}
+
+func (a *apt) get(ctx context.Context, packages []string) ([]string, error) {
+	files, err := a.list(ctx, packages)
+	if err != nil {
+		return nil, err
+	}
+	return files, a.fetch(ctx, packages, files)
+}
+
+// update fetches the lists of available packages. Who else does so at the moment
+// is waited for, as apt itself does not.
+func update(ctx context.Context) error {
+	for {
+		_, err := run(ctx, "apt-get", "update", "-q", "-o", "Acquire::Retries=3")
+		if err == nil || !strings.Contains(err.Error(), "/lock") {
+			return err
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // uriLine matches what apt prints for a file that it would fetch:
@@ -101,6 +122,7 @@ func (a *apt) arguments(archives string, packages []string, action string) []str
 		"-o", "Dir::Cache::archives=" + archives,
 		"-o", "Debug::NoLocking=true",
 		"-o", "APT::Sandbox::User=root",
+		"-o", "Acquire::Retries=3",
 	}
 	return append(arguments, packages...)
 }

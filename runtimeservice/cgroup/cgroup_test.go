@@ -80,10 +80,10 @@ func run(t *testing.T, m *Manager, path, script string) *exec.Cmd {
 // eventually waits until f is true.
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for !f() {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within ten seconds: %s", what)
+			t.Fatalf("not within 30 s: %s", what)
 		}
 		time.Sleep(time.Millisecond)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -192,15 +193,20 @@ func TestOOM(t *testing.T) {
 // exit for long, and its output is logged all the same.
 func TestSurvivorHoldsOutput(t *testing.T) {
 	n := newNode(t)
-	id, log := n.run(spec{script: "(sleep 3; echo late) & echo early", hostNS: true})
-	begin := time.Now()
+	id, log := n.run(spec{script: "(trap 'echo late; exit' USR1; echo ready; while :; do sleep 0.1; done) & echo $!", hostNS: true})
 	if exit := n.exit(id); exit.Code != 0 {
 		t.Errorf("exit = %+v", exit)
 	}
-	if took := time.Since(begin); took > 2500*time.Millisecond {
-		t.Errorf("the exit took %v", took)
+	// Only now, and once it is ready, is the survivor let go.
+	eventually(t, "early output logged", func() bool { return len(readLog(t, log)) == 2 })
+	for _, line := range readLog(t, log) {
+		if pid, err := strconv.Atoi(line.text); err == nil {
+			if err := syscall.Kill(pid, syscall.SIGUSR1); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
-	eventually(t, "late output logged", func() bool { return len(readLog(t, log)) == 2 })
+	eventually(t, "late output logged", func() bool { return len(readLog(t, log)) == 3 })
 }
 
 func TestManyConnect(t *testing.T) {

@@ -211,7 +211,7 @@ func (h *house) join(r *recorder, index string) {
 // await waits until the recorder was told of the event.
 func (r *recorder) await(t *testing.T, event string) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for !slices.Contains(r.events(), event) {
 		if time.Now().After(deadline) {
 			t.Fatalf("no event %q, but\n%s", event, strings.Join(r.events(), "\n"))

@@ -237,7 +237,8 @@ func TestRefusedIsTakenBack(t *testing.T) {
 }
 
 func TestHangingPluginIsLeftBehind(t *testing.T) {
-	h := open(t, Options{RequestTimeout: 300 * time.Millisecond}, State{Pods: []Pod{pod("p")}})
+	// Time enough for the other plugin, however busy the machine is.
+	h := open(t, Options{RequestTimeout: 3 * time.Second}, State{Pods: []Pod{pod("p")}})
 	release := make(chan struct{})
 	hanging := &recorder{refuse: func(event string) error {
 		if event == "create" {

@@ -66,10 +66,10 @@ func inode(t testing.TB, path string) uint64 {
 // eventually waits until ok, which is asked again and again, is true.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for !ok() {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 10 s: %s", what)
+			t.Fatalf("not within 30 s: %s", what)
 		}
 		time.Sleep(2 * time.Millisecond)
 	}

@@ -144,8 +144,8 @@ func TestResolveUserHostileRootfs(t *testing.T) {
 			}
 			start := time.Now()
 			u, err := ResolveUser(within, nil, "app")
-			if time.Since(start) > 2*time.Second {
-				t.Error("lookup took over two seconds")
+			if time.Since(start) > 20*time.Second {
+				t.Error("lookup took over twenty seconds")
 			}
 			if c.want != 0 && (err != nil || u.UID != c.want) {
 				t.Errorf("ResolveUser = %+v, %v", u, err)
