@@ -66,7 +66,7 @@ func startNode(t *testing.T, auth testregistry.Auth, change func(*node.Options))
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: namespaces, mounts, cgroups")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	t.Cleanup(cancel)
 	slot, err := node.TakeSlot(ctx)
 	if err != nil {
@@ -112,7 +112,7 @@ func (f *fixture) settle() {
 // finish checks and ends the node.
 func (f *fixture) finish() {
 	f.t.Helper()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(f.ctx), time.Minute)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(f.ctx), 3*time.Minute)
 	defer cancel()
 	if f.Pid() != 0 {
 		f.checkClean(ctx)
@@ -280,21 +280,21 @@ func (f *fixture) await(id string) *runtimeapi.ContainerStatus {
 }
 
 // eventually waits until the condition holds, and ends the test if it does not
-// in half a minute.
+// in a minute.
 func (f *fixture) eventually(what string, condition func() bool) {
 	f.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if condition() {
 			return
 		}
 	}
-	f.t.Fatalf("not within 30 s: %s", what)
+	f.t.Fatalf("not within a minute: %s", what)
 }
 
 // exec runs a command in the container and returns what it printed.
 func (f *fixture) exec(id string, command ...string) string {
 	f.t.Helper()
-	stdout, stderr, err := f.Runtime.ExecSync(f.ctx, id, command, 20*time.Second)
+	stdout, stderr, err := f.Runtime.ExecSync(f.ctx, id, command, time.Minute)
 	if err != nil {
 		f.t.Fatalf("exec %s: %v: %s%s", strings.Join(command, " "), err, stdout, stderr)
 	}

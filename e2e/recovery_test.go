@@ -176,7 +176,7 @@ func TestEvents(t *testing.T) {
 		runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT,
 		runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT,
 	}
-	for deadline := time.After(20 * time.Second); len(want) > 0; {
+	for deadline := time.After(time.Minute); len(want) > 0; {
 		select {
 		case event := <-events:
 			if event.ContainerId != id {
@@ -248,7 +248,7 @@ func (f *fixture) events() (events chan *runtimeapi.ContainerEventResponse, ende
 // event waits for the next event of a container.
 func (f *fixture) event(events <-chan *runtimeapi.ContainerEventResponse, id string) *runtimeapi.ContainerEventResponse {
 	f.t.Helper()
-	for deadline := time.After(20 * time.Second); ; {
+	for deadline := time.After(time.Minute); ; {
 		select {
 		case event := <-events:
 			if event.GetContainerId() == id {
@@ -266,7 +266,7 @@ func (f *fixture) endStreams(ended <-chan struct{}) {
 	f.no(f.Reconnect(f.ctx))
 	select {
 	case <-ended:
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		f.t.Error("the stream of events did not end with its connection")
 	}
 }

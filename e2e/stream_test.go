@@ -9,6 +9,9 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,7 +28,7 @@ import (
 func TestExecSync(t *testing.T) {
 	f := start(t)
 	id := f.start(f.runPod(f.podConfig()), f.containerConfig(busyboxImage, "sleep", "1000"))
-	stdout, stderr, err := f.Runtime.ExecSync(f.ctx, id, []string{"sh", "-c", "echo out; echo err >&2; exit 3"}, 10*time.Second)
+	stdout, stderr, err := f.Runtime.ExecSync(f.ctx, id, []string{"sh", "-c", "echo out; echo err >&2; exit 3"}, time.Minute)
 	var code interface{ ExitStatus() int }
 	if !errors.As(err, &code) || code.ExitStatus() != 3 {
 		t.Errorf("error is %v, want exit status 3", err)
@@ -33,7 +36,7 @@ func TestExecSync(t *testing.T) {
 	if string(stdout) != "out\n" || string(stderr) != "err\n" {
 		t.Errorf("output is %q and %q", stdout, stderr)
 	}
-	if _, _, err := f.Runtime.ExecSync(f.ctx, id, []string{"/no/such"}, 10*time.Second); err == nil {
+	if _, _, err := f.Runtime.ExecSync(f.ctx, id, []string{"/no/such"}, time.Minute); err == nil {
 		t.Error("a program that does not exist runs")
 	}
 }
@@ -43,7 +46,7 @@ func TestExecSyncTimeoutKillsAll(t *testing.T) {
 	id := f.start(f.runPod(f.podConfig()), f.containerConfig(busyboxImage, "sleep", "1000"))
 	begin := time.Now()
 	_, _, err := f.Runtime.ExecSync(f.ctx, id, []string{"sh", "-c", "sleep 4321 & sleep 4322"}, time.Second)
-	if err == nil || time.Since(begin) > 10*time.Second {
+	if err == nil || time.Since(begin) > 30*time.Second {
 		t.Errorf("exec with a time-out of 1 s: error %v after %s", err, time.Since(begin))
 	}
 	f.eventually("processes of the exec are gone", func() bool {
@@ -57,7 +60,7 @@ func TestExecSyncDrainIsBounded(t *testing.T) {
 	id := f.start(f.runPod(f.podConfig()), f.containerConfig(busyboxImage, "sleep", "1000"))
 	begin := time.Now()
 	got := f.exec(id, "sh", "-c", "sleep 300 & echo started")
-	if got != "started\n" || time.Since(begin) > 10*time.Second {
+	if got != "started\n" || time.Since(begin) > 30*time.Second {
 		t.Errorf("exec returned %q after %s", got, time.Since(begin))
 	}
 }
@@ -84,7 +87,7 @@ type streams struct {
 
 // stream runs a streaming call by the given protocol.
 func (f *fixture) stream(protocol, address string, s *streams) error {
-	ctx, cancel := context.WithTimeout(f.ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(f.ctx, time.Minute)
 	defer cancel()
 	target, err := url.Parse(address)
 	f.no(err)
@@ -182,7 +185,11 @@ func TestAttachTerminal(t *testing.T) {
 	id := f.start(p, config)
 	response, err := f.Runtime.Attach(f.ctx, &runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Tty: true})
 	f.no(err)
-	s := &streams{stdin: strings.NewReader("hello\n"), tty: true}
+	// The input goes on: at its end the client would wait for a second only.
+	in, typed := io.Pipe()
+	defer func() { _ = typed.Close() }()
+	go func() { _, _ = io.WriteString(typed, "hello\n") }()
+	s := &streams{stdin: in, tty: true}
 	f.no(f.stream("websocket", response.Url, s))
 	if got := s.stdout.String(); !strings.Contains(got, "got hello\r\n") {
 		t.Errorf("attached terminal received %q", got)
@@ -195,9 +202,9 @@ func TestSlowAttachDoesNotHoldTheLog(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
 	const count = 100_000
-	config := f.containerConfig(toolsImage, "sh", "-c", "sleep 1; exec /bin/lines 100000")
+	config := f.containerConfig(toolsImage, "sh", "-c", "until [ -e /dev/shm/go ]; do echo waiting >&2; sleep 0.1; done; exec /bin/lines 100000")
 	id := f.start(p, config)
-	response, err := f.Runtime.Attach(f.ctx, &runtimeapi.AttachRequest{ContainerId: id, Stdout: true})
+	response, err := f.Runtime.Attach(f.ctx, &runtimeapi.AttachRequest{ContainerId: id, Stdout: true, Stderr: true})
 	f.no(err)
 	ctx, cancel := context.WithCancel(f.ctx)
 	defer cancel()
@@ -206,12 +213,20 @@ func TestSlowAttachDoesNotHoldTheLog(t *testing.T) {
 	executor, err := remotecommand.NewSPDYExecutor(&rest.Config{}, http.MethodPost, target)
 	f.no(err)
 	ended := make(chan struct{})
+	waiting, errs := io.Pipe()
 	go func() {
 		defer close(ended)
-		_ = executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: stuck{ctx.Done()}}) // ends by cancel
+		defer func() { _ = errs.Close() }()
+		_ = executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: stuck{ctx.Done()}, Stderr: errs}) // ends by cancel
 	}()
+	if _, err := waiting.Read(make([]byte, 1)); err != nil { // the client is attached
+		t.Fatal(err)
+	}
+	go func() { _, _ = io.Copy(io.Discard, waiting) }()
+	f.no(os.WriteFile(filepath.Join(f.State, "pods", p.id, "shm", "go"), nil, 0o644))
 	f.await(id)
-	checkNumbered(t, f.log(p, config), count)
+	printed := slices.DeleteFunc(f.log(p, config), func(line logLine) bool { return line.stream != "stdout" })
+	checkNumbered(t, printed, count)
 	cancel()
 	<-ended
 }
@@ -288,7 +303,7 @@ func (f *fixture) forward(dialer httpstream.Dialer, port int) {
 
 // get fetches a page on a connection of its own.
 func get(ctx context.Context, address string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {

@@ -71,8 +71,8 @@ type Node struct {
 }
 
 const (
-	startTimeout = 30 * time.Second
-	stopTimeout  = 30 * time.Second
+	startTimeout = time.Minute
+	stopTimeout  = time.Minute
 	callTimeout  = 2 * time.Minute
 )
 
