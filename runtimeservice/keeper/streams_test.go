@@ -183,11 +183,13 @@ func TestSlowClient(t *testing.T) {
 
 func TestReopenUnderLoad(t *testing.T) {
 	n := newNode(t)
-	a := n.args(n.newID(), spec{script: counting(lots)})
+	const times = 10
+	a := n.args(n.newID(), spec{script: countingBy(times, lots)})
 	n.create(a)
 	n.start(a.ID)
 	var paths []string
-	for i := range 10 {
+	for i := range times {
+		n.proceed(a.ID, i)
 		eventually(t, "output flows", func() bool { return size(a.LogPath) > 1<<20 })
 		old := fmt.Sprintf("%s.%d", a.LogPath, i)
 		if err := os.Rename(a.LogPath, old); err != nil {
