@@ -199,14 +199,20 @@ func TestSurvivorHoldsOutput(t *testing.T) {
 	}
 	// Only now, and once it is ready, is the survivor let go.
 	eventually(t, "early output logged", func() bool { return len(readLog(t, log)) == 2 })
-	for _, line := range readLog(t, log) {
-		if pid, err := strconv.Atoi(line.text); err == nil {
-			if err := syscall.Kill(pid, syscall.SIGUSR1); err != nil {
-				t.Fatal(err)
-			}
-		}
+	early := readLog(t, log)
+	pid, err := strconv.Atoi(early[0].text)
+	if err != nil { // it was ready before its ID was told
+		pid, err = strconv.Atoi(early[1].text)
+	}
+	if err != nil {
+		t.Fatalf("log is %v", early)
+	}
+	if err := syscall.Kill(pid, syscall.SIGUSR1); err != nil {
+		t.Fatal(err)
 	}
 	eventually(t, "late output logged", func() bool { return len(readLog(t, log)) == 3 })
+	// What still dies would be in the way of the cgroup's removal.
+	eventually(t, "the survivor is gone", func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH })
 }
 
 func TestManyConnect(t *testing.T) {
