@@ -77,7 +77,7 @@ func TestWaitForOrphan(t *testing.T) {
 	}{
 		{"sleep 0.2; exit 7", Status{Code: 7}},
 		{"exit 0", Status{}},
-		{"kill -9 $(cut -d' ' -f4 /proc/self/stat); sleep 5", Status{Code: 137, Signal: 9}},
+		{"sh -c 'kill -9 $PPID'; sleep 5", Status{Code: 137, Signal: 9}},
 	} {
 		t.Run(tc.script, func(t *testing.T) {
 			r := newReaper(t, Options{})
