@@ -1,6 +1,9 @@
 package e2e
 
 import (
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -212,5 +215,69 @@ func TestPullResumesAfterReset(t *testing.T) {
 	}
 	if got := f.output(f.runPod(f.podConfig()), f.containerConfig(busyboxImage, "echo", "whole")); got != "whole\n" {
 		t.Errorf("container of the image printed %q", got)
+	}
+}
+
+// layers returns the chain IDs of the layers on the node's disk.
+func (f *fixture) layers() []string {
+	f.t.Helper()
+	entries, err := os.ReadDir(filepath.Join(f.Data, "image", "overlay2", "layerdb", "sha256"))
+	f.no(err)
+	var ids []string
+	for _, e := range entries {
+		ids = append(ids, e.Name())
+	}
+	return ids
+}
+
+func TestImageVolumeOutlivesItsImage(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	f.pull(busyboxImage)
+	rootfs := f.layers()
+	f.pull(toolsImage)
+	volume := slices.DeleteFunc(f.layers(), func(id string) bool { return slices.Contains(rootfs, id) })
+	if len(volume) == 0 {
+		t.Fatal("the images have all layers in common")
+	}
+	missing := func() []string {
+		have := f.layers()
+		return slices.DeleteFunc(slices.Clone(volume), func(id string) bool { return slices.Contains(have, id) })
+	}
+	config := f.containerConfig(busyboxImage, "sleep", "1000")
+	config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/image", Readonly: true, Image: &runtimeapi.ImageSpec{Image: toolsImage}}}
+	id := f.start(p, config)
+	want := f.exec(id, "sh", "-c", "find /image -type d | sort; cat /image/bin/lines /image/bin/euid | sha256sum")
+	f.no(f.Images.RemoveImage(f.ctx, &runtimeapi.ImageSpec{Image: toolsImage}))
+	restarts := map[string]func(){
+		"no restart": func() {},
+		"kill":       func() { f.no(f.Kill()) },
+		"stop":       func() { f.no(f.StopDaemon()) },
+		"check": func() {
+			f.no(f.StopDaemon())
+			_, err := f.Mica(f.ctx, "check")
+			f.no(err)
+		},
+	}
+	for name, restart := range restarts {
+		if restart(); f.Pid() == 0 {
+			_, err := f.StartDaemon(f.ctx)
+			f.no(err)
+		}
+		if gone := missing(); len(gone) > 0 {
+			t.Errorf("%s: layers %q are gone below a mount", name, gone)
+		}
+		if got := f.exec(id, "sh", "-c", "find /image -type d | sort; cat /image/bin/lines /image/bin/euid | sha256sum"); got != want {
+			t.Errorf("%s: the volume has changed", name)
+		}
+	}
+	// Another image's removal must not take them either.
+	f.no(f.Images.RemoveImage(f.ctx, &runtimeapi.ImageSpec{Image: busyboxImage}))
+	if gone := missing(); len(gone) > 0 {
+		t.Errorf("layers %q are gone below a mount", gone)
+	}
+	f.no(f.Runtime.RemoveContainer(f.ctx, id))
+	if left := f.layers(); len(left) > 0 {
+		t.Errorf("layers %q stay without a container", left)
 	}
 }

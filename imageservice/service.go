@@ -51,7 +51,7 @@ type Service struct {
 }
 
 // Open reads the images below o.Root. layers must stay open until Close has returned. An image that is damaged or lacks a layer is logged
-// and left out; only a store that cannot be read at all is an error.
+// and left out; only a store that cannot be read at all is an error. No layer is removed before Sweep.
 func Open(ctx context.Context, o Options, layers *overlay.Store) (*Service, error) {
 	o, err := o.withDefaults()
 	if err != nil {
@@ -82,10 +82,6 @@ func Open(ctx context.Context, o Options, layers *overlay.Store) (*Service, erro
 	if err != nil {
 		return nil, fmt.Errorf("open image store %s: %w", base, err)
 	}
-	// Not while an image is damaged: a new pull of it needs only what is missing.
-	if len(s.broken) == 0 {
-		s.sweep(ctx)
-	}
 	return s, nil
 }
 
@@ -109,6 +105,18 @@ func (s *Service) Reload(o Options) error {
 		s.images[id] = s.withReferences(img)
 	}
 	return nil
+}
+
+// Sweep removes the layers that Collect removes, of pulls that a crash kept from recording their image for example, unless an image is damaged: a new pull of
+// that needs only what is missing. It is for the start, once everything is held that containers mount.
+func (s *Service) Sweep(ctx context.Context) error {
+	s.mu.RLock()
+	damaged := len(s.broken) > 0
+	s.mu.RUnlock()
+	if damaged {
+		return nil
+	}
+	return s.Collect(ctx)
 }
 
 // sweep removes the layers of pulls that did not get to record their image.

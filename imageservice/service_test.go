@@ -362,8 +362,8 @@ func TestUnrecordedLayersAreRemoved(t *testing.T) {
 	e.pull("app:v1")
 }
 
-// A crash between the commit of the layers and the record of the image leaves nothing behind after the next start.
-func TestOpenRemovesUnrecordedLayers(t *testing.T) {
+// What a crash between the commit of the layers and the record of the image leaves is removed at the next start, but not before it is known what containers mount.
+func TestSweepRemovesUnrecordedLayers(t *testing.T) {
 	e := newEnv(t, nil)
 	b := e.push(e.build(fourLayers), "app", "v1")
 	if err := e.job(t, "app:v1", b).layers(t.Context()); err != nil {
@@ -373,9 +373,43 @@ func TestOpenRemovesUnrecordedLayers(t *testing.T) {
 		t.Fatalf("%d layers", n)
 	}
 	e.reopen()
-	if n := len(e.layers.Layers()); n != 0 {
-		t.Errorf("%d layers stay", n)
+	layers := e.layers.Layers()
+	base := layers[slices.IndexFunc(layers, func(l overlay.Layer) bool { return l.Parent == "" })]
+	release, err := e.layers.Hold(base.ID)
+	if err != nil {
+		t.Fatal(err)
 	}
+	sweep := func(want int) {
+		t.Helper()
+		if err := e.service.Sweep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(e.layers.Layers()); n != want {
+			t.Errorf("%d layers stay, want %d", n, want)
+		}
+	}
+	sweep(1)
+	release()
+	sweep(0)
+}
+
+// A pull that repairs a damaged image finds its other layers still there.
+func TestSweepSparesDamagedImages(t *testing.T) {
+	e := newEnv(t, nil)
+	b := e.push(e.build(fourLayers), "app", "v1")
+	e.pull("app:v1")
+	content := filepath.Join(e.root, "image/overlay2/imagedb/content/sha256", b.id.Encoded())
+	if err := os.WriteFile(content, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e.reopen()
+	if err := e.service.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(e.layers.Layers()); n != 4 {
+		t.Errorf("%d layers are left", n)
+	}
+	e.pull("app:v1")
 }
 
 // Check finds what is wrong, and only that.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -75,9 +76,11 @@ type ContainerState struct {
 	Pid    int
 	User   ContainerUser // as resolved in the image
 	// MountedImages are the IDs of the images that mounts of the config are
-	// of, by the mount's index.
+	// of, by the mount's index, and MountedLayers the chain IDs of the layers
+	// that are mounted there, which stay when the image is removed.
 	MountedImages map[int]string
-	SELinux       string `json:",omitempty"` // process label
+	MountedLayers []digest.Digest `json:",omitempty"`
+	SELinux       string          `json:",omitempty"` // process label
 	Started       time.Time
 	Finished      time.Time
 	ExitCode      int
@@ -107,9 +110,10 @@ type Container struct {
 	exited chan struct{} // closed once the state says Exited
 	usage  usage         // of resources, as last read
 
-	// mounted are the images that mounts are of; guarded by op, and part of
-	// the state once the container is created.
+	// mounted and layers are the MountedImages and MountedLayers of the state
+	// that the container will have once it is created; guarded by op.
 	mounted map[int]string
+	layers  []digest.Digest
 	// held gives back the layers of mounted images; guarded by op.
 	held []func()
 

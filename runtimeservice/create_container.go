@@ -168,7 +168,8 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, im
 		return err
 	}
 	return c.update(func(st *ContainerState) error {
-		st.BootID, st.Ready, st.Pid, st.MountedImages = s.bootID, true, pid, c.mounted
+		st.BootID, st.Ready, st.Pid = s.bootID, true, pid
+		st.MountedImages, st.MountedLayers = c.mounted, c.layers
 		st.Resources.Msg = resources
 		st.User = ContainerUser{UID: user.UID, GID: user.GID, Supplemental: user.Additional}
 		return nil

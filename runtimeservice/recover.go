@@ -105,6 +105,8 @@ func (s *Service) loadContainers(ctx context.Context) error {
 		}
 		if c.phase() == Exited {
 			close(c.exited)
+		} else {
+			s.holdMounted(ctx, c)
 		}
 		return s.containers.add(c)
 	})

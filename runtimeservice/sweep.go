@@ -43,7 +43,7 @@ func (s *Service) sweep(ctx context.Context, alive map[string]keeper.State) {
 			log.Error(err, "Leftover stays until the next start", "what", l.what, "where", l.where)
 		}
 	}
-	if err := s.images.Collect(ctx); err != nil {
+	if err := s.images.Sweep(ctx); err != nil {
 		log.Error(err, "Layers that nothing needs stay until the next start")
 	}
 	var live []string

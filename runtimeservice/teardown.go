@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 
-	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -219,7 +218,7 @@ func (s *Service) eraseContainer(ctx context.Context, c *Container) error {
 		return err
 	}
 	// An image that is removed while a container uses it leaves its layers.
-	if _, err := s.images.Get(c.ImageID); errdefs.IsNotFound(err) {
+	if s.outlived(c) {
 		if err := s.images.Collect(ctx); err != nil {
 			return err
 		}

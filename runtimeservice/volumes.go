@@ -16,6 +16,7 @@ import (
 	securejoin "github.com/cyphar/filepath-securejoin"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	crierrors "k8s.io/cri-api/pkg/errors"
+	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/runtimeservice/spec"
 )
@@ -77,6 +78,7 @@ func (s *Service) mountImage(ctx context.Context, p *Pod, v volume) (string, err
 		v.c.mounted = map[int]string{}
 	}
 	v.c.mounted[v.index] = img.ID.String()
+	v.c.layers = append(v.c.layers, img.Top())
 	if err := s.layers.MountMappedView(ctx, img.Top(), view, s.userNamespace(p)); err != nil {
 		return "", err
 	}
@@ -93,6 +95,34 @@ func (s *Service) mountImage(ctx context.Context, p *Pod, v volume) (string, err
 		return "", fmt.Errorf("sub path %q: %w", m.GetImageSubPath(), err)
 	}
 	return sub, nil
+}
+
+// holdMounted keeps the layers of the images that a container mounts, as they
+// were held when it was created by an earlier run of the daemon.
+func (s *Service) holdMounted(ctx context.Context, c *Container) {
+	for _, layer := range c.snapshot().MountedLayers {
+		release, err := s.layers.Hold(layer)
+		if err != nil {
+			klog.FromContext(ctx).Error(err, "Layer of an image volume is lost", "container", c.ID)
+			continue
+		}
+		c.held = append(c.held, release)
+	}
+}
+
+// outlived says whether an image that the container uses has been removed
+// meanwhile, so that its layers are left to be collected. The caller holds c.op.
+func (s *Service) outlived(c *Container) bool {
+	mounted := c.mounted // of one that is just being created
+	if mounted == nil {
+		mounted = c.snapshot().MountedImages
+	}
+	for _, id := range append(slices.Collect(maps.Values(mounted)), c.ImageID) {
+		if _, err := s.images.Get(id); errdefs.IsNotFound(err) {
+			return true
+		}
+	}
+	return false
 }
 
 // imageVolumes makes a directory on the host for every volume that the image
