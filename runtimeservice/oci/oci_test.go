@@ -212,21 +212,33 @@ func TestExec(t *testing.T) {
 	}
 }
 
-// TestExecOutputIsComplete reads more than a pipe holds, slowly.
+// TestExecOutputIsComplete reads more than a pipe holds, slowly, and at the end as
+// slowly as on a machine that has other things to do.
 func TestExecOutputIsComplete(t *testing.T) {
 	c := newContainer(t)
 	const lines = 100000
-	var got bytes.Buffer
-	slow := writerFunc(func(p []byte) (int, error) {
-		time.Sleep(100 * time.Microsecond)
-		return got.Write(p)
-	})
-	code, err := c.do(t, ExecArgs{Process: process("seq", strconv.Itoa(lines)), Stdout: slow})
-	if err != nil || code != 0 {
-		t.Fatalf("exec = %d, %v", code, err)
-	}
-	if n := bytes.Count(got.Bytes(), []byte("\n")); n != lines || !strings.HasSuffix(got.String(), fmt.Sprintf("\n%d\n", lines)) {
-		t.Errorf("%d of %d lines", n, lines)
+	for _, terminal := range []bool{false, true} {
+		size := 588_895 // of the lines
+		if terminal {
+			size += lines // each has a carriage return
+		}
+		var got bytes.Buffer
+		slow := writerFunc(func(p []byte) (int, error) {
+			time.Sleep(100 * time.Microsecond)
+			if size-got.Len() < 100_000 { // more than fits into a pipe
+				time.Sleep(2 * drainGrace)
+			}
+			return got.Write(p)
+		})
+		process := process("seq", strconv.Itoa(lines))
+		process.Terminal = terminal
+		code, err := c.do(t, ExecArgs{Process: process, Stdout: slow})
+		if err != nil || code != 0 {
+			t.Fatalf("terminal %t: exec = %d, %v", terminal, code, err)
+		}
+		if n := bytes.Count(got.Bytes(), []byte("\n")); n != lines || !strings.HasSuffix(strings.ReplaceAll(got.String(), "\r", ""), fmt.Sprintf("\n%d\n", lines)) {
+			t.Errorf("terminal %t: %d of %d lines", terminal, n, lines)
+		}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -229,29 +230,61 @@ func (o *output) copy() {
 	_ = o.from.SetReadDeadline(time.Time{})
 }
 
-// rest copies what is in the pipe at this moment and no more, as a surviving
-// child may write for ever.
+// terminalHolds is more than the kernel keeps between the ends of a terminal, of which
+// it tells only the part that it has got ready for reading.
+const terminalHolds = 64 << 10
+
+// rest copies what is in the pipe or terminal at this moment and little more, as a
+// surviving child may write for ever. It reads without a deadline, which could pass
+// while the writing takes its time, and without waiting.
 func (o *output) rest() error {
 	raw, err := o.from.SyscallConn()
 	if err != nil {
 		return err
 	}
-	var pending int
-	var ioctl error
-	if err := raw.Control(func(fd uintptr) { pending, ioctl = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }); err != nil {
+	pending, err := inPipe(raw)
+	if err != nil {
 		return err
 	}
-	if ioctl != nil {
-		return os.NewSyscallError("ioctl FIONREAD", ioctl)
+	buffer := make([]byte, 32<<10)
+	for pending = max(pending, terminalHolds); pending > 0; {
+		n, err := readNow(raw, buffer[:min(pending, len(buffer))])
+		if err != nil || n == 0 {
+			return err
+		}
+		if _, err := o.to.Write(buffer[:n]); err != nil {
+			return err
+		}
+		pending -= n
 	}
-	if err := o.from.SetReadDeadline(time.Now().Add(drainGrace)); err != nil {
-		return err
+	return nil
+}
+
+// readNow reads what is there; nothing without an error when nothing is.
+func readNow(raw syscall.RawConn, to []byte) (n int, err error) {
+	cerr := raw.Control(func(fd uintptr) {
+		for n, err = -1, unix.EINTR; err == unix.EINTR; {
+			n, err = unix.Read(int(fd), to)
+		}
+	})
+	switch {
+	case cerr != nil:
+		return 0, cerr
+	case err == unix.EAGAIN:
+		return 0, nil
+	case err != nil:
+		return 0, os.NewSyscallError("read", err)
 	}
-	_, err = io.CopyN(o.to, onlyReader{o.from}, int64(pending))
-	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, io.EOF) {
-		return nil // somebody else read it
+	return n, nil
+}
+
+// inPipe returns how many bytes can be read.
+func inPipe(raw syscall.RawConn) (n int, err error) {
+	cerr := raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	if err != nil {
+		err = os.NewSyscallError("ioctl FIONREAD", err)
 	}
-	return err
+	return n, errors.Join(cerr, err)
 }
 
 // onlyReader hides *os.File's WriteTo, which would not stop at a deadline
