@@ -146,14 +146,18 @@ func (b *Builder) key(below digest.Digest, layer Layer) (digest.Digest, error) {
 	sum := sha256.New()
 	fmt.Fprintf(sum, "%s %s\n", below, description)
 	for _, file := range layer.Files {
-		if file.C == "" {
+		name := file.Host
+		if file.C != "" {
+			name = filepath.Join(b.options.Root, file.C)
+		}
+		if name == "" {
 			continue
 		}
-		source, err := os.ReadFile(filepath.Join(b.options.Root, file.C))
+		content, err := os.ReadFile(name)
 		if err != nil {
 			return "", fmt.Errorf("read source: %w", err)
 		}
-		fmt.Fprintf(sum, "%s %x\n", file.C, sha256.Sum256(source))
+		fmt.Fprintf(sum, "%s %x\n", file.C, sha256.Sum256(content))
 	}
 	return digest.NewDigest(digest.SHA256, sum), nil
 }

@@ -94,6 +94,27 @@ func TestBuildUsesWhatItBuiltBefore(t *testing.T) {
 	}
 }
 
+// A file of this machine is the same layer wherever it lies, and another one when
+// its content changes.
+func TestHostFilesCountByContent(t *testing.T) {
+	dir, place := t.TempDir(), t.TempDir()
+	layer := func(name, content string) digest.Digest {
+		file := filepath.Join(place, name)
+		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		built, _ := build(t, dir, Image{Names: []string{"a:b"}, Layers: []Layer{{Files: []File{{Path: "/x", Host: file}}}}})
+		return built.Layers[0].Digest
+	}
+	first := layer("one", "content")
+	if moved := layer("two", "content"); moved != first {
+		t.Errorf("the same content elsewhere is %s, want %s", moved, first)
+	}
+	if changed := layer("one", "changed"); changed == first {
+		t.Error("other content is the same layer")
+	}
+}
+
 func TestLayerContent(t *testing.T) {
 	built, store := build(t, t.TempDir(), files(Gzip, Zstd, Uncompressed))
 	if store.tags["test/files:one"] != built.Manifest.Digest || store.tags["test/files:two"] != built.Manifest.Digest {
@@ -170,6 +191,7 @@ func TestBadDescriptions(t *testing.T) {
 		"no tag":            {Names: []string{"host:5000/a"}, Layers: files(Gzip).Layers},
 		"zstd in schema 2":  docker,
 		"unknown packing":   files("brotli"),
+		"absent host file":  {Names: []string{"a:b"}, Layers: []Layer{{Files: []File{{Path: "/x", Host: "/no/such"}}}}},
 		"unknown C program": {Names: []string{"a:b"}, Layers: []Layer{{Files: []File{{Path: "/x", C: "no/such.c"}}}}},
 	}
 	for name, image := range tests {

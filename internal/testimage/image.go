@@ -70,7 +70,7 @@ type Layer struct {
 }
 
 // File is one entry of a layer. Exactly one of Content, Symlink, Hardlink,
-// Dir and C says what it is; a File with none is an empty file.
+// Dir, C and Host says what it is; a File with none is an empty file.
 type File struct {
 	// Path inside the image, absolute.
 	Path string
@@ -86,6 +86,9 @@ type File struct {
 	// C is the path of a C source, relative to the module root, that is
 	// compiled to a static program.
 	C string `json:",omitempty"`
+	// Host is the path of a file of this machine that is copied. What counts
+	// is its content, wherever it lies.
+	Host string `json:"-"`
 }
 
 // Built is a finished image.

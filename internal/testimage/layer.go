@@ -107,6 +107,9 @@ func (w *layerWriter) file(ctx context.Context, f File) error {
 	case f.C != "":
 		header.Mode = defaultMode(f.Mode, 0o755)
 		return w.program(ctx, f, header)
+	case f.Host != "":
+		header.Mode = defaultMode(f.Mode, 0o644)
+		return w.copyFile(f.Host, header)
 	}
 	header.Mode, header.Size = defaultMode(f.Mode, 0o644), int64(len(f.Content))
 	return w.entry(header, strings.NewReader(f.Content))
@@ -125,14 +128,19 @@ func (w *layerWriter) program(ctx context.Context, f File, header *tar.Header) e
 	if _, err := run(ctx, "gcc", "-static", "-Os", "-s", "-o", out, filepath.Join(w.root, f.C)); err != nil {
 		return err
 	}
-	content, err := os.Open(out)
+	return w.copyFile(out, header)
+}
+
+// copyFile writes a file of this machine under the header's name and mode.
+func (w *layerWriter) copyFile(name string, header *tar.Header) error {
+	content, err := os.Open(name)
 	if err != nil {
-		return fmt.Errorf("read built program: %w", err)
+		return fmt.Errorf("copy file: %w", err)
 	}
 	defer content.Close()
 	info, err := content.Stat()
 	if err != nil {
-		return fmt.Errorf("read built program: %w", err)
+		return fmt.Errorf("copy file: %w", err)
 	}
 	header.Size = info.Size()
 	return w.entry(header, content)
