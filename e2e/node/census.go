@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -142,8 +141,8 @@ func (c Census) countDescriptors(kind string, pid int) {
 	}
 }
 
-func (n *Node) countMounts(_ context.Context, c Census) error {
-	data, err := os.ReadFile("/proc/self/mountinfo")
+func (n *Node) countMounts(ctx context.Context, c Census) error {
+	data, err := n.mounts(ctx)
 	if err != nil {
 		return fmt.Errorf("read mounts: %w", err)
 	}
@@ -158,6 +157,15 @@ func (n *Node) countMounts(_ context.Context, c Census) error {
 		}
 	}
 	return nil
+}
+
+// mounts returns the mount table of the node's namespace.
+func (n *Node) mounts(ctx context.Context) ([]byte, error) {
+	const table = "/proc/self/mountinfo"
+	if len(n.Enter) == 0 {
+		return os.ReadFile(table)
+	}
+	return n.command(ctx, "cat", table).Output()
 }
 
 // countFiles lists what pods and containers leave in the node's directories.
@@ -214,12 +222,21 @@ func (n *Node) countCgroups(_ context.Context, c Census) error {
 	return nil
 }
 
-func (n *Node) countLinks(_ context.Context, c Census) error {
-	ports, err := filepath.Glob("/sys/class/net/" + n.Name + "/brif/*")
-	for _, port := range ports {
-		c.add("link", "%s", filepath.Base(port))
+// countLinks lists the ports of the node's bridge. /sys shows the links of the
+// namespace that it was mounted in, so that it cannot be asked.
+func (n *Node) countLinks(ctx context.Context, c Census) error {
+	out, err := n.command(ctx, "ip", "-oneline", "link").Output()
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
 	}
-	return err
+	for line := range strings.Lines(string(out)) {
+		fields := strings.Fields(line)
+		if at := slices.Index(fields, "master"); at >= 0 && fields[at+1] == n.Name {
+			name, _, _ := strings.Cut(strings.TrimSuffix(fields[1], ":"), "@")
+			c.add("link", "%s", name)
+		}
+	}
+	return nil
 }
 
 // countRules lists the packet filter's lines that name the node's network or
@@ -227,7 +244,7 @@ func (n *Node) countLinks(_ context.Context, c Census) error {
 func (n *Node) countRules(ctx context.Context, c Census) error {
 	prefix := strings.TrimSuffix(n.Subnet.Masked().Addr().String(), "0")
 	for _, table := range []string{"nat", "filter"} {
-		out, err := exec.CommandContext(ctx, "iptables-save", "-t", table).Output()
+		out, err := n.command(ctx, "iptables-save", "-t", table).Output()
 		if err != nil {
 			return fmt.Errorf("list packet filter rules: %w", err)
 		}
@@ -242,7 +259,7 @@ func (n *Node) countRules(ctx context.Context, c Census) error {
 
 // countGoroutines asks the daemon's metrics.
 func (n *Node) countGoroutines(ctx context.Context, c Census) error {
-	if n.Pid() == 0 || n.metrics == "" {
+	if n.Pid() == 0 || n.Metrics == "" {
 		return nil
 	}
 	count, err := n.goroutines(ctx)

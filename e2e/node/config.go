@@ -21,7 +21,7 @@ func (n *Node) writeConfig() error {
 		fmt.Fprintf(&b, "default_runtimes = [%q]\n", n.OCIRuntime)
 	}
 	fmt.Fprintf(&b, "\n[log]\nlevel = 2\n")
-	fmt.Fprintf(&b, "\n[metrics]\naddress = %q\n", n.metrics)
+	fmt.Fprintf(&b, "\n[metrics]\naddress = %q\n", n.Metrics)
 	fmt.Fprintf(&b, "\n[images]\ncerts_dirs = [%q]\n", certs)
 	fmt.Fprintf(&b, "\n[pods]\ninit_binary = %q\n", filepath.Join(n.Bin, "mica-init"))
 	fmt.Fprintf(&b, "\n[keeper]\nbinary = %q\n", filepath.Join(n.Bin, "mica-keeper"))

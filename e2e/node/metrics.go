@@ -12,12 +12,12 @@ import (
 // Metric returns the value of one of the daemon's metrics: a name, with labels
 // as the text format writes them.
 func (n *Node) Metric(ctx context.Context, name string) (float64, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.metrics+"/metrics", nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.Metrics+"/metrics", nil)
 	if err != nil {
 		return 0, fmt.Errorf("read metrics: %w", err)
 	}
 	// No connection may stay open: it would be counted as the daemon's leak.
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: n.Dial}}
 	response, err := client.Do(request)
 	if err != nil {
 		return 0, fmt.Errorf("read metrics: %w", err)

@@ -53,6 +53,15 @@ type Options struct {
 	ConfDir string
 	// Env are variables for the daemon besides this process's own.
 	Env []string
+	// Enter is a command line that runs the one after it in the namespaces
+	// where the node lives, with the same process ID: nsenter and its flags.
+	// Empty: the node lives in this process's namespaces. State and Data
+	// must be the same directories on both sides.
+	Enter []string
+	// Metrics is the address of the daemon's metrics. Default: a free one.
+	Metrics string
+	// Dial reaches Metrics. Default: as any other address is reached.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Log is appended to by the daemon. Default: daemon.log in Data.
 	Log string
 }
@@ -65,9 +74,8 @@ type Node struct {
 	Runtime internalapi.RuntimeService
 	Images  internalapi.ImageManagerService
 
-	metrics string        // address of the daemon's metrics, if we know it
-	pid     int           // of the daemon, 0 if none runs
-	ended   chan struct{} // closed when the daemon has ended
+	pid   int           // of the daemon, 0 if none runs
+	ended chan struct{} // closed when the daemon has ended
 }
 
 const (
@@ -85,9 +93,12 @@ func Start(ctx context.Context, o Options) (*Node, error) {
 			return nil, fmt.Errorf("start node %s: %w", o.Name, err)
 		}
 	}
-	var err error
-	if n.metrics, err = freeAddress(); err != nil {
-		return nil, fmt.Errorf("start node %s: %w", o.Name, err)
+	if n.Metrics == "" {
+		address, err := freeAddress()
+		if err != nil {
+			return nil, fmt.Errorf("start node %s: %w", o.Name, err)
+		}
+		n.Metrics = address
 	}
 	if err := n.writeConfig(); err != nil {
 		return nil, fmt.Errorf("start node %s: %w", o.Name, err)
@@ -157,7 +168,7 @@ func (n *Node) StartDaemon(ctx context.Context) (time.Duration, error) {
 		return 0, fmt.Errorf("open daemon log: %w", err)
 	}
 	defer log.Close()
-	daemon := exec.Command(filepath.Join(n.Bin, "micad"), "--config", n.Config())
+	daemon := n.command(context.Background(), filepath.Join(n.Bin, "micad"), "--config", n.Config())
 	daemon.Env = append(os.Environ(), n.Env...)
 	daemon.Stdout, daemon.Stderr = log, log
 	daemon.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -314,11 +325,17 @@ func (n *Node) Mica(ctx context.Context, arguments ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	arguments = append([]string{"--config", n.Config()}, arguments...)
-	out, err := exec.CommandContext(ctx, filepath.Join(n.Bin, "mica"), arguments...).CombinedOutput()
+	out, err := n.command(ctx, filepath.Join(n.Bin, "mica"), arguments...).CombinedOutput()
 	if err != nil {
 		return string(out), fmt.Errorf("run mica %s: %w: %s", strings.Join(arguments, " "), err, out)
 	}
 	return string(out), nil
+}
+
+// command prepares a command in the node's namespaces.
+func (n *Node) command(ctx context.Context, name string, arguments ...string) *exec.Cmd {
+	line := slices.Concat(n.Enter, []string{name}, arguments)
+	return exec.CommandContext(ctx, line[0], line[1:]...)
 }
 
 // LogTail returns the last lines of the daemon's log.

@@ -100,7 +100,7 @@ func (n *Node) wipe(ctx context.Context, left Census) error {
 		}
 	}
 	for _, mount := range slices.Backward(left["mount"]) {
-		_ = unix.Unmount(mount, unix.MNT_DETACH)
+		_ = n.command(ctx, "umount", "--lazy", mount).Run()
 	}
 	for _, cgroup := range slices.Backward(left["cgroup"]) {
 		_ = unix.Rmdir(cgroup)
@@ -109,10 +109,9 @@ func (n *Node) wipe(ctx context.Context, left Census) error {
 	for _, root := range roots {
 		_ = unix.Rmdir(root)
 	}
+	// It is there only if the daemon did not take it away.
+	_ = n.command(ctx, "ip", "link", "delete", n.Name).Run()
 	var errs []error
-	if _, err := os.Stat("/sys/class/net/" + n.Name + "/bridge"); err == nil {
-		errs = append(errs, command(ctx, "ip", "link", "delete", n.Name))
-	}
 	for _, dir := range []string{n.State, n.Data} {
 		errs = append(errs, os.RemoveAll(dir))
 	}
@@ -149,13 +148,6 @@ func RemovePortChains(ctx context.Context) error {
 		if text, err := restore.CombinedOutput(); err != nil {
 			return fmt.Errorf("remove port chains: %w: %s", err, text)
 		}
-	}
-	return nil
-}
-
-func command(ctx context.Context, name string, arguments ...string) error {
-	if out, err := exec.CommandContext(ctx, name, arguments...).CombinedOutput(); err != nil {
-		return fmt.Errorf("run %s %s: %w: %s", name, strings.Join(arguments, " "), err, out)
 	}
 	return nil
 }
