@@ -1,6 +1,9 @@
 # make run    builds everything and leaves a pod running on a node of its own
 # make stop   ends that node and leaves nothing behind
 # make test   unit, golden, script and end-to-end tests
+# make cluster        starts a Kubernetes cluster on Mica and leaves it running
+# make cluster-test   the tests of a cluster of their own
+# make cluster-down   ends that of make cluster and leaves nothing behind
 # More targets: lint race fuzz crash bench critest images clean.
 
 SHELL := /bin/bash
@@ -21,6 +24,7 @@ GINKGO := github.com/onsi/ginkgo/v2/ginkgo@v2.32.0
 NODE_PACKAGES := runc crun iptables nftables iproute2 containernetworking-plugins ca-certificates gcc libc6-dev
 TEST_PACKAGES := $(NODE_PACKAGES) e2fsprogs busybox-static
 BENCH_PACKAGES := $(TEST_PACKAGES) containerd
+CLUSTER_PACKAGES := $(TEST_PACKAGES) mount util-linux
 
 # go test's own arguments, and how long one package may take.
 TESTFLAGS ?=
@@ -28,6 +32,9 @@ TEST_TIMEOUT ?= 45m
 FUZZTIME ?= 10s
 # An image to run instead of the default one, by any reference that pulls.
 IMAGE ?=
+
+# How many nodes `make cluster` starts.
+NODES ?= 1
 
 # RACE=1 builds the daemon with the race detector; the other programs must be static.
 RACE ?=
@@ -71,6 +78,7 @@ crash: packages-test
 lint:
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
+	cd e2e/cluster && $(GO) vet ./... && $(GO) run $(STATICCHECK) ./...
 	@unformatted=$$($(GO) run $(GOFUMPT) -l $$(git ls-files '*.go')); \
 	if [[ -n $$unformatted ]]; then printf 'not gofumpt-formatted:\n%s\n' "$$unformatted"; exit 1; fi
 
@@ -102,14 +110,36 @@ critest: packages-test build
 	$(if $(filter-out 1,$(PARALLEL)),GOBIN=$(BIN) $(GO) install $(GINKGO))
 	$(BIN)/critest -bin $(BIN) -critest '$(CRITEST)' -runtime '$(RUNTIME)' -seed $(SEED) -parallel $(PARALLEL) -- $(CRITEST_FLAGS)
 
+# The kubelet, the control plane and etcd are built once, which takes ten minutes.
+.PHONY: cluster
+cluster: packages-cluster build build-cluster
+	$(BIN)/cluster up -bin $(BIN) -root $(CURDIR) -nodes $(NODES)
+
+.PHONY: cluster-down
+cluster-down:
+	@mkdir -p $(BIN)
+	@$(MAKE) -s build build-cluster
+	$(BIN)/cluster down -bin $(BIN)
+
+.PHONY: cluster-test
+cluster-test: packages-cluster build build-cluster
+	cd e2e/cluster && MICA_BIN=$(BIN) $(GO) test -count=1 -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./...
+
+.PHONY: build-cluster
+build-cluster:
+	$(GO) build -o $(BIN)/ ./e2e/cmd/imagebox
+	cd e2e/cluster && $(GO) build -o $(BIN)/ ./cmd/cluster
+
 .PHONY: clean
 clean:
 	rm -rf $(BIN)
 
-.PHONY: packages-node packages-test packages-bench
+.PHONY: packages-node packages-test packages-bench packages-cluster
 packages-node:
 	@e2e/install-packages $(NODE_PACKAGES)
 packages-test:
 	@e2e/install-packages $(TEST_PACKAGES)
 packages-bench:
 	@e2e/install-packages $(BENCH_PACKAGES)
+packages-cluster:
+	@e2e/install-packages $(CLUSTER_PACKAGES)

@@ -1,0 +1,246 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// host is what a node takes for its machine: a network and a mount namespace.
+// They live as long as a process is in them, and one that only sleeps is.
+type host struct {
+	// Keeper is the sleeping process and Started when it was started, in
+	// clock ticks after boot: together they name it for good.
+	Keeper  int
+	Started string
+}
+
+// newHost makes namespaces with loopback up, and mounts that the machine does
+// not see.
+func newHost(ctx context.Context) (*host, error) {
+	keeper := exec.Command("sleep", "infinity")
+	// Setting the mount namespace apart also makes its mounts private.
+	keeper.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET}
+	if err := keeper.Start(); err != nil {
+		return nil, fmt.Errorf("make namespaces: %w", err)
+	}
+	go func() { _ = keeper.Wait() }() // it ends by a signal
+	h := &host{Keeper: keeper.Process.Pid}
+	var err error
+	if h.Started, err = started(h.Keeper); err != nil {
+		return nil, errors.Join(fmt.Errorf("make namespaces: %w", err), keeper.Process.Kill())
+	}
+	// Containers may propagate mounts among themselves, not to the machine.
+	if err := h.script(ctx, "ip link set lo up; mount --make-rshared /"); err != nil {
+		return nil, errors.Join(fmt.Errorf("make namespaces: %w", err), keeper.Process.Kill())
+	}
+	return h, nil
+}
+
+// started returns when a process was started, in clock ticks after boot.
+func started(pid int) (string, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", err
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	return fields[19], nil
+}
+
+// lives says whether the namespaces are still there.
+func (h *host) lives() bool {
+	at, err := started(h.Keeper)
+	return err == nil && at == h.Started
+}
+
+// enter is the command line that runs the one after it in the namespaces.
+func (h *host) enter() []string {
+	return []string{"nsenter", "--target", strconv.Itoa(h.Keeper), "--net", "--mount", "--"}
+}
+
+// command prepares a command in the namespaces; its process ID is that of name.
+func (h *host) command(ctx context.Context, name string, arguments ...string) *exec.Cmd {
+	line := append(append(h.enter(), name), arguments...)
+	return exec.CommandContext(ctx, line[0], line[1:]...)
+}
+
+// script runs a shell script in the namespaces, up to the first error.
+func (h *host) script(ctx context.Context, text string) error {
+	if out, err := h.command(ctx, "sh", "-ec", text).CombinedOutput(); err != nil {
+		return fmt.Errorf("run %q: %w: %s", text, err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// in calls f in the network namespace: sockets that f makes belong there.
+func (h *host) in(f func() error) error {
+	result := make(chan error, 1)
+	go func() {
+		// A thread that does not come back is never unlocked, and so ends
+		// with the goroutine.
+		runtime.LockOSThread()
+		err, back := h.visit(f)
+		if back == nil {
+			runtime.UnlockOSThread()
+		}
+		result <- errors.Join(err, back)
+	}()
+	return <-result
+}
+
+// visit calls f with this thread in the network namespace. back is what keeps the
+// thread from its own one.
+func (h *host) visit(f func() error) (err, back error) {
+	own, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return fmt.Errorf("enter network namespace: %w", err), nil
+	}
+	defer own.Close()
+	other, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", h.Keeper))
+	if err != nil {
+		return fmt.Errorf("enter network namespace: %w", err), nil
+	}
+	defer other.Close()
+	if err := unix.Setns(int(other.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter network namespace: %w", err), nil
+	}
+	err = f()
+	return err, unix.Setns(int(own.Fd()), unix.CLONE_NEWNET)
+}
+
+// dial connects to an IP address and port from within the namespace.
+func (h *host) dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	err = h.in(func() (err error) {
+		var dialer net.Dialer
+		conn, err = dialer.DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
+}
+
+// listen listens on an IP address and port within the namespace.
+func (h *host) listen(ctx context.Context, address string) (listener net.Listener, err error) {
+	err = h.in(func() (err error) {
+		var config net.ListenConfig
+		listener, err = config.Listen(ctx, "tcp", address)
+		return err
+	})
+	return listener, err
+}
+
+// find returns the processes in the network namespace whose executable is
+// called program, or all of them.
+func (h *host) find(program string) ([]int, error) {
+	own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", h.Keeper))
+	if err != nil {
+		return nil, fmt.Errorf("find processes: %w", err)
+	}
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, dir := range dirs {
+		// What ends meanwhile is not found.
+		if namespace, err := os.Readlink(dir + "/ns/net"); err != nil || namespace != own {
+			continue
+		}
+		line, err := os.ReadFile(dir + "/cmdline")
+		name, _, _ := strings.Cut(string(line), "\x00")
+		if err != nil || program != "" && filepath.Base(name) != program {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(dir)); err == nil && pid != os.Getpid() {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+// end signals the processes called program and waits until they are gone. One
+// that takes longer than wait is killed, which is an error.
+func (h *host) end(ctx context.Context, program string, signal syscall.Signal, wait time.Duration) error {
+	gone := func(context.Context) error {
+		pids, err := h.find(program)
+		if err == nil && len(pids) > 0 {
+			err = fmt.Errorf("%s %v runs", program, pids)
+		}
+		return err
+	}
+	pids, err := h.find(program)
+	if err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		_ = unix.Kill(pid, signal)
+	}
+	patience, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	late := Await(patience, program+" to end", gone)
+	if late == nil {
+		return nil
+	}
+	for _, pid := range pids {
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+	patience, cancel = context.WithTimeout(ctx, wait)
+	defer cancel()
+	return errors.Join(late, Await(patience, program+" to be killed", gone))
+}
+
+// destroy kills whatever is left in the namespaces, which ends them.
+func (h *host) destroy(ctx context.Context) error {
+	if !h.lives() {
+		return nil
+	}
+	// The keeper is last: as long as it lives, the others can be found.
+	all, err := h.find("")
+	for _, pid := range all {
+		if pid != h.Keeper {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+	}
+	_ = unix.Kill(h.Keeper, unix.SIGKILL)
+	return errors.Join(err, Await(ctx, "namespaces to end", func(context.Context) error {
+		for _, pid := range append(all, h.Keeper) {
+			if _, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid)); err == nil {
+				return fmt.Errorf("process %d is still there", pid)
+			}
+		}
+		return nil
+	}))
+}
+
+// Await calls check until it succeeds. When ctx ends before, the error is check's
+// last one that says something else.
+func Await(ctx context.Context, what string, check func(context.Context) error) error {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	var err error
+	for {
+		latest := check(ctx)
+		if latest == nil {
+			return nil
+		}
+		if err == nil || ctx.Err() == nil {
+			err = latest
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s: %w: %w", what, ctx.Err(), err)
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,44 @@
+package cluster
+
+import (
+	"context"
+	"path/filepath"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/micarun/mica/e2e/images"
+	"github.com/micarun/mica/internal/testimage"
+)
+
+// The images of the cluster's pods. The registries are names only: each node
+// has one on its loopback that serves every name.
+const (
+	Agnhost = "registry.k8s.io/e2e-test-images/agnhost:2.63.0"
+	Busybox = "registry.test/mica/busybox:latest"
+	Nginx   = "docker.io/library/nginx:latest"
+)
+
+// BuildImages builds what is missing of the images and returns the directory
+// that has them. root is the root directory of the product's module, bin that
+// of the Kubernetes programs.
+func BuildImages(ctx context.Context, root, bin string) (string, error) {
+	dir, err := images.Dir()
+	if err != nil {
+		return "", err
+	}
+	list := images.Basic()
+	list = append(list, agnhost(list[0], filepath.Join(bin, "agnhost")))
+	return dir, images.Build(ctx, dir, root, list, func(testimage.Built) {})
+}
+
+// agnhost is the Kubernetes project's own test image, less the tools that its
+// node tests do not use.
+func agnhost(base testimage.Image, program string) testimage.Image {
+	return testimage.Image{
+		Names: []string{"e2e-test-images/agnhost:2.63.0"},
+		Layers: append(base.Layers, testimage.Layer{Files: []testimage.File{
+			{Path: "/agnhost", Host: program, Mode: 0o755},
+		}}),
+		Config: ocispec.ImageConfig{Env: base.Config.Env, Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"}},
+	}
+}

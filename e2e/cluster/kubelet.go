@@ -1,0 +1,164 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// object is JSON under construction.
+type object = map[string]any
+
+// diskSize of the file system that the kubelet keeps its things on: small, so that
+// a test can fill it.
+const diskSize = 1 << 30
+
+func (n *Node) kubeletConfig() string { return filepath.Join(n.dir, "kubelet.json") }
+func (n *Node) proxyConfig() string   { return filepath.Join(n.dir, "kube-proxy.json") }
+func (n *Node) kubeletRoot() string   { return filepath.Join(n.Disk(), "kubelet") }
+func (n *Node) resolver() string      { return filepath.Join(n.dir, "resolv.conf") }
+func (n *Node) template() string      { return filepath.Join(n.dir, "cni-template.json") }
+
+// prepare writes the configurations, and makes the mounts and cgroups that the
+// programs expect.
+func (n *Node) prepare(ctx context.Context) error {
+	for _, dir := range []string{n.Disk(), n.logs(), filepath.Join(n.Mica.Data, "conf.d")} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return fmt.Errorf("prepare %s: %w", n.Name, err)
+		}
+	}
+	for _, dir := range n.cgroups() {
+		if strings.HasPrefix(dir, unified) {
+			continue
+		}
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return fmt.Errorf("prepare %s: %w", n.Name, err)
+		}
+	}
+	return errors.Join(
+		n.makeDisk(ctx), n.hideMachine(ctx), n.writeKubeletConfig(), n.writeProxyConfig(), n.writeNetwork(),
+		os.WriteFile(n.resolver(), []byte("# nobody to ask\n"), 0o644),
+	)
+}
+
+// makeDisk makes the node's file system.
+func (n *Node) makeDisk(ctx context.Context) error {
+	image := n.Disk() + ".img"
+	file, err := os.Create(image)
+	if err != nil {
+		return fmt.Errorf("make disk: %w", err)
+	}
+	if err := errors.Join(file.Truncate(diskSize), file.Close()); err != nil {
+		return fmt.Errorf("make disk: %w", err)
+	}
+	return n.host.script(ctx, fmt.Sprintf(`
+		mkfs.ext4 -q -m 0 %[1]s.img
+		mount -o loop %[1]s.img %[1]s
+	`, n.Disk()))
+}
+
+// unified is where some machines have a cgroup v2 hierarchy beside those of v1.
+const unified = "/sys/fs/cgroup/unified/"
+
+// hideMachine keeps from the machine what a kubelet writes into /var/log, and from
+// the node a cgroup v2 hierarchy beside those of v1: crun refuses to run there, and
+// makes directories in its place when it is gone.
+func (n *Node) hideMachine(ctx context.Context) error {
+	return n.host.script(ctx, `
+		mount -t tmpfs -o size=16m logs /var/log
+		if mountpoint -q /sys/fs/cgroup/unified; then
+			umount /sys/fs/cgroup/unified
+			mount -t tmpfs -o size=16m none /sys/fs/cgroup/unified
+		fi
+	`)
+}
+
+// withoutSysctls is the command line that has a kubelet set copies of the sysctls
+// which it sets for the whole machine. They are the kubelet's alone: in a user
+// namespace nobody may mount a /proc of which parts are covered.
+func (n *Node) withoutSysctls() []string {
+	const script = `
+		dir=$1
+		shift
+		mkdir -p "$dir"
+		mount --make-private /proc
+		for name in vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops \
+			kernel/keys/root_maxkeys kernel/keys/root_maxbytes; do
+			cat /proc/sys/$name >"$dir/${name##*/}"
+			mount --bind "$dir/${name##*/}" /proc/sys/$name
+		done
+		exec "$@"
+	`
+	return []string{"unshare", "--mount", "--propagation=unchanged", "sh", "-ec", script, "sh", filepath.Join(n.dir, "sysctl")}
+}
+
+func (n *Node) writeKubeletConfig() error {
+	config := object{
+		"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
+		"containerRuntimeEndpoint": "unix://" + n.Mica.Socket(),
+		"authentication": object{
+			"anonymous": object{"enabled": false}, "webhook": object{"enabled": true},
+			"x509": object{"clientCAFile": n.cluster.pki("ca.crt")},
+		},
+		"authorization": object{"mode": "Webhook"},
+		"tlsCertFile":   n.cluster.pki(n.Name + ".crt"), "tlsPrivateKeyFile": n.cluster.pki(n.Name + ".key"),
+		"cgroupDriver": "cgroupfs", "cgroupRoot": n.Mica.CgroupParent(),
+		// What a development machine may have, or may lack.
+		"failSwapOn": false, "failCgroupV1": false, "oomScoreAdj": 0,
+		"resolvConf": n.resolver(), "podLogsDir": filepath.Join(n.Disk(), "pods"),
+		"volumePluginDir":     filepath.Join(n.dir, "volume-plugins"),
+		"serializeImagePulls": false, "imageGCHighThresholdPercent": 100,
+		// The images are on the machine's disk, whose space is not ours.
+		"evictionHard": object{
+			"nodefs.available": "100Mi", "nodefs.inodesFree": "1%", "memory.available": "50Mi",
+			"imagefs.available": "100Mi", "imagefs.inodesFree": "1%",
+		},
+		"evictionPressureTransitionPeriod": "5s",
+		// So that a test need not write much to see a log rotated.
+		"containerLogMaxSize": "2Mi", "containerLogMaxFiles": 9, "containerLogMonitorInterval": "3s",
+	}
+	return writeJSON(n.kubeletConfig(), config)
+}
+
+func (n *Node) writeProxyConfig() error {
+	return writeJSON(n.proxyConfig(), object{
+		"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
+		"clientConnection": object{"kubeconfig": n.cluster.pki("proxy.conf")},
+		"mode":             "nftables", "clusterCIDR": podNetwork,
+		"conntrack": object{"maxPerCore": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
+	})
+}
+
+// writeNetwork writes the template of the network configuration, which Mica
+// fills in when the kubelet tells it the node's pod subnet.
+func (n *Node) writeNetwork() error {
+	err := writeJSON(n.template(), object{
+		"cniVersion": "1.0.0", "name": n.Mica.Name,
+		"plugins": []object{
+			{
+				"type": "bridge", "bridge": n.Mica.Name, "isGateway": true, "hairpinMode": true,
+				"ipam": object{
+					"type": "host-local", "dataDir": filepath.Join(n.Mica.Data, "network/leases"),
+					"ranges": [][]object{{{"subnet": "{{.PodCIDR}}"}}}, "routes": []object{{"dst": "0.0.0.0/0"}},
+				},
+			},
+			{"type": "portmap", "capabilities": object{"portMappings": true}, "snat": true},
+		},
+	})
+	if err != nil {
+		return err
+	}
+	// What is not the kubelet's in the node's cgroup has a place beside it.
+	// Every other node prefers the other OCI runtime.
+	runtimes := []string{"runc", "crun"}
+	if n.Pods.Addr().As4()[2]%2 == 1 {
+		slices.Reverse(runtimes)
+	}
+	config := fmt.Sprintf("default_runtimes = [%q, %q]\n\n[network]\nconf_template = %q\n\n[cgroups]\ndefault_parent = %q\n",
+		runtimes[0], runtimes[1], n.template(), n.Mica.CgroupParent()+"/mica")
+	return os.WriteFile(filepath.Join(n.Mica.Data, "conf.d", "cluster.toml"), []byte(config), 0o644)
+}

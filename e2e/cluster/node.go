@@ -1,0 +1,276 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/micarun/mica/e2e/node"
+)
+
+// Node is one node of a cluster. Safe for concurrent use are only methods that
+// start and end nothing.
+type Node struct {
+	// Name is Kubernetes' name of the node.
+	Name string
+	// IP is the node's address, and Pods the subnet of its pods.
+	IP   netip.Addr
+	Pods netip.Prefix
+	// Mica is the container runtime.
+	Mica *node.Node
+
+	cluster *Cluster
+	host    *host
+	dir     string                   // of all files but the state directory
+	ended   map[string]chan struct{} // closed at the end of the programs that we started
+}
+
+// registry is where every node has a registry that serves all images.
+const registry = "127.0.0.1:5055"
+
+func nodeName(index int) string { return "node" + strconv.Itoa(index+1) }
+
+func (c *Cluster) newNode(index int, h *host) *Node {
+	n := &Node{
+		Name: nodeName(index), IP: nodeAddress(index), Pods: podSubnet(index),
+		cluster: c, host: h, dir: filepath.Join(c.data(), nodeName(index)), ended: map[string]chan struct{}{},
+	}
+	n.Mica = &node.Node{Options: n.micaOptions(index)}
+	return n
+}
+
+func (n *Node) micaOptions(index int) node.Options {
+	return node.Options{
+		Bin: n.cluster.Bin, Name: fmt.Sprintf("%s-%d", n.cluster.Name, index+1),
+		State: filepath.Join(n.cluster.state(), n.Name), Data: filepath.Join(n.dir, "mica"),
+		Subnet: n.Pods, Mirror: registry, ConfDir: filepath.Join(n.dir, "net.d"),
+		Enter: n.host.enter(), Metrics: "127.0.0.1:9179", Dial: n.Dial, Log: n.Log("micad"),
+	}
+}
+
+func (n *Node) logs() string { return filepath.Join(n.dir, "log") }
+
+// Log is the path of the log of one of the node's programs, of the control
+// plane's as well: kubelet, kube-proxy, micad, kube-apiserver …
+func (n *Node) Log(program string) string { return filepath.Join(n.logs(), program+".log") }
+
+// Disk is the directory of the node's own file system, which has what the kubelet
+// keeps and the logs of containers.
+func (n *Node) Disk() string { return filepath.Join(n.dir, "disk") }
+
+// Dial connects to an IP address and port as a process on the node would.
+func (n *Node) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return n.host.dial(ctx, network, address)
+}
+
+// Listen listens on an IP address and port of the node.
+func (n *Node) Listen(ctx context.Context, address string) (net.Listener, error) {
+	return n.host.listen(ctx, address)
+}
+
+// UsePlainHTTP tells Mica that the registry at an address has no TLS.
+func (n *Node) UsePlainHTTP(address string) error {
+	dir := filepath.Join(n.Mica.Data, "certs.d", address)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("configure registry %s: %w", address, err)
+	}
+	text := fmt.Sprintf("server = \"http://%s\"\n", address)
+	if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o644); err != nil {
+		return fmt.Errorf("configure registry %s: %w", address, err)
+	}
+	return nil
+}
+
+// Shell is the command line of a shell on the node.
+func (n *Node) Shell() string { return strings.Join(append(n.host.enter(), "bash"), " ") }
+
+// Run runs a command on the node and returns its output.
+func (n *Node) Run(ctx context.Context, name string, arguments ...string) (string, error) {
+	out, err := n.host.command(ctx, name, arguments...).CombinedOutput()
+	if err != nil {
+		return string(out), fmt.Errorf("run %s on %s: %w: %s", name, n.Name, err, out)
+	}
+	return string(out), nil
+}
+
+// route sends what is for the other node's pods to that node.
+func (n *Node) route(ctx context.Context, other *Node) error {
+	return n.host.script(ctx, fmt.Sprintf("ip route replace %s via %s", other.Pods, other.IP))
+}
+
+// adopt finds the container runtime of a node that another process started.
+func (n *Node) adopt(ctx context.Context) error {
+	if !n.host.lives() {
+		return nil
+	}
+	adopted, err := node.Adopt(ctx, n.Mica.Options)
+	if err != nil {
+		return err
+	}
+	n.Mica = adopted
+	return nil
+}
+
+// start starts the node's programs and returns when Kubernetes calls it ready.
+func (n *Node) start(ctx context.Context) error {
+	if err := n.prepare(ctx); err != nil {
+		return err
+	}
+	err := n.spawn(filepath.Join(n.cluster.Bin, "imagebox"), "serve", "-addr", registry)
+	if err != nil {
+		return err
+	}
+	if n.Mica, err = node.Start(ctx, n.Mica.Options); err != nil {
+		return err
+	}
+	if err := errors.Join(n.StartKubelet(), n.startProxy()); err != nil {
+		return err
+	}
+	return n.AwaitReady(ctx)
+}
+
+// AwaitReady waits until Kubernetes calls the node ready.
+func (n *Node) AwaitReady(ctx context.Context) error {
+	return n.awaitService(ctx, "kubelet", func(ctx context.Context) error {
+		object, err := n.Object(ctx)
+		if err != nil {
+			return err
+		}
+		if object.Spec.PodCIDR != n.Pods.String() {
+			return fmt.Errorf("pods of %s are to be in %q, not in %s", n.Name, object.Spec.PodCIDR, n.Pods)
+		}
+		for _, condition := range object.Status.Conditions {
+			if condition.Type == corev1.NodeReady && condition.Status == corev1.ConditionTrue {
+				return nil
+			}
+		}
+		return fmt.Errorf("%s is not ready: %v", n.Name, object.Status.Conditions)
+	})
+}
+
+// Object returns what Kubernetes knows of the node.
+func (n *Node) Object(ctx context.Context) (corev1.Node, error) {
+	var object corev1.Node
+	err := n.cluster.Get(ctx, "/api/v1/nodes/"+n.Name, &object)
+	return object, err
+}
+
+// StartKubelet starts the kubelet.
+func (n *Node) StartKubelet() error {
+	return n.spawnBy(n.withoutSysctls(), filepath.Join(n.cluster.Tools, "kubelet"), flags(map[string]string{
+		"config": n.kubeletConfig(), "kubeconfig": n.cluster.pki(n.Name + ".conf"),
+		"hostname-override": n.Name, "node-ip": n.IP.String(), "root-dir": n.kubeletRoot(),
+		"cert-dir": filepath.Join(n.dir, "generated"), "v": "2",
+	})...)
+}
+
+// StopKubelet ends the kubelet.
+func (n *Node) StopKubelet(ctx context.Context) error {
+	return n.host.end(ctx, "kubelet", syscall.SIGTERM, endTimeout)
+}
+
+func (n *Node) startProxy() error {
+	return n.spawn(filepath.Join(n.cluster.Tools, "kube-proxy"), "--config="+n.proxyConfig(), "--hostname-override="+n.Name)
+}
+
+// stop ends the node's programs, and everything that Mica runs. It reports what
+// Mica left.
+func (n *Node) stop(ctx context.Context) error {
+	if !n.host.lives() {
+		return nil
+	}
+	var errs []error
+	for _, program := range []string{"kube-proxy", "kubelet"} {
+		errs = append(errs, n.host.end(ctx, program, syscall.SIGTERM, endTimeout))
+	}
+	errs = append(errs, n.removeMica(ctx), n.host.end(ctx, "imagebox", syscall.SIGTERM, endTimeout))
+	return errors.Join(errs...)
+}
+
+// removeMica has Mica end with everything of it.
+func (n *Node) removeMica(ctx context.Context) error {
+	if _, err := os.Stat(n.Mica.Config()); errors.Is(err, fs.ErrNotExist) {
+		return nil // it was not started
+	}
+	var errs []error
+	if n.Mica.Pid() != 0 {
+		_, err := n.Mica.Mica(ctx, "check")
+		errs = append(errs, err)
+	}
+	// The cgroups of pods and their classes are the kubelet's.
+	kubelets := regexp.MustCompile(`left behind: cgroup /sys/fs/cgroup/.*/kubepods(/burstable|/besteffort)?(/pod[0-9a-f-]+)?$`)
+	for _, line := range lines(n.Mica.Remove(ctx)) {
+		if !kubelets.MatchString(line) {
+			errs = append(errs, errors.New(line))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// lines splits a joined error.
+func lines(err error) []string {
+	if err == nil {
+		return nil
+	}
+	return strings.Split(err.Error(), "\n")
+}
+
+// destroy ends the namespaces, and removes the cgroups that the kubelet made.
+func (n *Node) destroy(ctx context.Context) error {
+	err := n.host.destroy(ctx)
+	for _, root := range n.cgroups() {
+		err = errors.Join(err, removeCgroup(ctx, root))
+	}
+	return err
+}
+
+// cgroups returns the directory of the node's cgroup in every hierarchy that
+// has controllers of the kubelet.
+func (n *Node) cgroups() []string {
+	hierarchies, _ := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs") // the pattern is good
+	var dirs []string
+	for _, file := range hierarchies {
+		dirs = append(dirs, filepath.Dir(file)+n.Mica.CgroupParent())
+	}
+	if len(dirs) == 0 {
+		dirs = []string{"/sys/fs/cgroup" + n.Mica.CgroupParent()}
+	}
+	return dirs
+}
+
+// removeCgroup removes a cgroup with those below it, once their last processes
+// are gone.
+func removeCgroup(ctx context.Context, root string) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	return Await(ctx, "cgroup "+root+" to be empty", func(context.Context) error {
+		var dirs []string
+		err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+			if err == nil && entry.IsDir() {
+				dirs = append(dirs, path)
+			}
+			return err
+		})
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		for _, dir := range slices.Backward(dirs) {
+			err = errors.Join(err, unix.Rmdir(dir))
+		}
+		return err
+	})
+}

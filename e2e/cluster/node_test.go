@@ -1,0 +1,195 @@
+package cluster_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/micarun/mica/e2e/cluster"
+)
+
+// Kubernetes knows what the node's runtime is and can do.
+func TestNodeStatus(t *testing.T) {
+	f := start(t)
+	for _, n := range f.Nodes {
+		object, err := n.Object(f.ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if version := object.Status.NodeInfo.ContainerRuntimeVersion; !strings.HasPrefix(version, "mica://") {
+			t.Errorf("runtime version is %q", version)
+		}
+		var handlers []string
+		for _, handler := range object.Status.RuntimeHandlers {
+			handlers = append(handlers, handler.Name)
+			if features := handler.Features; features == nil || features.UserNamespaces == nil || !*features.UserNamespaces ||
+				features.RecursiveReadOnlyMounts == nil || !*features.RecursiveReadOnlyMounts {
+				t.Errorf("handler %q: %+v", handler.Name, features)
+			}
+		}
+		for _, name := range []string{"", "runc", "crun"} {
+			if !slices.Contains(handlers, name) {
+				t.Errorf("handlers are %q, and not %q", handlers, name)
+			}
+		}
+		if features := object.Status.Features; features == nil || features.SupplementalGroupsPolicy == nil || !*features.SupplementalGroupsPolicy {
+			t.Errorf("features are %+v", object.Status.Features)
+		}
+	}
+}
+
+// The kubelet's summary has figures of the pod from every source.
+func TestStatistics(t *testing.T) {
+	f := start(t)
+	f.pod("main", `
+	containers: [{name: main, image: "`+cluster.Busybox+`", command: [sh, -c, "dd if=/dev/zero of=/fill bs=1M count=5; while :; do :; done"], resources: {limits: {cpu: 50m}}}]
+`)
+	n := f.node(f.awaitPod("main", ready))
+	f.await("figures", func(ctx context.Context) error {
+		text, err := f.Kubectl(ctx, "get", "--raw", "/api/v1/nodes/"+n.Name+"/proxy/stats/summary")
+		if err != nil {
+			return err
+		}
+		return f.checkSummary(text)
+	})
+	text, err := f.Kubectl(f.ctx, "get", "--raw", "/api/v1/nodes/"+n.Name+"/proxy/metrics/resource")
+	if err != nil || !strings.Contains(text, `container_cpu_usage_seconds_total{container="main",namespace="`+f.namespace) {
+		t.Errorf("resource metrics: %v: %s", err, text)
+	}
+}
+
+func (f *fixture) checkSummary(text string) error {
+	type bytes struct{ UsedBytes, WorkingSetBytes, UsageNanoCores *uint64 }
+	var summary struct {
+		Pods []struct {
+			PodRef     struct{ Name, Namespace string }
+			Containers []struct {
+				Name               string
+				CPU, Memory        bytes
+				Rootfs, Logs, Swap *bytes
+			}
+			CPU, Memory      bytes
+			EphemeralStorage *bytes `json:"ephemeral-storage"`
+		}
+	}
+	if err := json.Unmarshal([]byte(text), &summary); err != nil {
+		return err
+	}
+	positive := func(v *uint64) bool { return v != nil && *v > 0 }
+	for _, pod := range summary.Pods {
+		if pod.PodRef.Namespace != f.namespace || len(pod.Containers) != 1 {
+			continue
+		}
+		c := pod.Containers[0]
+		if positive(c.CPU.UsageNanoCores) && positive(c.Memory.WorkingSetBytes) && c.Rootfs != nil && c.Rootfs.UsedBytes != nil &&
+			*c.Rootfs.UsedBytes >= 5<<20 && positive(pod.CPU.UsageNanoCores) && positive(pod.Memory.WorkingSetBytes) {
+			return nil
+		}
+		return fmt.Errorf("pod has %+v", pod)
+	}
+	return errors.New("the pod is not there")
+}
+
+// manyPods is how many pods see the restarts of their node's programs.
+const manyPods = 60
+
+// A kubelet and a daemon that start anew restart no container and have no pod
+// flap.
+func TestRestarts(t *testing.T) {
+	f := startAlone(t)
+	n := f.Nodes[0]
+	f.apply(fmt.Sprintf(`
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: many}
+spec:
+	replicas: %d
+	selector: {matchLabels: {app: many}}
+	template:
+		metadata: {labels: {app: many}}
+		spec:
+			nodeSelector: {kubernetes.io/hostname: %s}
+			terminationGracePeriodSeconds: 1
+			containers:
+			- name: main
+				image: %s
+				command: [sleep, infinity]
+				readinessProbe: {exec: {command: ["true"]}, periodSeconds: 10, timeoutSeconds: 10}
+`, manyPods, n.Name, cluster.Busybox))
+	begin := time.Now()
+	before := f.awaitPods("app=many", manyPods)
+	t.Logf("%d pods were ready after %.1f s", manyPods, time.Since(begin).Seconds())
+	// A kubelet takes containers for new that started in the ten seconds before it.
+	f.await("containers to be old enough", func(context.Context) error {
+		for _, pod := range before {
+			if age := time.Since(pod.Status.ContainerStatuses[0].State.Running.StartedAt.Time); age < 12*time.Second {
+				return fmt.Errorf("that of %s has run for %s", pod.Name, age)
+			}
+		}
+		return nil
+	})
+	steps := map[string]func() error{
+		"kubelet": func() error { return errors.Join(n.StopKubelet(f.ctx), n.StartKubelet()) },
+		"daemon": func() error {
+			_, err := n.Mica.StartDaemon(f.ctx)
+			return err
+		},
+	}
+	for _, name := range []string{"kubelet", "daemon"} {
+		if name == "daemon" {
+			if err := n.Mica.Kill(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := steps[name](); err != nil {
+			t.Fatalf("restart %s: %v", name, err)
+		}
+		f.awaitSync(n)
+		f.compare(name, before, f.awaitPods("app=many", manyPods))
+	}
+}
+
+// awaitSync waits until the kubelet has run a new pod, and so knows the others.
+func (f *fixture) awaitSync(n *cluster.Node) {
+	f.t.Helper()
+	if err := n.AwaitReady(f.ctx); err != nil {
+		f.t.Fatal(err)
+	}
+	f.pod("new", "\tnodeName: "+n.Name+"\n"+client)
+	f.awaitPod("new", ready)
+	f.delete("new")
+}
+
+// compare wants pods to be what they were, without an interruption.
+func (f *fixture) compare(restarted string, before, after []corev1.Pod) {
+	f.t.Helper()
+	known := map[string]corev1.Pod{}
+	for _, pod := range before {
+		known[pod.Name] = pod
+	}
+	since := func(pod corev1.Pod) time.Time {
+		for _, condition := range pod.Status.Conditions {
+			if condition.Type == corev1.PodReady {
+				return condition.LastTransitionTime.Time
+			}
+		}
+		return time.Time{}
+	}
+	for _, pod := range after {
+		old, ok := known[pod.Name]
+		if !ok || old.Status.ContainerStatuses[0].ContainerID != pod.Status.ContainerStatuses[0].ContainerID ||
+			pod.Status.ContainerStatuses[0].RestartCount != 0 {
+			f.t.Errorf("restart of %s: pod %s was restarted: %s", restarted, pod.Name, status(pod))
+		}
+		if ok && !since(old).Equal(since(pod)) {
+			f.t.Errorf("restart of %s: pod %s was not ready for a while: since %s, was since %s", restarted, pod.Name, since(pod), since(old))
+		}
+	}
+}
