@@ -13,6 +13,7 @@ import (
 	"github.com/micarun/mica/runtimeservice"
 	"github.com/micarun/mica/runtimeservice/cdi"
 	"github.com/micarun/mica/runtimeservice/cgroup"
+	"github.com/micarun/mica/runtimeservice/hooks"
 	"github.com/micarun/mica/runtimeservice/keeper"
 	"github.com/micarun/mica/runtimeservice/nri"
 	"github.com/micarun/mica/runtimeservice/oci"
@@ -44,6 +45,8 @@ type Config struct {
 	NRI nri.Options `toml:"nri"`
 	// CDI says where devices for containers are described.
 	CDI cdi.Options `toml:"cdi"`
+	// Hooks adds OCI hooks of the node's to containers.
+	Hooks hooks.Options
 	// Runtimes are the OCI runtimes by RuntimeClass handler name.
 	Runtimes map[string]oci.Handler
 }
@@ -72,6 +75,7 @@ func Default() Config {
 		Log:             Log{Level: 2, Format: "text"},
 		Network:         network.Options{ConfDir: "/etc/cni/net.d"},
 		NRI:             nri.Options{Enable: true},
+		Hooks:           hooks.Options{Enable: true},
 		Runtimes: map[string]oci.Handler{
 			"crun": {Path: "crun", Type: "crun"},
 			"runc": {Path: "runc", Type: "runc"},

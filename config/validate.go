@@ -29,7 +29,8 @@ func (c Config) Validate() error {
 		optionalAbsolute("nri.socket", c.NRI.Socket),
 		optionalAbsolute("nri.plugin_path", c.NRI.PluginPath),
 		optionalAbsolute("nri.plugin_config_path", c.NRI.PluginConfigPath),
-		c.validateCDI(),
+		eachAbsolute("cdi.dirs", c.CDI.Dirs),
+		eachAbsolute("hooks.dirs", c.Hooks.Dirs),
 	)
 }
 
@@ -60,14 +61,6 @@ func (c Config) validateCgroups() error {
 	return oneOf("cgroups.driver", string(c.Cgroups.Driver), "", string(cgroup.Cgroupfs), string(cgroup.Systemd))
 }
 
-func (c Config) validateCDI() error {
-	var problems []error
-	for _, dir := range c.CDI.Dirs {
-		problems = append(problems, absolute("cdi.dirs", dir))
-	}
-	return errors.Join(problems...)
-}
-
 func (l Log) validate() error {
 	var level error
 	if l.Level < 0 || l.Level > 10 {
@@ -91,6 +84,14 @@ func absolute(key, path string) error {
 		return fmt.Errorf("%s: %q is not an absolute path", key, path)
 	}
 	return nil
+}
+
+func eachAbsolute(key string, paths []string) error {
+	var problems []error
+	for _, path := range paths {
+		problems = append(problems, absolute(key, path))
+	}
+	return errors.Join(problems...)
 }
 
 func optionalAbsolute(key, path string) error {

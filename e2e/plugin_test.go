@@ -13,6 +13,8 @@ import (
 	"github.com/containerd/nri/pkg/api"
 	"github.com/containerd/nri/pkg/stub"
 	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -185,5 +187,97 @@ func TestCDIDevices(t *testing.T) {
 	config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.example/class=absent"}}
 	if _, err := f.Runtime.CreateContainer(f.ctx, sandbox.id, config, sandbox.config); err == nil || !strings.Contains(err.Error(), "class=absent") {
 		t.Errorf("a device that is not there: %v", err)
+	}
+}
+
+// hookFile writes an OCI hook file for the node that appends what it says to the
+// node's file marks.
+func (f *fixture) hookFile(name, when, stages string) {
+	f.t.Helper()
+	f.no(os.MkdirAll(f.HookDir(), 0o755))
+	f.no(os.WriteFile(filepath.Join(f.HookDir(), name+".json"), []byte(fmt.Sprintf(
+		`{"version": "1.0.0", "hook": {"path": "/bin/sh", "args": ["sh", "-c", "read state; echo %s >> %s"]}, "when": %s, "stages": %s}`,
+		name, f.marks(), when, stages)), 0o600))
+}
+
+func (f *fixture) marks() string { return filepath.Join(f.Data, "marks") }
+
+// takeMarks returns what hooks have written since the last time.
+func (f *fixture) takeMarks() string {
+	f.t.Helper()
+	data, err := os.ReadFile(f.marks())
+	if os.IsNotExist(err) {
+		return ""
+	}
+	f.no(err)
+	f.no(os.Remove(f.marks()))
+	return string(data)
+}
+
+func TestHooks(t *testing.T) {
+	f := start(t)
+	sandbox := f.runPod(f.podConfig())
+	f.hookFile("10-create", `{"always": true}`, `["prestart", "createRuntime"]`)
+	f.hookFile("20-life", `{"annotations": {"^role$": "^data"}}`, `["poststart", "poststop"]`)
+	f.hookFile("30-shell", `{"commands": ["/true$"]}`, `["createContainer"]`)
+	f.hookFile("40-mounts", `{"hasBindMounts": true}`, `["createRuntime"]`)
+
+	config := f.containerConfig(busyboxImage, "sleep", "1000")
+	config.Annotations = map[string]string{"role": "database"}
+	// Older versions of runc run the stage poststart when they create.
+	id := f.start(sandbox, config)
+	if got := f.takeMarks(); got != "10-create\n10-create\n20-life\n" {
+		t.Errorf("at the start ran %q", got)
+	}
+	// What outlives the daemon keeps its hooks, and new files count at once.
+	f.no(f.Kill())
+	_, err := f.StartDaemon(f.ctx)
+	f.no(err)
+	f.no(os.Remove(filepath.Join(f.HookDir(), "10-create.json")))
+	f.no(f.Runtime.StopContainer(f.ctx, id, 0))
+	f.no(f.Runtime.RemoveContainer(f.ctx, id))
+	if got := f.takeMarks(); got != "20-life\n" {
+		t.Errorf("at the end ran %q", got)
+	}
+
+	config = f.containerConfig(busyboxImage, "/bin/true")
+	config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/mnt", HostPath: t.TempDir()}}
+	f.await(f.start(sandbox, config))
+	if got := f.takeMarks(); got != "40-mounts\n30-shell\n" {
+		t.Errorf("for another container ran %q", got)
+	}
+}
+
+// A hook file that cannot be used is named to whoever creates a container, and
+// stands in nobody's way otherwise.
+func TestBadHookFile(t *testing.T) {
+	f := start(t)
+	sandbox := f.runPod(f.podConfig())
+	running := f.start(sandbox, f.containerConfig(busyboxImage, "sleep", "1000"))
+	f.no(os.MkdirAll(f.HookDir(), 0o755))
+	file := filepath.Join(f.HookDir(), "bad.json")
+	for text, says := range map[string]string{
+		`{"version": "1.0.0", `: "unexpected end of JSON",
+		`{"version": "1.0.0", "hook": {"path": "/bin/sh"}, "when": {"always": true}, "stages": ["precreate"]}`: "precreate is not supported",
+	} {
+		f.no(os.WriteFile(file, []byte(text), 0o600))
+		config := f.containerConfig(busyboxImage, "true")
+		_, err := f.Runtime.CreateContainer(f.ctx, sandbox.id, config, sandbox.config)
+		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), says) {
+			t.Errorf("error %v, want one that names %s and says %q", err, file, says)
+		}
+	}
+	f.no(f.StopDaemon())
+	_, err := f.StartDaemon(f.ctx)
+	f.no(err)
+	if log := f.LogTail(30); !strings.Contains(log, file) {
+		t.Error("the log of the start does not name the file")
+	}
+	if got := f.exec(running, "echo", "hi"); got != "hi\n" {
+		t.Errorf("exec in a running container says %q", got)
+	}
+	f.no(os.Remove(file))
+	if got := f.await(f.start(sandbox, f.containerConfig(busyboxImage, "true"))); got.ExitCode != 0 {
+		t.Errorf("a container without the file ended with %d", got.ExitCode)
 	}
 }

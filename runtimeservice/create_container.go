@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -18,6 +20,7 @@ import (
 	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/jsonfile"
 	"github.com/micarun/mica/overlay"
+	"github.com/micarun/mica/runtimeservice/hooks"
 	"github.com/micarun/mica/runtimeservice/keeper"
 	"github.com/micarun/mica/runtimeservice/podns"
 	"github.com/micarun/mica/runtimeservice/spec"
@@ -275,6 +278,8 @@ func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, *
 	in.CDI = s.injectCDI
 	var resources *runtimeapi.LinuxContainerResources
 	in.Edits = append(in.Edits, func(ociSpec *specs.Spec) error {
+		return s.hooks.Inject(ociSpec, hookable(a.pod, a.c))
+	}, func(ociSpec *specs.Spec) error {
 		var err error
 		resources, err = s.adjustByPlugins(ctx, a.c, ociSpec)
 		return err
@@ -284,6 +289,18 @@ func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, *
 		return nil, nil, fmt.Errorf("generate OCI spec: %w", err)
 	}
 	return ociSpec, resources, nil
+}
+
+// hookable is what decides which hooks of the node's a container gets. Of two
+// annotations of one name the pod's counts.
+func hookable(p *Pod, c *Container) hooks.Container {
+	annotations := map[string]string{}
+	maps.Copy(annotations, c.config().GetAnnotations())
+	maps.Copy(annotations, p.config().GetAnnotations())
+	return hooks.Container{
+		Annotations: annotations,
+		BindMounts:  slices.ContainsFunc(c.config().GetMounts(), func(m *runtimeapi.Mount) bool { return m.GetHostPath() != "" }),
+	}
 }
 
 // containerNamespaces says which namespaces the container joins.

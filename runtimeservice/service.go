@@ -21,6 +21,7 @@ import (
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/cgroup"
+	"github.com/micarun/mica/runtimeservice/hooks"
 	"github.com/micarun/mica/runtimeservice/keeper"
 	"github.com/micarun/mica/runtimeservice/nri"
 	"github.com/micarun/mica/runtimeservice/oci"
@@ -100,6 +101,8 @@ type Deps struct {
 	// InjectCDI edits a specification as the named devices want it; nil refuses
 	// every device.
 	InjectCDI func(s *specs.Spec, devices []string) error
+	// Hooks adds OCI hooks of the node's to containers; nil adds none.
+	Hooks *hooks.Injector
 	// Settings are the node's configuration as the verbose status shows it.
 	Settings map[string]any
 	// Journal hears what becomes of pods and containers; nil is none.
@@ -120,6 +123,7 @@ type Service struct {
 	handlers  map[string]handler
 	plugins   *nri.Plugins
 	injectCDI func(*specs.Spec, []string) error
+	hooks     *hooks.Injector
 	settings  map[string]any
 	journal   *journal.Journal
 	// noUserNS is why this node can have no pods with user namespaces, or nil.
@@ -140,7 +144,7 @@ type Service struct {
 func Open(ctx context.Context, o Options, d Deps) (*Service, error) {
 	s := &Service{
 		opts: o.withDefaults(), images: d.Images, layers: d.Layers, network: d.Network, keeper: d.Keeper,
-		cgroups: d.Cgroups, host: d.Host, plugins: d.Plugins, injectCDI: d.InjectCDI, settings: d.Settings,
+		cgroups: d.Cgroups, host: d.Host, plugins: d.Plugins, injectCDI: d.InjectCDI, hooks: d.Hooks, settings: d.Settings,
 		journal: d.Journal,
 		pods:    newTable[*Pod]("pod"), containers: newTable[*Container]("container"), events: newBroadcaster(),
 	}
@@ -182,6 +186,9 @@ func (s *Service) prepare(ctx context.Context, runtimes map[string]*oci.Runtime)
 	s.bootID = strings.TrimSpace(string(boot))
 	if s.noUserNS = s.probeUserNamespaces(ctx); s.noUserNS != nil {
 		klog.FromContext(ctx).Info("Pods with user namespaces will be refused", "reason", s.noUserNS.Error())
+	}
+	if err := s.hooks.Check(); err != nil {
+		klog.FromContext(ctx).Error(err, "Containers will be refused until the hook files can be used")
 	}
 	s.handlers, err = loadHandlers(ctx, runtimes)
 	return err

@@ -23,6 +23,7 @@ import (
 	"github.com/micarun/mica/runtimeservice"
 	"github.com/micarun/mica/runtimeservice/cdi"
 	"github.com/micarun/mica/runtimeservice/cgroup"
+	"github.com/micarun/mica/runtimeservice/hooks"
 	"github.com/micarun/mica/runtimeservice/keeper"
 	"github.com/micarun/mica/runtimeservice/nri"
 	"github.com/micarun/mica/runtimeservice/oci"
@@ -86,7 +87,8 @@ func (n *node) open(ctx context.Context, c config.Config) error {
 	n.plugins = nri.New(c.NRI)
 	n.service, err = runtimeservice.Open(ctx, options, runtimeservice.Deps{
 		Images: n.images, Layers: n.layers, Network: n.network, Keeper: n.keeper,
-		Runtimes: n.runtimes, Cgroups: n.cgroups, Host: n.host, Plugins: n.plugins, InjectCDI: cdi.New(c.CDI).Inject, Settings: settings,
+		Runtimes: n.runtimes, Cgroups: n.cgroups, Host: n.host, Plugins: n.plugins, InjectCDI: cdi.New(c.CDI).Inject,
+		Hooks: hooks.New(c.Hooks), Settings: settings,
 		Journal: n.journal,
 	})
 	if err != nil {

@@ -34,6 +34,7 @@ func (n *Node) writeConfig() error {
 	plugins := filepath.Join(n.Data, "nri")
 	fmt.Fprintf(&b, "\n[nri]\nsocket = %q\nplugin_path = %q\nplugin_config_path = %q\n", n.PluginSocket(), plugins, plugins+".conf.d")
 	fmt.Fprintf(&b, "\n[cdi]\ndirs = [%q]\n", n.DeviceDir())
+	fmt.Fprintf(&b, "\n[hooks]\ndirs = [%q]\n", n.HookDir())
 	if err := os.MkdirAll(confDir, 0o755); err != nil {
 		return fmt.Errorf("write configuration: %w", err)
 	}
@@ -74,6 +75,9 @@ func (n *Node) PluginSocket() string { return filepath.Join(n.State, "nri.sock")
 
 // DeviceDir is the directory of CDI specifications, which need not exist.
 func (n *Node) DeviceDir() string { return filepath.Join(n.Data, "cdi") }
+
+// HookDir is the directory of OCI hooks, which need not exist.
+func (n *Node) HookDir() string { return filepath.Join(n.Data, "hooks.d") }
 
 // CgroupParent is the cgroup below which the node's pods are.
 func (n *Node) CgroupParent() string { return "/" + n.Name }
