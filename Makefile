@@ -4,6 +4,7 @@
 # make cluster        starts a Kubernetes cluster on Mica and leaves it running
 # make cluster-test   the tests of a cluster of their own
 # make cluster-down   ends that of make cluster and leaves nothing behind
+# make deb    builds the Debian package
 # More targets: lint race fuzz crash bench critest images clean.
 
 SHELL := /bin/bash
@@ -22,7 +23,7 @@ GINKGO := github.com/onsi/ginkgo/v2/ginkgo@v2.32.0
 
 # What a node needs, what the image builder needs, what the tests need besides.
 NODE_PACKAGES := runc crun iptables nftables iproute2 containernetworking-plugins ca-certificates gcc libc6-dev
-TEST_PACKAGES := $(NODE_PACKAGES) e2fsprogs busybox-static
+TEST_PACKAGES := $(NODE_PACKAGES) e2fsprogs busybox-static mandoc zsh fish
 BENCH_PACKAGES := $(TEST_PACKAGES) containerd
 CLUSTER_PACKAGES := $(TEST_PACKAGES) mount util-linux
 
@@ -45,6 +46,12 @@ build:
 	CGO_ENABLED=0 $(GO) build -buildvcs=auto -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
 	$(if $(RACE),$(GO) build -race -o $(BIN)/micad ./cmd/micad)
 	$(CC) -Os -s -static -nostdlib -o $(BIN)/mica-init cmd/mica-init/init.c
+
+# The Debian package, in OUT.
+OUT ?= $(BIN)
+.PHONY: deb
+deb: build
+	packaging/deb/build $(BIN) $(OUT)
 
 .PHONY: images
 images: packages-node

@@ -66,8 +66,7 @@ func TestDefaultFileIsComplete(t *testing.T) {
 	if got.Resolved().CRI.Socket != want.Resolved().CRI.Socket {
 		t.Errorf("cri.socket is shown as %s", got.CRI.Socket)
 	}
-	view := newView(want)
-	for _, key := range keysOf(view.Type(), "") {
+	for _, key := range Keys() {
 		table, name := "", key
 		if i := strings.LastIndexByte(key, '.'); i >= 0 {
 			table, name = strings.ReplaceAll(key[:i], "*", "crun"), key[i+1:]

@@ -249,6 +249,9 @@ func differingEntries(a, b reflect.Value, key string) []string {
 	return keys
 }
 
+// Keys lists every key that there is; "*" stands for any name in a table of tables.
+func Keys() []string { return keysOf(newView(Default()).Type(), "") }
+
 // keysOf lists the keys below a mirror type; "*" stands for any name in a map.
 func keysOf(t reflect.Type, key string) []string {
 	switch t.Kind() {

@@ -55,7 +55,7 @@ func commands() []command {
 		{"check", "[--content]", "look for damage and leftovers on the whole node", (*tool).check},
 		{"events", "[--follow] [--running] [--pod NAME] [--json]", "what the daemon is doing and did last, stage by stage", (*tool).events},
 		{"config", "default|dump|check", "print a commented configuration file, print what is in force, or check the files", (*tool).config},
-		{"stop", "[--all]", "end the daemon; with --all also all pods, the keeper and the embedded network", (*tool).stop},
+		{"stop", "[--all|--keeper]", "end the daemon; with --keeper also the keeper and the embedded network, with --all also all pods", (*tool).stop},
 		{"version", "", "print the version", (*tool).version},
 	}
 }

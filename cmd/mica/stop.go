@@ -31,6 +31,7 @@ const (
 func (t *tool) stop(ctx context.Context, args []string) error {
 	flags := t.flags("mica stop")
 	all := flags.Bool("all", false, "remove all pods, and end the keeper and the embedded network, too")
+	keeper := flags.Bool("keeper", false, "end the keeper and the embedded network, too, unless there are pods")
 	if err := t.parse(flags, args); err != nil {
 		return err
 	}
@@ -43,7 +44,7 @@ func (t *tool) stop(ctx context.Context, args []string) error {
 			return fmt.Errorf("remove pods: %w", err)
 		}
 	}
-	return stopDaemon(ctx, admin.NewClient(c.AdminSocket()), admin.StopArgs{Everything: *all})
+	return stopDaemon(ctx, admin.NewClient(c.AdminSocket()), admin.StopArgs{Everything: *all || *keeper})
 }
 
 // removePods stops and removes every pod with its containers.

@@ -1,0 +1,25 @@
+# fish completion of mica(1)
+
+set -l commands info check events config stop version
+
+complete -c mica -f
+complete -c mica -l config -r -F -d 'configuration file of the daemon'
+complete -c mica -l help -d 'show commands and options'
+
+complete -c mica -n "not __fish_seen_subcommand_from $commands" -a info -d 'say what the running daemon is'
+complete -c mica -n "not __fish_seen_subcommand_from $commands" -a check -d 'look for damage and leftovers on the whole node'
+complete -c mica -n "not __fish_seen_subcommand_from $commands" -a events -d 'what the daemon is doing and did last, stage by stage'
+complete -c mica -n "not __fish_seen_subcommand_from $commands" -a config -d 'print a configuration file, print what is in force, or check the files'
+complete -c mica -n "not __fish_seen_subcommand_from $commands" -a stop -d 'end the daemon'
+complete -c mica -n "not __fish_seen_subcommand_from $commands" -a version -d 'print the version'
+
+complete -c mica -n '__fish_seen_subcommand_from check; and not __fish_seen_subcommand_from config' -l content -d 'read all layers and compare them with their digests'
+complete -c mica -n '__fish_seen_subcommand_from events' -l follow -d 'go on with what happens from now on'
+complete -c mica -n '__fish_seen_subcommand_from events' -l running -d 'only what the daemon is doing now'
+complete -c mica -n '__fish_seen_subcommand_from events' -l pod -x -d 'only what is about this pod'
+complete -c mica -n '__fish_seen_subcommand_from events' -l json -d 'one JSON object a line'
+complete -c mica -n '__fish_seen_subcommand_from config; and not __fish_seen_subcommand_from default dump check' -a default -d 'a commented file with every key and its default'
+complete -c mica -n '__fish_seen_subcommand_from config; and not __fish_seen_subcommand_from default dump check' -a dump -d 'what is in force'
+complete -c mica -n '__fish_seen_subcommand_from config; and not __fish_seen_subcommand_from default dump check' -a check -d 'what is wrong with the files'
+complete -c mica -n '__fish_seen_subcommand_from stop' -l all -d 'also all pods, the keeper and the embedded network'
+complete -c mica -n '__fish_seen_subcommand_from stop' -l keeper -d 'also the keeper and the embedded network, unless there are pods'
