@@ -139,7 +139,8 @@ func (s *Server) upgrade(ctx context.Context, caller *session, m wire.Message) e
 	return fmt.Errorf("upgrade keeper to %s: %w", a.Binary, errors.Join(cerr, err))
 }
 
-// tryProgram makes sure that path is a keeper that speaks our protocol.
+// tryProgram makes sure that path is a keeper that understands what this one leaves
+// it: one of the same or a later protocol. After the exec there is no way back.
 func tryProgram(ctx context.Context, s *Server, path string) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -151,11 +152,16 @@ func tryProgram(ctx context.Context, s *Server, path string) error {
 		defer release()
 		err = cmd.Wait()
 	}
-	if err == nil && !strings.HasPrefix(out.String(), "mica-keeper protocol ") {
-		err = fmt.Errorf("it says %.64q", out.String())
-	}
 	if err != nil {
 		return wire.Errorf(wire.CodePrecondition, "upgrade keeper: %s is not a keeper: %v", path, err)
+	}
+	text, ok := strings.CutPrefix(strings.TrimSpace(out.String()), "mica-keeper protocol ")
+	version, err := strconv.Atoi(text)
+	if !ok || err != nil {
+		return wire.Errorf(wire.CodePrecondition, "upgrade keeper: %s is not a keeper: it says %.64q", path, out.String())
+	}
+	if version < wire.Version {
+		return wire.Errorf(wire.CodePrecondition, "upgrade keeper: %s is older: it speaks protocol %d, this keeper %d", path, version, wire.Version)
 	}
 	return nil
 }

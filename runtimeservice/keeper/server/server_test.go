@@ -11,6 +11,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/reaper"
+	"github.com/micarun/mica/runtimeservice/keeper/wire"
 )
 
 func TestTable(t *testing.T) {
@@ -230,5 +233,35 @@ func TestLogFileOnFullDisk(t *testing.T) {
 			t.Fatalf("line %q after %d", line, last)
 		}
 		last = n
+	}
+}
+
+// Only a keeper of the same or a later protocol gets the containers.
+func TestTryProgram(t *testing.T) {
+	s := &Server{}
+	var err error
+	if s.reaper, err = reaper.New(reaper.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	defer s.reaper.Close()
+	for said, want := range map[string]string{
+		"mica-keeper protocol " + strconv.Itoa(wire.Version):   "",
+		"mica-keeper protocol " + strconv.Itoa(wire.Version+1): "",
+		"mica-keeper protocol " + strconv.Itoa(wire.Version-1): "is older",
+		"mica-keeper protocol":                                 "is not a keeper",
+		"mica-keeper protocol one":                             "is not a keeper",
+		"another program 1":                                    "is not a keeper",
+	} {
+		path := filepath.Join(t.TempDir(), "program")
+		if err := os.WriteFile(path, []byte("#!/bin/sh\necho '"+said+"'\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		err := tryProgram(t.Context(), s, path)
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", said, err)
+		}
+	}
+	if err := tryProgram(t.Context(), s, "/nonexistent"); err == nil {
+		t.Error("a program that is not there was accepted")
 	}
 }
