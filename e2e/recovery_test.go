@@ -270,3 +270,38 @@ func (f *fixture) endStreams(ended <-chan struct{}) {
 		f.t.Error("the stream of events did not end with its connection")
 	}
 }
+
+// The check without a daemon leaves what lives alone, and finds what does not
+// fit.
+func TestCheckWithoutDaemon(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	running := f.start(p, f.containerConfig(busyboxImage, "sleep", "1000"))
+	ended := f.start(p, f.containerConfig(busyboxImage, "true"))
+	f.await(ended)
+	f.no(f.awaitCheck(f.ctx)) // until the ended one has given back what it held
+	f.no(f.StopDaemon())
+	if out, err := f.Mica(f.ctx, "check"); err != nil {
+		t.Errorf("check of a node whose daemon was stopped: %v: %s", err, out)
+	}
+	record := filepath.Join(f.Data, "cri", "pods", p.id)
+	f.no(os.Rename(record, record+".away"))
+	out, err := f.Mica(f.ctx, "check")
+	for _, want := range []string{
+		filepath.Join(f.Data, "cri", "containers", running) + ": record cannot be used: its pod: ",
+		filepath.Join(f.State, "pods", p.id) + ": state directory without a record",
+		filepath.Join(f.Data, "network", "attachments", p.id) + ".json: attachment of no pod",
+		"lease of \"" + p.id + "\"",
+		f.CgroupParent() + "/" + p.id + ": cgroup without a record",
+	} {
+		if err == nil || !strings.Contains(out, want) {
+			t.Errorf("check without the pod's record does not say %q: %v", want, err)
+		}
+	}
+	f.no(os.Rename(record+".away", record))
+	_, err = f.StartDaemon(f.ctx)
+	f.no(err)
+	if got := f.exec(running, "echo", "hi"); got != "hi\n" {
+		t.Errorf("the container says %q", got)
+	}
+}

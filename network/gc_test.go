@@ -144,3 +144,33 @@ func TestLeasesLocked(t *testing.T) {
 	}
 	must(t, leases{filepath.Join(l.dir, "none")}.release(t.Context(), func(string) bool { return true }))
 }
+
+func TestStraysAreFoundWithoutBeingOpen(t *testing.T) {
+	n := newNode(t, nil)
+	first, _ := n.attached()
+	second, address := n.attached()
+	strays := func(live ...string) []string {
+		t.Helper()
+		found, err := n.opts.Strays(live)
+		must(t, err)
+		var paths []string
+		for _, s := range found {
+			paths = append(paths, filepath.Base(s.Path))
+		}
+		return paths
+	}
+	if got := strays(first.ID, second.ID); got != nil {
+		t.Errorf("pods that live have the strays %q", got)
+	}
+	want := []string{second.ID + ".json", address.String()}
+	if diff := cmp.Diff(want, strays(first.ID)); diff != "" {
+		t.Errorf("strays of a pod that is gone (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(want, strays(first.ID)); diff != "" {
+		t.Errorf("the first look changed something (-want +got):\n%s", diff)
+	}
+	must(t, n.Del(t.Context(), second))
+	if got := strays(first.ID); got != nil {
+		t.Errorf("a detached pod leaves the strays %q", got)
+	}
+}

@@ -133,3 +133,6 @@ func verboseListOf(list *libcni.NetworkConfigList) verboseList {
 	}
 	return v
 }
+
+// Strays is [Options.Strays] of this network.
+func (n *Network) Strays(live []string) ([]Stray, error) { return n.opts.Strays(live) }

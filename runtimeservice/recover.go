@@ -36,10 +36,17 @@ func (s *Service) recover(ctx context.Context) error {
 	for _, st := range states {
 		alive[st.ID] = st
 	}
-	if err := s.loadPods(ctx); err != nil {
+	drop := func(dir string, err error) error {
+		klog.FromContext(ctx).Error(err, "Record cannot be used and is removed", "record", dir)
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("remove unusable record: %w", err)
+		}
+		return nil
+	}
+	if err := s.loadPods(ctx, drop); err != nil {
 		return err
 	}
-	if err := s.loadContainers(ctx); err != nil {
+	if err := s.loadContainers(ctx, drop); err != nil {
 		return err
 	}
 	if len(s.pods.all()) > 0 {
@@ -59,9 +66,12 @@ func (s *Service) recover(ctx context.Context) error {
 	return nil
 }
 
+// unusableFunc is told of a record that cannot be loaded, and why.
+type unusableFunc func(dir string, err error) error
+
 // loadPods reads all pod records into the table.
-func (s *Service) loadPods(ctx context.Context) error {
-	return eachRecord(ctx, s.podsDir(), func(dir string) error {
+func (s *Service) loadPods(_ context.Context, unusable unusableFunc) error {
+	return eachRecord(s.podsDir(), unusable, func(dir string) error {
 		var rec PodRecord
 		if err := jsonfile.Read(filepath.Join(dir, recordFile), &rec); err != nil {
 			return err
@@ -83,8 +93,8 @@ func (s *Service) loadPods(ctx context.Context) error {
 }
 
 // loadContainers reads all container records into the table.
-func (s *Service) loadContainers(ctx context.Context) error {
-	return eachRecord(ctx, s.containersDir(), func(dir string) error {
+func (s *Service) loadContainers(ctx context.Context, unusable unusableFunc) error {
+	return eachRecord(s.containersDir(), unusable, func(dir string) error {
 		var rec ContainerRecord
 		if err := jsonfile.Read(filepath.Join(dir, recordFile), &rec); err != nil {
 			return err
@@ -112,9 +122,9 @@ func (s *Service) loadContainers(ctx context.Context) error {
 	})
 }
 
-// eachRecord calls load for every directory below root. A record that cannot
-// be loaded is logged and removed; the sweep removes what it stood for.
-func eachRecord(ctx context.Context, root string, load func(dir string) error) error {
+// eachRecord calls load for every directory below root, and unusable for those
+// that it has an error for; the sweep removes what such a record stood for.
+func eachRecord(root string, unusable unusableFunc, load func(dir string) error) error {
 	entries, err := os.ReadDir(root)
 	if err != nil {
 		return fmt.Errorf("read records: %w", err)
@@ -122,9 +132,8 @@ func eachRecord(ctx context.Context, root string, load func(dir string) error) e
 	for _, e := range entries {
 		dir := filepath.Join(root, e.Name())
 		if err := load(dir); err != nil {
-			klog.FromContext(ctx).Error(err, "Record cannot be used and is removed", "record", dir)
-			if err := os.RemoveAll(dir); err != nil {
-				return fmt.Errorf("remove unusable record: %w", err)
+			if err := unusable(dir, err); err != nil {
+				return err
 			}
 		}
 	}

@@ -179,11 +179,10 @@ func (s *Service) prepare(ctx context.Context, runtimes map[string]*oci.Runtime)
 	if err := podns.Share(filepath.Join(s.opts.StateDir, "pods")); err != nil {
 		return err
 	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return fmt.Errorf("read boot ID: %w", err)
+	var err error
+	if s.bootID, err = readBootID(); err != nil {
+		return err
 	}
-	s.bootID = strings.TrimSpace(string(boot))
 	if s.noUserNS = s.probeUserNamespaces(ctx); s.noUserNS != nil {
 		klog.FromContext(ctx).Info("Pods with user namespaces will be refused", "reason", s.noUserNS.Error())
 	}
@@ -192,6 +191,14 @@ func (s *Service) prepare(ctx context.Context, runtimes map[string]*oci.Runtime)
 	}
 	s.handlers, err = loadHandlers(ctx, runtimes)
 	return err
+}
+
+func readBootID() (string, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("read boot ID: %w", err)
+	}
+	return strings.TrimSpace(string(boot)), nil
 }
 
 // Close waits for creations and tear-downs under way, until ctx ends, and

@@ -5,19 +5,13 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"time"
 
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/journal"
-	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/keeper"
 	"github.com/micarun/mica/runtimeservice/podns"
 )
-
-// releaseGrace is how long an ended container may take to give back what it
-// held before Check calls it a problem.
-const releaseGrace = 10 * time.Second
 
 // leftover is something that should have a pod or a container and has none.
 type leftover struct {
@@ -75,7 +69,9 @@ func (s *Service) leftovers(alive map[string]keeper.State) ([]leftover, error) {
 	var errs []error
 	for _, kind := range []string{"pods", "containers"} {
 		dirs, err := os.ReadDir(filepath.Join(s.opts.StateDir, kind))
-		errs = append(errs, err)
+		if !errors.Is(err, os.ErrNotExist) { // as before the first start after a boot
+			errs = append(errs, err)
+		}
 		for _, d := range dirs {
 			dir := filepath.Join(s.opts.StateDir, kind, d.Name())
 			if !s.claimed(d.Name()) {
@@ -114,42 +110,4 @@ func (s *Service) strayCgroups() ([]leftover, error) {
 		}
 	}
 	return found, err
-}
-
-// Check compares what is on the node with the records and answers with every
-// difference. It changes nothing and may run beside requests, but a pod or
-// container that is just being made or removed can then look like a problem.
-func (s *Service) Check(ctx context.Context) ([]overlay.Problem, error) {
-	states, err := s.keeper.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	alive := make(map[string]keeper.State, len(states))
-	for _, st := range states {
-		alive[st.ID] = st
-	}
-	found, err := s.leftovers(alive)
-	var problems []overlay.Problem
-	for _, l := range found {
-		problems = append(problems, overlay.Problem{Path: l.where, What: l.what + " without a record"})
-	}
-	for _, c := range s.containers.all() {
-		state := c.snapshot()
-		phase := state.phase()
-		if st := alive[c.ID]; phase == Running && !st.Running {
-			problems = append(problems, overlay.Problem{Path: c.dir, What: "container is recorded as running, and the keeper does not have it so"})
-		}
-		if phase == Exited && time.Since(state.Finished) > releaseGrace && exists(s.bundle(c.ID)) {
-			problems = append(problems, overlay.Problem{Path: s.bundle(c.ID), What: "bundle of an exited container"})
-		}
-	}
-	for _, p := range s.pods.all() {
-		stands := s.podStands(p, alive)
-		if ready := p.snapshot().Phase == PodReady; ready && !stands {
-			problems = append(problems, overlay.Problem{Path: p.dir, What: "pod is recorded as ready, and its namespaces are not there"})
-		} else if !ready && exists(s.podStateDir(p.ID)) {
-			problems = append(problems, overlay.Problem{Path: s.podStateDir(p.ID), What: "state directory of a stopped pod"})
-		}
-	}
-	return problems, err
 }

@@ -13,6 +13,8 @@ import (
 	"github.com/micarun/mica/imageservice"
 	"github.com/micarun/mica/internal/admin"
 	"github.com/micarun/mica/overlay"
+	"github.com/micarun/mica/runtimeservice"
+	"github.com/micarun/mica/runtimeservice/cgroup"
 )
 
 // Checks read directories; with --content they read every byte of the store.
@@ -40,8 +42,8 @@ func (t *tool) check(ctx context.Context, args []string) error {
 	defer cancel()
 	problems, err := admin.NewClient(c.AdminSocket()).Check(ctx, a)
 	if errdefs.IsUnavailable(err) {
-		fmt.Fprintln(t.stderr, "mica: the daemon does not run: checking images and layers, not pods and containers")
-		problems, err = checkStores(ctx, c, a)
+		fmt.Fprintln(t.stderr, "mica: the daemon does not run: checking everything but the processes")
+		problems, err = checkOffline(ctx, c, a)
 	}
 	for _, p := range problems {
 		fmt.Fprintf(t.stdout, "%s: %s\n", p.Path, p.What)
@@ -55,9 +57,9 @@ func (t *tool) check(ctx context.Context, args []string) error {
 	return nil
 }
 
-// checkStores is the check without a daemon. Opening the stores removes what was
+// checkOffline is the check without a daemon. Opening the stores removes what was
 // left half-made, as every start of the daemon does.
-func checkStores(ctx context.Context, c config.Config, a admin.CheckArgs) (problems []admin.Problem, err error) {
+func checkOffline(ctx context.Context, c config.Config, a admin.CheckArgs) (problems []admin.Problem, err error) {
 	ctx = klog.NewContext(ctx, klog.Background().V(1))
 	layers, err := overlay.Open(ctx, c.Overlay())
 	if err != nil {
@@ -69,10 +71,30 @@ func checkStores(ctx context.Context, c config.Config, a admin.CheckArgs) (probl
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, images.Close()) }()
-	inLayers, layersErr := layers.Check(ctx, overlay.CheckOptions{Content: a.Content})
-	inImages, imagesErr := images.Check(ctx)
-	for _, p := range append(inLayers, inImages...) {
-		problems = append(problems, admin.Problem{Path: p.Path, What: p.What})
+	for _, check := range []func() ([]overlay.Problem, error){
+		func() ([]overlay.Problem, error) {
+			return layers.Check(ctx, overlay.CheckOptions{Content: a.Content})
+		},
+		func() ([]overlay.Problem, error) { return images.Check(ctx) },
+		func() ([]overlay.Problem, error) { return checkRecords(ctx, c, layers) },
+	} {
+		found, checkErr := check()
+		err = errors.Join(err, checkErr)
+		for _, p := range found {
+			problems = append(problems, admin.Problem{Path: p.Path, What: p.What})
+		}
 	}
-	return problems, errors.Join(layersErr, imagesErr)
+	return problems, err
+}
+
+func checkRecords(ctx context.Context, c config.Config, layers *overlay.Store) ([]overlay.Problem, error) {
+	mode, err := cgroup.Detect()
+	if err != nil {
+		return nil, err
+	}
+	cgroups, err := cgroup.New(mode, c.Cgroups)
+	if err != nil {
+		return nil, err
+	}
+	return runtimeservice.CheckRecords(ctx, runtimeservice.CheckArgs{Options: c.Pods, Layers: layers, Cgroups: cgroups, Network: c.Network})
 }

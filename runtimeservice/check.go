@@ -1,0 +1,159 @@
+package runtimeservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/micarun/mica/network"
+	"github.com/micarun/mica/overlay"
+	"github.com/micarun/mica/runtimeservice/cgroup"
+	"github.com/micarun/mica/runtimeservice/keeper"
+)
+
+// releaseGrace is how long an ended container may take to give back what it
+// held before Check calls it a problem.
+const releaseGrace = 10 * time.Second
+
+// Check compares what is on the node with the records and answers with every
+// difference. It changes nothing and may run beside requests, but a pod or
+// container that is just being made or removed can then look like a problem.
+func (s *Service) Check(ctx context.Context) ([]overlay.Problem, error) {
+	states, err := s.keeper.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	alive := make(map[string]keeper.State, len(states))
+	for _, st := range states {
+		alive[st.ID] = st
+	}
+	found, err := s.leftovers(alive)
+	problems := problemsOf(found)
+	for _, c := range s.containers.all() {
+		if st := alive[c.ID]; c.phase() == Running && !st.Running {
+			problems = append(problems, overlay.Problem{Path: c.dir, What: "container is recorded as running, and the keeper does not have it so"})
+		}
+	}
+	problems = append(problems, s.unsettled(alive)...)
+	strays, strayErr := s.network.Strays(s.networked())
+	return append(problems, strayProblems(strays)...), errors.Join(err, strayErr)
+}
+
+// CheckArgs are what the check of a node without a daemon looks at.
+type CheckArgs struct {
+	Options Options
+	// Layers must be the daemon's own store, so that no daemon starts meanwhile.
+	Layers  *overlay.Store
+	Cgroups *cgroup.Manager
+	Network network.Options
+}
+
+// CheckRecords is Check for a node whose daemon does not run: it looks at the
+// records, and at what the disk, the state directory and the cgroups have
+// besides. It changes nothing. What a killed daemon left half done is a problem
+// too, which the next start settles; what only the keeper knows is not looked
+// at.
+func CheckRecords(ctx context.Context, a CheckArgs) ([]overlay.Problem, error) {
+	s := &Service{
+		opts: a.Options.withDefaults(), layers: a.Layers, cgroups: a.Cgroups,
+		pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"),
+	}
+	var err error
+	if s.bootID, err = readBootID(); err != nil {
+		return nil, err
+	}
+	var problems []overlay.Problem
+	unusable := func(dir string, err error) error {
+		problems = append(problems, overlay.Problem{Path: dir, What: "record cannot be used: " + err.Error()})
+		return nil
+	}
+	for _, load := range []func(context.Context, unusableFunc) error{s.loadPods, s.loadContainers} {
+		if err := load(ctx, unusable); err != nil && !errors.Is(err, fs.ErrNotExist) { // none on a new node
+			return nil, fmt.Errorf("check records: %w", err)
+		}
+	}
+	found, err := s.leftovers(nil)
+	problems = append(problems, problemsOf(found)...)
+	problems = append(problems, s.incomplete()...)
+	// The keeper is not asked: what it looks after counts as alive.
+	alive := map[string]keeper.State{}
+	for _, p := range s.pods.all() {
+		alive[p.ID] = keeper.State{Running: true}
+	}
+	problems = append(problems, s.unsettled(alive)...)
+	strays, strayErr := a.Network.Strays(s.networked())
+	return append(problems, strayProblems(strays)...), errors.Join(err, strayErr)
+}
+
+// incomplete finds what was half made, and containers that lack their files.
+func (s *Service) incomplete() []overlay.Problem {
+	var problems []overlay.Problem
+	for _, p := range s.pods.all() {
+		if p.snapshot().Phase == PodCreating {
+			problems = append(problems, overlay.Problem{Path: p.dir, What: "pod is half made"})
+		}
+	}
+	writable := map[string]bool{}
+	for _, rw := range s.layers.RWs() {
+		writable[rw.ID] = true
+	}
+	for _, c := range s.containers.all() {
+		if c.phase() == Creating {
+			problems = append(problems, overlay.Problem{Path: c.dir, What: "container is half made"})
+		} else if !writable[c.ID] {
+			problems = append(problems, overlay.Problem{Path: c.dir, What: "container without its writable layer"})
+		}
+	}
+	return problems
+}
+
+// unsettled finds pods and containers of this boot whose record says what is
+// not so. Those of an earlier boot are settled by the daemon's next start.
+func (s *Service) unsettled(alive map[string]keeper.State) []overlay.Problem {
+	var problems []overlay.Problem
+	for _, c := range s.containers.all() {
+		st := c.snapshot()
+		if st.phase() == Exited && time.Since(st.Finished) > releaseGrace && exists(s.bundle(c.ID)) {
+			problems = append(problems, overlay.Problem{Path: s.bundle(c.ID), What: "bundle of an exited container"})
+		}
+	}
+	for _, p := range s.pods.all() {
+		st := p.snapshot()
+		switch {
+		case st.Phase == PodReady && st.BootID == s.bootID && !s.podStands(p, alive):
+			problems = append(problems, overlay.Problem{Path: p.dir, What: "pod is recorded as ready, and its namespaces are not there"})
+		case st.Phase == PodNotReady && exists(s.podStateDir(p.ID)):
+			problems = append(problems, overlay.Problem{Path: s.podStateDir(p.ID), What: "state directory of a stopped pod"})
+		}
+	}
+	return problems
+}
+
+// networked returns the pods that may have a network.
+func (s *Service) networked() []string {
+	var ids []string
+	for _, p := range s.pods.all() {
+		if p.snapshot().Phase != PodNotReady && !p.hostNetwork() {
+			ids = append(ids, p.ID)
+		}
+	}
+	return ids
+}
+
+func problemsOf(found []leftover) []overlay.Problem {
+	var problems []overlay.Problem
+	for _, l := range found {
+		problems = append(problems, overlay.Problem{Path: l.where, What: l.what + " without a record"})
+	}
+	return problems
+}
+
+func strayProblems(strays []network.Stray) []overlay.Problem {
+	var problems []overlay.Problem
+	for _, stray := range strays {
+		problems = append(problems, overlay.Problem{Path: stray.Path, What: stray.What})
+	}
+	return problems
+}
