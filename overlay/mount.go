@@ -258,6 +258,9 @@ func (m overlayMount) mountNew() error {
 		return fmt.Errorf("open overlay: %w", err)
 	}
 	defer func() { _ = unix.Close(fs) }()
+	if takesAnything(fs) {
+		return errNoLowerPlus
+	}
 	for i, l := range m.lowers {
 		err := unix.FsconfigSetString(fs, "lowerdir+", l)
 		if i == 0 && errors.Is(err, unix.EINVAL) && !strings.Contains(kernelLog(fs), l) {
@@ -286,6 +289,17 @@ func (m overlayMount) mountNew() error {
 		return fmt.Errorf("attach overlay: %w", err)
 	}
 	return nil
+}
+
+// takesAnything is true where the kernel has the new mount API but overlayfs has
+// not (before Linux 6.5): options are only collected then, and a wrong one is an
+// error at the end that does not say which.
+func takesAnything(fs int) bool {
+	if unix.FsconfigSetString(fs, "mica_no_such_option", "x") == nil {
+		return true
+	}
+	_ = kernelLog(fs) // of the option: what comes later is about the mount
+	return false
 }
 
 func (m overlayMount) configure(fs int) error {

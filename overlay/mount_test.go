@@ -139,10 +139,13 @@ func TestMountManyLayers(t *testing.T) {
 		t.Errorf("Mount by mount(2): %v", err)
 	}
 	s.oldAPI.Store(false)
+	_, err := s.Mount(context.Background(), MountArgs{ID: "c"})
 	if s.oldAPI.Load() {
 		t.Skip("the kernel has no lowerdir+")
 	}
-	mount(t, s, MountArgs{ID: "c"})
+	if err != nil {
+		t.Error(err)
+	}
 }
 
 // A volatile mount that ended without an unmount, as in a crash of the machine,
