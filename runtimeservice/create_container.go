@@ -272,6 +272,9 @@ func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, *
 	if in.SeccompProfile, err = spec.ReadSeccomp(sc); err != nil {
 		return nil, nil, fmt.Errorf("read seccomp profile: %w", err)
 	}
+	if err := spec.EnsureAppArmor(sc, s.host); err != nil {
+		return nil, nil, err
+	}
 	if err := spec.Relabel(in); err != nil {
 		return nil, nil, err
 	}

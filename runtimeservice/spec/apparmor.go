@@ -1,9 +1,13 @@
 package spec
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"strings"
 
 	"github.com/moby/profiles/apparmor"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // appArmorDefault is the name under which the default profile is loaded.
@@ -25,4 +29,55 @@ func LoadAppArmor() (string, error) {
 		return "", fmt.Errorf("load AppArmor profile %s: %w", appArmorDefault, err)
 	}
 	return appArmorDefault, nil
+}
+
+// EnsureAppArmor sees to it that the profile which the security context asks for
+// is in the kernel: the default one, which an administrator's clean-up may have
+// taken out, is loaded again; any other that is absent is
+// ErrFailedPrecondition.
+func EnsureAppArmor(sc *runtimeapi.LinuxContainerSecurityContext, h Host) error {
+	name, err := appArmorName(sc, h)
+	if err != nil || name == "" {
+		return err
+	}
+	loaded, err := apparmor.IsLoaded(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // without securityfs only the OCI runtime can tell
+		return nil
+	case err != nil:
+		return fmt.Errorf("look for AppArmor profile %s: %w", name, err)
+	case loaded:
+		return nil
+	case name != h.AppArmorDefault:
+		return unsupported("apparmor profile %q is not loaded", name)
+	}
+	_, err = LoadAppArmor()
+	return err
+}
+
+// appArmorName returns the name of the profile that a container gets, "" for
+// none. A container that names no profile gets the default one where that is
+// loaded; a privileged one is not confined, whatever it names.
+func appArmorName(sc *runtimeapi.LinuxContainerSecurityContext, h Host) (string, error) {
+	profile, err := apparmorProfile(sc)
+	if err != nil || sc.GetPrivileged() {
+		return "", err
+	}
+	if !h.AppArmor {
+		if profile.GetProfileType() == runtimeapi.SecurityProfile_Localhost {
+			return "", unsupported("apparmor profile %q: this kernel has no AppArmor", profile.GetLocalhostRef())
+		}
+		return "", nil
+	}
+	switch {
+	case profile == nil:
+		return h.AppArmorDefault, nil
+	case profile.GetProfileType() == runtimeapi.SecurityProfile_Localhost:
+		return strings.TrimPrefix(profile.GetLocalhostRef(), "localhost/"), nil
+	case profile.GetProfileType() == runtimeapi.SecurityProfile_Unconfined:
+		return "", nil
+	case h.AppArmorDefault == "":
+		return "", unsupported("apparmor profile RuntimeDefault: no default profile is loaded")
+	}
+	return h.AppArmorDefault, nil
 }

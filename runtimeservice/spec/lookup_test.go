@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+	"github.com/moby/profiles/apparmor"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -389,5 +390,47 @@ func TestLoadAppArmor(t *testing.T) {
 	}
 	if hasAppArmor() != (name != "") {
 		t.Errorf("AppArmor %v: profile %q", hasAppArmor(), name)
+	}
+}
+
+// TestEnsureAppArmor holds that the default profile comes back when somebody has
+// removed it, and that a profile that is not loaded is refused.
+func TestEnsureAppArmor(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("loading needs root")
+	}
+	if !hasAppArmor() {
+		t.Skip("this kernel has no AppArmor")
+	}
+	name, err := LoadAppArmor()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := Host{AppArmor: true, AppArmorDefault: name}
+	if err := os.WriteFile("/sys/kernel/security/apparmor/.remove", []byte(name), 0); err != nil {
+		t.Fatal(err)
+	}
+	if loaded, err := apparmor.IsLoaded(name); err != nil || loaded {
+		t.Fatalf("after the removal it is loaded: %v, %v", loaded, err)
+	}
+	for what, p := range map[string]*runtimeapi.SecurityProfile{
+		"none": nil, "the default": profile(runtimeapi.SecurityProfile_RuntimeDefault, ""),
+		"the default by name": profile(runtimeapi.SecurityProfile_Localhost, name),
+		"unconfined":          profile(runtimeapi.SecurityProfile_Unconfined, ""),
+	} {
+		if err := EnsureAppArmor(&runtimeapi.LinuxContainerSecurityContext{Apparmor: p}, h); err != nil {
+			t.Errorf("profile: %s: %v", what, err)
+		}
+	}
+	if loaded, err := apparmor.IsLoaded(name); err != nil || !loaded {
+		t.Errorf("afterwards it is loaded: %v, %v", loaded, err)
+	}
+	sc := &runtimeapi.LinuxContainerSecurityContext{Apparmor: profile(runtimeapi.SecurityProfile_Localhost, "mica-no-such-profile")}
+	if err := EnsureAppArmor(sc, h); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "mica-no-such-profile") {
+		t.Errorf("a profile that is not there: %v", err)
+	}
+	sc.Privileged = true
+	if err := EnsureAppArmor(sc, h); err != nil {
+		t.Errorf("a privileged container: %v", err)
 	}
 }

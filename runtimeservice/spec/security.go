@@ -135,34 +135,11 @@ func checkProfile(kind string, p *runtimeapi.SecurityProfile) (*runtimeapi.Secur
 	return p, nil
 }
 
-// apparmor sets the profile. A missing profile means the default one where
-// there is one loaded.
+// apparmor sets the profile.
 func (b *builder) apparmor() error {
-	profile, err := apparmorProfile(b.sc)
-	if err != nil {
-		return err
-	}
-	if b.sc.GetPrivileged() {
-		return nil
-	}
-	if !b.in.Host.AppArmor {
-		if profile.GetProfileType() == runtimeapi.SecurityProfile_Localhost {
-			return unsupported("apparmor profile %q: this kernel has no AppArmor", profile.GetLocalhostRef())
-		}
-		return nil
-	}
-	switch {
-	case profile == nil:
-		b.spec.Process.ApparmorProfile = b.in.Host.AppArmorDefault
-	case profile.GetProfileType() == runtimeapi.SecurityProfile_RuntimeDefault:
-		if b.in.Host.AppArmorDefault == "" {
-			return unsupported("apparmor profile RuntimeDefault: no default profile is loaded")
-		}
-		b.spec.Process.ApparmorProfile = b.in.Host.AppArmorDefault
-	case profile.GetProfileType() == runtimeapi.SecurityProfile_Localhost:
-		b.spec.Process.ApparmorProfile = strings.TrimPrefix(profile.GetLocalhostRef(), "localhost/")
-	}
-	return nil
+	name, err := appArmorName(b.sc, b.in.Host)
+	b.spec.Process.ApparmorProfile = name
+	return err
 }
 
 func (b *builder) processLabel() string {
