@@ -17,7 +17,7 @@ import (
 )
 
 // probeTimeout bounds the run of one candidate, and its clean-up.
-const probeTimeout = 20 * time.Second
+const probeTimeout = 45 * time.Second
 
 // ProbeArgs says what a probe runs.
 type ProbeArgs struct {
