@@ -15,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/e2e/node"
+	"github.com/micarun/mica/internal/patience"
 	"github.com/micarun/mica/internal/testregistry"
 )
 
@@ -66,7 +67,7 @@ func startNode(t *testing.T, auth testregistry.Auth, change func(*node.Options))
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: namespaces, mounts, cgroups")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience.Of(10*time.Minute))
 	t.Cleanup(cancel)
 	slot, err := node.TakeSlot(ctx)
 	if err != nil {
@@ -82,6 +83,7 @@ func startNode(t *testing.T, auth testregistry.Auth, change func(*node.Options))
 	f.addr = server.Addr
 	options := node.Options{
 		Bin: shared.bin, Name: slot.Name, State: slot.State, Data: slot.Data, Subnet: slot.Subnet, Mirror: server.Addr,
+		OCIRuntime: os.Getenv("MICA_E2E_RUNTIME"), CgroupDriver: os.Getenv("MICA_E2E_CGROUP_DRIVER"),
 	}
 	change(&options)
 	f.Node, err = node.Start(ctx, options)
@@ -112,7 +114,7 @@ func (f *fixture) settle() {
 // finish checks and ends the node.
 func (f *fixture) finish() {
 	f.t.Helper()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(f.ctx), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(f.ctx), patience.Of(3*time.Minute))
 	defer cancel()
 	if f.Pid() != 0 {
 		f.checkClean(ctx)
@@ -141,7 +143,7 @@ func (f *fixture) checkClean(ctx context.Context) {
 	if err := f.RemoveImages(ctx); err != nil {
 		f.t.Errorf("remove images: %v", err)
 	}
-	leaks, err := f.AwaitClean(ctx, f.baseline, cleanWait)
+	leaks, err := f.AwaitClean(ctx, f.baseline, patience.Of(cleanWait))
 	if err != nil {
 		f.t.Errorf("look for leaks: %v", err)
 	}
@@ -163,7 +165,7 @@ func (f *fixture) checkClean(ctx context.Context) {
 // awaitCheck waits until the node's check has nothing to say: what has just
 // ended may still be on its way out.
 func (f *fixture) awaitCheck(ctx context.Context) error {
-	deadline := time.Now().Add(cleanWait)
+	deadline := time.Now().Add(patience.Of(cleanWait))
 	for {
 		_, err := f.Mica(ctx, "check")
 		if err == nil || time.Now().After(deadline) {
@@ -280,21 +282,22 @@ func (f *fixture) await(id string) *runtimeapi.ContainerStatus {
 }
 
 // eventually waits until the condition holds, and ends the test if it does not
-// in a minute.
+// in a minute, or what that is on this machine.
 func (f *fixture) eventually(what string, condition func() bool) {
 	f.t.Helper()
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	wait := patience.Of(time.Minute)
+	for deadline := time.Now().Add(wait); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if condition() {
 			return
 		}
 	}
-	f.t.Fatalf("not within a minute: %s", what)
+	f.t.Fatalf("not within %s: %s", wait, what)
 }
 
 // exec runs a command in the container and returns what it printed.
 func (f *fixture) exec(id string, command ...string) string {
 	f.t.Helper()
-	stdout, stderr, err := f.Runtime.ExecSync(f.ctx, id, command, time.Minute)
+	stdout, stderr, err := f.Runtime.ExecSync(f.ctx, id, command, patience.Of(time.Minute))
 	if err != nil {
 		f.t.Fatalf("exec %s: %v: %s%s", strings.Join(command, " "), err, stdout, stderr)
 	}

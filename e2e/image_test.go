@@ -10,6 +10,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/micarun/mica/internal/patience"
 	"github.com/micarun/mica/internal/testregistry"
 )
 
@@ -190,7 +191,7 @@ func TestBadPulls(t *testing.T) {
 			if !strings.Contains(err.Error(), test.want) {
 				t.Errorf("error is %q, want one that names %q", err, test.want)
 			}
-			leaks, err := f.AwaitClean(f.ctx, f.baseline, cleanWait)
+			leaks, err := f.AwaitClean(f.ctx, f.baseline, patience.Of(cleanWait))
 			if err != nil || len(leaks) > 0 {
 				t.Errorf("left behind: %q, %v", leaks, err)
 			}

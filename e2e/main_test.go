@@ -19,7 +19,6 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/e2e/images"
-	"github.com/micarun/mica/internal/testimage"
 )
 
 // suite is what all tests share and none changes.
@@ -60,21 +59,27 @@ func run(m *testing.M) (int, error) {
 	return m.Run(), nil
 }
 
-// prepare builds binaries into dir, and the images.
+// prepare builds binaries into dir, unless MICA_E2E_BIN names a directory of some,
+// and the images.
 func prepare(ctx context.Context, dir string) (suite, error) {
+	if built := os.Getenv("MICA_E2E_BIN"); built != "" {
+		dir = built
+	} else if err := build(ctx, dir); err != nil {
+		return suite{}, err
+	}
+	cache, err := images.Prepare(ctx, images.Basic())
+	return suite{bin: filepath.Clean(dir), images: cache}, err
+}
+
+func build(ctx context.Context, dir string) error {
 	root, err := images.ModuleRoot()
 	if err != nil {
-		return suite{}, err
+		return err
 	}
 	// `make race` sets the variable to have the daemon watched as well.
 	build := exec.CommandContext(ctx, "make", "-C", root, "build", "BIN="+dir, "RACE="+os.Getenv("MICA_E2E_RACE"))
 	if out, err := build.CombinedOutput(); err != nil {
-		return suite{}, fmt.Errorf("build binaries: %w: %s", err, out)
+		return fmt.Errorf("build binaries: %w: %s", err, out)
 	}
-	cache, err := images.Dir()
-	if err != nil {
-		return suite{}, err
-	}
-	err = images.Build(ctx, cache, root, images.Basic(), func(testimage.Built) {})
-	return suite{bin: filepath.Clean(dir), images: cache}, err
+	return nil
 }

@@ -15,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/e2e/node"
+	"github.com/micarun/mica/internal/patience"
 )
 
 // A reboot, as the disk shows it: every process and mount is gone, the state
@@ -131,7 +132,7 @@ func TestDiskFull(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "no space left on device") || !strings.Contains(err.Error(), "nginx") {
 		t.Errorf("pull onto a full disk: %v", err)
 	}
-	leaks, err := f.AwaitClean(f.ctx, f.baseline, cleanWait)
+	leaks, err := f.AwaitClean(f.ctx, f.baseline, patience.Of(cleanWait))
 	if err != nil || len(leaks) > 0 {
 		t.Errorf("left behind: %q, %v", leaks, err)
 	}

@@ -11,14 +11,35 @@ import (
 	"github.com/micarun/mica/internal/testregistry"
 )
 
+// prebuilt names the environment variable with a directory of images that another
+// machine has built.
+const prebuilt = "MICA_E2E_IMAGES"
+
 // Dir returns the directory that keeps packages, layers and the registry:
-// mica-images in the user's cache directory ($XDG_CACHE_HOME or ~/.cache).
+// mica-images in the user's cache directory ($XDG_CACHE_HOME or ~/.cache), or the
+// one that MICA_E2E_IMAGES names.
 func Dir() (string, error) {
+	if dir := os.Getenv(prebuilt); dir != "" {
+		return dir, nil
+	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return "", fmt.Errorf("find cache directory: %w", err)
 	}
 	return filepath.Join(cache, "mica-images"), nil
+}
+
+// Prepare builds what is missing of list into Dir, which it returns. Images of
+// another machine are taken as they are.
+func Prepare(ctx context.Context, list []testimage.Image) (dir string, err error) {
+	if dir, err = Dir(); err != nil || os.Getenv(prebuilt) != "" {
+		return dir, err
+	}
+	root, err := ModuleRoot()
+	if err != nil {
+		return "", err
+	}
+	return dir, Build(ctx, dir, root, list, func(testimage.Built) {})
 }
 
 // Registry returns a registry over the images in dir; they need not be built

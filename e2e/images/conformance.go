@@ -2,7 +2,7 @@ package images
 
 import (
 	"context"
-	"slices"
+	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -13,15 +13,15 @@ import (
 // the stand-in cannot have.
 const byDigest = "k8s-staging-cri-tools/test-image-digest:latest"
 
-// BuildConformance is Build for Conformance. It returns the digest of the image
-// that the tool names by one.
-func BuildConformance(ctx context.Context, dir, root string) (digest string, err error) {
-	err = Build(ctx, dir, root, Conformance(), func(built testimage.Built) {
-		if slices.Contains(built.Names, byDigest) {
-			digest = built.Manifest.Digest.String()
-		}
-	})
-	return digest, err
+// PrepareConformance builds what is missing of Conformance, and returns the
+// directory of images and the digest of the image that the tool names by one.
+func PrepareConformance(ctx context.Context) (dir, digest string, err error) {
+	if dir, err = Prepare(ctx, Conformance()); err != nil {
+		return "", "", err
+	}
+	repository, tag, _ := strings.Cut(byDigest, ":")
+	found, err := Registry(dir).Digest(repository, tag)
+	return dir, found.String(), err
 }
 
 // Conformance are stand-ins, under the same repository paths, for the images

@@ -6,6 +6,15 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
+
+	"github.com/micarun/mica/internal/patience"
+)
+
+// The product's own limits of these names on a machine of usual speed.
+const (
+	startKeeper = 10 * time.Second
+	askKeeper   = 30 * time.Second
 )
 
 // writeConfig writes the daemon's configuration and the registry mirror.
@@ -25,7 +34,13 @@ func (n *Node) writeConfig() error {
 	fmt.Fprintf(&b, "\n[images]\ncerts_dirs = [%q]\n", certs)
 	fmt.Fprintf(&b, "\n[pods]\ninit_binary = %q\n", filepath.Join(n.Bin, "mica-init"))
 	fmt.Fprintf(&b, "\n[keeper]\nbinary = %q\n", filepath.Join(n.Bin, "mica-keeper"))
-	fmt.Fprintf(&b, "\n[cgroups]\ndefault_parent = %q\n", n.CgroupParent())
+	if start := patience.Of(startKeeper); start != startKeeper {
+		fmt.Fprintf(&b, "start_timeout = %q\nrequest_timeout = %q\n", start, patience.Of(askKeeper))
+	}
+	fmt.Fprintf(&b, "\n[cgroups]\ndefault_parent = %q\n", filepath.Base(n.CgroupParent()))
+	if n.CgroupDriver != "" {
+		fmt.Fprintf(&b, "driver = %q\n", n.CgroupDriver)
+	}
 	fmt.Fprintf(&b, "\n[network]\nconf_dir = %q\n", confDir)
 	if n.ConfDir == "" {
 		fmt.Fprintf(&b, "\n[network.default]\nname = %q\nbridge = %q\nsubnet = %q\n", n.Name, n.Name, n.Subnet)
@@ -80,4 +95,10 @@ func (n *Node) DeviceDir() string { return filepath.Join(n.Data, "cdi") }
 func (n *Node) HookDir() string { return filepath.Join(n.Data, "hooks.d") }
 
 // CgroupParent is the cgroup below which the node's pods are.
-func (n *Node) CgroupParent() string { return "/" + n.Name }
+func (n *Node) CgroupParent() string {
+	if n.CgroupDriver == "systemd" {
+		// A dash in a slice's name would make it another slice's child.
+		return "/" + strings.ReplaceAll(n.Name, "-", "_") + ".slice"
+	}
+	return "/" + n.Name
+}

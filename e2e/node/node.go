@@ -27,6 +27,8 @@ import (
 	internalapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	criclient "k8s.io/cri-client/pkg"
+
+	"github.com/micarun/mica/internal/patience"
 )
 
 // Options of a node. Bin, Name, State and Data are needed.
@@ -48,6 +50,8 @@ type Options struct {
 	// OCIRuntime names the OCI runtime that serves pods, crun or runc. Empty: what
 	// the daemon prefers of those that can run a container here.
 	OCIRuntime string
+	// CgroupDriver is systemd or cgroupfs, which is the default.
+	CgroupDriver string
 	// ConfDir is a directory of network configurations to use instead of
 	// the embedded network.
 	ConfDir string
@@ -82,6 +86,7 @@ const (
 	startTimeout = time.Minute
 	stopTimeout  = time.Minute
 	callTimeout  = 2 * time.Minute
+	killTimeout  = 5 * time.Second
 )
 
 // Start writes the configuration, starts the daemon and returns when it
@@ -189,7 +194,7 @@ func (n *Node) StartDaemon(ctx context.Context) (time.Duration, error) {
 
 // connect waits until the daemon answers and makes the clients.
 func (n *Node) connect(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	ctx, cancel := context.WithTimeout(ctx, patience.Of(startTimeout))
 	defer cancel()
 	for {
 		err := n.dial(ctx)
@@ -222,12 +227,12 @@ func (n *Node) dial(ctx context.Context) error {
 // Dial makes clients of the CRI socket.
 func Dial(ctx context.Context, socket string) (internalapi.RuntimeService, internalapi.ImageManagerService, error) {
 	runtime, err := criclient.NewRemoteRuntimeServiceBuilder().WithEndpoint("unix://" + socket).
-		WithConnectionTimeout(callTimeout).WithTracerProvider(nil).Build(ctx)
+		WithConnectionTimeout(patience.Of(callTimeout)).WithTracerProvider(nil).Build(ctx)
 	if err != nil {
 		return nil, nil, fmt.Errorf("connect to runtime service: %w", err)
 	}
 	images, err := criclient.NewRemoteImageServiceBuilder().WithEndpoint("unix://" + socket).
-		WithConnectionTimeout(callTimeout).WithTracerProvider(nil).Build(ctx)
+		WithConnectionTimeout(patience.Of(callTimeout)).WithTracerProvider(nil).Build(ctx)
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("connect to image service: %w", err), runtime.Close(ctx))
 	}
@@ -269,8 +274,8 @@ func (n *Node) endDaemon(signal syscall.Signal) error {
 	case <-n.ended:
 		n.pid = 0
 		return nil
-	case <-time.After(stopTimeout):
-		return fmt.Errorf("daemon %d did not end %s after %s", n.pid, stopTimeout, signal)
+	case <-time.After(patience.Of(stopTimeout)):
+		return fmt.Errorf("daemon %d did not end %s after %s", n.pid, patience.Of(stopTimeout), signal)
 	}
 }
 
@@ -322,7 +327,7 @@ func (n *Node) Pid() int { return n.pid }
 
 // Mica runs the node tool with the node's configuration.
 func (n *Node) Mica(ctx context.Context, arguments ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, patience.Of(callTimeout))
 	defer cancel()
 	arguments = append([]string{"--config", n.Config()}, arguments...)
 	out, err := n.command(ctx, filepath.Join(n.Bin, "mica"), arguments...).CombinedOutput()

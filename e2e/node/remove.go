@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/patience"
 )
 
 // Remove has the product end the node with everything of it, reports what is
@@ -82,7 +84,7 @@ func endProcess(pid int) error {
 		if err := unix.Kill(pid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("end process %d: %w", pid, err)
 		}
-		for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		for deadline := time.Now().Add(patience.Of(killTimeout)); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 			if !alive(pid) {
 				return nil
 			}

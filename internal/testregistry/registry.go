@@ -93,6 +93,10 @@ func (r *Registry) PutManifest(repo, ref, mediaType string, data []byte) (digest
 	return dgst, nil
 }
 
+// Digest returns what a tag names; the error is fs.ErrNotExist for one that is not
+// there.
+func (r *Registry) Digest(repo, tag string) (digest.Digest, error) { return r.store.tag(repo, tag) }
+
 // AddFault puts a fault in force. Of several faults that match a request the one added first and not used up is applied.
 func (r *Registry) AddFault(f Fault) {
 	r.mu.Lock()

@@ -18,6 +18,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/sys/mountinfo"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/micarun/mica/internal/patience"
 )
 
 // real returns a manager of this host and a cgroup path of the test's own,
@@ -77,13 +79,15 @@ func run(t *testing.T, m *Manager, path, script string) *exec.Cmd {
 	return cmd
 }
 
-// eventually waits until f is true.
+// eventually waits until f is true, for half a minute at most, or what that is
+// on this machine.
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	wait := patience.Of(30 * time.Second)
+	deadline := time.Now().Add(wait)
 	for !f() {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 30 s: %s", what)
+			t.Fatalf("not within %s: %s", wait, what)
 		}
 		time.Sleep(time.Millisecond)
 	}

@@ -2,7 +2,7 @@
 // its own, with stand-ins for the tool's images from a registry on loopback, and
 // then looks for what is left.
 //
-//	critest -critest PATH [-bin DIR] [-runtime NAME] [-seed N] [-parallel N] [-- the tool's own flags]
+//	critest -critest PATH [-bin DIR] [-runtime NAME] [-cgroup-driver NAME] [-seed N] [-parallel N] [-- the tool's own flags]
 //
 // With -runtime crun, and on a host whose cgroup hierarchy crun refuses, it goes
 // on in a mount namespace of its own, together with node and tool: the tool
@@ -29,6 +29,7 @@ import (
 
 	"github.com/micarun/mica/e2e/images"
 	"github.com/micarun/mica/e2e/node"
+	"github.com/micarun/mica/internal/patience"
 	"github.com/micarun/mica/internal/testcgroup"
 )
 
@@ -38,6 +39,7 @@ const cleanWait = 10 * time.Second
 // settings are what the command line says.
 type settings struct {
 	tool, bin, runtime string
+	cgroupDriver       string
 	seed               int64
 	parallel           int
 	flags              []string // for the tool
@@ -48,6 +50,7 @@ func main() {
 	flag.StringVar(&s.tool, "critest", "", "path of the tool")
 	flag.StringVar(&s.bin, "bin", "bin", "directory of the built binaries")
 	flag.StringVar(&s.runtime, "runtime", "", "OCI runtime: crun or runc; default what the node prefers")
+	flag.StringVar(&s.cgroupDriver, "cgroup-driver", "", "systemd or cgroupfs, which is the default")
 	flag.Int64Var(&s.seed, "seed", 0, "seed of the order of specs; 0 takes a new one")
 	flag.IntVar(&s.parallel, "parallel", 1, "specs to run at a time")
 	flag.Parse()
@@ -90,7 +93,7 @@ func run(ctx context.Context, s settings) (err error) {
 	defer func() { err = errors.Join(err, served.close()) }()
 	n, err := node.Start(ctx, node.Options{
 		Bin: s.bin, Name: slot.Name, State: slot.State, Data: slot.Data, Subnet: slot.Subnet,
-		Mirror: served.address, OCIRuntime: s.runtime,
+		Mirror: served.address, OCIRuntime: s.runtime, CgroupDriver: s.cgroupDriver,
 	})
 	if err != nil {
 		return err
@@ -133,7 +136,7 @@ func (s settings) test(ctx context.Context, n *node.Node, served stock) error {
 // pods, but not all of its images.
 func lookForLeaks(ctx context.Context, n *node.Node, baseline node.Census) error {
 	errs := []error{n.Empty(ctx), n.RemoveImages(ctx)}
-	leaks, err := n.AwaitClean(ctx, baseline, cleanWait)
+	leaks, err := n.AwaitClean(ctx, baseline, patience.Of(cleanWait))
 	errs = append(errs, err)
 	for _, leak := range leaks {
 		errs = append(errs, fmt.Errorf("left behind: %s", leak))
@@ -151,22 +154,13 @@ type stock struct {
 
 // serveImages builds the tool's images and serves them.
 func serveImages(ctx context.Context) (stock, error) {
-	dir, err := images.Dir()
+	dir, digest, err := images.PrepareConformance(ctx)
 	if err != nil {
-		return stock{}, err
-	}
-	root, err := images.ModuleRoot()
-	if err != nil {
-		return stock{}, err
-	}
-	var s stock
-	if s.digest, err = images.BuildConformance(ctx, dir, root); err != nil {
 		return stock{}, err
 	}
 	server, err := images.Registry(dir).Start("127.0.0.1:0")
 	if err != nil {
 		return stock{}, err
 	}
-	s.address, s.close = server.Addr, server.Close
-	return s, nil
+	return stock{address: server.Addr, digest: digest, close: server.Close}, nil
 }

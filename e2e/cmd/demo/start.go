@@ -15,14 +15,13 @@ import (
 
 	"github.com/micarun/mica/e2e/images"
 	"github.com/micarun/mica/e2e/node"
-	"github.com/micarun/mica/internal/testimage"
 )
 
 const podName = "hello"
 
 func start(ctx context.Context, s settings) error {
 	fmt.Println("building images (the first time fetches Debian packages)")
-	if err := buildImages(ctx); err != nil {
+	if _, err := images.Prepare(ctx, images.Basic()); err != nil {
 		return err
 	}
 	if err := startRegistry(ctx, s); err != nil {
@@ -48,18 +47,6 @@ func start(ctx context.Context, s settings) error {
 		image = s.registry + "/mica/nginx:latest"
 	}
 	return runPod(ctx, n, image)
-}
-
-func buildImages(ctx context.Context) error {
-	dir, err := images.Dir()
-	if err != nil {
-		return err
-	}
-	root, err := images.ModuleRoot()
-	if err != nil {
-		return err
-	}
-	return images.Build(ctx, dir, root, images.Basic(), func(testimage.Built) {})
 }
 
 func removeEarlierPod(ctx context.Context, n *node.Node) error {
