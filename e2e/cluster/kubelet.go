@@ -121,6 +121,9 @@ func (n *Node) writeKubeletConfig() error {
 		// So that a test need not write much to see a log rotated.
 		"containerLogMaxSize": "2Mi", "containerLogMaxFiles": 9, "containerLogMonitorInterval": "3s",
 	}
+	if n.Other() {
+		config["featureGates"] = object{"EventedPLEG": true, "PodAndContainerStatsFromCRI": true}
+	}
 	return writeJSON(n.kubeletConfig(), config)
 }
 
@@ -153,9 +156,8 @@ func (n *Node) writeNetwork() error {
 		return err
 	}
 	// What is not the kubelet's in the node's cgroup has a place beside it.
-	// Every other node prefers the other OCI runtime.
 	runtimes := []string{"runc", "crun"}
-	if n.Pods.Addr().As4()[2]%2 == 1 {
+	if n.Other() {
 		slices.Reverse(runtimes)
 	}
 	config := fmt.Sprintf("default_runtimes = [%q, %q]\n\n[network]\nconf_template = %q\n\n[cgroups]\ndefault_parent = %q\n",

@@ -68,6 +68,11 @@ func (n *Node) logs() string { return filepath.Join(n.dir, "log") }
 // plane's as well: kubelet, kube-proxy, micad, kube-apiserver …
 func (n *Node) Log(program string) string { return filepath.Join(n.logs(), program+".log") }
 
+// Other says that the node is one of those that have things another way: crun before
+// runc, and a kubelet that learns of pods by the runtime's events and has all
+// statistics from the runtime. Every second node is.
+func (n *Node) Other() bool { return n.Pods.Addr().As4()[2]%2 == 1 }
+
 // Disk is the directory of the node's own file system, which has what the kubelet
 // keeps and the logs of containers.
 func (n *Node) Disk() string { return filepath.Join(n.dir, "disk") }

@@ -45,54 +45,113 @@ func TestNodeStatus(t *testing.T) {
 	}
 }
 
-// The kubelet's summary has figures of the pod from every source.
+// The kubelet's summary and metrics have figures of a pod, whichever way it gets
+// them.
 func TestStatistics(t *testing.T) {
 	f := start(t)
-	f.pod("main", `
+	for _, n := range f.Nodes {
+		f.pod(n.Name, `
+	nodeName: `+n.Name+`
 	containers: [{name: main, image: "`+cluster.Busybox+`", command: [sh, -c, "dd if=/dev/zero of=/fill bs=1M count=5; while :; do :; done"], resources: {limits: {cpu: 50m}}}]
 `)
-	n := f.node(f.awaitPod("main", ready))
-	f.await("figures", func(ctx context.Context) error {
-		text, err := f.Kubectl(ctx, "get", "--raw", "/api/v1/nodes/"+n.Name+"/proxy/stats/summary")
-		if err != nil {
-			return err
+	}
+	for _, n := range f.Nodes {
+		f.awaitPod(n.Name, ready)
+		f.await("figures of "+n.Name, func(ctx context.Context) error {
+			text, err := f.kubelet(ctx, n, "stats/summary")
+			if err != nil {
+				return err
+			}
+			return f.checkSummary(text, n)
+		})
+		f.awaitMetric(n, "metrics/resource", "container_cpu_usage_seconds_total", `container="main"`, `pod="`+n.Name+`"`)
+		if n.Other() {
+			for _, name := range []string{"container_cpu_usage_seconds_total", "container_memory_working_set_bytes", "container_network_receive_bytes_total"} {
+				f.awaitMetric(n, "metrics/cadvisor", name, `namespace="`+f.namespace+`"`, `pod="`+n.Name+`"`)
+			}
 		}
-		return f.checkSummary(text)
-	})
-	text, err := f.Kubectl(f.ctx, "get", "--raw", "/api/v1/nodes/"+n.Name+"/proxy/metrics/resource")
-	if err != nil || !strings.Contains(text, `container_cpu_usage_seconds_total{container="main",namespace="`+f.namespace) {
-		t.Errorf("resource metrics: %v: %s", err, text)
 	}
 }
 
-func (f *fixture) checkSummary(text string) error {
-	type bytes struct{ UsedBytes, WorkingSetBytes, UsageNanoCores *uint64 }
+// A kubelet that is told to learn of pods by events does, without falling back.
+func TestEventedPLEG(t *testing.T) {
+	f := start(t)
+	for _, n := range f.Nodes {
+		if !n.Other() {
+			continue
+		}
+		f.awaitMetric(n, "metrics", "kubelet_evented_pleg_connection_success_count")
+		text, err := f.kubelet(f.ctx, n, "metrics")
+		if err != nil || !strings.Contains(text, "\nkubelet_evented_pleg_connection_error_count 0\n") {
+			t.Errorf("connections of %s failed, %v", n.Name, err)
+		}
+	}
+}
+
+// kubelet reads what the node's kubelet serves at a path.
+func (f *fixture) kubelet(ctx context.Context, n *cluster.Node, path string) (text string, err error) {
+	err = f.Get(ctx, "/api/v1/nodes/"+n.Name+"/proxy/"+path, &text)
+	return text, err
+}
+
+// awaitMetric waits until the kubelet has a metric with the labels, above zero.
+func (f *fixture) awaitMetric(n *cluster.Node, path, name string, labels ...string) {
+	f.t.Helper()
+	f.await(fmt.Sprintf("%s %q of %s in %s", name, labels, n.Name, path), func(ctx context.Context) error {
+		text, err := f.kubelet(ctx, n, path)
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(text) {
+			fields := strings.Fields(line)
+			found := len(fields) > 1 && (strings.HasPrefix(line, name+"{") || fields[0] == name) && fields[1] != "0"
+			for _, label := range labels {
+				found = found && strings.Contains(line, label)
+			}
+			if found {
+				return nil
+			}
+		}
+		return errors.New("it is not there")
+	})
+}
+
+// checkSummary wants figures of the pod on the node from the kubelet's summary.
+func (f *fixture) checkSummary(text string, n *cluster.Node) error {
+	type figures struct{ UsedBytes, WorkingSetBytes, UsageNanoCores *uint64 }
 	var summary struct {
 		Pods []struct {
 			PodRef     struct{ Name, Namespace string }
 			Containers []struct {
-				Name               string
-				CPU, Memory        bytes
-				Rootfs, Logs, Swap *bytes
+				CPU, Memory, Rootfs figures
 			}
-			CPU, Memory      bytes
-			EphemeralStorage *bytes `json:"ephemeral-storage"`
+			CPU, Memory figures
+			Network     *struct{ TxBytes *uint64 }
 		}
 	}
 	if err := json.Unmarshal([]byte(text), &summary); err != nil {
 		return err
 	}
-	positive := func(v *uint64) bool { return v != nil && *v > 0 }
 	for _, pod := range summary.Pods {
 		if pod.PodRef.Namespace != f.namespace || len(pod.Containers) != 1 {
 			continue
 		}
 		c := pod.Containers[0]
-		if positive(c.CPU.UsageNanoCores) && positive(c.Memory.WorkingSetBytes) && c.Rootfs != nil && c.Rootfs.UsedBytes != nil &&
-			*c.Rootfs.UsedBytes >= 5<<20 && positive(pod.CPU.UsageNanoCores) && positive(pod.Memory.WorkingSetBytes) {
-			return nil
+		for what, value := range map[string]*uint64{
+			"container CPU": c.CPU.UsageNanoCores, "container memory": c.Memory.WorkingSetBytes,
+			"pod CPU": pod.CPU.UsageNanoCores, "pod memory": pod.Memory.WorkingSetBytes,
+		} {
+			if value == nil || *value == 0 {
+				return fmt.Errorf("no %s in %+v", what, pod)
+			}
 		}
-		return fmt.Errorf("pod has %+v", pod)
+		if used := c.Rootfs.UsedBytes; used == nil || *used < 5<<20 {
+			return fmt.Errorf("root file system has %v bytes", used)
+		}
+		if n.Other() && (pod.Network == nil || pod.Network.TxBytes == nil) {
+			return errors.New("no network")
+		}
+		return nil
 	}
 	return errors.New("the pod is not there")
 }
