@@ -128,9 +128,12 @@ func TestVerboseContainer(t *testing.T) {
 	config := f.containerConfig(busyboxImage, "sleep", "1000")
 	id := f.start(p, config)
 	got := f.inspect(id)
-	if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", got.Pid)); string(line) != "sleep\x001000\x00" {
-		t.Errorf("pid %d runs %q, %v", got.Pid, line, err)
-	}
+	// The OCI runtime's start returns before its process has become the container's.
+	f.eventually("the pid is that of the container's process", func() bool {
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", got.Pid))
+		f.no(err)
+		return string(line) == "sleep\x001000\x00"
+	})
 	if got.SandboxID != p.id || got.Privileged == nil || *got.Privileged || got.Config.LogPath != config.LogPath || got.Config.Metadata.Name != config.Metadata.Name {
 		t.Errorf("info is %+v", got)
 	}
