@@ -179,3 +179,36 @@ func TestEventsOfALife(t *testing.T) {
 	_, err := f.StartDaemon(f.ctx)
 	f.no(err)
 }
+
+// What the endpoint serves after a pod's life is what the reference names.
+func TestMetricsAreDocumented(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	f.output(p, f.containerConfig(busyboxImage, "true"))
+	doc, err := os.ReadFile(filepath.Join("..", "docs", "operations.md"))
+	f.no(err)
+	lines, err := f.MetricLines(f.ctx)
+	f.no(err)
+	count := 0
+	for _, line := range lines {
+		fields := strings.Fields(line)
+		if len(fields) < 3 || fields[1] != "TYPE" || !strings.HasPrefix(fields[2], "mica_") {
+			continue
+		}
+		count++
+		if !strings.Contains(string(doc), "| `"+fields[2]+"` |") {
+			t.Errorf("operations.md does not name %s", fields[2])
+		}
+	}
+	if count < 10 {
+		t.Errorf("%d metrics are served:\n%s", count, strings.Join(lines, "\n"))
+	}
+	for name, want := range map[string]float64{`mica_pods{state="ready"}`: 1, `mica_containers{state="exited"}`: 1, "mica_images": 1} {
+		if got, err := f.Metric(f.ctx, name); err != nil || got != want {
+			t.Errorf("%s is %v, %v; want %v", name, got, err, want)
+		}
+	}
+	if got, err := f.Metric(f.ctx, "mica_image_fetched_bytes_total"); err != nil || got == 0 {
+		t.Errorf("fetched bytes: %v, %v", got, err)
+	}
+}

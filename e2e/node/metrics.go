@@ -12,27 +12,40 @@ import (
 // Metric returns the value of one of the daemon's metrics: a name, with labels
 // as the text format writes them.
 func (n *Node) Metric(ctx context.Context, name string) (float64, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.Metrics+"/metrics", nil)
+	lines, err := n.MetricLines(ctx)
 	if err != nil {
-		return 0, fmt.Errorf("read metrics: %w", err)
+		return 0, err
 	}
-	// No connection may stay open: it would be counted as the daemon's leak.
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: n.Dial}}
-	response, err := client.Do(request)
-	if err != nil {
-		return 0, fmt.Errorf("read metrics: %w", err)
-	}
-	defer response.Body.Close()
-	lines := bufio.NewScanner(response.Body)
-	for lines.Scan() {
-		if value, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
+	for _, line := range lines {
+		if value, ok := strings.CutPrefix(line, name+" "); ok {
 			return strconv.ParseFloat(value, 64)
 		}
 	}
-	if err := lines.Err(); err != nil {
-		return 0, fmt.Errorf("read metrics: %w", err)
-	}
 	return 0, fmt.Errorf("read metrics: no %s", name)
+}
+
+// MetricLines returns the lines of the daemon's metrics.
+func (n *Node) MetricLines(ctx context.Context) ([]string, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.Metrics+"/metrics", nil)
+	if err != nil {
+		return nil, fmt.Errorf("read metrics: %w", err)
+	}
+	// No connection may stay open: it would be counted as the daemon's leak.
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	response, err := client.Do(request)
+	if err != nil {
+		return nil, fmt.Errorf("read metrics: %w", err)
+	}
+	defer response.Body.Close()
+	var all []string
+	lines := bufio.NewScanner(response.Body)
+	for lines.Scan() {
+		all = append(all, lines.Text())
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("read metrics: %w", err)
+	}
+	return all, nil
 }
 
 // goroutines returns the number of the daemon's goroutines.
