@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/e2e/node"
@@ -152,9 +151,9 @@ func (f *fixture) checkClean(ctx context.Context) {
 	}
 	if slices.ContainsFunc(leaks, func(leak string) bool { return strings.HasPrefix(leak, "goroutine") }) {
 		// Which one says the dump that the Go runtime writes to the daemon's log.
-		f.no(unix.Kill(f.Pid(), unix.SIGQUIT))
-		time.Sleep(time.Second)
-		f.t.Logf("goroutines:\n%s", f.LogTail(2000))
+		stacks, err := f.DumpGoroutines()
+		f.no(err)
+		f.t.Logf("goroutines:\n%s", stacks)
 		return
 	}
 	if _, err := f.Mica(ctx, "check"); err != nil {

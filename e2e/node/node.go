@@ -279,6 +279,15 @@ func (n *Node) endDaemon(signal syscall.Signal) error {
 	}
 }
 
+// DumpGoroutines ends the daemon by SIGQUIT and returns the stacks of its
+// goroutines. Containers go on.
+func (n *Node) DumpGoroutines() (string, error) {
+	if err := n.endDaemon(syscall.SIGQUIT); err != nil {
+		return "", err
+	}
+	return n.LogTail(2000), nil
+}
+
 // Empty removes every pod, with its containers.
 func (n *Node) Empty(ctx context.Context) error {
 	pods, err := n.Runtime.ListPodSandbox(ctx, nil)

@@ -22,6 +22,8 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -142,7 +144,13 @@ func lookForLeaks(ctx context.Context, n *node.Node, baseline node.Census) error
 		errs = append(errs, fmt.Errorf("left behind: %s", leak))
 	}
 	_, err = n.Mica(ctx, "check")
-	return errors.Join(append(errs, err)...)
+	errs = append(errs, err)
+	if slices.ContainsFunc(leaks, func(leak string) bool { return strings.HasPrefix(leak, "goroutine") }) {
+		stacks, err := n.DumpGoroutines()
+		errs = append(errs, err)
+		fmt.Fprintln(os.Stderr, stacks)
+	}
+	return errors.Join(errs...)
 }
 
 // stock is the registry with the tool's images.
