@@ -128,7 +128,7 @@ func TestUserNamespaceVolumes(t *testing.T) {
 	f.pull(toolsImage)
 	other := []*runtimeapi.IDMapping{{HostId: hostRoot + 100, Length: 100}}
 	config := f.userContainer(runtimeapi.NamespaceMode_CONTAINER, busyboxImage, "sh", "-ec", `
-		stat -c '%n %u:%g' /mapped/file /mapped/sub/file /one /plain/file /other/file /image/bin/lines
+		stat -c '%n %u:%g' /mapped/file /mapped/sub/file /one /plain/file /plain/sub/file /other/file /image/bin/lines
 		touch /mapped/new /mapped/sub/new; chown 7:8 /mapped/new; ! touch /image/new 2>/dev/null; ! touch /ro/new 2>/dev/null`)
 	ids := userNamespace().Uids
 	config.Mounts = []*runtimeapi.Mount{
@@ -139,7 +139,7 @@ func TestUserNamespaceVolumes(t *testing.T) {
 		{ContainerPath: "/other", HostPath: dir, UidMappings: other, GidMappings: other},
 		{ContainerPath: "/image", Readonly: true, Image: &runtimeapi.ImageSpec{Image: toolsImage}},
 	}
-	want := "/mapped/file 5:6\n/mapped/sub/file 5:6\n/one 5:6\n/plain/file 65534:65534\n/other/file 105:106\n/image/bin/lines 0:0\n"
+	want := "/mapped/file 5:6\n/mapped/sub/file 5:6\n/one 5:6\n/plain/file 65534:65534\n/plain/sub/file 65534:65534\n/other/file 105:106\n/image/bin/lines 0:0\n"
 	if got := f.output(p, config); got != want {
 		t.Errorf("container printed\n%s\nwant\n%s", got, want)
 	}

@@ -256,6 +256,9 @@ func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, *
 	if in.MountSources, err = s.mountSources(ctx, a.pod, a.c); err != nil {
 		return nil, nil, fmt.Errorf("prepare mounts: %w", err)
 	}
+	if in.Submounts, err = s.submounts(a.pod, a.c, in.MountSources); err != nil {
+		return nil, nil, fmt.Errorf("prepare mounts: %w", err)
+	}
 	volumes, err := s.imageVolumes(a)
 	if err != nil {
 		return nil, nil, fmt.Errorf("prepare the image's volumes: %w", err)

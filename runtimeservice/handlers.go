@@ -21,6 +21,8 @@ type handler struct {
 type handlerFeatures struct {
 	oci               features.Features
 	recursiveReadOnly bool
+	// shallowBinds: a recursive bind mount is none in a user namespace.
+	shallowBinds bool
 }
 
 // loadHandlers asks every OCI runtime for its features, once: the default one
@@ -35,7 +37,11 @@ func loadHandlers(ctx context.Context, runtimes map[string]*oci.Runtime) (map[st
 			if err != nil {
 				return nil, fmt.Errorf("read features of runtime handler %q: %w", name, err)
 			}
-			f = handlerFeatures{oci: said, recursiveReadOnly: slices.Contains(said.MountOptions, "rro")}
+			f = handlerFeatures{
+				oci:               said,
+				recursiveReadOnly: slices.Contains(said.MountOptions, "rro"),
+				shallowBinds:      said.Annotations[oci.ShallowBinds] != "",
+			}
 			known[rt] = f
 		}
 		handlers[name] = handler{Runtime: rt, name: name, features: f}

@@ -160,13 +160,10 @@ func (s *Service) mapVolume(ctx context.Context, p *Pod, v volume) (string, erro
 	if len(v.m.GetUidMappings())+len(v.m.GetGidMappings()) == 0 {
 		return v.source, nil
 	}
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Propagation: unix.MS_PRIVATE}
-	switch v.m.GetPropagation() {
-	case runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:
+	if v.m.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL {
 		return "", fmt.Errorf("id-mapped mount with bidirectional propagation: %w", errdefs.ErrInvalidArgument)
-	case runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER:
-		attr.Propagation = unix.MS_SLAVE
 	}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Propagation: propagationBetween(v.m)}
 	base := filepath.Join(s.bundle(v.c.ID), "volumes")
 	if err := os.MkdirAll(base, 0o711); err != nil {
 		return "", err
@@ -225,6 +222,11 @@ func mountWith(source, target string, attr *unix.MountAttr) error {
 	if err != nil {
 		return fmt.Errorf("set attributes of mount %s: %w", source, err)
 	}
+	return attachTree(tree, target)
+}
+
+// attachTree attaches a cloned mount to the new path target.
+func attachTree(tree int, target string) error {
 	if err := makeTarget(tree, target); err != nil {
 		return err
 	}

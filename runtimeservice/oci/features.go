@@ -10,6 +10,11 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 )
 
+// ShallowBinds is set among the annotations of a runtime's features if it binds
+// only the source's own mount, and none below it, when a container in a user
+// namespace asks for a recursive bind mount: crun before 1.9.
+const ShallowBinds = "run.mica.shallow-binds"
+
 // Features returns what the runtime says it supports. For a crun without the
 // features command it is what that version is known to support; for any other
 // runtime without it, nothing optional.
@@ -36,12 +41,14 @@ func (r *Runtime) Features(ctx context.Context) (features.Features, error) {
 }
 
 // crunFeatures is the fallback table by crun's release notes: recursive mount
-// options came with 1.4, the features command itself with 1.9.
+// options came with 1.4, the features command itself with 1.9, as did bind
+// mounts that are recursive in user namespaces too.
 func crunFeatures(version string) features.Features {
 	yes := true
 	f := features.Features{
 		OCIVersionMin: "1.0.0", OCIVersionMax: "1.0.0",
-		Hooks: []string{"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"},
+		Annotations: map[string]string{ShallowBinds: "true"},
+		Hooks:       []string{"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"},
 		MountOptions: []string{
 			"async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "iversion", "mand",
 			"noatime", "nodev", "nodiratime", "noexec", "noiversion", "nomand", "norelatime", "nostrictatime", "nosuid",

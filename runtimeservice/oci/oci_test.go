@@ -538,6 +538,9 @@ func TestFeatures(t *testing.T) {
 		if got := slices.Contains(crunFeatures(version).MountOptions, "rro"); got != want {
 			t.Errorf("%q: rro %v", version, got)
 		}
+		if crunFeatures(version).Annotations[ShallowBinds] == "" {
+			t.Errorf("%q: recursive binds in user namespaces", version)
+		}
 	}
 	for _, path := range []string{"/bin/true", "/bin/false"} {
 		if f, err := New(Handler{Path: path}, Options{}).Features(t.Context()); err == nil {

@@ -77,6 +77,16 @@ type Mount struct {
 	Options []string
 }
 
+// Submount is a mount below the source of a requested mount.
+type Submount struct {
+	// Mount is the index of the requested mount in Config.Mounts.
+	Mount int
+	// Path is where it is mounted, relative to the requested mount.
+	Path string
+	// Source is an absolute path on the host.
+	Source string
+}
+
 // ContainerInput is everything that decides a container's specification.
 type ContainerInput struct {
 	// ID and PodID are the container's and its pod's identifiers.
@@ -111,6 +121,9 @@ type ContainerInput struct {
 	// MappedSources says that MountSources show the owners of files as the
 	// ID mappings of Config.Mounts have it, so the OCI runtime need not.
 	MappedSources bool
+	// Submounts are what is mounted below MountSources, for an OCI runtime
+	// that does not bind it with them.
+	Submounts []Submount
 	// Devices are the device nodes for Config.Devices, from ResolveDevices.
 	Devices []specs.LinuxDevice
 	// DeviceRules are the cgroup rules that go with Devices.

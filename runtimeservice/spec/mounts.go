@@ -29,6 +29,7 @@ func (b *builder) mounts() error {
 			requested = append(requested, own)
 		}
 	}
+	requested = append(requested, b.submounts(requested)...)
 	for _, m := range requested {
 		taken[m.Destination] = true
 	}
@@ -157,6 +158,37 @@ func (b *builder) requestedMount(m *runtimeapi.Mount, source string) (specs.Moun
 	return mount, nil
 }
 
+// submounts are the binds of what is mounted below the sources of the request's
+// mounts, which all begins with. What another mount of the container covers is
+// left out: it would come to lie upon that one.
+func (b *builder) submounts(all []specs.Mount) []specs.Mount {
+	var out []specs.Mount
+	for _, sub := range b.in.Submounts {
+		parent := all[sub.Mount]
+		destination := path.Join(parent.Destination, sub.Path)
+		covered := slices.ContainsFunc(all, func(m specs.Mount) bool {
+			return m.Destination != parent.Destination && within(m.Destination, parent.Destination) && within(destination, m.Destination)
+		})
+		if !covered {
+			out = append(out, specs.Mount{Destination: destination, Type: "bind", Source: sub.Source, Options: recursiveOptions(parent.Options)})
+		}
+	}
+	return out
+}
+
+// within says whether the path is dir or below it.
+func within(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
+}
+
+// recursiveOptions are those of a bind mount's options that hold for the mounts
+// below its source as well.
+func recursiveOptions(options []string) []string {
+	return slices.DeleteFunc(slices.Clone(options), func(o string) bool {
+		return o == "ro" || o == "rw" || slices.Contains(bindFlags(), o)
+	})
+}
+
 func propagation(m *runtimeapi.Mount) string {
 	switch m.GetPropagation() {
 	case runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:
@@ -185,10 +217,7 @@ func rootfsPropagation(mounts []*runtimeapi.Mount) string {
 // checkMountOption accepts the flags of a bind mount and nothing that would
 // change its kind, access or propagation behind the other fields' back.
 func (b *builder) checkMountOption(o string) error {
-	flags := []string{
-		"nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "atime", "nodiratime", "diratime",
-		"relatime", "norelatime", "strictatime", "nostrictatime", "nosymfollow", "symfollow",
-	}
+	flags := bindFlags()
 	if !slices.Contains(flags, o) && !slices.Contains(flags, strings.TrimPrefix(o, "r")) {
 		return invalid("mount option %q", o)
 	}
@@ -196,6 +225,15 @@ func (b *builder) checkMountOption(o string) error {
 		return unsupported("mount option %q: the OCI runtime does not know it", o)
 	}
 	return nil
+}
+
+// bindFlags are the flags of a bind mount besides read-only. With an "r" before
+// it each holds for all mounts below as well.
+func bindFlags() []string {
+	return []string{
+		"nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "atime", "nodiratime", "diratime",
+		"relatime", "norelatime", "strictatime", "nostrictatime", "nosymfollow", "symfollow",
+	}
 }
 
 // listsOption says whether the OCI runtime lists a mount option.
