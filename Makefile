@@ -37,6 +37,10 @@ IMAGE ?=
 # How many nodes `make cluster` starts.
 NODES ?= 1
 
+# The OCI runtime, crun or runc, of end-to-end and conformance tests. Default: what a node prefers of those that run here.
+RUNTIME ?=
+test race crash: export MICA_E2E_RUNTIME = $(RUNTIME)
+
 # RACE=1 builds the daemon with the race detector; the other programs must be static.
 RACE ?=
 
@@ -105,10 +109,9 @@ bench: packages-bench build
 	$(GO) run ./e2e/bench -bin $(BIN)
 
 # The CRI conformance tool of the Kubernetes project, given as a binary.
-# RUNTIME is the OCI runtime (crun, runc), SEED orders the specs, PARALLEL is how many run at a time.
+# SEED orders the specs, PARALLEL is how many run at a time.
 CRITEST ?=
 CRITEST_FLAGS ?=
-RUNTIME ?=
 SEED ?= 0
 PARALLEL ?= 1
 .PHONY: critest

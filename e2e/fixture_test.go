@@ -82,7 +82,7 @@ func startNode(t *testing.T, auth testregistry.Auth, change func(*node.Options))
 	f.addr = server.Addr
 	options := node.Options{
 		Bin: shared.bin, Name: slot.Name, State: slot.State, Data: slot.Data, Subnet: slot.Subnet, Mirror: server.Addr,
-		OCIRuntime: os.Getenv("MICA_E2E_RUNTIME"), CgroupDriver: os.Getenv("MICA_E2E_CGROUP_DRIVER"),
+		OCIRuntime: os.Getenv(runtimeEnv), CgroupDriver: os.Getenv("MICA_E2E_CGROUP_DRIVER"),
 	}
 	change(&options)
 	f.Node, err = node.Start(ctx, options)

@@ -9,7 +9,10 @@ package testcgroup
 
 import (
 	"bytes"
+	"fmt"
 	"os"
+	"os/exec"
+	"syscall"
 )
 
 // script moves the version 1 hierarchies to a tmpfs of the namespace's own. To
@@ -52,4 +55,19 @@ func Command(args ...string) []string {
 		return args
 	}
 	return append([]string{"unshare", "--mount", "--propagation", "private", "/bin/sh", "-euc", script, "sh"}, args...)
+}
+
+// Enter starts this program anew, with the same arguments, by Command. It
+// returns only an error. Where Hybrid is false there is nothing to enter.
+func Enter() error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	args := Command(append([]string{self}, os.Args[1:]...)...)
+	path, err := exec.LookPath(args[0])
+	if err != nil {
+		return fmt.Errorf("enter mount namespace: %w", err)
+	}
+	return fmt.Errorf("enter mount namespace: %w", syscall.Exec(path, args, os.Environ()))
 }

@@ -78,7 +78,7 @@ func run(ctx context.Context, s settings) (err error) {
 		return fmt.Errorf("find the tool, named by CRITEST= or -critest: %w", err)
 	}
 	if s.runtime == "crun" && testcgroup.Hybrid() {
-		return enterNamespace()
+		return testcgroup.Enter()
 	}
 	if s.bin, err = filepath.Abs(s.bin); err != nil {
 		return err
@@ -101,21 +101,6 @@ func run(ctx context.Context, s settings) (err error) {
 		return err
 	}
 	return errors.Join(s.test(ctx, n, served), n.Remove(context.WithoutCancel(ctx)))
-}
-
-// enterNamespace runs this program once more, where crun can run. It returns
-// only an error.
-func enterNamespace() error {
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	args := testcgroup.Command(append([]string{self}, os.Args[1:]...)...)
-	path, err := exec.LookPath(args[0])
-	if err != nil {
-		return err
-	}
-	return fmt.Errorf("enter mount namespace: %w", syscall.Exec(path, args, os.Environ()))
 }
 
 // test runs the tool on the node and looks for what it left.
