@@ -90,24 +90,11 @@ func startNode(t *testing.T, auth testregistry.Auth, change func(*node.Options))
 		t.Fatal(err)
 	}
 	t.Cleanup(f.finish)
-	f.settle()
+	f.baseline, err = f.Settle(ctx)
+	f.no(err)
 	// What libraries open at their first use, once, and keep.
 	f.baseline["daemon fd"] = append(f.baseline["daemon fd"], "/", "/sys/fs/cgroup")
 	return f
-}
-
-// settle takes the baseline when two censuses in a row are the same: the
-// daemon's own first steps are over.
-func (f *fixture) settle() {
-	f.t.Helper()
-	f.eventually("the daemon settles", func() bool {
-		time.Sleep(20 * time.Millisecond)
-		before := f.baseline
-		census, err := f.Census(f.ctx)
-		f.no(err)
-		f.baseline = census
-		return before != nil && len(census.Leaks(before)) == 0 && len(before.Leaks(census)) == 0
-	})
 }
 
 // finish checks and ends the node.

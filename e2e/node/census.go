@@ -34,6 +34,29 @@ func (n *Node) Census(ctx context.Context) (Census, error) {
 	return c, errors.Join(errs...)
 }
 
+// Settle takes the census when two in a row are the same: the first steps of a
+// daemon that has just started are over.
+func (n *Node) Settle(ctx context.Context) (Census, error) {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	var before Census
+	for {
+		c, err := n.Census(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("take census of node %s: %w", n.Name, err)
+		}
+		if before != nil && len(c.Leaks(before)) == 0 && len(before.Leaks(c)) == 0 {
+			return c, nil
+		}
+		before = c
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait until node %s settles: %w", n.Name, ctx.Err())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
 // Leaks returns what the census has beyond the baseline, one line each.
 func (c Census) Leaks(baseline Census) []string {
 	var leaks []string

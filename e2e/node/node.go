@@ -267,6 +267,11 @@ func (n *Node) endDaemon(signal syscall.Signal) error {
 		return nil
 	}
 	n.disconnect(context.Background())
+	return n.signalDaemon(signal)
+}
+
+// signalDaemon sends a signal that ends the daemon and waits for its end.
+func (n *Node) signalDaemon(signal syscall.Signal) error {
 	if err := unix.Kill(n.pid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("signal daemon: %w", err)
 	}
@@ -282,9 +287,10 @@ func (n *Node) endDaemon(signal syscall.Signal) error {
 // DumpGoroutines ends the daemon by SIGQUIT and returns the stacks of its
 // goroutines. Containers go on.
 func (n *Node) DumpGoroutines() (string, error) {
-	if err := n.endDaemon(syscall.SIGQUIT); err != nil {
+	if err := n.signalDaemon(syscall.SIGQUIT); err != nil {
 		return "", err
 	}
+	n.disconnect(context.Background())
 	return n.LogTail(2000), nil
 }
 

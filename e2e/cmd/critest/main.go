@@ -105,7 +105,7 @@ func run(ctx context.Context, s settings) (err error) {
 
 // test runs the tool on the node and looks for what it left.
 func (s settings) test(ctx context.Context, n *node.Node, served stock) error {
-	baseline, err := n.Census(ctx)
+	baseline, err := n.Settle(ctx)
 	if err != nil {
 		return err
 	}
