@@ -24,6 +24,11 @@ func TestSpecificationNamesRealTests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	below, err := filepath.Glob(filepath.Join(root, "e2e", "*", "*_test.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files = append(files, below...)
 	var source strings.Builder
 	for _, file := range files {
 		data, err := os.ReadFile(file)
