@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"k8s.io/klog/v2"
 )
 
@@ -83,7 +84,39 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 			answer = nil
 		}
 	}()
-	return handle(klog.NewContext(ctx, c.log), req)
+	answer, err = handle(klog.NewContext(ctx, c.log), req)
+	if err == nil {
+		err = s.checkSize(c.method, answer)
+	}
+	return answer, err
+}
+
+// checkSize refuses a list that does not fit into a message, before gRPC does it
+// in words that help nobody.
+func (s *Server) checkSize(method string, answer any) error {
+	stream, list := streamOf(method)
+	message, ok := answer.(proto.Message)
+	if !list || !ok {
+		return nil
+	}
+	if size := proto.Size(message); size > s.opts.MaxMessageBytes {
+		return status.Errorf(codes.ResourceExhausted, "%s: the list has %d bytes, and a message at most %d: use %s, or a filter",
+			method, size, s.opts.MaxMessageBytes, stream)
+	}
+	return nil
+}
+
+// streamOf returns the call that gives the list of the named one in many messages.
+func streamOf(method string) (string, bool) {
+	stream, ok := map[string]string{
+		"ListPodSandbox":        "StreamPodSandboxes",
+		"ListContainers":        "StreamContainers",
+		"ListContainerStats":    "StreamContainerStats",
+		"ListPodSandboxStats":   "StreamPodSandboxStats",
+		"ListPodSandboxMetrics": "StreamPodSandboxMetrics",
+		"ListImages":            "StreamImages",
+	}[method]
+	return stream, ok
 }
 
 // stream is the interceptor of calls with many answers.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -178,6 +179,36 @@ func TestLargeMessages(t *testing.T) {
 	_, err = client.Version(t.Context(), &runtimeapi.VersionRequest{Version: strings.Repeat("z", 33<<20)})
 	if status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("request of 33 MiB: %v", err)
+	}
+}
+
+// A list that does not fit into a message is refused in words that help, and
+// comes in several messages by the call that they name.
+func TestListThatDoesNotFit(t *testing.T) {
+	e := start(t, func(o *Options) { o.MaxMessageBytes = 1 << 20 })
+	var list []*runtimeapi.Container
+	for i := range 100 { // 1.6 MiB
+		list = append(list, &runtimeapi.Container{Id: fmt.Sprint(i), Labels: map[string]string{"x": strings.Repeat("y", 16<<10)}})
+	}
+	e.runtime.list = func(context.Context) ([]*runtimeapi.Container, error) { return list, nil }
+	client := runtimeapi.NewRuntimeServiceClient(e.conn())
+	_, err := client.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{})
+	if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "use StreamContainers") {
+		t.Errorf("list of 1.6 MiB in messages of 1 MiB: %v", err)
+	}
+	list = list[:50]
+	got, err := client.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{})
+	if err != nil || len(got.GetContainers()) != len(list) {
+		t.Errorf("list of 0.8 MiB: %d containers, %v", len(got.GetContainers()), err)
+	}
+	for _, stream := range runtimeapi.RuntimeService_ServiceDesc.Streams {
+		known := slices.ContainsFunc(runtimeapi.RuntimeService_ServiceDesc.Methods, func(m grpc.MethodDesc) bool {
+			name, ok := streamOf(m.MethodName)
+			return ok && name == stream.StreamName
+		})
+		if !known && stream.StreamName != "GetContainerEvents" {
+			t.Errorf("%s is no list's", stream.StreamName)
+		}
 	}
 }
 

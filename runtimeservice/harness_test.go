@@ -33,6 +33,7 @@ func needRoot(t testing.TB) {
 type measured struct {
 	*Service
 	t      *testing.T
+	parent string // of the pods' cgroups
 	serial atomic.Int32
 }
 
@@ -63,7 +64,7 @@ func newMeasured(t *testing.T) *measured {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &measured{t: t, Service: &Service{
+	return &measured{t: t, parent: parent, Service: &Service{
 		opts: Options{DataDir: dir, StateDir: t.TempDir()}.withDefaults(), cgroups: cgroups, layers: layers, host: host,
 		pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"),
 	}}

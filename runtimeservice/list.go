@@ -6,11 +6,6 @@ import (
 	"strings"
 )
 
-// chunkSize is how many items one message of a streamed list carries. With
-// 16 KiB of labels each, which is far more than the kubelet gives, a message
-// stays well below the client's limit of 16 MiB.
-const chunkSize = 100
-
 // filterContainers yields the containers that are made and fit the prefixes of
 // their own and their pod's ID and the labels.
 func (s *Service) filterContainers(id, podID string, labels map[string]string) iter.Seq[*Container] {

@@ -13,20 +13,15 @@ const podNetwork = "POD"
 // ListPodSandboxMetrics answers with the metrics of every ready pod and of its
 // containers that are created or run, the newest pod first.
 func (s *Service) ListPodSandboxMetrics(ctx context.Context, _ *runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
-	metrics, err := s.listPodMetrics(ctx)
+	run, err := s.newMetricsRun()
+	if err != nil {
+		return nil, err
+	}
+	metrics, err := gather(ctx, s.readyPods("", nil), run.pod)
 	if err != nil {
 		return nil, err
 	}
 	return &runtimeapi.ListPodSandboxMetricsResponse{PodMetrics: metrics}, nil
-}
-
-func (s *Service) listPodMetrics(ctx context.Context) ([]*runtimeapi.PodSandboxMetrics, error) {
-	fs, err := readFilesystem(s.opts.DataDir)
-	if err != nil {
-		return nil, err
-	}
-	run := metricsRun{s: s, families: families(), filesystem: fs}
-	return gather(ctx, s.readyPods("", nil), run.pod)
 }
 
 // metricsRun is what the readings of one call have in common.
@@ -34,6 +29,11 @@ type metricsRun struct {
 	s          *Service
 	families   []family
 	filesystem filesystem
+}
+
+func (s *Service) newMetricsRun() (metricsRun, error) {
+	fs, err := readFilesystem(s.opts.DataDir)
+	return metricsRun{s: s, families: families(), filesystem: fs}, err
 }
 
 // pod reads a ready pod. One that is not, or ends meanwhile, is ErrNotFound.

@@ -11,15 +11,12 @@ import (
 // ListPodSandboxStats answers with what every ready pod uses that fits the
 // filter, the newest first.
 func (s *Service) ListPodSandboxStats(ctx context.Context, req *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
-	stats, err := s.listPodStats(ctx, req.GetFilter())
+	f := req.GetFilter()
+	stats, err := gather(ctx, s.readyPods(f.GetId(), f.GetLabelSelector()), s.podStats)
 	if err != nil {
 		return nil, err
 	}
 	return &runtimeapi.ListPodSandboxStatsResponse{Stats: stats}, nil
-}
-
-func (s *Service) listPodStats(ctx context.Context, f *runtimeapi.PodSandboxStatsFilter) ([]*runtimeapi.PodSandboxStats, error) {
-	return gather(ctx, s.readyPods(f.GetId(), f.GetLabelSelector()), s.podStats)
 }
 
 // readyPods are the ready pods that fit the prefix of their ID and the labels,

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/runtimeservice/podns"
@@ -52,7 +53,7 @@ func (s *Service) podInfo(p *Pod) (map[string]string, error) {
 		"runtimeHandler": p.Handler,
 		"runtimeType":    s.runtimeType(p.Handler),
 		"cgroupParent":   p.CgroupParent,
-		"config":         p.config(),
+		"config":         p.currentConfig(st),
 		"runtimeSpec":    s.podSpec(p, st),
 	}
 	if p.hostNetwork() {
@@ -118,6 +119,19 @@ func (s *Service) namespaces(p *Pod) []specs.LinuxNamespace {
 		ns = append(ns, specs.LinuxNamespace{Type: specs.IPCNamespace, Path: filepath.Join(dir, podns.IPC)})
 	}
 	return ns
+}
+
+// currentConfig is the pod's config with the resources that were set last.
+func (p *Pod) currentConfig(st PodState) *runtimeapi.PodSandboxConfig {
+	if st.Overhead.Msg == nil && st.Resources.Msg == nil {
+		return p.config()
+	}
+	config := proto.CloneOf(p.config())
+	if config.Linux == nil {
+		config.Linux = &runtimeapi.LinuxPodSandboxConfig{}
+	}
+	config.Linux.Overhead, config.Linux.Resources = st.Overhead.Msg, st.Resources.Msg
+	return config
 }
 
 // infoJSON is how verbose answers carry structured data: one JSON document.

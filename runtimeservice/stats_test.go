@@ -189,34 +189,34 @@ func TestUpdatePodResources(t *testing.T) {
 	own, lent := m.pod(nil), m.pod(nil)
 	lent.OwnCgroup = false
 	m.container(own, nil) // makes the memory cgroup one that is in use
-	limit := func(p *Pod) string {
-		for _, file := range []string{"memory.limit_in_bytes", "memory.max"} {
+	read := func(p *Pod, v1, v2 string) string {
+		for _, file := range []string{v1, v2} {
 			data, err := os.ReadFile(filepath.Join(m.cgroups.MemoryDir(p.CgroupParent), file))
 			if err == nil {
 				return string(data)
 			}
 		}
-		t.Fatalf("cgroup %s has no memory limit", p.CgroupParent)
 		return ""
 	}
-	before := limit(lent)
-	for _, p := range []*Pod{own, lent} {
+	for name, p := range map[string]*Pod{"own": own, "lent": lent} {
+		swap := func() string { return read(p, "memory.memsw.limit_in_bytes", "memory.swap.max") }
+		before := swap()
 		_, err := m.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{
 			PodSandboxId: p.ID, Overhead: &limits{MemoryLimitInBytes: 16 << 20}, Resources: &limits{MemoryLimitInBytes: 64 << 20},
 		})
 		m.no(err)
 		if got := p.snapshot().Resources.Msg.GetMemoryLimitInBytes(); got != 64<<20 {
-			t.Errorf("noted memory limit is %d, want 64 MiB", got)
+			t.Errorf("%s: noted memory limit is %d, want 64 MiB", name, got)
 		}
 		if got := p.snapshot().Overhead.Msg.GetMemoryLimitInBytes(); got != 16<<20 {
-			t.Errorf("noted overhead is %d, want 16 MiB", got)
+			t.Errorf("%s: noted overhead is %d, want 16 MiB", name, got)
 		}
-	}
-	if got := limit(own); got != "83886080\n" {
-		t.Errorf("memory limit of the pod's own cgroup is %q, want 80 MiB", got)
-	}
-	if got := limit(lent); got != before {
-		t.Errorf("memory limit of a cgroup that the caller looks after is %q, was %q", got, before)
+		if got := read(p, "memory.limit_in_bytes", "memory.max"); got != "83886080\n" {
+			t.Errorf("%s: memory limit of the cgroup is %q, want 80 MiB", name, got)
+		}
+		if got := swap(); got != before {
+			t.Errorf("%s: limit of swap is %q, was %q", name, got, before)
+		}
 	}
 	if _, err := m.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: own.ID, Resources: &limits{MemoryLimitInBytes: -7}}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("negative limit: %v", err)

@@ -4,16 +4,14 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// StreamPodSandboxMetrics is ListPodSandboxMetrics in several messages.
+// StreamPodSandboxMetrics is ListPodSandboxMetrics in messages of bounded size,
+// each sent as soon as its pods are read.
 func (s *Service) StreamPodSandboxMetrics(_ *runtimeapi.StreamPodSandboxMetricsRequest, stream runtimeapi.RuntimeService_StreamPodSandboxMetricsServer) error {
-	metrics, err := s.listPodMetrics(stream.Context())
+	run, err := s.newMetricsRun()
 	if err != nil {
 		return err
 	}
-	for chunk := range chunkBySize(metrics, chunkBytes) {
-		if err := stream.Send(&runtimeapi.StreamPodSandboxMetricsResponse{PodSandboxMetrics: chunk}); err != nil {
-			return err
-		}
-	}
-	return nil
+	return gatherAndSend(stream.Context(), s.readyPods("", nil), run.pod, func(chunk []*runtimeapi.PodSandboxMetrics) error {
+		return stream.Send(&runtimeapi.StreamPodSandboxMetricsResponse{PodSandboxMetrics: chunk})
+	})
 }

@@ -4,16 +4,11 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// StreamPodSandboxStats is ListPodSandboxStats in several messages.
+// StreamPodSandboxStats is ListPodSandboxStats in messages of bounded size, each
+// sent as soon as its pods are read.
 func (s *Service) StreamPodSandboxStats(req *runtimeapi.StreamPodSandboxStatsRequest, stream runtimeapi.RuntimeService_StreamPodSandboxStatsServer) error {
-	stats, err := s.listPodStats(stream.Context(), req.GetFilter())
-	if err != nil {
-		return err
-	}
-	for chunk := range chunkBySize(stats, chunkBytes) {
-		if err := stream.Send(&runtimeapi.StreamPodSandboxStatsResponse{PodSandboxStats: chunk}); err != nil {
-			return err
-		}
-	}
-	return nil
+	f := req.GetFilter()
+	return gatherAndSend(stream.Context(), s.readyPods(f.GetId(), f.GetLabelSelector()), s.podStats, func(chunk []*runtimeapi.PodSandboxStats) error {
+		return stream.Send(&runtimeapi.StreamPodSandboxStatsResponse{PodSandboxStats: chunk})
+	})
 }

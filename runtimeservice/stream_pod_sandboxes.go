@@ -1,17 +1,12 @@
 package runtimeservice
 
 import (
-	"slices"
-
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// StreamPodSandboxes is ListPodSandbox in several messages.
+// StreamPodSandboxes is ListPodSandbox in messages of bounded size.
 func (s *Service) StreamPodSandboxes(req *runtimeapi.StreamPodSandboxesRequest, stream runtimeapi.RuntimeService_StreamPodSandboxesServer) error {
-	for chunk := range slices.Chunk(s.listPods(req.GetFilter()), chunkSize) {
-		if err := stream.Send(&runtimeapi.StreamPodSandboxesResponse{PodSandboxes: chunk}); err != nil {
-			return err
-		}
-	}
-	return nil
+	return sendAll(s.listPods(req.GetFilter()), func(chunk []*runtimeapi.PodSandbox) error {
+		return stream.Send(&runtimeapi.StreamPodSandboxesResponse{PodSandboxes: chunk})
+	})
 }

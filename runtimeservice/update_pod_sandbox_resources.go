@@ -4,15 +4,16 @@ import (
 	"context"
 	"fmt"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/runtimeservice/spec"
 )
 
 // UpdatePodSandboxResources notes the resources of the whole pod, as verbose
-// status and metrics show them. The limits are written to the pod's cgroup if
-// it is Mica's; a caller that names the cgroup of its pods has written them
-// itself before, as the CRI says of the kubelet. Errors: ErrNotFound,
+// status and metrics show them, and writes the limits that the request has to the
+// pod's cgroup, whoever made it: for the kubelet, which has done so before and
+// tells what its cgroup has by now, that changes nothing. Errors: ErrNotFound,
 // ErrInvalidArgument, ErrFailedPrecondition (not ready), and the cgroup's.
 func (s *Service) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
 	p, err := s.pods.get(req.GetPodSandboxId())
@@ -26,17 +27,15 @@ func (s *Service) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi
 	if err := p.require("update", PodReady); err != nil {
 		return nil, err
 	}
-	limits, err := spec.Resources(podResources(req.GetOverhead(), req.GetResources()), s.host)
+	limits, err := s.podLimits(podResources(req.GetOverhead(), req.GetResources()))
 	if err != nil {
 		return nil, fmt.Errorf("update pod %s: %w", p.ID, err)
 	}
 	if err := s.plugins.UpdatePod(ctx, p.ID, req.GetOverhead(), req.GetResources()); err != nil {
 		return nil, fmt.Errorf("update pod %s: %w", p.ID, err)
 	}
-	if p.OwnCgroup {
-		if err := s.cgroups.SetResources(p.CgroupParent, limits); err != nil {
-			return nil, fmt.Errorf("update pod %s: %w", p.ID, err)
-		}
+	if err := s.cgroups.SetResources(p.CgroupParent, limits); err != nil {
+		return nil, fmt.Errorf("update pod %s: %w", p.ID, err)
 	}
 	err = p.update(func(st *PodState) error {
 		if req.GetOverhead() != nil {
@@ -53,6 +52,16 @@ func (s *Service) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi
 	st := p.snapshot()
 	s.plugins.PostUpdatePod(ctx, p.ID, st.Overhead.Msg, st.Resources.Msg)
 	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil
+}
+
+// podLimits are a pod's resources as limits of its cgroup. Unlike a container's, a
+// pod's limit of memory says nothing of swap, which its containers may be allowed.
+func (s *Service) podLimits(r *runtimeapi.LinuxContainerResources) (*specs.LinuxResources, error) {
+	limits, err := spec.Resources(r, s.host)
+	if err == nil && limits.Memory != nil && r.GetMemorySwapLimitInBytes() == 0 {
+		limits.Memory.Swap = nil
+	}
+	return limits, err
 }
 
 // podResources is what a pod may use: its containers' resources and the
