@@ -86,6 +86,8 @@ type ContainerState struct {
 	ExitCode      int
 	Reason        string
 	Message       string
+	// Untold says that nobody listened when the exit was told.
+	Untold bool `json:",omitempty"`
 	// Resources are the last ones that were set, the record's at first.
 	Resources stored[runtimeapi.LinuxContainerResources, *runtimeapi.LinuxContainerResources]
 }
@@ -122,6 +124,8 @@ type Container struct {
 	// starting is when StartContainer asked the keeper, zero before. The exit
 	// of a short-lived container can come before that call's answer.
 	starting time.Time
+	// unheard says that nobody listened when the exit was told.
+	unheard bool
 }
 
 func newContainer(dir string, rec ContainerRecord) *Container {

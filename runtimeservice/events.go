@@ -96,18 +96,22 @@ func (b *broadcaster) drop(sub *subscription) {
 	}
 }
 
-func (b *broadcaster) publish(ev *runtimeapi.ContainerEventResponse) {
+// publish says whether anybody got the event, not counting those that may come in
+// the time of a gap.
+func (b *broadcaster) publish(ev *runtimeapi.ContainerEventResponse) (heard bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.keep(ev)
 	for sub := range b.subs {
 		select {
 		case sub.queue <- ev:
+			heard = true
 		default:
 			sub.lagged = true
 			b.drop(sub)
 		}
 	}
+	return heard
 }
 
 // wanted says whether anybody is told of an event, now or later.
@@ -128,10 +132,10 @@ func (b *broadcaster) close() {
 }
 
 // emit tells every subscriber what became of the container id, or of the pod
-// itself when id is its own.
-func (s *Service) emit(id string, pod *Pod, kind runtimeapi.ContainerEventType) {
+// itself when id is its own, and says whether there was one.
+func (s *Service) emit(id string, pod *Pod, kind runtimeapi.ContainerEventType) (heard bool) {
 	if !s.events.wanted() {
-		return
+		return false
 	}
 	ev := &runtimeapi.ContainerEventResponse{
 		ContainerId:        id,
@@ -140,5 +144,19 @@ func (s *Service) emit(id string, pod *Pod, kind runtimeapi.ContainerEventType) 
 		PodSandboxStatus:   pod.status(),
 		ContainersStatuses: s.statusesOf(pod.ID),
 	}
-	s.events.publish(ev)
+	return s.events.publish(ev)
+}
+
+// forgetUntold notes that whoever listens now has no need to be told of earlier
+// exits: those of a gap come first, and of others it learns by listing.
+func (s *Service) forgetUntold() error {
+	for _, c := range s.containers.all() {
+		if !c.snapshot().Untold {
+			continue
+		}
+		if err := c.update(func(st *ContainerState) error { st.Untold = false; return nil }); err != nil {
+			return err
+		}
+	}
+	return nil
 }

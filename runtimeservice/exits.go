@@ -73,7 +73,7 @@ func (s *Service) recordExit(c *Container, exit keeper.Exit) error {
 	if started {
 		s.emit(c.ID, pod, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 	}
-	s.emit(c.ID, pod, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	s.tellStopped(c, pod)
 	return nil
 }
 
@@ -85,6 +85,28 @@ func (s *Service) noteExit(c *Container) {
 		text += ": " + st.Message
 	}
 	s.journal.Note("container ended", s.subject(c), text)
+}
+
+// tellStopped tells of an exit, and notes it if nobody hears.
+func (s *Service) tellStopped(c *Container, pod *Pod) {
+	heard := s.emit(c.ID, pod, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.unheard = !heard
+}
+
+// recordUntold makes it part of the state that nobody heard of the exit, so that it
+// is told again after a restart of the daemon, which may be why nobody listened.
+// Until then the exit is with the keeper, from which the next daemon tells it. The
+// caller holds c.op.
+func (c *Container) recordUntold() error {
+	c.mu.Lock()
+	unheard := c.unheard && !c.state.Untold
+	c.mu.Unlock()
+	if !unheard {
+		return nil
+	}
+	return c.update(func(st *ContainerState) error { st.Untold = true; return nil })
 }
 
 func exitReason(exit keeper.Exit) (reason, message string) {
@@ -114,7 +136,9 @@ func (s *Service) release(ctx context.Context, c *Container) {
 	if err == nil {
 		defer c.op.unlock()
 		if _, getErr := s.containers.get(c.ID); getErr == nil { // else removed meanwhile
-			err = s.tearDownContainer(ctx, c)
+			if err = c.recordUntold(); err == nil {
+				err = s.tearDownContainer(ctx, c)
+			}
 		}
 	}
 	if op.End(err); err != nil {
@@ -125,12 +149,17 @@ func (s *Service) release(ctx context.Context, c *Container) {
 // podInitEnded is called when the init of a shared PID namespace is gone, and
 // with it every process of the pod: new containers could not join.
 func (s *Service) podInitEnded(ctx context.Context, p *Pod) {
+	var was PodPhase
 	err := p.update(func(st *PodState) error {
-		st.Phase, st.InitPid = PodNotReady, 0
+		was, st.Phase, st.InitPid = st.Phase, PodNotReady, 0
 		return nil
 	})
 	if err != nil {
 		klog.FromContext(ctx).Error(err, "End of a pod's init is not recorded", "pod", p.ID)
+		return
+	}
+	if was == PodReady {
+		s.emit(p.ID, p, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	}
 }
 

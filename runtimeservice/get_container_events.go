@@ -11,8 +11,8 @@ import (
 // until the client ends it. In the first minute after a restart of the daemon
 // it begins with what happened since the daemon before this one ended, as far
 // as pods and containers are still on record: a container that ended meanwhile
-// is told as stopped. An event that the daemon was about to send when it was
-// killed may be lost. A client that reads too slowly is cut off with
+// is told as stopped. So is, perhaps once more, one whose end the daemon was about
+// to tell when it ended itself. A client that reads too slowly is cut off with
 // ErrResourceExhausted and has to list anew.
 func (s *Service) GetContainerEvents(_ *runtimeapi.GetEventsRequest, stream runtimeapi.RuntimeService_GetContainerEventsServer) error {
 	sub, err := s.events.subscribe()
@@ -20,6 +20,9 @@ func (s *Service) GetContainerEvents(_ *runtimeapi.GetEventsRequest, stream runt
 		return err
 	}
 	defer s.events.cancel(sub)
+	if err := s.forgetUntold(); err != nil {
+		return fmt.Errorf("stream container events: %w", err)
+	}
 	for {
 		select {
 		case ev, ok := <-sub.queue:
@@ -30,7 +33,19 @@ func (s *Service) GetContainerEvents(_ *runtimeapi.GetEventsRequest, stream runt
 				return err
 			}
 		case <-stream.Context().Done():
+			s.flush(sub, stream)
 			return nil
+		}
+	}
+}
+
+// flush ends a subscription with what its queue still has: when the daemon stops,
+// which ends the stream's context, the client is still there.
+func (s *Service) flush(sub *subscription, stream runtimeapi.RuntimeService_GetContainerEventsServer) {
+	s.events.cancel(sub)
+	for ev := range sub.queue {
+		if stream.Send(ev) != nil {
+			return // the client has gone
 		}
 	}
 }

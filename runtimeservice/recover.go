@@ -151,6 +151,10 @@ func (s *Service) recoverContainer(ctx context.Context, c *Container, alive map[
 	case phase == Creating:
 		err = s.locked(ctx, c, s.eraseContainer)
 	case phase == Exited:
+		// What the keeper still has was not released, which follows the telling.
+		if known || c.snapshot().Untold {
+			s.retellExit(c)
+		}
 	case c.snapshot().BootID != s.bootID:
 		err = s.recordExit(c, keeper.Exit{Code: exitUnknown, At: time.Now(), Reason: "the node was restarted while the container ran"})
 		if err == nil {
@@ -164,10 +168,20 @@ func (s *Service) recoverContainer(ctx context.Context, c *Container, alive map[
 		err = s.recoverStart(ctx, c)
 	}
 	if err == nil && c.phase() == Exited {
-		err = s.locked(ctx, c, s.tearDownContainer)
+		err = s.locked(ctx, c, func(ctx context.Context, c *Container) error {
+			return errors.Join(c.recordUntold(), s.tearDownContainer(ctx, c))
+		})
 	}
 	if op.End(err); err != nil {
 		log.Error(err, "Container is not fully recovered; its removal tries again")
+	}
+}
+
+// retellExit tells once more of an exit that the daemon before this one may not
+// have told.
+func (s *Service) retellExit(c *Container) {
+	if pod, err := s.pods.get(c.PodID); err == nil {
+		s.tellStopped(c, pod)
 	}
 }
 
@@ -232,9 +246,8 @@ func (s *Service) settlePod(ctx context.Context, p *Pod, alive map[string]keeper
 	if err := p.update(func(st *PodState) error { st.Phase, st.InitPid = PodNotReady, 0; return nil }); err != nil {
 		return err
 	}
-	if st.Phase == PodReady {
-		s.emit(p.ID, p, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
-	}
+	// A stop that was under way may not have been told either.
+	s.emit(p.ID, p, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	return s.tearDownPod(ctx, p)
 }
 

@@ -93,7 +93,9 @@ func (s *Service) recordStart(c *Container, pod *Pod) error {
 // the container's message too, since the kubelet shows that.
 func (s *Service) failStart(ctx context.Context, c *Container, cause error) error {
 	cause = fmt.Errorf("start container %q (%s): %w", c.config().GetMetadata().GetName(), c.ID, cause)
+	ended := false
 	err := c.update(func(st *ContainerState) error {
+		ended = st.phase() != Exited
 		if st.phase() == Exited && st.Reason != reasonError {
 			return nil
 		}
@@ -103,6 +105,9 @@ func (s *Service) failStart(ctx context.Context, c *Container, cause error) erro
 	})
 	if err != nil {
 		return fmt.Errorf("%w; and its end is not recorded: %w", cause, err)
+	}
+	if pod, err := s.pods.get(c.PodID); err == nil && ended {
+		s.tellStopped(c, pod)
 	}
 	clean, op := s.journal.Begin(context.WithoutCancel(ctx), "release failed container", s.subject(c))
 	err = s.tearDownContainer(clean, c)

@@ -1,6 +1,7 @@
 package runtimeservice
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"os"
@@ -141,6 +142,63 @@ func TestExitOfAShortLivedContainerComesBeforeItsStart(t *testing.T) {
 	case <-c.exited:
 	default:
 		t.Error("exited is not closed")
+	}
+}
+
+// TestExitThatNobodyHears holds that the state says so until somebody listens.
+func TestExitThatNobodyHears(t *testing.T) {
+	for name, heard := range map[string]bool{"nobody": false, "somebody": true} {
+		s := &Service{pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"), events: newBroadcaster()}
+		pod := newPod(t.TempDir(), PodRecord{ID: "p1"})
+		pod.Config.Msg = &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "pod"}}
+		c := testContainer(t)
+		if err := errors.Join(s.pods.add(pod), s.containers.add(c)); err != nil {
+			t.Fatal(err)
+		}
+		if heard {
+			if _, err := s.events.subscribe(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.beginStart()
+		if err := errors.Join(s.recordExit(c, keeper.Exit{At: time.Now()}), c.recordUntold()); err != nil {
+			t.Fatal(err)
+		}
+		var onDisk ContainerState
+		if err := jsonfile.Read(filepath.Join(c.dir, stateFile), &onDisk); err != nil || onDisk.Untold == heard {
+			t.Errorf("%s listened: the state on disk says untold %t, %v", name, onDisk.Untold, err)
+		}
+		if err := s.forgetUntold(); err != nil {
+			t.Fatal(err)
+		}
+		if err := jsonfile.Read(filepath.Join(c.dir, stateFile), &onDisk); err != nil || c.snapshot().Untold {
+			t.Errorf("%s listened: untold still, %v", name, err)
+		}
+	}
+}
+
+// TestStopFlushesEvents holds that a client gets what is queued for it when the
+// daemon stops, which ends the stream's context.
+func TestStopFlushesEvents(t *testing.T) {
+	s := &Service{containers: newTable[*Container]("container"), events: newBroadcaster()}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	sub, err := s.events.subscribe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		if !s.events.publish(&runtimeapi.ContainerEventResponse{ContainerId: strconv.Itoa(i)}) {
+			t.Error("an event for a subscriber counts as unheard")
+		}
+	}
+	stream := &sent[runtimeapi.ContainerEventResponse]{ctx: ctx}
+	s.flush(sub, stream)
+	if len(stream.messages) != 3 {
+		t.Errorf("%d events were sent, want 3", len(stream.messages))
+	}
+	if s.events.publish(&runtimeapi.ContainerEventResponse{}) {
+		t.Error("an event counts as heard though nobody is left")
 	}
 }
 
