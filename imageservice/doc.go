@@ -24,7 +24,8 @@
 //	image/overlay2/distribution/diffid-by-digest/sha256/<hex>       diff ID of a layer blob
 //	image/overlay2/distribution/v2metadata-by-diffid/sha256/<hex>   JSON array of {Digest, SourceRepository, HMAC}, at most 50
 //
-// and one file of its own, a cache that may be deleted: cri/image-usage.json, the disk usage of each layer.
+// and two files of its own, caches that may be deleted: cri/image-usage.json, the disk usage of each layer, and cri/container-usage.json, that of
+// all writable layers together.
 //
 // # Concurrency
 //

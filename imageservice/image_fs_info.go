@@ -2,6 +2,7 @@ package imageservice
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -9,13 +10,21 @@ import (
 	"github.com/micarun/mica/overlay"
 )
 
+// firstUsage is how long an answer waits for what the writable layers take, which the first caller has measured.
+const firstUsage = 10 * time.Second
+
 // ImageFsInfo tells what the read-only layers and the writable layers take on the file system of the data root. The answer is made of sums
-// that are kept in memory: that of the writable layers may be half a minute old and is left out until it is known.
-func (s *Service) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
+// that are kept in memory: that of the writable layers may be half a minute old. The first answer waits for it; it is left out only if
+// measuring takes longer than ten seconds. The error is that of the context.
+func (s *Service) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
 	resp := &runtimeapi.ImageFsInfoResponse{
 		ImageFilesystems: []*runtimeapi.FilesystemUsage{s.filesystem(s.usage.images(), time.Now())},
 	}
-	if u, at := s.usage.writable(); !at.IsZero() {
+	u, at, err := s.usage.writable(ctx, firstUsage)
+	if err != nil {
+		return nil, fmt.Errorf("measure writable layers: %w", err)
+	}
+	if !at.IsZero() {
 		resp.ContainerFilesystems = []*runtimeapi.FilesystemUsage{s.filesystem(u, at)}
 	}
 	return resp, nil

@@ -586,7 +586,10 @@ func TestImageFsInfo(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	var info *runtimeapi.ImageFsInfoResponse
+	info, err := e.service.ImageFsInfo(t.Context(), &runtimeapi.ImageFsInfoRequest{})
+	if err != nil || len(info.GetContainerFilesystems()) != 1 || info.GetContainerFilesystems()[0].GetInodesUsed().GetValue() == 0 {
+		t.Errorf("the first answer has no usage of the writable layer: %v, %v", info, err)
+	}
 	ready := func() bool {
 		var err error
 		if info, err = e.service.ImageFsInfo(t.Context(), &runtimeapi.ImageFsInfoRequest{}); err != nil {
@@ -610,9 +613,12 @@ func TestImageFsInfo(t *testing.T) {
 	cache := filepath.Join(e.root, "cri", "image-usage.json")
 	e.await(t, func() bool { _, err := os.Stat(cache); return err == nil })
 	e.reopen()
-	info, err := e.service.ImageFsInfo(t.Context(), &runtimeapi.ImageFsInfoRequest{})
+	info, err = e.service.ImageFsInfo(t.Context(), &runtimeapi.ImageFsInfoRequest{})
 	if err != nil || info.GetImageFilesystems()[0].GetInodesUsed().GetValue() != 4 {
 		t.Errorf("after a restart: %v, %v", info, err)
+	}
+	if got := info.GetContainerFilesystems(); len(got) != 1 || got[0].GetInodesUsed().GetValue() != containers.GetInodesUsed().GetValue() {
+		t.Errorf("writable layers after a restart: %v, before it %v", got, containers)
 	}
 }
 

@@ -23,14 +23,16 @@ import (
 const containerUsageAge = 30 * time.Second
 
 // usage knows what layers take on disk. A committed layer never changes, so each is measured once, in the background, and remembered over
-// restarts in cri/image-usage.json; answers are sums over what is known. Writable layers are measured in the background when asked for.
+// restarts in cri/image-usage.json; answers are sums over what is known. Writable layers are measured in the background when asked for, and
+// their last sum is remembered in cri/container-usage.json.
 type usage struct {
 	root   string
 	layers *overlay.Store
 
-	wake chan struct{} // asks the measuring goroutine for a round
-	stop context.CancelFunc
-	done chan struct{}
+	wake  chan struct{} // asks the measuring goroutine for a round
+	first chan struct{} // closed when the writable layers have been measured
+	stop  context.CancelFunc
+	done  chan struct{}
 
 	mu         sync.Mutex // guards the fields below
 	measured   map[digest.Digest]overlay.Usage
@@ -44,7 +46,7 @@ func openUsage(ctx context.Context, root string, layers *overlay.Store) (*usage,
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	u := &usage{
 		root: root, layers: layers, stop: stop,
-		wake: make(chan struct{}, 1), done: make(chan struct{}),
+		wake: make(chan struct{}, 1), first: make(chan struct{}), done: make(chan struct{}),
 		measured: make(map[digest.Digest]overlay.Usage),
 	}
 	if err := os.MkdirAll(filepath.Dir(u.path()), 0o700); err != nil {
@@ -55,12 +57,24 @@ func openUsage(ctx context.Context, root string, layers *overlay.Store) (*usage,
 	if err := jsonfile.Read(u.path(), &u.measured); err != nil {
 		u.measured = make(map[digest.Digest]overlay.Usage)
 	}
+	var last writableUsage
+	if err := jsonfile.Read(u.writablePath(), &last); err == nil && !last.At.IsZero() {
+		u.containers, u.measuredAt = last.Usage, last.At
+		close(u.first)
+	}
 	u.changed()
 	go u.loop(ctx)
 	return u, nil
 }
 
-func (u *usage) path() string { return filepath.Join(u.root, "cri", "image-usage.json") }
+// writableUsage is what writable layers took at some time.
+type writableUsage struct {
+	Usage overlay.Usage
+	At    time.Time
+}
+
+func (u *usage) path() string         { return filepath.Join(u.root, "cri", "image-usage.json") }
+func (u *usage) writablePath() string { return filepath.Join(u.root, "cri", "container-usage.json") }
 
 // close ends the measuring.
 func (u *usage) close() error {
@@ -94,15 +108,34 @@ func (u *usage) images() overlay.Usage {
 	return sum
 }
 
-// writable returns what the writable layers took when they were last measured, and when that was.
-func (u *usage) writable() (overlay.Usage, time.Time) {
+// writable returns what the writable layers took when they were last measured, and when that was. Before the first measurement it sets one
+// off and waits for it, at most for patience, after which the time is zero. The error is that of the context.
+func (u *usage) writable(ctx context.Context, patience time.Duration) (overlay.Usage, time.Time, error) {
+	if u.lastWritable().IsZero() {
+		timer := time.NewTimer(patience)
+		defer timer.Stop()
+		select {
+		case <-u.first:
+		case <-timer.C:
+		case <-u.done:
+		case <-ctx.Done():
+			return overlay.Usage{}, time.Time{}, ctx.Err()
+		}
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.containers, u.measuredAt, nil
+}
+
+// lastWritable returns when the writable layers were last measured, and has them measured again if that was long ago.
+func (u *usage) lastWritable() time.Time {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if time.Since(u.measuredAt) > containerUsageAge {
 		u.asked = true
 		u.changed()
 	}
-	return u.containers, u.measuredAt
+	return u.measuredAt
 }
 
 func (u *usage) loop(ctx context.Context) {
@@ -161,10 +194,17 @@ func (u *usage) measureContainers(ctx context.Context) error {
 			sum.Inodes += m.Inodes
 		}
 	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	now := time.Now()
 	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.containers, u.measuredAt, u.asked = sum, time.Now(), false
-	return ctx.Err()
+	if u.measuredAt.IsZero() {
+		close(u.first)
+	}
+	u.containers, u.measuredAt, u.asked = sum, now, false
+	u.mu.Unlock()
+	return jsonfile.Write(u.writablePath(), writableUsage{sum, now})
 }
 
 // treeUsage counts the allocated bytes and the inodes of a tree, hard links once.
