@@ -106,6 +106,7 @@ func (c Config) Resolved() Config {
 		c.Network.Default = &n
 	}
 	c.Runtimes = maps.Clone(c.Runtimes)
+	c.Images.RuntimeHandlers = append(slices.Sorted(maps.Keys(c.Runtimes)), "")
 	for name, h := range c.Runtimes {
 		h.Name = name
 		h.Root = filepath.Join(c.StateDir, "runtimes", name)

@@ -171,6 +171,7 @@ func TestBadFilesAreRefused(t *testing.T) {
 		"driver":             {"[cgroups]\ndriver = \"x\"\n", "cgroups.driver: \"x\""},
 		"open streaming":     {"[cri.streaming]\naddress = \"192.0.2.1:1\"\n", "cri.streaming.address: 192.0.2.1 is not loopback"},
 		"long socket":        {"[cri]\nsocket = \"/" + strings.Repeat("x", 110) + "\"\n", "cri.socket: "},
+		"ulimits":            {"[pods]\nulimits = [\"files=1\"]\n", "pods.ulimits: "},
 		"images":             {"[images]\nplatform = \"a/b/c/d/e\"\n", "images.platform"},
 	} {
 		t.Run(name, func(t *testing.T) {

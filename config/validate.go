@@ -26,6 +26,7 @@ func (c Config) Validate() error {
 		under("images", c.Images.Validate()),
 		optionalAbsolute("keeper.binary", c.Keeper.Binary),
 		optionalAbsolute("pods.init_binary", c.Pods.InitBinary),
+		under("pods", c.Pods.Validate()),
 		optionalAbsolute("nri.socket", c.NRI.Socket),
 		optionalAbsolute("nri.plugin_path", c.NRI.PluginPath),
 		optionalAbsolute("nri.plugin_config_path", c.NRI.PluginConfigPath),

@@ -247,7 +247,7 @@ func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, *
 		Features: &h.features.oci, RootfsPath: a.rootfs, User: a.user,
 		CgroupsPath:  s.cgroups.ContainerPath(a.c.CgroupParent, a.c.ID),
 		ProcessLabel: a.labels.process, MountLabel: a.labels.mount,
-		Mounts: s.podMounts(a.pod, sc.GetReadonlyRootfs()),
+		Mounts: s.podMounts(a.pod, sc.GetReadonlyRootfs()), Rlimits: s.ulimits,
 	}
 	if in.Namespaces, err = s.containerNamespaces(ctx, a.pod, a.c); err != nil {
 		return nil, nil, err

@@ -63,6 +63,17 @@ type Options struct {
 	// ExecSyncLimit is how many bytes of each output stream ExecSync returns;
 	// 16 MiB by default, as the CRI asks for.
 	ExecSyncLimit int
+	// Ulimits are the resource limits of containers, in the form of
+	// spec.ParseUlimits; of what is not named containers have the keeper's.
+	Ulimits []string
+}
+
+// Validate reports the first option that cannot work, with its key.
+func (o Options) Validate() error {
+	if _, err := spec.ParseUlimits(o.Ulimits); err != nil {
+		return fmt.Errorf("ulimits: %w", err)
+	}
+	return nil
 }
 
 func (o Options) withDefaults() Options {
@@ -114,6 +125,7 @@ type Service struct {
 	runtimeapi.UnimplementedRuntimeServiceServer
 
 	opts      Options
+	ulimits   []specs.POSIXRlimit
 	images    *imageservice.Service
 	layers    *overlay.Store
 	network   *network.Network
@@ -150,6 +162,10 @@ func Open(ctx context.Context, o Options, d Deps) (*Service, error) {
 	}
 	s.pods.journal, s.pods.making = d.Journal, "run pod"
 	s.containers.journal, s.containers.making = d.Journal, "create container"
+	var err error
+	if s.ulimits, err = spec.ParseUlimits(o.Ulimits); err != nil {
+		return nil, fmt.Errorf("open runtime service: %w", err)
+	}
 	if err := s.prepare(ctx, d.Runtimes); err != nil {
 		return nil, fmt.Errorf("open runtime service: %w", err)
 	}

@@ -1,0 +1,64 @@
+package spec
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// ulimitNames are the resources of setrlimit(2), without RLIMIT_ and in small letters.
+func ulimitNames() []string {
+	return []string{
+		"as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime",
+		"sigpending", "stack",
+	}
+}
+
+// ParseUlimits reads resource limits of the form "name=soft" or "name=soft:hard",
+// as in "nofile=1024:524288"; a number is in the unit of setrlimit(2), "unlimited"
+// is none. Errors are ErrInvalidArgument.
+func ParseUlimits(texts []string) ([]specs.POSIXRlimit, error) {
+	var limits []specs.POSIXRlimit
+	for _, text := range texts {
+		name, values, ok := strings.Cut(text, "=")
+		if !ok || !slices.Contains(ulimitNames(), name) {
+			return nil, invalid("ulimit %q: not one of %s with a value", text, strings.Join(ulimitNames(), ", "))
+		}
+		softText, hardText, ok := strings.Cut(values, ":")
+		if !ok {
+			hardText = softText
+		}
+		soft, err := ulimit(softText)
+		if err != nil {
+			return nil, fmt.Errorf("ulimit %q: %w", text, err)
+		}
+		hard, err := ulimit(hardText)
+		if err != nil {
+			return nil, fmt.Errorf("ulimit %q: %w", text, err)
+		}
+		limit := specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(name), Soft: soft, Hard: hard}
+		switch {
+		case soft > hard:
+			return nil, invalid("ulimit %q: the soft limit is above the hard one", text)
+		case slices.ContainsFunc(limits, func(l specs.POSIXRlimit) bool { return l.Type == limit.Type }):
+			return nil, invalid("ulimit %q: %s is limited twice", text, name)
+		}
+		limits = append(limits, limit)
+	}
+	return limits, nil
+}
+
+func ulimit(text string) (uint64, error) {
+	if text == "unlimited" {
+		return math.MaxUint64, nil
+	}
+	v, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return 0, invalid("%q is neither a number nor \"unlimited\"", text)
+	}
+	return v, nil
+}
