@@ -1,13 +1,21 @@
 package e2e
 
 import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	internalapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/e2e/node"
 )
 
 func TestResources(t *testing.T) {
@@ -67,44 +75,206 @@ func TestUpdateOfTheOOMScore(t *testing.T) {
 	}
 }
 
+// Many quick deaths for lack of memory, of the container's own process and of a
+// child, several at a time: each is told as what it was.
 func TestOOMKilled(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
-	for range 5 {
-		config := f.containerConfig(busyboxImage, "sh", "-c", "dd if=/dev/zero of=/dev/null bs=64M count=1")
-		config.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20, MemorySwapLimitInBytes: 16 << 20}
-		got := f.await(f.start(p, config))
-		if got.Reason != "OOMKilled" || got.ExitCode != 137 {
-			t.Errorf("reason %q and code %d, want OOMKilled and 137", got.Reason, got.ExitCode)
-		}
+	f.pull(busyboxImage)
+	const eat = "dd if=/dev/zero of=/dev/null bs=64M count=1"
+	var group sync.WaitGroup
+	for n := range 4 {
+		group.Go(func() {
+			for range 4 {
+				config := f.containerConfig(busyboxImage, "sh", "-c", eat)
+				if n%2 == 0 {
+					config.Command = strings.Fields(eat)
+				}
+				config.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20, MemorySwapLimitInBytes: 16 << 20}
+				got := f.await(f.start(p, config))
+				if got.Reason != "OOMKilled" || got.ExitCode != 137 {
+					t.Errorf("%q: reason %q and code %d, want OOMKilled and 137", config.Command, got.Reason, got.ExitCode)
+				}
+			}
+		})
+	}
+	group.Wait()
+	killed := f.await(f.start(p, f.containerConfig(busyboxImage, "sh", "-c", "kill -9 $$")))
+	other := f.await(f.start(p, f.containerConfig(busyboxImage, "sh", "-c", "sh -c 'kill -9 $$'; exit $?")))
+	if killed.Reason == "OOMKilled" || other.Reason != "Error" || other.ExitCode != 137 {
+		t.Errorf("containers killed otherwise have the reasons %q and %q", killed.Reason, other.Reason)
 	}
 }
 
+// A pod's limits are written where its cgroup is, also into one that the caller has
+// made and looks after, and verbose status tells them.
+func TestPodResources(t *testing.T) {
+	f := start(t)
+	lent := f.podConfig()
+	lent.Linux.CgroupParent = f.CgroupParent() + "/kubepods/pod1"
+	for name, p := range map[string]pod{"own": f.runPod(f.podConfig()), "lent": f.runPod(lent)} {
+		id := f.start(p, f.containerConfig(busyboxImage, "sleep", "1000"))
+		_, err := f.Runtime.UpdatePodSandboxResources(f.ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{
+			PodSandboxId: p.id,
+			Overhead:     &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 32 << 20},
+			Resources:    &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 96 << 20, CpuQuota: 30_000, CpuPeriod: 100_000, CpuShares: 300},
+		})
+		f.no(err)
+		parent := f.cgroupOf(id, "memory")
+		if got := f.cgroupFile(filepath.Dir(parent), "memory.limit_in_bytes", "memory.max"); got != "134217728" {
+			t.Errorf("%s cgroup: memory limit %q, want 128 MiB", name, got)
+		}
+		if got := f.cgroupFile(filepath.Dir(f.cgroupOf(id, "cpu")), "cpu.cfs_quota_us", "cpu.max"); !strings.HasPrefix(got, "30000") {
+			t.Errorf("%s cgroup: CPU quota %q, want 30000", name, got)
+		}
+		response, err := f.Runtime.PodSandboxStatus(f.ctx, p.id, true)
+		f.no(err)
+		var info struct {
+			Config struct {
+				Linux struct {
+					Resources, Overhead struct {
+						MemoryLimitInBytes int64 `json:"memory_limit_in_bytes"`
+					}
+				}
+			}
+		}
+		f.no(json.Unmarshal([]byte(response.Info["info"]), &info))
+		if got := info.Config.Linux; got.Resources.MemoryLimitInBytes != 96<<20 || got.Overhead.MemoryLimitInBytes != 32<<20 {
+			t.Errorf("%s cgroup: verbose status tells %+v", name, got)
+		}
+		f.no(f.RemovePod(f.ctx, p.id))
+		if _, err := os.Stat(filepath.Dir(parent)); (err == nil) != (name == "lent") {
+			t.Errorf("%s cgroup after the pod: %v", name, err)
+		}
+	}
+	f.no(f.removeCgroups(f.CgroupParent() + "/kubepods"))
+}
+
+// cgroupOf returns the directory of a container's cgroup for a controller.
+func (f *fixture) cgroupOf(id, controller string) string {
+	f.t.Helper()
+	for _, pattern := range []string{"/sys/fs/cgroup/" + controller + f.CgroupParent(), "/sys/fs/cgroup" + f.CgroupParent()} {
+		for _, depth := range []string{"/*/", "/*/*/"} {
+			found, err := filepath.Glob(pattern + depth + "*" + id + "*")
+			f.no(err)
+			if len(found) == 1 {
+				return found[0]
+			}
+		}
+	}
+	f.t.Fatalf("container %s has no cgroup", id)
+	return ""
+}
+
+// cgroupFile reads the first of the files that is there.
+func (f *fixture) cgroupFile(dir string, names ...string) string {
+	f.t.Helper()
+	for _, name := range names {
+		if data, err := os.ReadFile(filepath.Join(dir, name)); err == nil {
+			return strings.TrimSpace(string(data))
+		}
+	}
+	f.t.Fatalf("%s has none of %q", dir, names)
+	return ""
+}
+
+// removeCgroups takes away the cgroup with what is below it, in every hierarchy, as
+// whoever made it would.
+func (f *fixture) removeCgroups(path string) error {
+	roots, err := filepath.Glob("/sys/fs/cgroup/*" + path)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat("/sys/fs/cgroup" + path); err == nil {
+		roots = append(roots, "/sys/fs/cgroup"+path)
+	}
+	for _, root := range roots {
+		var dirs []string
+		err := filepath.WalkDir(root, func(path string, entry os.DirEntry, err error) error {
+			if err == nil && entry.IsDir() {
+				dirs = append(dirs, path)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		for _, dir := range slices.Backward(dirs) {
+			if err := os.Remove(dir); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// The statistics of containers and of pods, one by one, in lists and in streams.
 func TestStats(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
-	id := f.start(p, f.containerConfig(busyboxImage, "sh", "-c", "head -c 1000000 /dev/zero > /file; while true; do :; done"))
-	f.eventually("container statistics are complete", func() bool {
-		s, err := f.Runtime.ContainerStats(f.ctx, id)
+	config := f.containerConfig(busyboxImage, "sh", "-c", "head -c 1000000 /dev/zero > /file; ping -c 1 127.0.0.1 >/dev/null; sleep 1000 & echo ready; while true; do :; done")
+	config.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: 96 << 20}
+	id := f.start(p, config)
+	f.eventually("the file is written", func() bool { return text(f.log(p, config)) == "ready\n" })
+	streaming, err := node.DialStreaming(f.ctx, f.Socket())
+	f.no(err)
+	defer func() { _ = streaming.Close(f.ctx) }()
+	for how, runtime := range map[string]internalapi.RuntimeService{"list": f.Runtime, "stream": streaming} {
+		containers, err := runtime.ListContainerStats(f.ctx, &runtimeapi.ContainerStatsFilter{PodSandboxId: p.id})
 		f.no(err)
-		return s.GetAttributes().GetId() == id && s.GetCpu().GetUsageCoreNanoSeconds().GetValue() > 0 &&
-			s.GetMemory().GetWorkingSetBytes().GetValue() > 0 &&
-			s.GetWritableLayer().GetUsedBytes().GetValue() >= 1_000_000 && s.GetWritableLayer().GetInodesUsed().GetValue() > 0
-	})
-	pods, err := f.Runtime.ListPodSandboxStats(f.ctx, &runtimeapi.PodSandboxStatsFilter{Id: p.id})
-	f.no(err)
-	if len(pods) != 1 {
-		t.Fatalf("statistics of %d pods, want 1", len(pods))
+		pods, err := runtime.ListPodSandboxStats(f.ctx, &runtimeapi.PodSandboxStatsFilter{Id: p.id})
+		f.no(err)
+		if len(containers) != 1 || len(pods) != 1 {
+			t.Fatalf("%s: statistics of %d containers and %d pods, want one of each", how, len(containers), len(pods))
+		}
+		f.checkContainerStats(how, id, containers[0])
+		f.checkPodStats(how, p.id, pods[0])
+		f.checkContainerStats(how+" of the pod", id, pods[0].GetLinux().GetContainers()[0])
+		metrics, err := runtime.ListPodSandboxMetrics(f.ctx)
+		f.no(err)
+		if len(metrics) != 1 || metrics[0].PodSandboxId != p.id || len(metrics[0].ContainerMetrics) != 1 {
+			t.Errorf("%s: metrics are %v, want those of the pod and its container", how, metrics)
+		}
 	}
-	linux := pods[0].GetLinux()
-	if linux.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 || linux.GetNetwork().GetDefaultInterface().GetName() == "" ||
-		linux.GetProcess().GetProcessCount().GetValue() == 0 || len(linux.GetContainers()) != 1 {
-		t.Errorf("pod statistics are %v, want cpu, network, processes and one container", linux)
-	}
-	containers, err := f.Runtime.ListContainerStats(f.ctx, &runtimeapi.ContainerStatsFilter{PodSandboxId: p.id})
+	container, err := f.Runtime.ContainerStats(f.ctx, id)
 	f.no(err)
-	if len(containers) != 1 {
-		t.Errorf("statistics of %d containers, want 1", len(containers))
+	f.checkContainerStats("single", id, container)
+	sandbox, err := f.Runtime.PodSandboxStats(f.ctx, p.id)
+	f.no(err)
+	f.checkPodStats("single", p.id, sandbox)
+}
+
+func (f *fixture) checkContainerStats(how, id string, s *runtimeapi.ContainerStats) {
+	f.t.Helper()
+	if s.GetAttributes().GetId() != id || s.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 || s.GetCpu().GetUsageNanoCores().GetValue() == 0 {
+		f.t.Errorf("%s: container %v, cpu %v", how, s.GetAttributes().GetId(), s.GetCpu())
+	}
+	m := s.GetMemory()
+	if m.GetWorkingSetBytes().GetValue() == 0 || m.GetUsageBytes().GetValue() == 0 || m.GetPageFaults().GetValue() == 0 || m.GetAvailableBytes().GetValue() == 0 || m.GetAvailableBytes().GetValue() > 64<<20 {
+		f.t.Errorf("%s: memory %v", how, m)
+	}
+	if s.GetSwap().GetSwapAvailableBytes().GetValue() != 32<<20 || s.GetSwap().GetTimestamp() == 0 {
+		f.t.Errorf("%s: swap %v, want 32 MiB available", how, s.GetSwap())
+	}
+	if w := s.GetWritableLayer(); w.GetUsedBytes().GetValue() < 1_000_000 || w.GetInodesUsed().GetValue() == 0 || w.GetFsId().GetMountpoint() == "" {
+		f.t.Errorf("%s: writable layer %v", how, w)
+	}
+}
+
+func (f *fixture) checkPodStats(how, id string, s *runtimeapi.PodSandboxStats) {
+	f.t.Helper()
+	linux := s.GetLinux()
+	if s.GetAttributes().GetId() != id || linux.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 || linux.GetMemory().GetWorkingSetBytes().GetValue() == 0 {
+		f.t.Errorf("%s: pod %s, cpu %v, memory %v", how, s.GetAttributes().GetId(), linux.GetCpu(), linux.GetMemory())
+	}
+	if n := linux.GetNetwork(); n.GetDefaultInterface().GetName() != "eth0" || n.GetDefaultInterface().GetRxBytes() == nil || n.GetTimestamp() == 0 {
+		f.t.Errorf("%s: network %v", how, n)
+	}
+	if got := linux.GetProcess().GetProcessCount().GetValue(); got != 2 {
+		f.t.Errorf("%s: %d processes, want 2", how, got)
+	}
+	if len(linux.GetContainers()) != 1 {
+		f.t.Fatalf("%s: pod with statistics of %d containers, want 1", how, len(linux.GetContainers()))
 	}
 }
 

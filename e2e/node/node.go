@@ -239,6 +239,17 @@ func Dial(ctx context.Context, socket string) (internalapi.RuntimeService, inter
 	return runtime, images, nil
 }
 
+// DialStreaming makes a client that asks for lists by the streaming calls, as the
+// kubelet does with its feature CRIListStreaming.
+func DialStreaming(ctx context.Context, socket string) (internalapi.RuntimeService, error) {
+	runtime, err := criclient.NewRemoteRuntimeServiceBuilder().WithEndpoint("unix://" + socket).WithUseStreaming(true).
+		WithConnectionTimeout(callTimeout).WithTracerProvider(nil).Build(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("connect to runtime service: %w", err)
+	}
+	return runtime, nil
+}
+
 // Reconnect makes new clients, which ends the streams of the old ones.
 func (n *Node) Reconnect(ctx context.Context) error {
 	n.disconnect(ctx)
