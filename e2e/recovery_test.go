@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -158,42 +159,101 @@ func TestDaemonKilledWhileItCreates(t *testing.T) {
 	}
 }
 
+// Every subscriber is told of every step in a container's and a pod's life, in
+// order, with the status of the pod and of all its containers.
 func TestEvents(t *testing.T) {
 	f := start(t)
-	events := make(chan *runtimeapi.ContainerEventResponse, 100)
-	connected := make(chan struct{})
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		_ = f.Runtime.GetContainerEvents(f.ctx, events, func(runtimeapi.RuntimeService_GetContainerEventsClient) { close(connected) })
-	}()
-	<-connected
+	type subscriber struct {
+		events <-chan *runtimeapi.ContainerEventResponse
+		ended  <-chan struct{}
+	}
+	var subscribers [3]subscriber
+	for n := range subscribers {
+		subscribers[n].events, subscribers[n].ended = f.events()
+	}
 	p := f.runPod(f.podConfig())
-	id := f.start(p, f.containerConfig(busyboxImage, "true"))
+	other := f.create(p, f.containerConfig(busyboxImage, "sleep", "1000"))
+	id := f.start(p, f.containerConfig(busyboxImage, "sh", "-c", "exit 5"))
 	f.await(id)
 	f.no(f.Runtime.RemoveContainer(f.ctx, id))
-	want := []runtimeapi.ContainerEventType{
-		runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT,
-		runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT,
+	f.no(f.Runtime.StopPodSandbox(f.ctx, p.id))
+	f.no(f.Runtime.RemovePodSandbox(f.ctx, p.id))
+	type step struct {
+		kind   runtimeapi.ContainerEventType
+		states map[string]runtimeapi.ContainerState
 	}
-	for deadline := time.After(time.Minute); len(want) > 0; {
-		select {
-		case event := <-events:
-			if event.ContainerId != id {
-				continue // of the pod itself
+	const (
+		created = runtimeapi.ContainerState_CONTAINER_CREATED
+		exited  = runtimeapi.ContainerState_CONTAINER_EXITED
+	)
+	for n, s := range subscribers {
+		for _, want := range []step{
+			{runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT, map[string]runtimeapi.ContainerState{other: created, id: created}},
+			{runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT, nil}, // it may have ended already
+			{runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT, map[string]runtimeapi.ContainerState{other: created, id: exited}},
+			{runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT, map[string]runtimeapi.ContainerState{other: created}},
+		} {
+			event := f.event(s.events, id)
+			if event.ContainerEventType != want.kind || event.PodSandboxStatus.GetId() != p.id || event.CreatedAt == 0 {
+				t.Errorf("subscriber %d is told %v of pod %q, want %v", n, event.ContainerEventType, event.PodSandboxStatus.GetId(), want.kind)
 			}
-			if event.ContainerEventType != want[0] {
-				t.Fatalf("event is %v, want %v", event.ContainerEventType, want[0])
+			states := map[string]runtimeapi.ContainerState{}
+			for _, status := range event.ContainersStatuses {
+				states[status.Id] = status.State
 			}
-			if event.PodSandboxStatus.GetId() != p.id || event.CreatedAt == 0 {
-				t.Errorf("event %v names pod %q at %d", event.ContainerEventType, event.PodSandboxStatus.GetId(), event.CreatedAt)
+			if want.states != nil && !maps.Equal(states, want.states) {
+				t.Errorf("subscriber %d: %v tells the states %v, want %v", n, event.ContainerEventType, states, want.states)
 			}
-			want = want[1:]
-		case <-deadline:
-			t.Fatalf("no event %v", want[0])
+		}
+		for _, want := range []runtimeapi.ContainerEventType{runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT} {
+			if event := f.event(s.events, p.id); event.ContainerEventType != want {
+				t.Errorf("subscriber %d: the pod's event is %v, want %v", n, event.ContainerEventType, want)
+			}
 		}
 	}
-	f.endStreams(ended)
+	for _, s := range subscribers {
+		f.endStreams(s.ended)
+	}
+}
+
+// An exit that was told while nobody listened, as in the last moments of a daemon,
+// is told by the next one, until somebody has listened.
+func TestEventsThatNobodyHeard(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	for name, end := range map[string]func() error{"asked to stop": f.StopDaemon, "killed": f.Kill} {
+		id := f.start(p, f.containerConfig(busyboxImage, "sh", "-c", "exit 7"))
+		f.await(id)
+		f.eventually("what the container held is given back", func() bool {
+			_, err := os.Stat(filepath.Join(f.State, "containers", id))
+			return os.IsNotExist(err)
+		})
+		for range 2 { // nobody listens to the first of the two
+			f.no(end())
+			_, err := f.StartDaemon(f.ctx)
+			f.no(err)
+		}
+		events, ended := f.events()
+		if event := f.event(events, id); event.ContainerEventType != runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT {
+			t.Errorf("daemon %s: event is %v", name, event.ContainerEventType)
+		}
+		f.endStreams(ended)
+		f.no(end())
+		_, err := f.StartDaemon(f.ctx)
+		f.no(err)
+		events, ended = f.events()
+		second := f.start(p, f.containerConfig(busyboxImage, "true"))
+		for done := false; !done; {
+			event, open := <-events
+			if done = event.GetContainerId() == second; !open {
+				t.Fatal("the stream has ended")
+			}
+			if event.GetContainerId() == id {
+				t.Errorf("daemon %s: told again after somebody had listened: %v", name, event.ContainerEventType)
+			}
+		}
+		f.endStreams(ended)
+	}
 }
 
 // What happened while no daemon ran is told to whoever subscribes after the

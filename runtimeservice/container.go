@@ -119,6 +119,11 @@ type Container struct {
 	// held gives back the layers of mounted images; guarded by op.
 	held []func()
 
+	// telling is held while a step in the container's life is recorded and told, so
+	// that events are in order: a container can end before its start is told. Taken
+	// after op, before mu.
+	telling sync.Mutex
+
 	mu    sync.Mutex // guards what follows; taken after op, never around I/O but the state file's
 	state ContainerState
 	// starting is when StartContainer asked the keeper, zero before. The exit

@@ -90,7 +90,6 @@ func (s *Service) createContainer(ctx context.Context, pod *Pod, cfg *runtimeapi
 		}
 		return fail(err)
 	}
-	s.emit(c.ID, pod, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
 	s.plugins.PostCreateContainer(ctx, c.ID)
 	return c, nil
 }
@@ -170,13 +169,19 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, im
 	if err := failpoint.Hit("container-created"); err != nil {
 		return err
 	}
-	return c.update(func(st *ContainerState) error {
+	c.telling.Lock()
+	defer c.telling.Unlock()
+	err = c.update(func(st *ContainerState) error {
 		st.BootID, st.Ready, st.Pid = s.bootID, true, pid
 		st.MountedImages, st.MountedLayers = c.mounted, c.layers
 		st.Resources.Msg = resources
 		st.User = ContainerUser{UID: user.UID, GID: user.GID, Supplemental: user.Additional}
 		return nil
 	})
+	if err == nil {
+		s.emit(c.ID, pod, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+	}
+	return err
 }
 
 // rootfsArgs is what a container's root filesystem is made from.

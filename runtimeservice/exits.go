@@ -48,6 +48,8 @@ func (s *Service) takeExit(ctx context.Context, ev keeper.Event) {
 
 // recordExit makes the exit part of the container's state, once.
 func (s *Service) recordExit(c *Container, exit keeper.Exit) error {
+	c.telling.Lock()
+	defer c.telling.Unlock()
 	var started, ended bool
 	err := c.update(func(st *ContainerState) error {
 		if st.phase() == Exited {

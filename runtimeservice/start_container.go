@@ -76,6 +76,8 @@ func (c *Container) beginStart() {
 // recordStart makes the start part of the container's state, unless the exit
 // was faster and has done so.
 func (s *Service) recordStart(c *Container, pod *Pod) error {
+	c.telling.Lock()
+	defer c.telling.Unlock()
 	var first bool
 	err := c.update(func(st *ContainerState) error {
 		if first = st.Started.IsZero(); first {
@@ -93,6 +95,22 @@ func (s *Service) recordStart(c *Container, pod *Pod) error {
 // the container's message too, since the kubelet shows that.
 func (s *Service) failStart(ctx context.Context, c *Container, cause error) error {
 	cause = fmt.Errorf("start container %q (%s): %w", c.config().GetMetadata().GetName(), c.ID, cause)
+	if err := s.recordFailedStart(c, cause); err != nil {
+		return fmt.Errorf("%w; and its end is not recorded: %w", cause, err)
+	}
+	clean, op := s.journal.Begin(context.WithoutCancel(ctx), "release failed container", s.subject(c))
+	err := s.tearDownContainer(clean, c)
+	if op.End(err); err != nil {
+		return fmt.Errorf("%w; and its tear-down is left to its removal: %w", cause, err)
+	}
+	return cause
+}
+
+// recordFailedStart makes a failed start the container's end, unless it ended
+// otherwise, and tells it.
+func (s *Service) recordFailedStart(c *Container, cause error) error {
+	c.telling.Lock()
+	defer c.telling.Unlock()
 	ended := false
 	err := c.update(func(st *ContainerState) error {
 		ended = st.phase() != Exited
@@ -103,16 +121,8 @@ func (s *Service) failStart(ctx context.Context, c *Container, cause error) erro
 		st.ExitCode, st.Reason, st.Message, st.Pid = exitStartError, reasonStartError, cause.Error(), 0
 		return nil
 	})
-	if err != nil {
-		return fmt.Errorf("%w; and its end is not recorded: %w", cause, err)
-	}
-	if pod, err := s.pods.get(c.PodID); err == nil && ended {
+	if pod, podErr := s.pods.get(c.PodID); podErr == nil && err == nil && ended {
 		s.tellStopped(c, pod)
 	}
-	clean, op := s.journal.Begin(context.WithoutCancel(ctx), "release failed container", s.subject(c))
-	err = s.tearDownContainer(clean, c)
-	if op.End(err); err != nil {
-		return fmt.Errorf("%w; and its tear-down is left to its removal: %w", cause, err)
-	}
-	return cause
+	return err
 }
