@@ -1,9 +1,13 @@
 package e2e
 
 import (
+	"encoding/json"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -138,6 +142,20 @@ func TestStopSignalOfImage(t *testing.T) {
 	}
 }
 
+// The signal of the container's config goes before that of its image.
+func TestStopSignalOfConfig(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	config := f.containerConfig(toolsImage, "sh", "-c", "trap 'exit 8' HUP; trap 'exit 9' USR1; echo up; while true; do sleep 0.05; done")
+	config.StopSignal = runtimeapi.Signal_SIGNAL_SIGHUP
+	id := f.start(p, config)
+	f.eventually("traps are set", func() bool { return text(f.log(p, config)) == "up\n" })
+	f.no(f.Runtime.StopContainer(f.ctx, id, 20))
+	if got := f.status(id); got.ExitCode != 8 || got.StopSignal != runtimeapi.Signal_SIGNAL_SIGHUP {
+		t.Errorf("code is %d and signal %v, want 8 and SIGHUP", got.ExitCode, got.StopSignal)
+	}
+}
+
 func TestImageConfigIsUsed(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -192,6 +210,63 @@ func TestListFilters(t *testing.T) {
 	f.no(err)
 	if len(list) != 2 {
 		t.Errorf("pod has %d containers, want %s and %s", len(list), id, other)
+	}
+}
+
+// The status of a pod has its containers' and its time, and the handler that it was
+// run by; that of a container everything that it was made from.
+func TestStatusIsComplete(t *testing.T) {
+	f := start(t)
+	status, err := f.Runtime.Status(f.ctx, false)
+	f.no(err)
+	var handler string
+	for _, h := range status.RuntimeHandlers {
+		handler = max(handler, h.Name)
+	}
+	p := pod{config: f.podConfig()}
+	p.id, err = f.Runtime.RunPodSandbox(f.ctx, p.config, handler)
+	f.no(err)
+	config := f.containerConfig(busyboxImage, "sleep", "1000")
+	config.Image.UserSpecifiedImage = "busybox"
+	config.Image.Annotations = map[string]string{"a": "b"}
+	config.StopSignal = runtimeapi.Signal_SIGNAL_SIGINT
+	config.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 33}
+	config.Linux.SecurityContext.SupplementalGroups = []int64{77}
+	dir := t.TempDir()
+	config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", HostPath: dir, Readonly: true}}
+	running, created := f.start(p, config), f.create(p, f.containerConfig(busyboxImage, "true"))
+	before := time.Now().UnixNano()
+	response, err := f.Runtime.PodSandboxStatus(f.ctx, p.id, true)
+	f.no(err)
+	if response.Status.RuntimeHandler != handler || handler == "" || response.Timestamp < before || response.Timestamp > time.Now().UnixNano() {
+		t.Errorf("handler is %q, want %q; timestamp %d, asked at %d", response.Status.RuntimeHandler, handler, response.Timestamp, before)
+	}
+	states := map[string]runtimeapi.ContainerState{}
+	for _, s := range response.ContainersStatuses {
+		states[s.Id] = s.State
+	}
+	want := map[string]runtimeapi.ContainerState{running: runtimeapi.ContainerState_CONTAINER_RUNNING, created: runtimeapi.ContainerState_CONTAINER_CREATED}
+	if !maps.Equal(states, want) || !json.Valid([]byte(response.Info["info"])) {
+		t.Errorf("containers of the status are %v, want %v; info %q", states, want, response.Info)
+	}
+	got := f.status(running)
+	image := f.imageStatus(busyboxImage)
+	if got.Image.GetImage() != "busybox" || got.Image.GetUserSpecifiedImage() != "busybox" || got.Image.GetAnnotations()["a"] != "b" || got.ImageId != image.Id || got.ImageRef != image.RepoDigests[0] {
+		t.Errorf("image is %v, ID %s, ref %s; want that of %v", got.Image, got.ImageId, got.ImageRef, image)
+	}
+	if got.StopSignal != runtimeapi.Signal_SIGNAL_SIGINT || got.LogPath == "" || got.StartedAt < got.CreatedAt || got.CreatedAt == 0 {
+		t.Errorf("stop signal %v, log %q, created at %d, started at %d", got.StopSignal, got.LogPath, got.CreatedAt, got.StartedAt)
+	}
+	if u := got.User.GetLinux(); u.GetUid() != 33 || u.GetGid() != 33 || !slices.Equal(u.GetSupplementalGroups(), []int64{33, 77}) {
+		t.Errorf("user is %v", u)
+	}
+	if len(got.Mounts) != 1 || got.Mounts[0].HostPath != dir || got.Mounts[0].ContainerPath != "/data" || !got.Mounts[0].Readonly {
+		t.Errorf("mounts are %v", got.Mounts)
+	}
+	list, err := f.Runtime.ListContainers(f.ctx, &runtimeapi.ContainerFilter{Id: running})
+	f.no(err)
+	if len(list) != 1 || list[0].ImageId != image.Id || list[0].ImageRef != got.ImageRef || list[0].Image.GetUserSpecifiedImage() != "busybox" {
+		t.Errorf("listed as %v", list)
 	}
 }
 
@@ -266,6 +341,34 @@ func TestSharedProcessNamespace(t *testing.T) {
 	third := f.containerConfig(busyboxImage, "sh", "-c", "pgrep sleep || echo alone")
 	if got := f.output(p, third); got != "alone\n" {
 		t.Errorf("container with a namespace of its own printed %q", got)
+	}
+}
+
+// A container joins the processes of another one, whichever namespaces the pod
+// has, and ends without them.
+func TestTargetProcessNamespace(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	target := f.start(p, f.containerConfig(busyboxImage, "sleep", "4321"))
+	debugger := f.containerConfig(busyboxImage, "sh", "-c", "pgrep sleep; kill -0 1 && echo seen; sleep 4322")
+	debugger.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_TARGET, TargetId: target}
+	id := f.start(p, debugger)
+	f.eventually("the target's process is seen", func() bool { return text(f.log(p, debugger)) == "1\nseen\n" })
+	f.no(f.Runtime.StopContainer(f.ctx, id, 0))
+	if got := f.exec(target, "sh", "-c", "pgrep -f '[s]leep 4322' || echo gone"); got != "gone\n" {
+		t.Errorf("the target still sees %q of the other container", got)
+	}
+	if got := f.status(target).State; got != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("target is %v after the other container's end", got)
+	}
+	stray := f.runPod(f.podConfig())
+	if _, err := f.Runtime.CreateContainer(f.ctx, stray.id, debugger, stray.config); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("target in another pod: %v, want InvalidArgument", err)
+	}
+	f.no(f.Runtime.StopContainer(f.ctx, target, 0))
+	debugger.Metadata.Name = "late"
+	if _, err := f.Runtime.CreateContainer(f.ctx, p.id, debugger, p.config); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("target that has ended: %v, want FailedPrecondition", err)
 	}
 }
 
