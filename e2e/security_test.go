@@ -5,9 +5,13 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -53,6 +57,22 @@ func TestSecurityContext(t *testing.T) {
 		"one capability": {
 			security: &security{Capabilities: capabilities([]string{"NET_ADMIN"}, []string{"ALL"})},
 			script:   "grep CapEff /proc/self/status", want: "CapEff:\t0000000000001000\n",
+		},
+		"all capabilities but one": {
+			security: &security{Capabilities: capabilities([]string{"ALL"}, []string{"CHOWN"})},
+			script:   "touch /x && ! chown 1 /x 2>/dev/null && mount -t tmpfs none /tmp && echo yes", want: "yes\n",
+		},
+		"ambient capability": {
+			security: &security{RunAsUser: number(1234), Capabilities: &runtimeapi.Capability{
+				DropCapabilities: []string{"ALL"}, AddAmbientCapabilities: []string{"NET_ADMIN"},
+			}},
+			// It is kept by a program that is neither root nor has capabilities of its own.
+			script: "id -u; sh -c 'grep -E \"Cap(Eff|Amb|Inh)\" /proc/self/status'; ip link add dummy type bridge && ip link del dummy && echo works",
+			want:   "1234\nCapInh:\t0000000000001000\nCapEff:\t0000000000001000\nCapAmb:\t0000000000001000\nworks\n",
+		},
+		"added capability of a user": {
+			security: &security{RunAsUser: number(1234), Capabilities: capabilities([]string{"NET_ADMIN"}, []string{"ALL"})},
+			script:   "grep -E 'Cap(Eff|Amb)' /proc/self/status", want: "CapEff:\t0000000000000000\nCapAmb:\t0000000000000000\n",
 		},
 		"read-only root": {security: &security{ReadonlyRootfs: true}, script: "touch /x 2>&1", want: "touch: /x: Read-only file system\n"},
 		"masked path": {
@@ -151,6 +171,99 @@ func TestMounts(t *testing.T) {
 	}
 	if _, err := os.Stat(missing); err != nil {
 		t.Errorf("host path that was missing: %v, want a directory", err)
+	}
+}
+
+// Mounts are made with the options that the kubelet asks for, and with no others.
+func TestMountOptions(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	dir := t.TempDir()
+	f.no(os.Mkdir(filepath.Join(dir, "sub"), 0o755))
+	f.no(unix.Mount("tmpfs", filepath.Join(dir, "sub"), "tmpfs", 0, ""))
+	t.Cleanup(func() { f.no(unix.Unmount(filepath.Join(dir, "sub"), 0)) })
+	config := f.containerConfig(busyboxImage, "sh", "-c", `
+		for m in /plain /one /all; do
+			cp /bin/busybox $m/true; $m/true && echo "$m runs"
+			cp /bin/busybox $m/sub/true; $m/sub/true && echo "$m/sub runs"
+		done 2>/dev/null
+		grep ' /one ' /proc/self/mountinfo | grep -o -E 'nosuid|nodev|noexec|noatime'`)
+	config.Mounts = []*runtimeapi.Mount{
+		{ContainerPath: "/plain", HostPath: dir},
+		{ContainerPath: "/one", HostPath: dir, MountOptions: []string{"noexec", "nosuid", "nodev", "noatime"}},
+		{ContainerPath: "/all", HostPath: dir, MountOptions: []string{"rnoexec"}},
+	}
+	want := "/plain runs\n/plain/sub runs\n/one/sub runs\nnosuid\nnodev\nnoexec\nnoatime\n"
+	if got := f.output(p, config); got != want {
+		t.Errorf("printed %q, want %q", got, want)
+	}
+	list, err := f.Runtime.ListContainers(f.ctx, &runtimeapi.ContainerFilter{PodSandboxId: p.id})
+	f.no(err)
+	if got := f.status(list[0].Id).Mounts; len(got) != 3 || !slices.Equal(got[1].MountOptions, config.Mounts[1].MountOptions) {
+		t.Errorf("mounts in the status are %v", got)
+	}
+	config = f.containerConfig(busyboxImage, "true")
+	config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/x", HostPath: dir, MountOptions: []string{"rw"}}}
+	if _, err := f.Runtime.CreateContainer(f.ctx, p.id, config, p.config); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("an option that is another field's: %v, want InvalidArgument", err)
+	}
+}
+
+// Images are mounted whole and by the path of a directory or of a file in them;
+// links in an image lead nowhere but into it.
+func TestImageVolumes(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	volume := f.pull(toolsImage)
+	image := func(target, sub string) *runtimeapi.Mount {
+		return &runtimeapi.Mount{ContainerPath: target, Image: &runtimeapi.ImageSpec{Image: toolsImage}, ImageSubPath: sub, Readonly: true}
+	}
+	config := f.containerConfig(busyboxImage, "sh", "-c",
+		"cat /whole/etc/mica-image /dir/mica-image /file /link; touch /whole/x /dir/x 2>&1; echo x 2>/dev/null >/file || echo refused; ls -d /whole/bin/lines")
+	config.Mounts = []*runtimeapi.Mount{image("/whole", ""), image("/dir", "etc"), image("/file", "etc/mica-image"), image("/link", "etc/motd")}
+	marker := f.output(p, f.containerConfig(toolsImage, "cat", "/etc/mica-image"))
+	want := strings.Repeat(marker, 4) + "touch: /whole/x: Read-only file system\ntouch: /dir/x: Read-only file system\nrefused\n/whole/bin/lines\n"
+	id := f.start(p, config)
+	ended := f.await(id)
+	if got := text(f.log(p, config)); got != want {
+		t.Errorf("printed %q, want %q", got, want)
+	}
+	for _, m := range ended.Mounts {
+		if m.GetImage().GetImageRef() != volume {
+			t.Errorf("mount %s tells image %q, want %s", m.ContainerPath, m.GetImage().GetImageRef(), volume)
+		}
+	}
+	for sub, code := range map[string]codes.Code{"no/such": codes.Unknown, "../etc": codes.InvalidArgument} {
+		bad := f.containerConfig(busyboxImage, "true")
+		bad.Mounts = []*runtimeapi.Mount{image("/bad", sub)}
+		_, err := f.Runtime.CreateContainer(f.ctx, p.id, bad, p.config)
+		if status.Code(err) != code || !strings.Contains(err.Error(), sub) {
+			t.Errorf("sub path %q: %v, want %v", sub, err, code)
+		}
+	}
+	// A removed image stays mounted where it is.
+	holder := f.containerConfig(busyboxImage, "sh", "-c", "while [ ! -e /dev/shm/go ]; do sleep 0.05; done; cat /whole/etc/mica-image")
+	holder.Mounts = config.Mounts[:1]
+	id = f.start(p, holder)
+	f.no(f.Images.RemoveImage(f.ctx, &runtimeapi.ImageSpec{Image: toolsImage}))
+	f.exec(id, "touch", "/dev/shm/go")
+	if f.await(id); text(f.log(p, holder)) != marker {
+		t.Errorf("after the image was removed its volume has %q, want %q", text(f.log(p, holder)), marker)
+	}
+}
+
+// A device is at the path that the request says, and may be used as it says.
+func TestDevices(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	for permissions, want := range map[string]string{"r": "readable\n", "w": "writable\n", "rwm": "readable\nwritable\n", "": "readable\nwritable\n"} {
+		config := f.containerConfig(busyboxImage, "sh", "-c",
+			"(: </dev/own/log) 2>/dev/null && echo readable; (: >/dev/own/log) 2>/dev/null && echo writable; ls /dev/kmsg 2>/dev/null")
+		config.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"SYSLOG"}} // to read it
+		config.Devices = []*runtimeapi.Device{{HostPath: "/dev/kmsg", ContainerPath: "/dev/own/log", Permissions: permissions}}
+		if got := f.output(p, config); got != want {
+			t.Errorf("device with the permissions %q is %q, want %q", permissions, got, want)
+		}
 	}
 }
 
