@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"slices"
@@ -8,6 +9,8 @@ import (
 	"sync"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/internal/patience"
@@ -104,18 +107,29 @@ func TestListAndRemoveImages(t *testing.T) {
 	}
 }
 
+// Both file systems are told from the first answer on, and grow with what is put there.
 func TestImageFsInfo(t *testing.T) {
 	f := start(t)
-	f.pull(busyboxImage)
-	f.eventually("bytes, inodes and a mount point are known", func() bool {
-		info, err := f.Images.ImageFsInfo(f.ctx)
-		f.no(err)
-		if len(info.ImageFilesystems) == 0 || len(info.ContainerFilesystems) == 0 {
-			t.Fatalf("filesystems are %v, want those of images and of containers", info)
+	empty, err := f.Images.ImageFsInfo(f.ctx)
+	f.no(err)
+	if len(empty.ImageFilesystems) != 1 || len(empty.ContainerFilesystems) != 1 {
+		t.Fatalf("filesystems are %v, want one of images and one of containers", empty)
+	}
+	f.await(f.start(f.runPod(f.podConfig()), f.containerConfig(busyboxImage, "touch", "/file")))
+	f.no(f.StopDaemon()) // the next one measures anew
+	f.no(os.Remove(filepath.Join(f.Data, "cri", "container-usage.json")))
+	_, err = f.StartDaemon(f.ctx)
+	f.no(err)
+	info, err := f.Images.ImageFsInfo(f.ctx)
+	f.no(err)
+	for kind, list := range map[string][]*runtimeapi.FilesystemUsage{"images": info.ImageFilesystems, "containers": info.ContainerFilesystems} {
+		if len(list) != 1 || list[0].InodesUsed.GetValue() == 0 || list[0].FsId.GetMountpoint() == "" || list[0].Timestamp == 0 {
+			t.Errorf("%s: %v, want inodes, a mount point and a time", kind, list)
 		}
-		images := info.ImageFilesystems[0]
-		return images.UsedBytes.GetValue() > 0 && images.InodesUsed.GetValue() > 0 && images.FsId.GetMountpoint() != ""
-	})
+	}
+	if used := info.ImageFilesystems[0].UsedBytes.GetValue(); used < 1_000_000 || used <= empty.ImageFilesystems[0].UsedBytes.GetValue() {
+		t.Errorf("images use %d bytes", used)
+	}
 }
 
 func TestPullsJoin(t *testing.T) {
@@ -143,6 +157,40 @@ func TestPullsJoin(t *testing.T) {
 	}
 	if len(blobs) == 0 {
 		t.Error("no blob was fetched")
+	}
+}
+
+// A client that gives up a pull and asks again joins the one that goes on.
+func TestPullGoesOnForTheRetry(t *testing.T) {
+	f := start(t)
+	f.registry.AddFault(testregistry.Fault{Kind: testregistry.Slow, Rate: 600 << 10, Path: "/blobs/"})
+	ctx, giveUp := context.WithCancel(f.ctx)
+	first := make(chan error, 1)
+	go func() {
+		_, err := f.Images.PullImage(ctx, &runtimeapi.ImageSpec{Image: busyboxImage}, nil, nil)
+		first <- err
+	}()
+	blobs := func() map[string]int {
+		fetched := map[string]int{}
+		for _, request := range f.registry.Requests() {
+			if request.Method == "GET" && strings.Contains(request.Path, "/blobs/") {
+				fetched[request.Path]++
+			}
+		}
+		return fetched
+	}
+	f.eventually("configuration and layer are asked for", func() bool { return len(blobs()) == 2 })
+	giveUp()
+	if err := <-first; status.Code(err) != codes.Canceled {
+		t.Errorf("pull that was given up: %v, want Canceled", err)
+	}
+	if id := f.pull(busyboxImage); f.imageStatus(busyboxImage).GetId() != id {
+		t.Errorf("retry answers with %s, and the image is %v", id, f.imageStatus(busyboxImage))
+	}
+	for blob, count := range blobs() {
+		if count != 1 {
+			t.Errorf("%s was fetched %d times, want once", blob, count)
+		}
 	}
 }
 

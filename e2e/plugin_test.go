@@ -281,3 +281,89 @@ func TestBadHookFile(t *testing.T) {
 		t.Errorf("a container without the file ended with %d", got.ExitCode)
 	}
 }
+
+// gate is an NRI plugin that holds the making of pods and containers.
+type gate struct {
+	entered, open chan string // the ID of what is being made
+}
+
+func (g *gate) pass(ctx context.Context, id string) error {
+	g.entered <- id
+	select {
+	case <-g.open:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (g *gate) RunPodSandbox(ctx context.Context, pod *api.PodSandbox) error {
+	return g.pass(ctx, pod.GetId())
+}
+
+func (g *gate) CreateContainer(ctx context.Context, _ *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+	return nil, nil, g.pass(ctx, c.GetId())
+}
+
+// A client that gives up in the middle of its call and asks again, twice at a time,
+// gets what the first call has begun, which goes on meanwhile, and nothing else.
+func TestRetriesJoinWhatWasGivenUp(t *testing.T) {
+	f := start(t)
+	f.pull(busyboxImage)
+	g := &gate{entered: make(chan string, 10), open: make(chan string)}
+	s, err := stub.New(g, stub.WithPluginName("gate"), stub.WithPluginIdx("10"), stub.WithSocketPath(f.PluginSocket()))
+	f.no(err)
+	f.no(s.Start(f.ctx))
+	t.Cleanup(s.Stop)
+
+	config := f.podConfig()
+	p := pod{id: f.giveUpAndRetry(g, func(ctx context.Context) (string, error) { return f.Runtime.RunPodSandbox(ctx, config, "") }), config: config}
+	container := f.containerConfig(busyboxImage, "echo", "once")
+	id := f.giveUpAndRetry(g, func(ctx context.Context) (string, error) {
+		return f.Runtime.CreateContainer(ctx, p.id, container, config)
+	})
+	pods, err := f.Runtime.ListPodSandbox(f.ctx, nil)
+	f.no(err)
+	containers, err := f.Runtime.ListContainers(f.ctx, nil)
+	f.no(err)
+	if len(pods) != 1 || len(containers) != 1 {
+		t.Errorf("%d pods and %d containers, want one of each", len(pods), len(containers))
+	}
+	f.no(f.Runtime.StartContainer(f.ctx, id))
+	f.await(id)
+	if got := text(f.log(p, container)); got != "once\n" {
+		t.Errorf("container printed %q", got)
+	}
+}
+
+// giveUpAndRetry cancels a call when it has reached the gate, calls twice again,
+// opens the gate, and returns the ID that both calls answer with, which must be that
+// of the first call.
+func (f *fixture) giveUpAndRetry(g *gate, call func(context.Context) (string, error)) string {
+	f.t.Helper()
+	ctx, giveUp := context.WithCancel(f.ctx)
+	first := make(chan error, 1)
+	go func() {
+		_, err := call(ctx)
+		first <- err
+	}()
+	begun := <-g.entered
+	giveUp()
+	if err := <-first; status.Code(err) != codes.Canceled {
+		f.t.Errorf("call that was given up: %v, want Canceled", err)
+	}
+	var group sync.WaitGroup
+	for range 2 {
+		group.Go(func() {
+			if id, err := call(f.ctx); err != nil || id != begun {
+				f.t.Errorf("retry answers with %q, %v; want %s", id, err, begun)
+			}
+		})
+	}
+	g.open <- begun
+	group.Wait()
+	if len(g.entered) > 0 {
+		f.t.Errorf("another was made: %s", <-g.entered)
+	}
+	return begun
+}
