@@ -1,12 +1,18 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/e2e/node"
 )
 
 // nginx from Debian answers from the host by the pod's address and by a host
@@ -87,5 +93,46 @@ func TestNetworkNamespaceIsDroppedWithThePod(t *testing.T) {
 	f.no(err)
 	if leases := census["lease"]; len(leases) > 0 {
 		t.Errorf("after the stop the pod still has %q", leases)
+	}
+}
+
+// The pod CIDR that the kubelet tells becomes a network by the configured template,
+// from which pods get their addresses.
+func TestPodCIDR(t *testing.T) {
+	var conf string
+	f := startOn(t, func(o *node.Options) {
+		conf = filepath.Join(o.Data, "own.d")
+		o.ConfDir = conf
+		template := filepath.Join(o.Data, "template")
+		files := map[string]string{
+			template: `{"cniVersion": "1.0.0", "name": "` + o.Name + `", "plugins": [{"type": "bridge", "bridge": "` + o.Name + `", "isGateway": true,
+				"ipam": {"type": "host-local", "dataDir": "` + o.Data + `/network/leases", "ranges": [[{"subnet": "{{.PodCIDR}}"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}`,
+			filepath.Join(o.Data, "conf.d", "template.toml"): fmt.Sprintf("[network]\nconf_template = %q\n", template),
+		}
+		for name, content := range files {
+			if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte(content), 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	ready := func() bool {
+		status, err := f.Runtime.Status(f.ctx, false)
+		f.no(err)
+		return status.Status.Conditions[1].Status
+	}
+	if ready() {
+		t.Error("the network is ready without a configuration")
+	}
+	cidr := netip.PrefixFrom(f.Subnet.Addr(), 26).String()
+	f.no(f.Runtime.UpdateRuntimeConfig(f.ctx, &runtimeapi.RuntimeConfig{NetworkConfig: &runtimeapi.NetworkConfig{PodCidr: cidr}}))
+	f.eventually("the network is ready", ready)
+	p := f.runPod(f.podConfig())
+	want := "/26\n"
+	if got := f.output(p, f.containerConfig(busyboxImage, "sh", "-c", "ip -o -4 addr show dev eth0 | awk '{print $4}'")); got != f.ip(p)+want || !netip.MustParsePrefix(cidr).Contains(netip.MustParseAddr(f.ip(p))) {
+		t.Errorf("the pod has the address %q, want one of %s", got, cidr)
+	}
+	f.no(f.RemovePod(f.ctx, p.id))
+	if written, err := filepath.Glob(filepath.Join(conf, "*.conflist")); err != nil || len(written) != 1 {
+		t.Errorf("configurations are %q, %v; want one", written, err)
 	}
 }

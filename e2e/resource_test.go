@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -292,7 +293,44 @@ func TestStatusAndVersion(t *testing.T) {
 			t.Errorf("condition %s is false: %s %s", condition.Type, condition.Reason, condition.Message)
 		}
 	}
-	if len(status.Status.Conditions) < 2 || len(status.RuntimeHandlers) == 0 || len(status.Info) == 0 {
-		t.Errorf("status has %d conditions, %d handlers, %d infos", len(status.Status.Conditions), len(status.RuntimeHandlers), len(status.Info))
+	if len(status.Status.Conditions) < 2 || !status.Features.GetMountOptions() || !status.Features.GetSupplementalGroupsPolicy() {
+		t.Errorf("status has %d conditions and the features %v", len(status.Status.Conditions), status.Features)
+	}
+	if len(status.RuntimeHandlers) == 0 || status.RuntimeHandlers[0].Name != "" || !status.RuntimeHandlers[0].Features.GetRecursiveReadOnlyMounts() {
+		t.Errorf("handlers are %v, want the default one first, with recursive read-only mounts", status.RuntimeHandlers)
+	}
+	var config struct{ SandboxImage string }
+	f.no(json.Unmarshal([]byte(status.Info["config"]), &config))
+	if !strings.Contains(config.SandboxImage, "pause:") {
+		t.Errorf("kubeadm reads the sandbox image %q", config.SandboxImage)
+	}
+	for _, key := range []string{"cniconfig", "lastCNILoadStatus", "golang", "version"} {
+		if info := status.Info[key]; info == "" || !json.Valid([]byte(info)) {
+			t.Errorf("info %s is %q, want JSON", key, info)
+		}
+	}
+	driver, err := f.Runtime.RuntimeConfig(f.ctx)
+	f.no(err)
+	if driver.GetLinux().GetCgroupDriver() != runtimeapi.CgroupDriver_CGROUPFS {
+		t.Errorf("cgroup driver is %v", driver)
+	}
+}
+
+// Containers have the resource limits of the configuration.
+func TestUlimits(t *testing.T) {
+	f := startOn(t, func(o *node.Options) {
+		dir := filepath.Join(o.Data, "conf.d")
+		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "ulimits.toml"), []byte("[pods]\nulimits = [\"nofile=321:654\", \"core=0\"]\n"), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	p := f.runPod(f.podConfig())
+	id := f.start(p, f.containerConfig(busyboxImage, "sleep", "1000"))
+	// Not the soft limit of open files, which runc of before 1.1.7 lets an exec raise.
+	if got := f.exec(id, "sh", "-c", "ulimit -Hn; ulimit -Hc"); got != "654\n0\n" {
+		t.Errorf("limits of an exec are %q", got)
+	}
+	if got := f.output(p, f.containerConfig(busyboxImage, "sh", "-c", "ulimit -Sn; ulimit -Hn; ulimit -Hc")); got != "321\n654\n0\n" {
+		t.Errorf("limits of a container are %q", got)
 	}
 }

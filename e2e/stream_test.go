@@ -54,35 +54,78 @@ func TestExecSyncTimeoutKillsAll(t *testing.T) {
 	})
 }
 
-// A process that an exec leaves behind with its output open may not hold the call.
+// A process that an exec leaves behind with its output open may not hold the call,
+// nor anything of the daemon: no descriptor, no goroutine, no process of its own.
 func TestExecSyncDrainIsBounded(t *testing.T) {
 	f := start(t)
-	id := f.start(f.runPod(f.podConfig()), f.containerConfig(busyboxImage, "sleep", "1000"))
+	p := f.runPod(f.podConfig())
+	id := f.start(p, f.containerConfig(busyboxImage, "sleep", "1000"))
+	f.exec(id, "true")
+	before, err := f.Census(f.ctx)
+	f.no(err)
 	begin := time.Now()
-	got := f.exec(id, "sh", "-c", "sleep 300 & echo started")
-	if got != "started\n" || time.Since(begin) > 30*time.Second {
-		t.Errorf("exec returned %q after %s", got, time.Since(begin))
+	const count = 5
+	for range count {
+		if got := f.exec(id, "sh", "-c", "sleep 4321 & echo started"); got != "started\n" {
+			t.Errorf("exec returned %q", got)
+		}
 	}
+	if took := time.Since(begin); took > time.Minute {
+		t.Errorf("%d execs took %s", count, took)
+	}
+	f.eventually("nothing but the processes is left", func() bool {
+		census, err := f.Census(f.ctx)
+		f.no(err)
+		leaks := census.Leaks(before)
+		return len(leaks) == count && !slices.ContainsFunc(leaks, func(leak string) bool {
+			return !strings.HasPrefix(leak, "process: ") || !strings.Contains(leak, " sleep ")
+		})
+	})
+	f.no(f.Runtime.StopContainer(f.ctx, id, 0)) // which the processes do not survive
+	f.eventually("what the execs left has gone", func() bool {
+		census, err := f.Census(f.ctx)
+		f.no(err)
+		return len(census["process"]) == 0
+	})
 }
 
 func TestExecSyncOutputIsCapped(t *testing.T) {
 	f := start(t)
 	id := f.start(f.runPod(f.podConfig()), f.containerConfig(busyboxImage, "sleep", "1000"))
-	stdout, _, err := f.Runtime.ExecSync(f.ctx, id, []string{"head", "-c", "20000000", "/dev/zero"}, 30*time.Second)
-	if len(stdout) > 16<<20 {
-		t.Errorf("%d bytes of output, want at most 16 MiB (error %v)", len(stdout), err)
-	}
-	if got := f.exec(id, "head", "-c", "1000000", "/dev/zero"); len(got) != 1_000_000 {
-		t.Errorf("%d bytes of output, want 1000000", len(got))
+	const most = 16<<20 - 4<<10 // what an answer of 16 MiB has room for
+	for script, want := range map[string][2]int{
+		"head -c 17000000 /dev/zero >&2":                             {0, most},
+		"head -c 17000000 /dev/zero; head -c 17000000 /dev/zero >&2": {most / 2, most / 2},
+		"head -c 1000000 /dev/zero; head -c 17000000 /dev/zero >&2":  {1_000_000, most - 1_000_000},
+		"head -c 1000000 /dev/zero; head -c 1000000 /dev/zero >&2":   {1_000_000, 1_000_000},
+	} {
+		stdout, stderr, err := f.Runtime.ExecSync(f.ctx, id, []string{"sh", "-c", script}, 30*time.Second)
+		if err != nil || len(stdout) != want[0] || len(stderr) != want[1] {
+			t.Errorf("%s: %d and %d bytes, want %v: %v", script, len(stdout), len(stderr), want, err)
+		}
 	}
 }
 
 // streams are what one end of a streaming call sends and received.
 type streams struct {
 	stdin          io.Reader
-	stdout, stderr bytes.Buffer
+	stdout, stderr received
 	tty            bool
 	resize         remotecommand.TerminalSizeQueue
+}
+
+// received is what one stream has received so far.
+type received struct {
+	bytes.Buffer
+	each func(soFar string) // called with every piece; may be nil
+}
+
+func (r *received) Write(p []byte) (int, error) {
+	n, err := r.Buffer.Write(p)
+	if r.each != nil {
+		r.each(r.String())
+	}
+	return n, err
 }
 
 // stream runs a streaming call by the given protocol.
@@ -140,18 +183,45 @@ func (s *sizes) Next() *remotecommand.TerminalSize {
 	return &next
 }
 
-func TestExecTerminal(t *testing.T) {
+// Terminals are terminals, and take the client's size, over both protocols, for a
+// command and for the container's own process.
+func TestTerminals(t *testing.T) {
 	f := start(t)
-	id := f.start(f.runPod(f.podConfig()), f.containerConfig(busyboxImage, "sleep", "1000"))
-	response, err := f.Runtime.Exec(f.ctx, &runtimeapi.ExecRequest{
-		ContainerId: id, Tty: true, Stdin: true, Stdout: true,
-		Cmd: []string{"sh", "-c", "test -t 0 && echo terminal; while [ \"$(stty size 2>/dev/null)\" != '33 111' ]; do sleep 0.05; done; stty size"},
-	})
-	f.no(err)
-	s := &streams{stdin: strings.NewReader(""), tty: true, resize: &sizes{left: []remotecommand.TerminalSize{{Width: 111, Height: 33}}}}
-	f.no(f.stream("spdy", response.Url, s))
-	if got := s.stdout.String(); got != "terminal\r\n33 111\r\n" {
-		t.Errorf("terminal printed %q", got)
+	p := f.runPod(f.podConfig())
+	shell := []string{"sh", "-c", "read go; test -t 0 && echo terminal; while [ \"$(stty size 2>/dev/null)\" != '33 111' ]; do sleep 0.05; done; stty size"}
+	id := f.start(p, f.containerConfig(busyboxImage, "sleep", "1000"))
+	for _, protocol := range []string{"spdy", "websocket"} {
+		t.Run("exec by "+protocol, func(t *testing.T) {
+			response, err := f.Runtime.Exec(f.ctx, &runtimeapi.ExecRequest{ContainerId: id, Tty: true, Stdin: true, Stdout: true, Cmd: shell})
+			f.no(err)
+			f.checkTerminal(protocol, response.Url)
+		})
+		t.Run("attach by "+protocol, func(t *testing.T) {
+			config := f.containerConfig(busyboxImage, shell...)
+			config.Stdin, config.Tty = true, true
+			id := f.start(p, config)
+			response, err := f.Runtime.Attach(f.ctx, &runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Tty: true})
+			f.no(err)
+			f.checkTerminal(protocol, response.Url)
+			if ended := f.await(id); ended.ExitCode != 0 {
+				t.Errorf("container ended with %d", ended.ExitCode)
+			}
+		})
+	}
+}
+
+func (f *fixture) checkTerminal(protocol, address string) {
+	f.t.Helper()
+	// The input stays open until the process has ended, as that of a terminal does.
+	typed, keyboard := io.Pipe()
+	defer keyboard.Close()
+	go func() { _, _ = keyboard.Write([]byte("go\n")) }()
+	s := &streams{stdin: typed, tty: true, resize: &sizes{left: []remotecommand.TerminalSize{{Width: 111, Height: 33}}}}
+	if err := f.stream(protocol, address, s); err != nil {
+		f.t.Errorf("%s: %v", protocol, err)
+	}
+	if got := s.stdout.String(); got != "go\r\nterminal\r\n33 111\r\n" {
+		f.t.Errorf("%s: terminal printed %q", protocol, got)
 	}
 }
 
@@ -195,6 +265,37 @@ func TestAttachTerminal(t *testing.T) {
 		t.Errorf("attached terminal received %q", got)
 	}
 	f.await(id)
+}
+
+// An input that is not taken once outlives its clients.
+func TestInputOutlivesItsClient(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	config := f.containerConfig(busyboxImage, "sh", "-c", "while read line; do echo got $line; [ $line = last ] && exit 3; done; echo end of input")
+	config.Stdin = true
+	id := f.start(p, config)
+	for _, line := range []string{"first", "second", "last"} {
+		response, err := f.Runtime.Attach(f.ctx, &runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Stderr: true})
+		f.no(err)
+		typed, keyboard := io.Pipe()
+		go func() { _, _ = keyboard.Write([]byte(line + "\n")) }()
+		s := &streams{stdin: typed}
+		s.stdout.each = func(soFar string) {
+			if strings.HasSuffix(soFar, "\n") {
+				_ = keyboard.Close() // the client goes when it has its answer
+			}
+		}
+		f.no(f.stream("spdy", response.Url, s))
+		if got := s.stdout.String(); got != "got "+line+"\n" {
+			t.Errorf("client that sent %s received %q", line, got)
+		}
+	}
+	if got := f.await(id); got.ExitCode != 3 {
+		t.Errorf("exit code is %d, want 3", got.ExitCode)
+	}
+	if got := text(f.log(p, config)); got != "got first\ngot second\ngot last\n" {
+		t.Errorf("log is %q", got)
+	}
 }
 
 // A client that attaches and reads nothing must not stop the container's log.
