@@ -59,12 +59,13 @@ func TestUserNamespace(t *testing.T) {
 			touch /dev/shm/f /new; chown 1000:1000 /new; stat -c '%u:%g' /new
 			cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced
 			hostname inside && hostname
+			echo masked $(grep -c ' /proc/' /proc/self/mountinfo) # unmasked is what no paths mean here
 			ip link add dummy type bridge && echo bridge
 			sleep 600`)
 		config.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"NET_ADMIN", "SYS_ADMIN"}}
 		id := f.start(p, config)
 		mapping := fmt.Sprintf("0 %d %d", hostRoot, idCount)
-		want := strings.Join([]string{mapping, mapping, "0:0", "0:0", "0:0", "0:0", "line", "1000:1000", "80", "1", "inside", "bridge"}, "\n")
+		want := strings.Join([]string{mapping, mapping, "0:0", "0:0", "0:0", "0:0", "line", "1000:1000", "80", "1", "inside", "masked 0", "bridge"}, "\n")
 		f.eventually("output of the container", func() bool { return strings.Contains(text(f.log(p, config)), "bridge") })
 		var got []string
 		for line := range strings.Lines(text(f.log(p, config))) {

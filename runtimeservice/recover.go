@@ -24,6 +24,10 @@ import (
 // recoveryWorkers is how many pods or containers are recovered at a time.
 const recoveryWorkers = 16
 
+// retellAge is how old an exit may be that nobody heard of and that is told once
+// more. Whoever comes back later than that begins by listing.
+const retellAge = time.Hour
+
 // recover brings memory to what the records, the keeper and the disk say. What
 // was half done is torn down, what nobody claims is swept away. Only what
 // makes every pod unusable is an error; one bad record is logged and removed.
@@ -152,7 +156,7 @@ func (s *Service) recoverContainer(ctx context.Context, c *Container, alive map[
 		err = s.locked(ctx, c, s.eraseContainer)
 	case phase == Exited:
 		// What the keeper still has was not released, which follows the telling.
-		if known || c.snapshot().Untold {
+		if st := c.snapshot(); known || st.Untold && time.Since(st.Finished) < retellAge {
 			s.retellExit(c)
 		}
 	case c.snapshot().BootID != s.bootID:
