@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -20,22 +21,17 @@ func TestSpecificationNamesRealTests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files, err := filepath.Glob(filepath.Join(root, "e2e", "*_test.go"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	below, err := filepath.Glob(filepath.Join(root, "e2e", "*", "*_test.go"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	files = append(files, below...)
 	var source strings.Builder
-	for _, file := range files {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
+	err = filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
 		}
+		data, err := os.ReadFile(path)
 		source.Write(data)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 	// A star at a name's end stands for any rest.
 	names := regexp.MustCompile(`\bTest\w+\*?`).FindAllString(string(text), -1)
