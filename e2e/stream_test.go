@@ -116,12 +116,14 @@ type streams struct {
 
 // received is what one stream has received so far.
 type received struct {
-	bytes.Buffer
-	each func(soFar string) // called with every piece; may be nil
+	buffer bytes.Buffer       // not embedded: its ReadFrom would pass Write by
+	each   func(soFar string) // called with every piece; may be nil
 }
 
+func (r *received) String() string { return r.buffer.String() }
+
 func (r *received) Write(p []byte) (int, error) {
-	n, err := r.Buffer.Write(p)
+	n, err := r.buffer.Write(p)
 	if r.each != nil {
 		r.each(r.String())
 	}
