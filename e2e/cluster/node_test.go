@@ -157,7 +157,7 @@ func (f *fixture) checkSummary(text string, n *cluster.Node) error {
 }
 
 // manyPods is how many pods see the restarts of their node's programs.
-const manyPods = 60
+const manyPods = 100
 
 // A kubelet and a daemon that start anew restart no container and have no pod
 // flap.

@@ -86,7 +86,7 @@ func TestMountPropagation(t *testing.T) {
 		command: [sh, -c, "mkdir /v/m; mount -t tmpfs none /v/m; touch /v/m/made; touch /ready; exec sleep infinity"]
 		readinessProbe: {exec: {command: [test, -e, /ready]}, periodSeconds: 1}
 		securityContext: {privileged: true}
-		lifecycle: {preStop: {exec: {command: [umount, /v/m]}}}
+		lifecycle: {preStop: {exec: {command: [umount, /v/m, /v/later]}}}
 		volumeMounts: [{name: v, mountPath: /v, mountPropagation: Bidirectional}]
 	- name: taker
 		image: `+cluster.Busybox+`
@@ -99,8 +99,12 @@ func TestMountPropagation(t *testing.T) {
 	volumes: [{name: v, emptyDir: {}}]
 `)
 	f.awaitPod("main", ready)
-	for container, want := range map[string]string{"taker": "made\n"} {
-		if got := f.kubectl("exec", "main", "-c", container, "--", "ls", "/v/m"); got != want {
+	// The loner has the directory, and may have been started when the mount was
+	// there; so it is a new one that tells.
+	remount := "mkdir /v/later && mount -t tmpfs none /v/later && touch /v/later/made"
+	f.kubectl("exec", "main", "-c", "maker", "--", "sh", "-c", remount)
+	for container, want := range map[string]string{"maker": "made\n", "taker": "made\n", "loner": ""} {
+		if got := f.kubectl("exec", "main", "-c", container, "--", "ls", "/v/later"); got != want {
 			t.Errorf("%s sees %q, want %q", container, got, want)
 		}
 	}
