@@ -54,9 +54,12 @@ func real(t *testing.T) (*Manager, string) {
 }
 
 // run starts a shell in the cgroup. It is collected at the end of the test.
-func run(t *testing.T, m *Manager, path, script string) *exec.Cmd {
+func run(t *testing.T, m *Manager, path, script string, prepare ...func(*exec.Cmd)) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("/bin/sh", "-c", "read go; "+script)
+	for _, f := range prepare {
+		f(cmd)
+	}
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -301,11 +304,11 @@ func TestOnV2(t *testing.T) {
 		t.Skipf("already on v2, or nothing: %v", err)
 	}
 	script := `umount -l /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup || exit 1; exec "$0" "$@"`
-	cmd := exec.Command("/bin/sh", "-c", script, os.Args[0], "-test.v", "-test.run", "TestParent|TestRemoveParent|TestKillAll|TestPodsAndInit|TestDetected")
+	cmd := exec.Command("/bin/sh", "-c", script, os.Args[0], "-test.v", "-test.run", "TestParent|TestRemoveParent|TestKillAll|TestPodsAndInit|TestDetected|TestFreeze")
 	cmd.Env = append(os.Environ(), onV2Env+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	out, err := cmd.CombinedOutput()
-	if err != nil || strings.Count(string(out), "--- PASS") != 5 {
+	if err != nil || strings.Count(string(out), "--- PASS") != 7 {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
