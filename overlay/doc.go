@@ -39,5 +39,9 @@
 // only implies (parent directories that it does not list) is taken from the
 // layers below when the draft is committed.
 //
+// What a container has changed of its image can be told as a tar and done to
+// another writable layer ([Store.Changes], [Store.ApplyChanges]): the form in which
+// checkpoints of containers have it.
+//
 // The package needs Linux 5.8, root, and /proc.
 package overlay

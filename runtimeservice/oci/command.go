@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"strings"
 	"time"
@@ -24,11 +25,23 @@ const killDelay = time.Second
 func (r *Runtime) run(ctx context.Context, stdin []byte, subcommand ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.options.Timeout)
 	defer cancel()
+	return r.exec(ctx, runArgs{stdin: stdin}, subcommand...)
+}
+
+// runArgs are what one run of the runtime gets besides its command line.
+type runArgs struct {
+	stdin []byte
+	env   []string // added to this process's own
+}
+
+// exec is run that only ctx bounds.
+func (r *Runtime) exec(ctx context.Context, a runArgs, subcommand ...string) ([]byte, error) {
 	args := append(r.Args(), "--log-format", "json")
 	args = append(args, subcommand...)
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.WaitDelay = killDelay
-	cmd.Stdin = bytes.NewReader(stdin)
+	cmd.Stdin = bytes.NewReader(a.stdin)
+	cmd.Env = append(os.Environ(), a.env...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	release, err := r.start(cmd)

@@ -1,7 +1,7 @@
 // Package oci drives an OCI runtime (runc, crun or one that takes the same
 // command line) for containers that already exist.
 //
-// It runs state, update, pause, resume and exec, asks for versions and
+// It runs state, update, pause, resume, checkpoint and exec, asks for versions and
 // features, and probes which of several runtimes works on this host. It does
 // not create, start or delete pods' containers: the keeper does, with the
 // argument prefix that Args returns, because the keeper has to be their

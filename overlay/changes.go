@@ -1,0 +1,336 @@
+package overlay
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Changes writes what a writable layer has that its image has not, or has
+// otherwise, as an uncompressed tar without whiteouts, and returns the paths
+// that the layer deletes, relative to the root and sorted. Nobody must write to
+// the layer meanwhile; it may be mounted. Sockets are left out, as is the root
+// directory itself. It answers errdefs.ErrNotFound for an ID that is not there.
+func (s *Store) Changes(ctx context.Context, id string, to io.Writer) (deleted []string, err error) {
+	s.mu.Lock()
+	w := s.rws[id]
+	s.mu.Unlock()
+	if w == nil {
+		return nil, fmt.Errorf("changes of writable layer %s: %w", id, errdefs.ErrNotFound)
+	}
+	below, err := s.cacheIDs(w.Parent)
+	if err != nil {
+		return nil, fmt.Errorf("changes of writable layer %s: %w", id, err)
+	}
+	if w.InitID != "" {
+		below = append([]string{w.InitID}, below...)
+	}
+	v, err := s.newView(below)
+	if err != nil {
+		return nil, fmt.Errorf("changes of writable layer %s: %w", id, err)
+	}
+	defer v.close()
+	t := treeWriter{ctx: ctx, tar: tar.NewWriter(to), below: v, links: map[inode]string{}}
+	if err := t.pack(s.paths.diff(w.MountID)); err != nil {
+		return nil, fmt.Errorf("changes of writable layer %s: %w", id, err)
+	}
+	slices.Sort(t.deleted)
+	return t.deleted, nil
+}
+
+// PackTree writes the files below a directory as an uncompressed tar, without
+// sockets and without the directory itself. Nobody must write there meanwhile.
+func PackTree(ctx context.Context, dir string, to io.Writer) error {
+	t := treeWriter{ctx: ctx, tar: tar.NewWriter(to), links: map[inode]string{}}
+	if err := t.pack(dir); err != nil {
+		return fmt.Errorf("pack %s: %w", dir, err)
+	}
+	return nil
+}
+
+// inode names one file of the machine.
+type inode struct{ device, number uint64 }
+
+// treeWriter packs one tree.
+type treeWriter struct {
+	ctx     context.Context // of one call, which this value does not outlive
+	tar     *tar.Writer
+	below   *view            // of the layers below an upper directory; nil for an ordinary tree
+	links   map[inode]string // files with more than one name that are packed already
+	deleted []string
+}
+
+func (t *treeWriter) pack(dir string) error {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	if err := t.directory(os.NewFile(uintptr(fd), dir), ".", false); err != nil {
+		return err
+	}
+	return t.tar.Close()
+}
+
+// directory packs what is in d, whose path is p, and closes it. hidden says
+// that an opaque directory above lets nothing of the layers below through.
+func (t *treeWriter) directory(d *os.File, p string, hidden bool) error {
+	defer func() { _ = d.Close() }()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return fmt.Errorf("read directory %q: %w", p, err)
+	}
+	slices.Sort(names)
+	fd := int(d.Fd())
+	if t.below != nil && (hidden || isOpaque(fd, ".")) {
+		hidden = true
+		if err := t.deleteHidden(p, names); err != nil {
+			return fmt.Errorf("read directory %q of the image: %w", p, err)
+		}
+	}
+	for _, name := range names {
+		if err := t.ctx.Err(); err != nil {
+			return err
+		}
+		if err := t.entry(fd, name, join(p, name), hidden); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func join(dir, name string) string {
+	if dir == "." {
+		return name
+	}
+	return dir + "/" + name
+}
+
+// deleteHidden notes as deleted what the layers below have in the directory p
+// and an opaque directory has not.
+func (t *treeWriter) deleteHidden(p string, have []string) error {
+	names, err := t.below.names(p)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if _, ok := slices.BinarySearch(have, name); !ok {
+			t.deleted = append(t.deleted, join(p, name))
+		}
+	}
+	return nil
+}
+
+func (t *treeWriter) entry(dirfd int, name, p string, hidden bool) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("stat %q: %w", p, err)
+	}
+	if t.below != nil && isWhiteout(&st) {
+		t.deleted = append(t.deleted, p)
+		return nil
+	}
+	var err error
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFSOCK:
+		return nil
+	case unix.S_IFDIR:
+		return t.subdirectory(dirfd, name, p, hidden)
+	case unix.S_IFREG:
+		err = t.regular(dirfd, name, p)
+	default:
+		err = t.special(dirfd, name, p, &st)
+	}
+	if err != nil {
+		return fmt.Errorf("pack %q: %w", p, err)
+	}
+	return nil
+}
+
+func (t *treeWriter) subdirectory(dirfd int, name, p string, hidden bool) error {
+	d, st, err := openEntry(dirfd, name, unix.O_DIRECTORY)
+	if err != nil {
+		return fmt.Errorf("open %q: %w", p, err)
+	}
+	h := headerOf(p+"/", tar.TypeDir, &st)
+	if err = addAttributes(h, int(d.Fd())); err == nil {
+		err = t.tar.WriteHeader(h)
+	}
+	if err != nil {
+		_ = d.Close()
+		return fmt.Errorf("pack %q: %w", p, err)
+	}
+	return t.directory(d, p, hidden)
+}
+
+// openEntry opens what stands under a name, and says what it has opened.
+func openEntry(dirfd int, name string, flags int) (*os.File, unix.Stat_t, error) {
+	var st unix.Stat_t
+	fd, err := unix.Openat(dirfd, name, flags|unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, st, err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, st, errors.Join(err, f.Close())
+	}
+	return f, st, nil
+}
+
+func (t *treeWriter) regular(dirfd int, name, p string) error {
+	f, st, err := openEntry(dirfd, name, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	h := headerOf(p, tar.TypeReg, &st)
+	if first, ok := t.linked(h, &st); ok {
+		h.Typeflag, h.Linkname = tar.TypeLink, first
+		return t.tar.WriteHeader(h)
+	}
+	h.Size = st.Size
+	if err := addAttributes(h, int(f.Fd())); err != nil {
+		return err
+	}
+	if err := t.tar.WriteHeader(h); err != nil {
+		return err
+	}
+	if _, err := io.Copy(t.tar, &readerUntil{ctx: t.ctx, from: io.LimitReader(f, st.Size)}); err != nil {
+		return err
+	}
+	return t.tar.Flush() // which tells of a file that became shorter
+}
+
+// linked returns the name under which a file of several names is packed
+// already.
+func (t *treeWriter) linked(h *tar.Header, st *unix.Stat_t) (string, bool) {
+	if st.Nlink < 2 {
+		return "", false
+	}
+	id := inode{st.Dev, st.Ino}
+	first, ok := t.links[id]
+	if !ok {
+		t.links[id] = h.Name
+	}
+	return first, ok
+}
+
+// special packs what has no content.
+func (t *treeWriter) special(dirfd int, name, p string, st *unix.Stat_t) error {
+	h := headerOf(p, tar.TypeFifo, st)
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFLNK:
+		target, err := os.Readlink(fdPath(dirfd, name))
+		if err != nil {
+			return err
+		}
+		h.Typeflag, h.Linkname = tar.TypeSymlink, target
+	case unix.S_IFCHR, unix.S_IFBLK:
+		h.Typeflag = tar.TypeChar
+		if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+			h.Typeflag = tar.TypeBlock
+		}
+		h.Devmajor, h.Devminor = int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
+	}
+	if first, ok := t.linked(h, st); ok {
+		h = headerOf(p, tar.TypeLink, st)
+		h.Linkname = first
+	}
+	return t.tar.WriteHeader(h)
+}
+
+func headerOf(p string, kind byte, st *unix.Stat_t) *tar.Header {
+	return &tar.Header{
+		Format: tar.FormatPAX, Typeflag: kind, Name: p, Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid),
+		ModTime: time.Unix(st.Mtim.Unix()),
+	}
+}
+
+func addAttributes(h *tar.Header, fd int) error {
+	names, err := listAttributes(fd)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if strings.HasPrefix(name, overlayAttrPrefix) {
+			continue
+		}
+		value := make([]byte, maxAttribute)
+		n, err := unix.Fgetxattr(fd, name, value)
+		if err != nil {
+			return fmt.Errorf("read attribute %s: %w", name, err)
+		}
+		if h.PAXRecords == nil {
+			h.PAXRecords = map[string]string{}
+		}
+		h.PAXRecords[xattrRecord+name] = string(value[:n])
+	}
+	return nil
+}
+
+// names lists what the stack shows in the directory p, in no order; nothing if
+// p is not a directory.
+func (v *view) names(p string) ([]string, error) {
+	parts, err := v.dir(p)
+	if err != nil {
+		return nil, err
+	}
+	shown, gone := map[string]bool{}, map[string]bool{}
+	for _, i := range parts {
+		if err := v.addNames(v.roots[i], p, shown, gone); err != nil {
+			return nil, err
+		}
+	}
+	return slices.Collect(maps.Keys(shown)), nil
+}
+
+// addNames adds what one root has in a directory below what the roots above
+// show there or hide.
+func (v *view) addNames(root int, p string, shown, gone map[string]bool) error {
+	fd, err := openBeneath(root, p, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	d := os.NewFile(uintptr(fd), p)
+	defer func() { _ = d.Close() }()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		var st unix.Stat_t
+		if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
+		}
+		switch {
+		case shown[name] || gone[name]:
+		case isWhiteout(&st):
+			gone[name] = true
+		default:
+			shown[name] = true
+		}
+	}
+	return nil
+}
+
+// readerUntil ends with its context.
+type readerUntil struct {
+	ctx  context.Context // of one copy, which this value does not outlive
+	from io.Reader
+}
+
+func (r *readerUntil) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.from.Read(p)
+}
