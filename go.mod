@@ -3,6 +3,7 @@ module github.com/micarun/mica
 go 1.26.0
 
 require (
+	github.com/checkpoint-restore/checkpointctl v1.7.0
 	github.com/containerd/continuity v0.5.0
 	github.com/containerd/errdefs v1.0.0
 	github.com/containerd/nri v0.12.5

@@ -1,0 +1,440 @@
+package checkpoint
+
+import (
+	"archive/tar"
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Limits of an archive.
+const (
+	maxEntries  = 1 << 20
+	maxName     = 255
+	maxMetadata = 8 << 20   // bytes of a file that is read as a whole
+	maxWindow   = 128 << 20 // bytes that zstd may want to look back
+)
+
+// Archive is a checkpoint to read from. The methods may be called one after the
+// other, any number of times.
+type Archive struct {
+	name string
+	file *os.File // a tar, or nil
+	root *os.Root // a directory, or nil
+}
+
+// Open opens the archive in a file. What is not a file is ErrInvalidArgument,
+// what is not there ErrNotFound.
+func Open(name string) (*Archive, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("open checkpoint archive %s: %w", name, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open checkpoint archive: %w", err)
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("not a file: %w", errdefs.ErrInvalidArgument)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("open checkpoint archive %s: %w", name, err)
+	}
+	return &Archive{name: name, file: f}, nil
+}
+
+// OpenDir opens a checkpoint whose files lie in a directory, as in an image
+// that was made of an archive. name is what errors call it.
+func OpenDir(dir, name string) (*Archive, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open checkpoint %s: %w", name, err)
+	}
+	return &Archive{name: name, root: root}, nil
+}
+
+// Name is what the archive was opened as.
+func (a *Archive) Name() string { return a.name }
+
+// Close lets go of the archive.
+func (a *Archive) Close() error {
+	if a.file != nil {
+		return a.file.Close()
+	}
+	return a.root.Close()
+}
+
+// Description is what an archive says of the container.
+type Description struct {
+	Config Config
+	Spec   specs.Spec
+}
+
+// Describe reads what the archive says of the container. An archive that does
+// not say it is ErrInvalidArgument.
+func (a *Archive) Describe(ctx context.Context) (Description, error) {
+	var d Description
+	wanted := map[string]any{ConfigFile: &d.Config, SpecFile: &d.Spec}
+	err := a.each(ctx, func(e entry) error {
+		into := wanted[e.name]
+		if into == nil {
+			return nil
+		}
+		delete(wanted, e.name)
+		if err := e.decode(into); err != nil {
+			return err
+		}
+		if len(wanted) == 0 {
+			return errEnough
+		}
+		return nil
+	})
+	if err == nil && len(wanted) > 0 {
+		for name := range wanted {
+			err = invalid("%s is missing", name)
+		}
+	}
+	if err == nil && (d.Spec.Process == nil || d.Spec.Linux == nil) {
+		err = invalid("%s has no process", SpecFile)
+	}
+	if err != nil {
+		return Description{}, fmt.Errorf("read checkpoint archive %s: %w", a.name, err)
+	}
+	return d, nil
+}
+
+// Unpack writes the files that a restore needs into a directory, under their
+// names, with mode 0600. It writes at most limit bytes. A name that leaves the
+// archive, a file that is there twice, one that is not a file, and more than
+// the limit is ErrInvalidArgument. After an error a part is there.
+func (a *Archive) Unpack(ctx context.Context, dir string, limit int64) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return fmt.Errorf("unpack checkpoint archive %s: %w", a.name, err)
+	}
+	defer func() { _ = root.Close() }()
+	images := false
+	err = a.each(ctx, func(e entry) error {
+		if !wanted(e.name) {
+			return nil
+		}
+		if limit -= e.size; limit < 0 {
+			return invalid("it holds more than may be unpacked")
+		}
+		images = images || path.Dir(e.name) == ImagesDir
+		if e.name == crioLogFile {
+			e.name = LogFile
+		}
+		return e.unpack(root)
+	})
+	if err == nil && !images {
+		err = invalid("it holds no images of CRIU")
+	}
+	if err != nil {
+		return fmt.Errorf("unpack checkpoint archive %s: %w", a.name, err)
+	}
+	return nil
+}
+
+// wanted says whether a restore needs the file.
+func wanted(name string) bool {
+	switch name {
+	case RootfsDiffFile, DeletedFile, ShmFile, LogFile, crioLogFile:
+		return true
+	case ImagesDir, VolumesDir: // which are not directories then
+		return true
+	}
+	switch path.Dir(name) {
+	case ImagesDir:
+		return true
+	case VolumesDir:
+		return regexp.MustCompile(`^[0-9]{1,4}\.tar$`).MatchString(path.Base(name))
+	}
+	return false
+}
+
+// entry is one file of an archive.
+type entry struct {
+	name    string // clean and relative
+	size    int64
+	file    bool // a regular file
+	content io.Reader
+}
+
+func (e entry) decode(into any) error {
+	if !e.file || e.size > maxMetadata {
+		return invalid("%s is not a file, or larger than %d bytes", e.name, maxMetadata)
+	}
+	data, err := io.ReadAll(io.LimitReader(e.content, maxMetadata))
+	if err != nil {
+		return fmt.Errorf("read %s: %w", e.name, err)
+	}
+	if err := json.Unmarshal(data, into); err != nil {
+		return invalid("decode %s: %v", e.name, err)
+	}
+	return nil
+}
+
+func (e entry) unpack(root *os.Root) error {
+	if e.name == ImagesDir || e.name == VolumesDir {
+		return invalid("%s is not a directory", e.name)
+	}
+	if !e.file {
+		return invalid("%s is not a file", e.name)
+	}
+	if dir := path.Dir(e.name); dir != "." {
+		if err := root.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	f, err := root.OpenFile(e.name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return invalid("%s is there twice", e.name)
+	}
+	if err != nil {
+		return err
+	}
+	n, err := io.Copy(f, e.content)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil && n != e.size {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", e.name, err)
+	}
+	return nil
+}
+
+// errEnough ends an iteration.
+var errEnough = errors.New("enough")
+
+// each calls f for every file of the archive.
+func (a *Archive) each(ctx context.Context, f func(entry) error) error {
+	var err error
+	if a.root != nil {
+		err = a.eachFile(ctx, f)
+	} else {
+		err = a.eachEntry(ctx, f)
+	}
+	if errors.Is(err, errEnough) {
+		return nil
+	}
+	if cause := ctx.Err(); err != nil && cause != nil {
+		return cause
+	}
+	return err
+}
+
+func (a *Archive) eachEntry(ctx context.Context, f func(entry) error) error {
+	if _, err := a.file.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	plain, err := decompress(reader{ctx, a.file})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = plain.Close() }()
+	in := tar.NewReader(plain)
+	for range maxEntries {
+		h, err := in.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return tarError(err)
+		}
+		name, err := entryName(h.Name)
+		if err != nil {
+			return err
+		}
+		if h.Typeflag == tar.TypeDir || h.Typeflag == tar.TypeXGlobalHeader {
+			continue
+		}
+		if err := f(entry{name: name, size: h.Size, file: h.Typeflag == tar.TypeReg, content: in}); err != nil {
+			return tarError(err)
+		}
+	}
+	return invalid("it has more than %d entries", maxEntries)
+}
+
+// entryName makes the name of an entry clean and refuses what leaves the
+// archive.
+func entryName(name string) (string, error) {
+	clean := path.Clean(name)
+	switch {
+	case name == "" || strings.IndexByte(name, 0) >= 0 || path.IsAbs(name):
+		return "", invalid("entry %q: bad name", name)
+	case clean == ".." || strings.HasPrefix(clean, "../"):
+		return "", invalid("entry %q leaves the archive", name)
+	case len(path.Base(clean)) > maxName:
+		return "", invalid("entry %.32q…: name of %d bytes", name, len(name))
+	}
+	return clean, nil
+}
+
+// tarError marks what is wrong with the archive itself.
+func tarError(err error) error {
+	for _, is := range []error{io.ErrUnexpectedEOF, tar.ErrHeader, tar.ErrFieldTooLong, gzip.ErrHeader, gzip.ErrChecksum, zstd.ErrMagicMismatch, zstd.ErrCRCMismatch, zstd.ErrWindowSizeExceeded, zstd.ErrDecoderSizeExceeded} {
+		if errors.Is(err, is) {
+			return fmt.Errorf("the archive is damaged: %w: %w", err, errdefs.ErrInvalidArgument)
+		}
+	}
+	return err
+}
+
+// eachFile goes over the directories that an archive can have.
+func (a *Archive) eachFile(ctx context.Context, f func(entry) error) error {
+	for _, dir := range []string{".", ImagesDir, VolumesDir} {
+		d, err := a.root.Open(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		names, err := d.Readdirnames(maxEntries)
+		_ = d.Close()
+		if err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		for _, name := range names {
+			if err := a.visit(ctx, path.Join(dir, name), f); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (a *Archive) visit(ctx context.Context, name string, f func(entry) error) error {
+	st, err := a.root.Lstat(name)
+	if err != nil || st.IsDir() {
+		return err
+	}
+	if !st.Mode().IsRegular() {
+		return f(entry{name: name})
+	}
+	file, err := a.root.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }()
+	return f(entry{name: name, size: st.Size(), file: true, content: io.LimitReader(reader{ctx, file}, st.Size())})
+}
+
+// OpenTar opens a tar of an archive that was unpacked into dir, uncompressed if
+// it was compressed. One that is not there is an empty tar.
+func OpenTar(ctx context.Context, dir, name string) (io.ReadCloser, error) {
+	f, err := os.Open(filepath.Join(dir, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return io.NopCloser(strings.NewReader("")), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	plain, err := decompress(reader{ctx, f})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s: %w", name, err), f.Close())
+	}
+	return &stacked{ReadCloser: plain, below: f}, nil
+}
+
+// stacked closes what it reads from as well.
+type stacked struct {
+	io.ReadCloser
+	below io.Closer
+}
+
+func (s *stacked) Close() error { return errors.Join(s.ReadCloser.Close(), s.below.Close()) }
+
+// decompress recognises gzip and zstd by their first bytes.
+func decompress(in io.Reader) (io.ReadCloser, error) {
+	buffered := bufio.NewReaderSize(in, 1<<20)
+	magic, err := buffered.Peek(4)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	switch {
+	case strings.HasPrefix(string(magic), "\x1f\x8b"):
+		z, err := gzip.NewReader(buffered)
+		if err != nil {
+			return nil, tarError(err)
+		}
+		return z, nil
+	case string(magic) == "\x28\xb5\x2f\xfd":
+		z, err := zstd.NewReader(buffered, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
+		if err != nil {
+			return nil, tarError(err)
+		}
+		return z.IOReadCloser(), nil
+	}
+	return io.NopCloser(buffered), nil
+}
+
+// ReadDeleted reads the list of deleted files of an archive that was unpacked
+// into dir; nothing if there is none.
+func ReadDeleted(dir string) ([]string, error) {
+	var deleted []string
+	err := readJSON(dir, DeletedFile, &deleted)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return deleted, err
+}
+
+// Stream says what a standard stream of a checkpointed process was.
+type Stream string
+
+// Pipe says whether the stream was a pipe that led out of the container.
+func (s Stream) Pipe() bool { return strings.HasPrefix(string(s), "pipe:") }
+
+// ReadStreams reads what stdin, stdout and stderr were, from an archive that
+// was unpacked into dir.
+func ReadStreams(dir string) ([3]Stream, error) {
+	var streams []Stream
+	var three [3]Stream
+	err := readJSON(filepath.Join(dir, ImagesDir), descriptorsFile, &streams)
+	if errors.Is(err, fs.ErrNotExist) {
+		return three, invalid("%s/%s is missing", ImagesDir, descriptorsFile)
+	}
+	if err == nil && len(streams) < len(three) {
+		err = invalid("%s/%s tells of %d streams", ImagesDir, descriptorsFile, len(streams))
+	}
+	copy(three[:], streams)
+	return three, err
+}
+
+func readJSON(dir, name string, into any) error {
+	f, err := os.Open(filepath.Join(dir, name))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	return entry{name: name, size: st.Size(), file: st.Mode().IsRegular(), content: f}.decode(into)
+}
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
+}
