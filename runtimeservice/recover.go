@@ -53,6 +53,9 @@ func (s *Service) recover(ctx context.Context) error {
 	if err := s.loadContainers(ctx, drop); err != nil {
 		return err
 	}
+	if err := s.recoverJobs(ctx); err != nil {
+		return err
+	}
 	if len(s.pods.all()) > 0 {
 		s.events.openGap(time.Now().Add(eventGap))
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/cgroup"
+	"github.com/micarun/mica/runtimeservice/checkpoint"
 	"github.com/micarun/mica/runtimeservice/hooks"
 	"github.com/micarun/mica/runtimeservice/keeper"
 	"github.com/micarun/mica/runtimeservice/nri"
@@ -60,6 +61,16 @@ type Options struct {
 	TeardownTimeout time.Duration
 	// ShmSize is the size of a pod's /dev/shm in bytes; 64 MiB by default.
 	ShmSize int64
+	// Criu is the executable that checkpoints and restores processes, absolute
+	// or to be found in PATH; its base name is criu. "criu" by default.
+	Criu string
+	// CheckpointTimeout bounds a checkpoint whose caller says no time, and a
+	// restore of a pod; 4 minutes by default.
+	CheckpointTimeout time.Duration
+	// RestoreImages lets containers be created from images that are
+	// checkpoints. Whoever can have such an image pulled can then run anything
+	// as root of the node; see package checkpoint.
+	RestoreImages bool
 	// ExecSyncLimit is how many bytes of each output stream ExecSync returns;
 	// 16 MiB by default, as the CRI asks for.
 	ExecSyncLimit int
@@ -83,6 +94,7 @@ func (o Options) withDefaults() Options {
 	o.ContainerTimeout = either(o.ContainerTimeout, 4*time.Minute)
 	o.TeardownTimeout = either(o.TeardownTimeout, 2*time.Minute)
 	o.ShmSize = either(o.ShmSize, 64<<20)
+	o.CheckpointTimeout = either(o.CheckpointTimeout, 4*time.Minute)
 	o.ExecSyncLimit = either(o.ExecSyncLimit, 16<<20)
 	return o
 }
@@ -140,6 +152,8 @@ type Service struct {
 	journal   *journal.Journal
 	// noUserNS is why this node can have no pods with user namespaces, or nil.
 	noUserNS   error
+	criu       *checkpoint.Criu
+	jobs       sync.Map // names of directories of checkpoints under way
 	bootID     string
 	pods       *table[*Pod]
 	containers *table[*Container]
@@ -157,8 +171,8 @@ func Open(ctx context.Context, o Options, d Deps) (*Service, error) {
 	s := &Service{
 		opts: o.withDefaults(), images: d.Images, layers: d.Layers, network: d.Network, keeper: d.Keeper,
 		cgroups: d.Cgroups, host: d.Host, plugins: d.Plugins, injectCDI: d.InjectCDI, hooks: d.Hooks, settings: d.Settings,
-		journal: d.Journal,
-		pods:    newTable[*Pod]("pod"), containers: newTable[*Container]("container"), events: newBroadcaster(),
+		journal: d.Journal, criu: checkpoint.NewCriu(o.Criu),
+		pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"), events: newBroadcaster(),
 	}
 	s.pods.journal, s.pods.making = d.Journal, "run pod"
 	s.containers.journal, s.containers.making = d.Journal, "create container"
@@ -186,6 +200,9 @@ func (s *Service) prepare(ctx context.Context, runtimes map[string]*oci.Runtime)
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return err
 		}
+	}
+	if err := os.MkdirAll(s.jobsDir(), 0o700); err != nil {
+		return err
 	}
 	// The root of a user namespace, who is anybody here, goes through it.
 	if err := os.Chmod(s.opts.StateDir, 0o711); err != nil {

@@ -79,8 +79,24 @@ func (s *Service) leftovers(alive map[string]keeper.State) ([]leftover, error) {
 			}
 		}
 	}
+	jobs, err := s.strayJobs()
+	found = append(found, jobs...)
+	errs = append(errs, err)
 	cgroups, err := s.strayCgroups()
 	return append(found, cgroups...), errors.Join(append(errs, err)...)
+}
+
+// strayJobs finds directories of checkpoints that nobody is making.
+func (s *Service) strayJobs() ([]leftover, error) {
+	dirs, err := os.ReadDir(s.jobsDir())
+	var found []leftover
+	for _, d := range dirs {
+		dir := filepath.Join(s.jobsDir(), d.Name())
+		if _, ok := s.jobs.Load(d.Name()); !ok {
+			found = append(found, leftover{"checkpoint", dir, func(context.Context) error { return os.RemoveAll(dir) }})
+		}
+	}
+	return found, err
 }
 
 func (s *Service) claimed(id string) bool {

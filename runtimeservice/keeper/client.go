@@ -109,6 +109,20 @@ func (c *Client) Create(ctx context.Context, a CreateArgs) (pid int, err error) 
 	return out.Pid, err
 }
 
+// Restore makes the keeper run the runtime's restore for one container, which
+// then runs, and returns the pid of its first process. Otherwise it is like
+// Create.
+func (c *Client) Restore(ctx context.Context, a RestoreArgs) (pid int, err error) {
+	if a.Timeout <= 0 {
+		a.Timeout = time.Minute
+	}
+	ctx, cancel := bounded(ctx, 2*a.Timeout+30*time.Second)
+	defer cancel()
+	var out wire.Created
+	err = c.once(ctx, wire.OpRestore, wire.Restore{Create: wire.Create(a.CreateArgs), Images: a.Images, Work: a.Work, Flags: a.Flags}, &out)
+	return out.Pid, err
+}
+
 // StartInit starts mica-init as pid 1 of a new PID namespace. It is then
 // listed, killed and deleted like a container.
 func (c *Client) StartInit(ctx context.Context, a InitArgs) (pid int, err error) {
@@ -149,6 +163,13 @@ func (c *Client) Delete(ctx context.Context, id string) error {
 // writes after the return go to the new file, none is lost or doubled.
 func (c *Client) ReopenLog(ctx context.Context, id string) error {
 	return c.again(ctx, wire.OpReopen, wire.Target{ID: id}, nil)
+}
+
+// Flush returns when what the container had written before is in its log.
+// A keeper of an older build answers that it does not know the request
+// (errdefs.IsInvalidArgument).
+func (c *Client) Flush(ctx context.Context, id string) error {
+	return c.again(ctx, wire.OpFlush, wire.Target{ID: id}, nil)
 }
 
 // Resize sets the size of the container's terminal in characters.

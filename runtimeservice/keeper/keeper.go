@@ -84,6 +84,16 @@ type CreateArgs struct {
 	UID, GID int
 }
 
+// RestoreArgs describe a container that comes from a checkpoint.
+type RestoreArgs struct {
+	CreateArgs
+	// Images is the directory of CRIU's image files, Work one that takes its
+	// log. Both are absolute, and there.
+	Images, Work string
+	// Flags are further ones of the runtime's restore.
+	Flags []string
+}
+
 // InitArgs describe the init process of a pod with a shared PID namespace.
 type InitArgs struct {
 	// ID names the init like a container.

@@ -157,11 +157,26 @@ func (s *Server) create(ctx context.Context, a wire.Create) (*container, error) 
 	if err := a.Check(); err != nil {
 		return nil, err
 	}
+	return s.launched(ctx, a, "create")
+}
+
+// restore is create and start in one, by what CRIU has written of another
+// container.
+func (s *Server) restore(ctx context.Context, a wire.Restore) (*container, error) {
+	if err := a.Check(); err != nil {
+		return nil, err
+	}
+	command := []string{"restore", "--detach", "--image-path", a.Images, "--work-path", a.Work}
+	return s.launched(ctx, a.Create, append(command, a.Flags...)...)
+}
+
+// launched makes a container by a subcommand of the runtime.
+func (s *Server) launched(ctx context.Context, a wire.Create, subcommand ...string) (*container, error) {
 	c, err := s.reserve(record{ID: a.ID, Create: a})
 	if err != nil {
 		return nil, err
 	}
-	if err := s.build(ctx, c); err != nil {
+	if err := s.build(ctx, c, subcommand); err != nil {
 		return nil, errors.Join(err, s.unmake(ctx, c))
 	}
 	s.made(c)
@@ -186,11 +201,11 @@ func absent(err error) bool {
 	return strings.Contains(text, "does not exist") || strings.Contains(text, "No such file or directory") || strings.Contains(text, "error opening file")
 }
 
-// build runs the runtime's create and takes its result over.
-func (s *Server) build(ctx context.Context, c *container) error {
+// build runs the runtime's create or restore and takes its result over.
+func (s *Server) build(ctx context.Context, c *container, subcommand []string) error {
 	hold := s.reaper.Hold() // the init is ours as soon as the runtime ends
 	defer hold()
-	ours, err := s.launch(ctx, c.rec)
+	ours, err := s.launch(ctx, c.rec, subcommand)
 	if err != nil {
 		return err
 	}
@@ -208,10 +223,10 @@ func (s *Server) build(ctx context.Context, c *container) error {
 	return s.install(ctx, c, rec, ours)
 }
 
-// launch runs the runtime's create and returns the keeper's ends of the
-// container's streams.
-func (s *Server) launch(ctx context.Context, rec record) (wire.FDs, error) {
-	args := []string{"create", "--bundle", rec.Create.Bundle, "--pid-file", s.path(rec.ID, "pid")}
+// launch runs the runtime and returns the keeper's ends of the container's
+// streams.
+func (s *Server) launch(ctx context.Context, rec record, subcommand []string) (wire.FDs, error) {
+	args := append(subcommand, "--bundle", rec.Create.Bundle, "--pid-file", s.path(rec.ID, "pid"))
 	if rec.Create.Terminal {
 		return s.launchTerminal(ctx, rec, args)
 	}

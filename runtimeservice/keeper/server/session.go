@@ -357,6 +357,9 @@ func (s *Server) handle(ctx context.Context, m wire.Message, fds wire.FDs) (any,
 	case wire.OpCreate:
 		var a wire.Create
 		return with(m, &a, func() (any, error) { return created(s.create(ctx, a)) })
+	case wire.OpRestore:
+		var a wire.Restore
+		return with(m, &a, func() (any, error) { return created(s.restore(ctx, a)) })
 	case wire.OpInit:
 		var a wire.Init
 		return with(m, &a, func() (any, error) { return created(s.startInit(ctx, a)) })
@@ -392,6 +395,8 @@ func (s *Server) handleTarget(ctx context.Context, m wire.Message) (any, wire.FD
 			return nil, s.remove(ctx, t.ID)
 		case wire.OpReopen:
 			return nil, s.reopen(ctx, t.ID)
+		case wire.OpFlush:
+			return nil, s.flush(ctx, t.ID)
 		case wire.OpGet:
 			c, err := s.find(t.ID)
 			if err != nil {

@@ -77,3 +77,34 @@ func (s *Server) reopen(ctx context.Context, id string) error {
 	s.giveCopies(c)
 	return nil
 }
+
+// flush brings what a container has written so far into its log.
+func (s *Server) flush(ctx context.Context, id string) error {
+	c, err := s.find(id)
+	if err != nil {
+		return err
+	}
+	io, err := c.streams()
+	if err != nil {
+		return err
+	}
+	return s.pump.call(ctx, io.flush)
+}
+
+// flush reads each output until it is empty, or for as long as there can have
+// been something in it at the call. Only for the pump.
+func (io *stdio) flush() {
+	for _, s := range io.streams {
+		if s == nil {
+			continue
+		}
+		for left := s.waiting(); left > 0 && s.fd >= 0; {
+			before := s.seen
+			s.ready()
+			if s.seen == before {
+				break
+			}
+			left -= int(s.seen - before)
+		}
+	}
+}

@@ -43,11 +43,13 @@ const (
 const (
 	OpHello     = "hello"     // Hello, Hello
 	OpCreate    = "create"    // Create, Created
+	OpRestore   = "restore"   // Restore, Created
 	OpInit      = "init"      // Init, Created
 	OpStart     = "start"     // Target
 	OpKill      = "kill"      // Kill
 	OpDelete    = "delete"    // Target
 	OpReopen    = "reopen"    // Target
+	OpFlush     = "flush"     // Target
 	OpResize    = "resize"    // Resize
 	OpAttach    = "attach"    // Attach; the descriptors come with the reply
 	OpList      = "list"      // nothing, List: pages until More is false
@@ -182,6 +184,28 @@ func (c Create) Check() error {
 		return Errorf(CodeInvalid, "log path of container %s is not absolute", c.ID)
 	case c.Timeout < 0:
 		return Errorf(CodeInvalid, "timeout of container %s is negative", c.ID)
+	}
+	return nil
+}
+
+// Restore asks for a container whose processes come from a checkpoint, and
+// which runs at once.
+type Restore struct {
+	Create
+	// Images and Work are the directories of CRIU's image files and of its log.
+	Images string `json:"images"`
+	Work   string `json:"work"`
+	// Flags are further ones of the runtime's restore.
+	Flags []string `json:"flags,omitempty"`
+}
+
+// Check reports what is missing.
+func (r Restore) Check() error {
+	if err := r.Create.Check(); err != nil {
+		return err
+	}
+	if !strings.HasPrefix(r.Images, "/") || !strings.HasPrefix(r.Work, "/") {
+		return Errorf(CodeInvalid, "images or work directory of container %s is not an absolute path", r.ID)
 	}
 	return nil
 }

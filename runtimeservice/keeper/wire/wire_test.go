@@ -262,7 +262,7 @@ func FuzzMessage(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, body := range []any{new(Hello), new(Create), new(Init), new(Kill), new(Resize), new(Attach), new(List), new(State), new(Custody), new(Upgrade)} {
+		for _, body := range []any{new(Hello), new(Create), new(Init), new(Restore), new(Kill), new(Resize), new(Attach), new(List), new(State), new(Custody), new(Upgrade)} {
 			if m.Into(body) != nil {
 				continue
 			}

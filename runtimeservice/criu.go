@@ -1,0 +1,51 @@
+package runtimeservice
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/runtimeservice/checkpoint"
+)
+
+// checkpointer is what checkpoints and restores the containers of a handler.
+type checkpointer struct {
+	handler
+	criu checkpoint.Program
+}
+
+// checkpointer returns ErrFailedPrecondition with the reason where the node
+// cannot checkpoint and restore containers of the handler.
+func (s *Service) checkpointer(ctx context.Context, handlerName string) (checkpointer, error) {
+	h, err := s.handler(handlerName)
+	if err != nil {
+		return checkpointer{}, err
+	}
+	if err := h.CanCheckpoint(ctx, h.features.oci); err != nil {
+		return checkpointer{}, err
+	}
+	criu, err := s.criu.Ready(ctx)
+	return checkpointer{handler: h, criu: criu}, err
+}
+
+// checkCheckpoint returns ErrFailedPrecondition for a container of a kind that
+// CRIU does not put together again.
+func checkCheckpoint(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig) error {
+	reason := ""
+	switch ns := pod.GetLinux().GetSecurityContext().GetNamespaceOptions(); {
+	case ns.GetUsernsOptions().GetMode() == runtimeapi.NamespaceMode_POD && ns.GetUsernsOptions() != nil:
+		reason = "its pod has a user namespace"
+	}
+	switch c.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid() {
+	case runtimeapi.NamespaceMode_NODE:
+		reason = "it shares the node's process IDs, which other processes can have by the time of a restore"
+	case runtimeapi.NamespaceMode_TARGET:
+		reason = "it shares another container's process IDs"
+	}
+	if reason == "" {
+		return nil
+	}
+	return fmt.Errorf("container %q cannot be checkpointed: %s: %w", c.GetMetadata().GetName(), reason, errdefs.ErrFailedPrecondition)
+}
