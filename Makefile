@@ -149,6 +149,7 @@ packages-node:
 	@e2e/install-packages $(NODE_PACKAGES)
 packages-test:
 	@e2e/install-packages $(TEST_PACKAGES)
+	@e2e/install-criu
 packages-bench:
 	@e2e/install-packages $(BENCH_PACKAGES)
 packages-cluster:

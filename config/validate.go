@@ -27,6 +27,7 @@ func (c Config) Validate() error {
 		optionalAbsolute("keeper.binary", c.Keeper.Binary),
 		optionalAbsolute("pods.init_binary", c.Pods.InitBinary),
 		under("pods", c.Pods.Validate()),
+		c.validateCriu(),
 		optionalAbsolute("nri.socket", c.NRI.Socket),
 		optionalAbsolute("nri.plugin_path", c.NRI.PluginPath),
 		optionalAbsolute("nri.plugin_config_path", c.NRI.PluginConfigPath),
@@ -56,6 +57,13 @@ func (c Config) validateRuntimes() error {
 		problems = append(problems, oneOf(key+".type", h.Type, "", "runc", "crun"))
 	}
 	return errors.Join(problems...)
+}
+
+func (c Config) validateCriu() error {
+	if name := c.Pods.Criu; name != "" && filepath.Base(name) != "criu" {
+		return fmt.Errorf("pods.criu: %q is not called criu, by which OCI runtimes look for it", name)
+	}
+	return nil
 }
 
 func (c Config) validateCgroups() error {

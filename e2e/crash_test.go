@@ -30,11 +30,16 @@ func TestCrashAtEveryFailPoint(t *testing.T) {
 	for _, point := range points {
 		t.Run(strings.ReplaceAll(point, "/", "."), func(t *testing.T) {
 			f := start(t)
+			live := f.life
+			if strings.HasPrefix(point, "checkpoint-") || strings.HasPrefix(point, "restore-") {
+				f.needCriu()
+				live = f.twoLives
+			}
 			f.no(f.StopDaemon())
 			f.Env = append(f.Env, failpoint.Variable+"="+point+"=kill")
 			if _, err := f.StartDaemon(f.ctx); err == nil {
 				// The error is of the call that the daemon died in.
-				err := f.life()
+				err := live()
 				if !f.died() {
 					t.Fatalf("the daemon passed no fail point %s: %v", point, err)
 				}
@@ -46,7 +51,7 @@ func TestCrashAtEveryFailPoint(t *testing.T) {
 			if out, err := f.Mica(f.ctx, "check"); err != nil {
 				t.Errorf("check after the crash: %v: %s", err, out)
 			}
-			f.no(f.life())
+			f.no(live())
 		})
 	}
 }
@@ -99,6 +104,40 @@ func (f *fixture) life() error {
 		func() error { return f.Runtime.RemoveContainer(f.ctx, container) },
 		func() error { return f.RemovePod(f.ctx, pod) },
 		func() error { return f.Images.RemoveImage(f.ctx, image) },
+	} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// twoLives is the life of a container that goes on in another one.
+func (f *fixture) twoLives() error {
+	if _, err := f.Images.PullImage(f.ctx, &runtimeapi.ImageSpec{Image: busyboxImage}, nil, nil); err != nil {
+		return err
+	}
+	podConfig := f.podConfig()
+	pod, err := f.Runtime.RunPodSandbox(f.ctx, podConfig, "")
+	if err != nil {
+		return err
+	}
+	container, err := f.Runtime.CreateContainer(f.ctx, pod, f.containerConfig(busyboxImage, "sleep", "1000"), podConfig)
+	if err != nil {
+		return err
+	}
+	archive := filepath.Join(f.t.TempDir(), "x.tar")
+	for _, step := range []func() error{
+		func() error { return f.Runtime.StartContainer(f.ctx, container) },
+		func() error {
+			return f.Runtime.CheckpointContainer(f.ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: container, Location: archive})
+		},
+		func() error {
+			container, err = f.Runtime.CreateContainer(f.ctx, pod, f.containerConfig(archive), podConfig)
+			return err
+		},
+		func() error { return f.Runtime.StartContainer(f.ctx, container) },
+		func() error { return f.RemovePod(f.ctx, pod) },
 	} {
 		if err := step(); err != nil {
 			return err

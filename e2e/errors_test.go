@@ -279,6 +279,24 @@ func containerRefusals() []refusal {
 			_, err := r.runtime.ContainerStats(r.ctx, &runtimeapi.ContainerStatsRequest{ContainerId: unknownID})
 			return err
 		}, codes.NotFound, unknownID},
+		{"CheckpointContainer: negative timeout", func(r *requests) error {
+			_, err := r.runtime.CheckpointContainer(r.ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: r.running, Location: "/tmp/x.tar", Timeout: -1})
+			return err
+		}, codes.InvalidArgument, "timeout -1"},
+		{"CheckpointContainer: no location", func(r *requests) error {
+			_, err := r.runtime.CheckpointContainer(r.ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: r.running})
+			return err
+		}, codes.InvalidArgument, "location"},
+		{"CheckpointContainer: not started", func(r *requests) error {
+			_, err := r.runtime.CheckpointContainer(r.ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: r.created, Location: "/tmp/x.tar"})
+			return err
+		}, codes.FailedPrecondition, "created"},
+		{"CreateContainer: archive that is not there", func(r *requests) error {
+			_, err := r.runtime.CreateContainer(r.ctx, &runtimeapi.CreateContainerRequest{
+				PodSandboxId: r.pod.id, Config: r.f.containerConfig("/none/x.tar"), SandboxConfig: r.pod.config,
+			})
+			return err
+		}, codes.NotFound, "/none/x.tar"},
 		{"CheckpointContainer: unknown", func(r *requests) error {
 			_, err := r.runtime.CheckpointContainer(r.ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: unknownID})
 			return err

@@ -83,6 +83,7 @@ func startNode(t *testing.T, auth testregistry.Auth, change func(*node.Options))
 	options := node.Options{
 		Bin: shared.bin, Name: slot.Name, State: slot.State, Data: slot.Data, Subnet: slot.Subnet, Mirror: server.Addr,
 		OCIRuntime: os.Getenv(runtimeEnv), CgroupDriver: os.Getenv("MICA_E2E_CGROUP_DRIVER"),
+		Criu: shared.criu,
 	}
 	change(&options)
 	f.Node, err = node.Start(ctx, options)

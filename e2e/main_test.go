@@ -33,6 +33,7 @@ const (
 type suite struct {
 	bin    string // directory of the binaries under test
 	images string // directory of the images
+	criu   string // a CRIU that works on this machine, "" for none
 }
 
 // shared is set once, before the first test runs.
@@ -79,7 +80,7 @@ func prepare(ctx context.Context, dir string) (suite, error) {
 		return suite{}, err
 	}
 	cache, err := images.Prepare(ctx, images.Basic())
-	return suite{bin: filepath.Clean(dir), images: cache}, err
+	return suite{bin: filepath.Clean(dir), images: cache, criu: findCriu(ctx)}, err
 }
 
 func build(ctx context.Context, dir string) error {
@@ -93,4 +94,19 @@ func build(ctx context.Context, dir string) error {
 		return fmt.Errorf("build binaries: %w: %s", err, out)
 	}
 	return nil
+}
+
+// findCriu looks where e2e/install-criu puts one.
+func findCriu(ctx context.Context) string {
+	candidates := []string{"criu"}
+	if cache, err := os.UserCacheDir(); err == nil {
+		candidates = append(candidates, filepath.Join(cache, "mica-criu", "criu"))
+	}
+	for _, name := range candidates {
+		path, err := exec.LookPath(name)
+		if err == nil && exec.CommandContext(ctx, path, "check").Run() == nil {
+			return path
+		}
+	}
+	return ""
 }

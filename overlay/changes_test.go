@@ -260,6 +260,23 @@ func TestPackTreeAgain(t *testing.T) {
 	sameInodes(t, was, now, "etc/hosts", "new/second", "new/deep")
 }
 
+// TestUnpackKeeps holds that Keep adds and changes nothing.
+func TestUnpackKeeps(t *testing.T) {
+	needRoot(t)
+	root := t.TempDir()
+	if err := os.WriteFile(filepath.Join(root, "old"), []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	data := buildTar(t, dir("."), file("old", "new"), file("fresh", "new"), dir("d"), file("d/f", "new"))
+	if err := UnpackTree(t.Context(), root, UnpackArgs{Tar: bytes.NewReader(data), Limit: 1 << 20, Keep: true}); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{"old": "file old", "fresh": "file new", "d": "dir", "d/f": "file new"}
+	if diff := cmp.Diff(want, tree(t, root)); diff != "" {
+		t.Errorf("unpacked (-want +got):\n%s", diff)
+	}
+}
+
 // FuzzUnpack: whatever the bytes are, nothing outside of the directory changes.
 func FuzzUnpack(f *testing.F) {
 	needRoot(f)

@@ -24,6 +24,8 @@ type UnpackArgs struct {
 	Deleted []string
 	// Limit is how many bytes the files may have in all.
 	Limit int64
+	// Keep leaves what is there as it is and adds only what is not.
+	Keep bool
 }
 
 // ApplyChanges does to a mounted writable layer what [Store.Changes] has told
@@ -65,6 +67,7 @@ func UnpackTree(ctx context.Context, dir string, a UnpackArgs) error {
 type unpacker struct {
 	root    int // open directory
 	left    int64
+	keep    bool
 	made    map[string]bool // paths of the tar so far
 	dirs    []dirTimes      // to be set at the end, since what goes into them changes them
 	entries int
@@ -82,7 +85,7 @@ func unpack(ctx context.Context, dir string, a UnpackArgs) error {
 		return fmt.Errorf("open %s: %w", dir, err)
 	}
 	defer func() { _ = unix.Close(root) }()
-	u := &unpacker{root: root, left: a.Limit, made: map[string]bool{}}
+	u := &unpacker{root: root, left: a.Limit, keep: a.Keep, made: map[string]bool{}}
 	if err := u.run(ctx, tar.NewReader(&readerUntil{ctx: ctx, from: a.Tar})); err != nil {
 		return err
 	}
@@ -141,6 +144,12 @@ func (u *unpacker) entry(h *tar.Header, in io.Reader) error {
 	if name == "." {
 		return u.rootEntry(h)
 	}
+	if u.keep && !u.made[name] {
+		var st unix.Stat_t
+		if err := fstatBeneath(u.root, name, &st); err == nil {
+			return nil
+		}
+	}
 	parent, err := u.parent(path.Dir(name))
 	if err != nil {
 		return err
@@ -169,6 +178,9 @@ func (u *unpacker) entry(h *tar.Header, in io.Reader) error {
 }
 
 func (u *unpacker) rootEntry(h *tar.Header) error {
+	if u.keep {
+		return nil
+	}
 	if h.Typeflag != tar.TypeDir {
 		return invalid("the root can only be a directory")
 	}

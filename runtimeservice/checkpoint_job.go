@@ -19,6 +19,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/failpoint"
+	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/jsonfile"
 )
 
@@ -98,6 +99,7 @@ func (j *job) unlock() {
 
 // freeze stops the processes of all containers before it returns.
 func (s *Service) freeze(ctx context.Context, j *job) error {
+	journal.Enter(ctx, "freeze")
 	var group errgroup.Group
 	for _, cgroup := range j.Cgroups {
 		group.Go(func() error { return s.cgroups.Freeze(ctx, cgroup) })

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -15,4 +16,8 @@ func (s *Service) CheckpointPod(_ context.Context, req *runtimeapi.CheckpointPod
 		return nil, fmt.Errorf("checkpoint pod: %w", err)
 	}
 	return nil, fmt.Errorf("checkpoint pod %s: %w", p.ID, errNoCheckpoint())
+}
+
+func errNoCheckpoint() error {
+	return fmt.Errorf("this version of Mica does not checkpoint whole pods: %w", errdefs.ErrNotImplemented)
 }

@@ -61,6 +61,15 @@ type ContainerRecord struct {
 	CgroupParent string
 	// StopSignal is the name of the signal that asks the container to end.
 	StopSignal string
+	// Restored says which checkpoint the container's processes come from; nil
+	// for one that begins anew.
+	Restored *Restoration `json:",omitempty"`
+}
+
+// Restoration is the checkpoint that a container continues.
+type Restoration struct {
+	Source         string // archive or image
+	CheckpointedAt time.Time
 }
 
 // ContainerUser is the identity of a container's first process.

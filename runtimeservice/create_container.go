@@ -31,9 +31,15 @@ const specFile = "config.json"
 // CreateContainer makes a container in a ready pod, up to the point where its
 // process waits to be started. A call for a container that an earlier call is
 // making, or has made and nobody has started, answers with that container.
-// Errors: ErrInvalidArgument, ErrNotFound (pod, image, target, user),
-// ErrAlreadyExists, ErrFailedPrecondition (pod not ready), and those of the
-// stage that failed.
+//
+// A container whose image is the absolute path of a checkpoint archive goes on
+// at its start where the checkpointed one was. Its config says nothing of the
+// process then.
+//
+// Errors: ErrInvalidArgument, ErrNotFound (pod, image, target, user, archive,
+// the image that a checkpoint stands on), ErrAlreadyExists,
+// ErrFailedPrecondition (pod not ready, no checkpoints on this node, a
+// checkpoint that does not fit), and those of the stage that failed.
 func (s *Service) CreateContainer(ctx context.Context, req *runtimeapi.CreateContainerRequest) (*runtimeapi.CreateContainerResponse, error) {
 	pod, err := s.pods.get(req.GetPodSandboxId())
 	if err != nil {
@@ -50,7 +56,12 @@ func (s *Service) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 		return nil
 	}
 	c, err := s.containers.create(ctx, containerIdentity(pod.ID, cfg.GetMetadata()), s.opts.ContainerTimeout, reuse, func(ctx context.Context) (*Container, error) {
-		return s.createContainer(ctx, pod, cfg)
+		from, err := s.openOrigin(ctx, pod, cfg)
+		if err != nil {
+			return nil, fmt.Errorf("create container %q in pod %s: %w", cfg.GetMetadata().GetName(), pod.ID, err)
+		}
+		defer from.close(ctx)
+		return s.createContainer(ctx, pod, cfg, from)
 	})
 	if err != nil {
 		return nil, err
@@ -59,15 +70,11 @@ func (s *Service) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 }
 
 // createContainer makes the container or, where a step fails, removes it again.
-func (s *Service) createContainer(ctx context.Context, pod *Pod, cfg *runtimeapi.ContainerConfig) (*Container, error) {
+func (s *Service) createContainer(ctx context.Context, pod *Pod, cfg *runtimeapi.ContainerConfig, from origin) (*Container, error) {
 	fail := func(err error) (*Container, error) {
 		return nil, fmt.Errorf("create container %q in pod %s: %w", cfg.GetMetadata().GetName(), pod.ID, err)
 	}
-	img, err := s.images.Get(cfg.GetImage().GetImage())
-	if err != nil {
-		return fail(err)
-	}
-	c, err := s.recordContainer(pod, cfg, img)
+	c, err := s.recordContainer(pod, cfg, from)
 	if err != nil {
 		return fail(err)
 	}
@@ -80,7 +87,7 @@ func (s *Service) createContainer(ctx context.Context, pod *Pod, cfg *runtimeapi
 		_ = os.RemoveAll(c.dir)
 		return fail(err)
 	}
-	if err := s.buildContainer(ctx, pod, c, img); err != nil {
+	if err := s.buildContainer(ctx, pod, c, from); err != nil {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.TeardownTimeout)
 		defer cancel()
 		clean, op := s.journal.Begin(clean, "remove failed container", s.subject(c))
@@ -95,12 +102,17 @@ func (s *Service) createContainer(ctx context.Context, pod *Pod, cfg *runtimeapi
 }
 
 // recordContainer writes down the container before anything is done for it.
-func (s *Service) recordContainer(pod *Pod, cfg *runtimeapi.ContainerConfig, img imageservice.Image) (*Container, error) {
+func (s *Service) recordContainer(pod *Pod, cfg *runtimeapi.ContainerConfig, from origin) (*Container, error) {
+	img := from.img
+	if from.from != nil {
+		cfg = restoredConfig(cfg, from.from)
+	}
 	rec := ContainerRecord{
 		ID: newID(), PodID: pod.ID, Handler: pod.Handler, Created: time.Now(),
 		ImageID: img.ID.String(), ImageRef: img.ID.String(),
 		StopSignal:   stopSignal(cfg, img),
 		CgroupParent: pod.CgroupParent,
+		Restored:     restorationOf(from.from),
 	}
 	rec.Config.Msg = cfg
 	if len(img.Digests) > 0 {
@@ -122,7 +134,7 @@ func (s *Service) recordContainer(pod *Pod, cfg *runtimeapi.ContainerConfig, img
 
 // buildContainer is the straight way from a record to a created container. Its
 // failure path is eraseContainer.
-func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, img imageservice.Image) error {
+func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, from origin) error {
 	// The pod stops being ready before a stop lists its containers, and this
 	// one is listed already.
 	if err := pod.require("create container in", PodReady); err != nil {
@@ -138,20 +150,26 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, im
 		return err
 	}
 	journal.Enter(ctx, "prepare root filesystem")
-	rootfs, err := s.mountRootfs(ctx, rootfsArgs{pod: pod, c: c, img: img, label: labels.mount})
+	rootfs, err := s.mountRootfs(ctx, rootfsArgs{pod: pod, c: c, img: from.img, label: labels.mount})
 	if err != nil {
 		return fmt.Errorf("prepare root filesystem: %w", err)
+	}
+	if from.from != nil {
+		journal.Enter(ctx, "unpack checkpoint")
+		if err := s.unpackCheckpoint(ctx, c, from.from); err != nil {
+			return fmt.Errorf("unpack checkpoint: %w", err)
+		}
 	}
 	if err := failpoint.Hit("container-mounted"); err != nil {
 		return err
 	}
 	journal.Enter(ctx, "resolve user")
-	user, err := spec.ResolveUser(rootfs, c.config().GetLinux().GetSecurityContext(), img.Config.Config.User)
+	user, err := spec.ResolveUser(rootfs, c.config().GetLinux().GetSecurityContext(), from.img.Config.Config.User)
 	if err != nil {
 		return fmt.Errorf("resolve user: %w", err)
 	}
 	journal.Enter(ctx, "make specification")
-	ociSpec, resources, err := s.containerSpec(ctx, specArgs{pod: pod, c: c, img: img, rootfs: rootfs, user: user, labels: labels})
+	ociSpec, resources, err := s.containerSpec(ctx, specArgs{pod: pod, c: c, from: from, rootfs: rootfs, user: user, labels: labels})
 	if err != nil {
 		return fmt.Errorf("make specification: %w", err)
 	}
@@ -161,10 +179,9 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, im
 			return fmt.Errorf("write specification: %w", err)
 		}
 	}
-	journal.Enter(ctx, "create by OCI runtime")
 	pid, err := s.createProcess(ctx, pod, c)
 	if err != nil {
-		return fmt.Errorf("create by OCI runtime: %w", err)
+		return err
 	}
 	if err := failpoint.Hit("container-created"); err != nil {
 		return err
@@ -206,8 +223,15 @@ func (s *Service) mountRootfs(ctx context.Context, a rootfsArgs) (string, error)
 	return s.exposeRootfs(a.c, rootfs)
 }
 
-// createProcess has the keeper create the container from its bundle.
+// createProcess has the keeper create the container from its bundle. One that
+// comes from a checkpoint has no process before its start.
 func (s *Service) createProcess(ctx context.Context, p *Pod, c *Container) (int, error) {
+	if c.Restored != nil {
+		if err := continueLog(c); err != nil {
+			return 0, fmt.Errorf("restore log: %w", err)
+		}
+		return 0, nil
+	}
 	h, err := s.handler(c.Handler)
 	if err != nil {
 		return 0, err
@@ -217,22 +241,32 @@ func (s *Service) createProcess(ctx context.Context, p *Pod, c *Container) (int,
 			return 0, fmt.Errorf("make log directory: %w", err)
 		}
 	}
+	journal.Enter(ctx, "create by OCI runtime")
+	pid, err := s.keeper.Create(ctx, s.createArgs(p, c, h))
+	if err != nil {
+		return 0, fmt.Errorf("create by OCI runtime: %w", err)
+	}
+	return pid, nil
+}
+
+// createArgs is what the keeper must know of a container.
+func (s *Service) createArgs(p *Pod, c *Container, h handler) keeper.CreateArgs {
 	cfg := c.config()
 	uid, gid := p.root()
-	return s.keeper.Create(ctx, keeper.CreateArgs{
+	return keeper.CreateArgs{
 		ID: c.ID, Runtime: h.Args(), Bundle: s.bundle(c.ID), LogPath: c.LogPath,
 		Terminal: cfg.GetTty(), Stdin: cfg.GetStdin(), StdinOnce: cfg.GetStdinOnce(),
 		MemoryCgroup: s.cgroups.MemoryDir(s.containerCgroup(c)),
 		Timeout:      s.opts.ContainerTimeout,
 		UID:          uid, GID: gid,
-	})
+	}
 }
 
 // specArgs is what a container's OCI spec is made from.
 type specArgs struct {
 	pod    *Pod
 	c      *Container
-	img    imageservice.Image
+	from   origin
 	rootfs string
 	user   spec.User
 	labels labels
@@ -242,13 +276,16 @@ type specArgs struct {
 // the resources that the specification gives the container as well.
 func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, *runtimeapi.LinuxContainerResources, error) {
 	cfg, podCfg := a.c.config(), a.pod.config()
+	if a.from.from != nil {
+		cfg = a.from.from.processConfig(cfg)
+	}
 	sc := cfg.GetLinux().GetSecurityContext()
 	h, err := s.handler(a.c.Handler)
 	if err != nil {
 		return nil, nil, err
 	}
 	in := spec.ContainerInput{
-		ID: a.c.ID, PodID: a.pod.ID, Config: cfg, Pod: podCfg, Image: a.img.Config.Config, Host: s.host,
+		ID: a.c.ID, PodID: a.pod.ID, Config: cfg, Pod: podCfg, Image: a.from.img.Config.Config, Host: s.host,
 		Features: &h.features.oci, RootfsPath: a.rootfs, User: a.user,
 		CgroupsPath:  s.cgroups.ContainerPath(a.c.CgroupParent, a.c.ID),
 		ProcessLabel: a.labels.process, MountLabel: a.labels.mount,
@@ -269,6 +306,12 @@ func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, *
 		return nil, nil, fmt.Errorf("prepare the image's volumes: %w", err)
 	}
 	in.Mounts = append(in.Mounts, volumes...)
+	if a.from.from != nil {
+		if err := s.unpackVolumes(ctx, a.c); err != nil {
+			return nil, nil, err
+		}
+		in.Edits = append(in.Edits, func(ociSpec *specs.Spec) error { return s.restoreSpec(a.c, a.from.from, ociSpec) })
+	}
 	if in.Devices, in.DeviceRules, err = spec.ResolveDevices(cfg.GetDevices()); err != nil {
 		return nil, nil, fmt.Errorf("resolve devices: %w", err)
 	}

@@ -8,6 +8,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/runtimeservice/checkpoint"
+	"github.com/micarun/mica/runtimeservice/spec"
 )
 
 // checkpointer is what checkpoints and restores the containers of a handler.
@@ -30,22 +31,21 @@ func (s *Service) checkpointer(ctx context.Context, handlerName string) (checkpo
 	return checkpointer{handler: h, criu: criu}, err
 }
 
-// checkCheckpoint returns ErrFailedPrecondition for a container of a kind that
-// CRIU does not put together again.
-func checkCheckpoint(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig) error {
+// checkRestore returns ErrFailedPrecondition for a container of a kind that
+// CRIU can look into but does not put together again.
+func checkRestore(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig) error {
 	reason := ""
-	switch ns := pod.GetLinux().GetSecurityContext().GetNamespaceOptions(); {
-	case ns.GetUsernsOptions().GetMode() == runtimeapi.NamespaceMode_POD && ns.GetUsernsOptions() != nil:
-		reason = "its pod has a user namespace"
-	}
 	switch c.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid() {
 	case runtimeapi.NamespaceMode_NODE:
-		reason = "it shares the node's process IDs, which other processes can have by the time of a restore"
+		reason = "it shares the node's process IDs, which may be taken by the time of a restore"
 	case runtimeapi.NamespaceMode_TARGET:
 		reason = "it shares another container's process IDs"
+	}
+	if spec.PodUserNamespace(pod) != nil {
+		reason = "its pod has a user namespace"
 	}
 	if reason == "" {
 		return nil
 	}
-	return fmt.Errorf("container %q cannot be checkpointed: %s: %w", c.GetMetadata().GetName(), reason, errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("container %q cannot be restored: %s: %w", c.GetMetadata().GetName(), reason, errdefs.ErrFailedPrecondition)
 }

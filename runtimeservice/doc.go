@@ -30,6 +30,8 @@
 //
 //	DataDir/cri/pods/<id>/{record,state}.json
 //	DataDir/cri/containers/<id>/{record,state}.json, volumes/<n>
+//	DataDir/cri/containers/<id>/checkpoint (until a restored one is started)
+//	DataDir/cri/checkpoints/<name>/job.json, and what is captured
 //	StateDir/pods/<id>/{net,ipc,uts,pid,shm,hostname,hosts,resolv.conf}
 //	StateDir/containers/<id>/config.json (the OCI bundle)
 //

@@ -153,25 +153,3 @@ func TestUpdateNeedsALivingContainer(t *testing.T) {
 		t.Errorf("resources of Windows: %v", err)
 	}
 }
-
-func TestCheckpointSaysThatItIsNotThere(t *testing.T) {
-	s := inPhases(t)
-	if err := s.pods.add(testPod(PodReady, runtimeapi.NamespaceMode_NODE)); err != nil {
-		t.Fatal(err)
-	}
-	ctx := t.Context()
-	_, containerErr := s.CheckpointContainer(ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: string(Running)})
-	_, podErr := s.CheckpointPod(ctx, &runtimeapi.CheckpointPodRequest{PodSandboxId: "podforwarded"})
-	_, restoreErr := s.RestorePod(ctx, &runtimeapi.RestorePodRequest{})
-	for name, err := range map[string]error{"CheckpointContainer": containerErr, "CheckpointPod": podErr, "RestorePod": restoreErr} {
-		if !errdefs.IsNotImplemented(err) {
-			t.Errorf("%s: %v, want that it is not implemented", name, err)
-		}
-	}
-	if _, err := s.CheckpointContainer(ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: "nobody"}); !errdefs.IsNotFound(err) {
-		t.Errorf("checkpoint of nobody: %v", err)
-	}
-	if _, err := s.CheckpointPod(ctx, &runtimeapi.CheckpointPodRequest{PodSandboxId: "nobody"}); !errdefs.IsNotFound(err) {
-		t.Errorf("checkpoint of no pod: %v", err)
-	}
-}

@@ -172,6 +172,9 @@ func (s *Service) kill(ctx context.Context, c *Container) error {
 	if err == nil {
 		return nil
 	}
+	if errors.Is(err, errdefs.ErrNotFound) && c.unstarted() {
+		return s.recordExit(c, keeper.Exit{Code: 128 + int(sigKill), Signal: int(sigKill), At: time.Now()})
+	}
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return s.recordExit(c, lostExit("the keeper does not know the container"))
 	}

@@ -167,12 +167,13 @@ func (s *Service) recoverContainer(ctx context.Context, c *Container, alive map[
 		if err == nil {
 			err = c.update(func(st *ContainerState) error { st.Reason = reasonRebooted; return nil })
 		}
+	case !known && c.unstarted(): // the keeper hears of it at its start
 	case !known:
 		err = s.recordExit(c, lostExit("the container ended while neither daemon nor keeper ran"))
 	case st.Exit != nil:
 		err = s.recordExit(c, *st.Exit)
 	case phase == Created:
-		err = s.recoverStart(ctx, c)
+		err = s.recoverStart(ctx, c, st.Pid)
 	}
 	if err == nil && c.phase() == Exited {
 		err = s.locked(ctx, c, func(ctx context.Context, c *Container) error {
@@ -194,7 +195,7 @@ func (s *Service) retellExit(c *Container) {
 
 // recoverStart notes the start of a container that was started, but whose
 // start was not recorded when the daemon died.
-func (s *Service) recoverStart(ctx context.Context, c *Container) error {
+func (s *Service) recoverStart(ctx context.Context, c *Container, pid int) error {
 	h, err := s.handler(c.Handler)
 	if err != nil {
 		return err
@@ -206,7 +207,7 @@ func (s *Service) recoverStart(ctx context.Context, c *Container) error {
 	if state.Status != specs.StateRunning {
 		return nil
 	}
-	if err := c.update(func(st *ContainerState) error { st.Started = time.Now(); return nil }); err != nil {
+	if err := c.update(func(st *ContainerState) error { st.Started, st.Pid = time.Now(), pid; return nil }); err != nil {
 		return err
 	}
 	if pod, err := s.pods.get(c.PodID); err == nil {

@@ -67,10 +67,6 @@ type Options struct {
 	// CheckpointTimeout bounds a checkpoint whose caller says no time, and a
 	// restore of a pod; 4 minutes by default.
 	CheckpointTimeout time.Duration
-	// RestoreImages lets containers be created from images that are
-	// checkpoints. Whoever can have such an image pulled can then run anything
-	// as root of the node; see package checkpoint.
-	RestoreImages bool
 	// ExecSyncLimit is how many bytes of each output stream ExecSync returns;
 	// 16 MiB by default, as the CRI asks for.
 	ExecSyncLimit int

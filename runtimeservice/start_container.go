@@ -6,6 +6,7 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/failpoint"
 	"github.com/micarun/mica/internal/journal"
@@ -50,19 +51,40 @@ func (s *Service) startContainer(ctx context.Context, c *Container) error {
 		return s.failStart(ctx, c, err)
 	}
 	c.beginStart()
-	journal.Enter(ctx, "start by OCI runtime")
-	if err := s.keeper.Start(ctx, c.ID); err != nil {
-		return s.failStart(ctx, c, fmt.Errorf("start by OCI runtime: %w", err))
+	pid, err := s.startProcesses(ctx, pod, c)
+	if err != nil {
+		return s.failStart(ctx, c, err)
 	}
 	if err := failpoint.Hit("container-started"); err != nil {
 		return err
 	}
-	if err := s.recordStart(c, pod); err != nil {
+	if err := s.recordStart(c, pod, pid); err != nil {
 		return err
 	}
 	st := c.snapshot()
 	s.plugins.PostStartContainer(ctx, c.ID, st.Pid, st.Started)
 	return nil
+}
+
+// startProcesses lets the container's process begin, or go on where it was
+// checkpointed, and returns its pid.
+func (s *Service) startProcesses(ctx context.Context, pod *Pod, c *Container) (int, error) {
+	if c.Restored == nil {
+		journal.Enter(ctx, "start by OCI runtime")
+		if err := s.keeper.Start(ctx, c.ID); err != nil {
+			return 0, fmt.Errorf("start by OCI runtime: %w", err)
+		}
+		return c.snapshot().Pid, nil
+	}
+	journal.Enter(ctx, "restore by OCI runtime")
+	pid, err := s.restoreProcesses(ctx, pod, c)
+	if err != nil {
+		return 0, err
+	}
+	if err := c.dropCheckpoint(); err != nil {
+		klog.FromContext(ctx).Error(err, "Checkpoint stays as long as the container that was restored from it", "container", c.ID)
+	}
+	return pid, nil
 }
 
 // beginStart notes when the start was asked for, for an exit that is told
@@ -75,13 +97,13 @@ func (c *Container) beginStart() {
 
 // recordStart makes the start part of the container's state, unless the exit
 // was faster and has done so.
-func (s *Service) recordStart(c *Container, pod *Pod) error {
+func (s *Service) recordStart(c *Container, pod *Pod, pid int) error {
 	c.telling.Lock()
 	defer c.telling.Unlock()
 	var first bool
 	err := c.update(func(st *ContainerState) error {
 		if first = st.Started.IsZero(); first {
-			st.Started = c.starting
+			st.Started, st.Pid = c.starting, pid
 		}
 		return nil
 	})

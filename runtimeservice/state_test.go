@@ -122,7 +122,7 @@ func TestExitOfAShortLivedContainerComesBeforeItsStart(t *testing.T) {
 	}
 	c.beginStart()
 	exit := keeper.Exit{Code: 0, At: time.Now()}
-	if err := errors.Join(s.recordExit(c, exit), s.recordStart(c, pod), s.recordExit(c, keeper.Exit{Code: 9, At: time.Now()})); err != nil {
+	if err := errors.Join(s.recordExit(c, exit), s.recordStart(c, pod, 1), s.recordExit(c, keeper.Exit{Code: 9, At: time.Now()})); err != nil {
 		t.Fatal(err)
 	}
 	st := c.snapshot()

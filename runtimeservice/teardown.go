@@ -158,6 +158,9 @@ func (s *Service) tearDownContainer(ctx context.Context, c *Container) error {
 	if err := os.RemoveAll(bundle); err != nil {
 		return fmt.Errorf("remove bundle of container %s: %w", c.ID, err)
 	}
+	if err := c.dropCheckpoint(); err != nil {
+		return fmt.Errorf("remove checkpoint of container %s: %w", c.ID, err)
+	}
 	return nil
 }
 

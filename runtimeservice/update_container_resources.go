@@ -64,6 +64,9 @@ func (s *Service) limitContainer(ctx context.Context, c *Container, wanted nri.U
 	if err := c.require("update", Created, Running); err != nil {
 		return err
 	}
+	if c.unstarted() {
+		return fmt.Errorf("update container %s: it has no cgroup before its processes are restored: %w", c.ID, errdefs.ErrFailedPrecondition)
+	}
 	h, err := s.handler(c.Handler)
 	if err != nil {
 		return fmt.Errorf("update container %s: %w", c.ID, err)

@@ -21,6 +21,9 @@ import (
 	"github.com/micarun/mica/runtimeservice/spec"
 )
 
+// volumesDir is the directory of the image's volumes, in a container's own.
+const volumesDir = "volumes"
+
 // mountSources resolves the source of every mount of the container: host paths
 // as they are or as a new directory, images by a read-only view of their
 // layers below the bundle. What has ID mappings is mapped there.
@@ -130,12 +133,12 @@ func (s *Service) outlived(c *Container) bool {
 // has there. They live as long as the container.
 func (s *Service) imageVolumes(a specArgs) ([]spec.Mount, error) {
 	var mounts []spec.Mount
-	for i, dest := range slices.Sorted(maps.Keys(a.img.Config.Config.Volumes)) {
+	for i, dest := range slices.Sorted(maps.Keys(a.from.img.Config.Config.Volumes)) {
 		dest = path.Clean("/" + dest)
 		if mountedOver(a.c.config().GetMounts(), dest) {
 			continue
 		}
-		dir := filepath.Join(a.c.dir, "volumes", strconv.Itoa(i))
+		dir := filepath.Join(a.c.dir, volumesDir, strconv.Itoa(i))
 		if err := fillVolume(a.pod, dir, a.rootfs, dest); err != nil {
 			return nil, fmt.Errorf("volume %s: %w", dest, err)
 		}

@@ -33,6 +33,9 @@ func (n *Node) writeConfig() error {
 	fmt.Fprintf(&b, "\n[metrics]\naddress = %q\n", n.Metrics)
 	fmt.Fprintf(&b, "\n[images]\ncerts_dirs = [%q]\n", certs)
 	fmt.Fprintf(&b, "\n[pods]\ninit_binary = %q\n", filepath.Join(n.Bin, "mica-init"))
+	if n.Criu != "" {
+		fmt.Fprintf(&b, "criu = %q\n", n.Criu)
+	}
 	fmt.Fprintf(&b, "\n[keeper]\nbinary = %q\n", filepath.Join(n.Bin, "mica-keeper"))
 	if start := patience.Of(startKeeper); start != startKeeper {
 		fmt.Fprintf(&b, "start_timeout = %q\nrequest_timeout = %q\n", start, patience.Of(askKeeper))

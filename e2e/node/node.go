@@ -55,6 +55,8 @@ type Options struct {
 	// ConfDir is a directory of network configurations to use instead of
 	// the embedded network.
 	ConfDir string
+	// Criu is the CRIU to use instead of the one in PATH.
+	Criu string
 	// Env are variables for the daemon besides this process's own.
 	Env []string
 	// Enter is a command line that runs the one after it in the namespaces

@@ -181,7 +181,7 @@ func save(t testing.TB, data []byte) string {
 }
 
 // TestArchivesOfOthers reads podman's, which are compressed, CRI-O's, which call
-// the log otherwise, and a directory, as in an image.
+// the log otherwise, and the layer of an image.
 func TestArchivesOfOthers(t *testing.T) {
 	data := tarOf(t, files())
 	var zipped bytes.Buffer
@@ -206,17 +206,26 @@ func TestArchivesOfOthers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) { wantUnpacked(t, save(t, data)) })
 	}
-	t.Run("directory", func(t *testing.T) {
-		dir := t.TempDir()
-		writeFiles(t, dir, files())
-		writeFiles(t, dir, map[string]string{"etc/ignored": "", "checkpoint/deeper/ignored": ""})
-		a, err := OpenDir(dir, "image")
-		if err != nil {
-			t.Fatal(err)
+	t.Run("stream", func(t *testing.T) {
+		open := 0
+		wantContent(t, OpenStream("image", func(context.Context) (io.ReadCloser, error) {
+			open++
+			return closer{bytes.NewReader(data), func() { open-- }}, nil
+		}))
+		if open != 0 {
+			t.Errorf("%d streams are left open", open)
 		}
-		defer func() { _ = a.Close() }()
-		wantContent(t, a)
 	})
+}
+
+type closer struct {
+	io.Reader
+	closed func()
+}
+
+func (c closer) Close() error {
+	c.closed()
+	return nil
 }
 
 // with returns files() with some replaced, or taken away by "".
@@ -314,9 +323,6 @@ func TestOpenRefuses(t *testing.T) {
 	}
 	if _, err := Open(filepath.Join(dir, "none")); !errdefs.IsNotFound(err) {
 		t.Errorf("nothing = %v", err)
-	}
-	if _, err := OpenDir(filepath.Join(dir, "none"), "x"); err == nil {
-		t.Error("no directory is opened")
 	}
 }
 

@@ -33,9 +33,9 @@ const (
 // Archive is a checkpoint to read from. The methods may be called one after the
 // other, any number of times.
 type Archive struct {
-	name string
-	file *os.File // a tar, or nil
-	root *os.Root // a directory, or nil
+	name  string
+	begin func(context.Context) (io.ReadCloser, error) // opens it at its start
+	close func() error
 }
 
 // Open opens the archive in a file. What is not a file is ErrInvalidArgument,
@@ -56,29 +56,25 @@ func Open(name string) (*Archive, error) {
 		_ = f.Close()
 		return nil, fmt.Errorf("open checkpoint archive %s: %w", name, err)
 	}
-	return &Archive{name: name, file: f}, nil
+	begin := func(context.Context) (io.ReadCloser, error) {
+		_, err := f.Seek(0, io.SeekStart)
+		return io.NopCloser(f), err
+	}
+	return &Archive{name: name, begin: begin, close: f.Close}, nil
 }
 
-// OpenDir opens a checkpoint whose files lie in a directory, as in an image
-// that was made of an archive. name is what errors call it.
-func OpenDir(dir, name string) (*Archive, error) {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return nil, fmt.Errorf("open checkpoint %s: %w", name, err)
-	}
-	return &Archive{name: name, root: root}, nil
+// OpenStream makes an archive of a tar that can be read more than once, such as
+// the layer of an image that was made of an archive. name is what errors call
+// it.
+func OpenStream(name string, begin func(context.Context) (io.ReadCloser, error)) *Archive {
+	return &Archive{name: name, begin: begin, close: func() error { return nil }}
 }
 
 // Name is what the archive was opened as.
 func (a *Archive) Name() string { return a.name }
 
 // Close lets go of the archive.
-func (a *Archive) Close() error {
-	if a.file != nil {
-		return a.file.Close()
-	}
-	return a.root.Close()
-}
+func (a *Archive) Close() error { return a.close() }
 
 // Description is what an archive says of the container.
 type Description struct {
@@ -228,12 +224,7 @@ var errEnough = errors.New("enough")
 
 // each calls f for every file of the archive.
 func (a *Archive) each(ctx context.Context, f func(entry) error) error {
-	var err error
-	if a.root != nil {
-		err = a.eachFile(ctx, f)
-	} else {
-		err = a.eachEntry(ctx, f)
-	}
+	err := a.eachEntry(ctx, f)
 	if errors.Is(err, errEnough) {
 		return nil
 	}
@@ -244,10 +235,12 @@ func (a *Archive) each(ctx context.Context, f func(entry) error) error {
 }
 
 func (a *Archive) eachEntry(ctx context.Context, f func(entry) error) error {
-	if _, err := a.file.Seek(0, io.SeekStart); err != nil {
+	stream, err := a.begin(ctx)
+	if err != nil {
 		return err
 	}
-	plain, err := decompress(reader{ctx, a.file})
+	defer func() { _ = stream.Close() }()
+	plain, err := decompress(reader{ctx, stream})
 	if err != nil {
 		return err
 	}
@@ -298,46 +291,6 @@ func tarError(err error) error {
 		}
 	}
 	return err
-}
-
-// eachFile goes over the directories that an archive can have.
-func (a *Archive) eachFile(ctx context.Context, f func(entry) error) error {
-	for _, dir := range []string{".", ImagesDir, VolumesDir} {
-		d, err := a.root.Open(dir)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		names, err := d.Readdirnames(maxEntries)
-		_ = d.Close()
-		if err != nil && !errors.Is(err, io.EOF) {
-			return err
-		}
-		for _, name := range names {
-			if err := a.visit(ctx, path.Join(dir, name), f); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func (a *Archive) visit(ctx context.Context, name string, f func(entry) error) error {
-	st, err := a.root.Lstat(name)
-	if err != nil || st.IsDir() {
-		return err
-	}
-	if !st.Mode().IsRegular() {
-		return f(entry{name: name})
-	}
-	file, err := a.root.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = file.Close() }()
-	return f(entry{name: name, size: st.Size(), file: true, content: io.LimitReader(reader{ctx, file}, st.Size())})
 }
 
 // OpenTar opens a tar of an archive that was unpacked into dir, uncompressed if

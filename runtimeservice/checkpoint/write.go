@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/micarun/mica/internal/failpoint"
 	"github.com/micarun/mica/internal/jsonfile"
 )
 
@@ -97,6 +98,9 @@ func write(ctx context.Context, a WriteArgs) error {
 	}
 	if err == nil {
 		err = ctx.Err() // nobody waits for it any more
+	}
+	if err == nil {
+		err = failpoint.Hit("checkpoint-written")
 	}
 	if err != nil {
 		return err

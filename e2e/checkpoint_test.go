@@ -1,0 +1,326 @@
+package e2e
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moby/sys/capability"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/e2e/node"
+)
+
+// counting prints numbers, and ends with 7 when it is asked to.
+const counting = `trap 'exit 7' TERM; i=0; while :; do echo $i; i=$((i+1)); sleep 0.02; done`
+
+// startCriu is start for tests that need a CRIU that works.
+func startCriu(t *testing.T) *fixture {
+	t.Helper()
+	f := start(t)
+	f.needCriu()
+	return f
+}
+
+func (f *fixture) needCriu() {
+	f.t.Helper()
+	needRuntimeWithCriu(f.t)
+	if shared.criu == "" {
+		f.t.Skip("no CRIU that works with this kernel; e2e/install-criu looks for one")
+	}
+}
+
+// needRuntimeWithCriu skips the test where the OCI runtime that is tested with
+// was built without support for CRIU.
+func needRuntimeWithCriu(t *testing.T) {
+	t.Helper()
+	if os.Getenv(runtimeEnv) != "crun" {
+		return
+	}
+	if out, err := exec.Command("crun", "--version").CombinedOutput(); err != nil || !strings.Contains(string(out), "+CRIU") {
+		t.Skipf("this crun was built without CRIU: %v", err)
+	}
+}
+
+func (f *fixture) checkpoint(id, location string) {
+	f.t.Helper()
+	if err := f.Runtime.CheckpointContainer(f.ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: id, Location: location}); err != nil {
+		f.t.Fatalf("checkpoint container %s: %v", id, err)
+	}
+}
+
+// counted reads the numbers in a container's log so far, which must follow each
+// other, and returns how many there are.
+func (f *fixture) counted(p pod, config *runtimeapi.ContainerConfig) int {
+	f.t.Helper()
+	lines := f.log(p, config)
+	for i, line := range lines {
+		// A terminal ends lines in its own way.
+		if got := strings.TrimSuffix(line.text, "\r"); got != strconv.Itoa(i) {
+			f.t.Fatalf("line %d of the log of %s is %q", i, config.Metadata.Name, got)
+		}
+	}
+	return len(lines)
+}
+
+func (f *fixture) countsOn(p pod, config *runtimeapi.ContainerConfig) {
+	f.t.Helper()
+	before := f.counted(p, config)
+	f.eventually(config.Metadata.Name+" goes on", func() bool { return f.counted(p, config) > before+1 })
+}
+
+// names lists a tar file.
+func names(t *testing.T, path string) []string {
+	t.Helper()
+	file, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	var found []string
+	for r := tar.NewReader(file); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return found
+		}
+		if err != nil {
+			t.Fatalf("read archive: %v", err)
+		}
+		found = append(found, h.Name)
+	}
+}
+
+// only fails the test if a directory holds anything but the names.
+func only(t *testing.T, dir string, want ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if !slices.Contains(want, e.Name()) {
+			t.Errorf("left in %s: %s", dir, e.Name())
+		}
+	}
+}
+
+// A container is checkpointed and goes on, is removed with its pod, and goes on
+// in another pod where it was: not a number is missing or doubled, its files
+// and shared memory are as they were, and it ends as it would have.
+func TestCheckpointAndRestore(t *testing.T) {
+	for name, change := range map[string]func(*runtimeapi.ContainerConfig){
+		"plain":    func(*runtimeapi.ContainerConfig) {},
+		"terminal": func(c *runtimeapi.ContainerConfig) { c.Tty = true },
+		"stdin":    func(c *runtimeapi.ContainerConfig) { c.Stdin = true },
+		"shared process IDs": func(c *runtimeapi.ContainerConfig) {
+			c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+		},
+		"unprivileged": func(c *runtimeapi.ContainerConfig) {
+			if canSeeLimits(t) {
+				c.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1000}
+			}
+			c.Linux.SecurityContext.NoNewPrivs = true
+			c.Linux.SecurityContext.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
+			c.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"ALL"}}
+			c.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := startCriu(t)
+			config := f.containerConfig(busyboxImage, "sh", "-c", counting)
+			change(config)
+			f.roundTrip(config)
+		})
+	}
+}
+
+// canSeeLimits says whether this process, and so CRIU, may read the resource
+// limits of another user's processes, as machines allow but not every sandbox.
+func canSeeLimits(t *testing.T) bool {
+	t.Helper()
+	held, err := capability.NewPid2(0)
+	if err == nil {
+		err = held.Load()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return held.Get(capability.EFFECTIVE, capability.CAP_SYS_RESOURCE)
+}
+
+const dirty = `set -e; cd /tmp; echo memory >/dev/shm/data; mkdir -p a/b; echo new >a/b/file; ln a/b/file second; ln -s a link; mkfifo fifo`
+
+func (f *fixture) roundTrip(config *runtimeapi.ContainerConfig) {
+	t := f.t
+	p := f.runPod(f.podConfig())
+	id := f.start(p, config)
+	f.eventually("numbers", func() bool { return f.counted(p, config) > 3 })
+	f.exec(id, "sh", "-c", dirty)
+	location := filepath.Join(t.TempDir(), "checkpoint.tar")
+	f.checkpoint(id, location)
+	f.countsOn(p, config)
+	if st, err := os.Stat(location); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("archive: %v, %v", st.Mode(), err)
+	}
+	only(t, filepath.Dir(location), "checkpoint.tar")
+	found := names(t, location)
+	for _, want := range []string{"config.dump", "spec.dump", "checkpoint/inventory.img", "rootfs-diff.tar", "devshm-checkpoint.tar", "container.log", "dump.log", "stats-dump"} {
+		if !slices.Contains(found, want) {
+			t.Errorf("the archive has no %s but %q", want, found)
+		}
+	}
+	f.no(f.RemovePod(f.ctx, p.id))
+
+	next := f.runPod(f.podConfig())
+	again := proto.CloneOf(config)
+	again.Metadata = &runtimeapi.ContainerMetadata{Name: "restored"}
+	again.Image = &runtimeapi.ImageSpec{Image: location}
+	again.Command, again.LogPath = nil, "restored.log"
+	restored, err := f.Runtime.CreateContainer(f.ctx, next.id, again, next.config)
+	f.no(err)
+	if got := f.status(restored); got.State != runtimeapi.ContainerState_CONTAINER_CREATED || got.Image.Image != busyboxImage {
+		t.Errorf("before its start the container is %v of image %s", got.State, got.Image.Image)
+	}
+	before := f.counted(next, again)
+	if _, _, err := f.Runtime.ExecSync(f.ctx, restored, []string{"true"}, time.Second); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("exec before the start: %v", err)
+	}
+	f.no(f.Runtime.StartContainer(f.ctx, restored))
+	f.eventually("the numbers go on", func() bool { return f.counted(next, again) > before+3 })
+	f.wantRestored(restored)
+	f.no(f.Runtime.StopContainer(f.ctx, restored, 20))
+	if got := f.status(restored); got.ExitCode != 7 {
+		t.Errorf("exit code is %d, want that of the trap", got.ExitCode)
+	}
+	if _, err := os.Stat(filepath.Join(f.Data, "cri", "containers", restored, "checkpoint")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the unpacked checkpoint is kept: %v", err)
+	}
+}
+
+// wantRestored looks for what dirty has done, in the files and in what an exec
+// takes from the checkpointed process.
+func (f *fixture) wantRestored(id string) {
+	f.t.Helper()
+	script := `cat /dev/shm/data /tmp/link/b/file; stat -c %h /tmp/second; [ -p /tmp/fifo ] && echo fifo; tr '\0' ' ' </proc/1/cmdline`
+	if shared := f.exec(id, "sh", "-c", `readlink /proc/1/exe || true`); strings.Contains(shared, "mica-init") {
+		script = strings.Replace(script, "/proc/1/cmdline", "/dev/null", 1)
+	}
+	got := f.exec(id, "sh", "-c", script)
+	if !strings.HasPrefix(got, "memory\nnew\n2\nfifo\n") {
+		f.t.Errorf("restored files: %q", got)
+	}
+}
+
+// A checkpoint is a whole file or none, wherever it is asked for.
+func TestCheckpointLocations(t *testing.T) {
+	f := startCriu(t)
+	p := f.runPod(f.podConfig())
+	config := f.containerConfig(busyboxImage, "sh", "-c", counting)
+	id := f.start(p, config)
+	dir := t.TempDir()
+	old := filepath.Join(dir, "old.tar")
+	f.no(os.WriteFile(old, []byte("older"), 0o644))
+	f.checkpoint(id, old)
+	if !slices.Contains(names(t, old), "config.dump") {
+		t.Error("an older file is not replaced")
+	}
+	f.no(os.Symlink("/etc/passwd", filepath.Join(dir, "link")))
+	for location, want := range map[string]codes.Code{
+		"": codes.InvalidArgument, "relative.tar": codes.InvalidArgument, dir: codes.InvalidArgument,
+		dir + "/none/x.tar": codes.InvalidArgument, dir + "/link": codes.InvalidArgument, old + "/x.tar": codes.InvalidArgument,
+	} {
+		err := f.Runtime.CheckpointContainer(f.ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: id, Location: location})
+		if status.Code(err) != want {
+			t.Errorf("location %q: %v", location, err)
+		}
+	}
+	created := f.create(p, f.containerConfig(busyboxImage, "true"))
+	for id, want := range map[string]codes.Code{"none": codes.NotFound, created: codes.FailedPrecondition} {
+		err := f.Runtime.CheckpointContainer(f.ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: id, Location: dir + "/x.tar"})
+		if status.Code(err) != want {
+			t.Errorf("checkpoint of %s: %v", id, err)
+		}
+	}
+	only(t, dir, "old.tar", "link")
+	f.countsOn(p, config)
+}
+
+// fakeCriu makes a program that stands in for a CRIU.
+func fakeCriu(t *testing.T, script string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "criu")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// Where there is no CRIU, or none that works, the calls are refused with the
+// reason, and nothing happens.
+func TestCheckpointRefused(t *testing.T) {
+	needRuntimeWithCriu(t)
+	for name, tc := range map[string]struct{ criu, says string }{
+		"absent":      {"/none/criu", "find CRIU"},
+		"old":         {fakeCriu(t, `echo "Version: 3.11"`), `CRIU "3.11", and 3.16 or newer is needed`},
+		"not for us":  {fakeCriu(t, `[ "$1" = --version ] && echo "Version: 3.17.1" && exit; echo "Error (criu/vdso.c:381): vdso: Unexpected rt vDSO area bounds" >&2; exit 1`), "CRIU 3.17.1 does not work with this kernel: criu check: vdso: Unexpected rt vDSO area bounds"},
+		"of no words": {fakeCriu(t, "exit 1"), "for its version"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := startOn(t, func(o *node.Options) { o.Criu = tc.criu })
+			p := f.runPod(f.podConfig())
+			config := f.containerConfig(busyboxImage, "sh", "-c", counting)
+			id := f.start(p, config)
+			dir := t.TempDir()
+			archive := filepath.Join(dir, "x.tar")
+			refused := func(what string, err error) {
+				t.Helper()
+				if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), tc.says) {
+					t.Errorf("%s: %v, want a failed precondition that says %q", what, err, tc.says)
+				}
+			}
+			refused("checkpoint", f.Runtime.CheckpointContainer(f.ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: id, Location: archive}))
+			only(t, dir)
+			f.no(os.WriteFile(archive, nil, 0o600))
+			restored := f.containerConfig(archive)
+			_, err := f.Runtime.CreateContainer(f.ctx, p.id, restored, p.config)
+			refused("restore", err)
+			f.countsOn(p, config)
+		})
+	}
+}
+
+// A CRIU that hangs is given up at the request's time, and the container goes on.
+func TestCheckpointTimeout(t *testing.T) {
+	needRuntimeWithCriu(t)
+	hangs := fakeCriu(t, `case $1 in --version) echo "Version: 4.1" ;; check) ;; *) while kill -0 $PPID; do sleep 0.1; done ;; esac`)
+	f := startOn(t, func(o *node.Options) { o.Criu = hangs })
+	p := f.runPod(f.podConfig())
+	config := f.containerConfig(busyboxImage, "sh", "-c", counting)
+	id := f.start(p, config)
+	dir := t.TempDir()
+	request := &runtimeapi.CheckpointContainerRequest{ContainerId: id, Location: filepath.Join(dir, "x.tar"), Timeout: 1}
+	if err := f.Runtime.CheckpointContainer(f.ctx, request); status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("a CRIU that hangs: %v", err)
+	}
+	f.countsOn(p, config)
+	request.Timeout = 100
+	short, cancel := context.WithTimeout(f.ctx, time.Second)
+	defer cancel()
+	if err := f.Runtime.CheckpointContainer(short, request); status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("a caller that gives up: %v", err)
+	}
+	f.countsOn(p, config)
+	only(t, dir)
+}

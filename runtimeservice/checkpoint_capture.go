@@ -1,0 +1,238 @@
+package runtimeservice
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/overlay"
+	"github.com/micarun/mica/runtimeservice/checkpoint"
+	"github.com/micarun/mica/runtimeservice/oci"
+)
+
+// captureArgs say what to capture of a frozen container, and where to.
+type captureArgs struct {
+	c   *Container
+	by  checkpointer
+	dir string // is made, and holds then what the archive does
+	shm bool   // with the pod's shared memory
+}
+
+// capture writes down a frozen container: its processes by CRIU, its files, its
+// log, and what it was.
+func (s *Service) capture(ctx context.Context, a captureArgs) error {
+	for _, dir := range []string{a.dir, filepath.Join(a.dir, checkpoint.ImagesDir)} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	for _, step := range []struct {
+		what string
+		do   func(context.Context, captureArgs) error
+	}{
+		{"dump processes", s.dumpProcesses},
+		{"save root filesystem", s.saveRootfs},
+		{"save volumes of the image", s.saveVolumes},
+		{"save shared memory", s.saveShm},
+		{"save log", s.saveLog},
+		{"describe container", s.describe},
+	} {
+		journal.Enter(ctx, step.what)
+		if err := step.do(ctx, a); err != nil {
+			return fmt.Errorf("%s of %s: %w", step.what, a.c.ID, err)
+		}
+	}
+	return nil
+}
+
+func (s *Service) dumpProcesses(ctx context.Context, a captureArgs) error {
+	err := a.by.Checkpoint(ctx, oci.CheckpointArgs{
+		ID: a.c.ID, Images: filepath.Join(a.dir, checkpoint.ImagesDir), Work: a.dir, Env: a.by.criu.Environment(),
+	})
+	if err == nil {
+		return nil
+	}
+	if said := checkpoint.LogErrors(filepath.Join(a.dir, checkpoint.DumpLog)); said != "" {
+		return fmt.Errorf("%w: CRIU says: %s", err, said)
+	}
+	return err
+}
+
+func (s *Service) saveRootfs(ctx context.Context, a captureArgs) error {
+	var deleted []string
+	err := s.save(filepath.Join(a.dir, checkpoint.RootfsDiffFile), func(w io.Writer) (err error) {
+		deleted, err = s.layers.Changes(ctx, a.c.ID, w)
+		return err
+	})
+	if err != nil || len(deleted) == 0 {
+		return err
+	}
+	return jsonfile.Write(filepath.Join(a.dir, checkpoint.DeletedFile), deleted)
+}
+
+// saveVolumes saves what the image declares as volumes and the node keeps as
+// directories, by the same numbers.
+func (s *Service) saveVolumes(ctx context.Context, a captureArgs) error {
+	from := filepath.Join(a.c.dir, volumesDir)
+	volumes, err := os.ReadDir(from)
+	if errors.Is(err, fs.ErrNotExist) || len(volumes) == 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	to := filepath.Join(a.dir, checkpoint.VolumesDir)
+	if err := os.Mkdir(to, 0o700); err != nil {
+		return err
+	}
+	for _, v := range volumes {
+		err := s.save(filepath.Join(to, v.Name()+".tar"), func(w io.Writer) error {
+			return overlay.PackTree(ctx, filepath.Join(from, v.Name()), w)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// saveShm saves the pod's /dev/shm, if there is something in it.
+func (s *Service) saveShm(ctx context.Context, a captureArgs) error {
+	from := filepath.Join(s.podStateDir(a.c.PodID), shmDir)
+	names, err := os.ReadDir(from)
+	if !a.shm || errors.Is(err, fs.ErrNotExist) || len(names) == 0 {
+		return nil // a pod with the node's IPC has the node's shared memory
+	}
+	if err != nil {
+		return err
+	}
+	return s.save(filepath.Join(a.dir, checkpoint.ShmFile), func(w io.Writer) error { return overlay.PackTree(ctx, from, w) })
+}
+
+// save writes a file, of at most what may still be written.
+func (s *Service) save(path string, write func(io.Writer) error) error {
+	room, err := s.room()
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(write(&bounded{to: f, left: room}), f.Close())
+}
+
+// room is how many bytes a checkpoint may take of the data root: what is free
+// but for a twentieth of the whole, which others need.
+func (s *Service) room() (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.opts.DataDir, &st); err != nil {
+		return 0, fmt.Errorf("look for room below %s: %w", s.opts.DataDir, err)
+	}
+	return max(int64(st.Bavail)-int64(st.Blocks/20), 0) * st.Bsize, nil
+}
+
+// bounded refuses to write more than is left.
+type bounded struct {
+	to   io.Writer
+	left int64
+}
+
+func (b *bounded) Write(p []byte) (int, error) {
+	if b.left -= int64(len(p)); b.left < 0 {
+		return 0, fmt.Errorf("it needs more room than the data root has: %w", errdefs.ErrResourceExhausted)
+	}
+	return b.to.Write(p)
+}
+
+func (s *Service) saveLog(ctx context.Context, a captureArgs) error {
+	if a.c.LogPath == "" {
+		return nil
+	}
+	if err := s.keeper.Flush(ctx, a.c.ID); errdefs.IsInvalidArgument(err) {
+		klog.FromContext(ctx).Info("A keeper of an older build may be some lines behind", "container", a.c.ID)
+	} else if err != nil {
+		return err
+	}
+	log, err := os.Open(a.c.LogPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // rotated away, or never made
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }()
+	return s.save(filepath.Join(a.dir, checkpoint.LogFile), func(w io.Writer) error {
+		_, err := io.Copy(w, log)
+		return err
+	})
+}
+
+// describe writes what the container is, in the words of every engine that may
+// read them.
+func (s *Service) describe(_ context.Context, a captureArgs) error {
+	c, st := a.c, a.c.snapshot()
+	pod, err := s.pods.get(c.PodID)
+	if err != nil {
+		return err
+	}
+	ociSpec := new(specs.Spec)
+	if err := jsonfile.Read(filepath.Join(s.bundle(c.ID), specFile), ociSpec); err != nil {
+		return err
+	}
+	if err := annotate(ociSpec, pod, c); err != nil {
+		return err
+	}
+	for name, value := range map[string]any{
+		checkpoint.ConfigFile: checkpoint.Config{
+			ID: c.ID, Name: c.config().GetMetadata().GetName(), OCIRuntime: a.by.Handler().Type,
+			RootfsImage: c.image().GetImage(), RootfsImageName: c.image().GetImage(), RootfsImageRef: c.ImageRef,
+			CreatedTime: c.Created, CheckpointedAt: time.Now(), Restored: c.Restored != nil,
+		},
+		checkpoint.SpecFile:       ociSpec,
+		checkpoint.StatusFile:     checkpoint.Status{CreatedAt: c.Created.UnixNano(), StartedAt: st.Started.UnixNano(), Pid: uint32(st.Pid)},
+		checkpoint.StatusDumpFile: c.status(),
+	} {
+		if err := jsonfile.Write(filepath.Join(a.dir, name), value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// annotate adds what CRI-O wants to find in an archive's specification.
+func annotate(ociSpec *specs.Spec, pod *Pod, c *Container) error {
+	cfg := c.config()
+	annotations, err := json.Marshal(cfg.GetAnnotations())
+	if err != nil {
+		return err
+	}
+	if ociSpec.Annotations == nil {
+		ociSpec.Annotations = map[string]string{}
+	}
+	for key, value := range map[string]string{
+		"io.kubernetes.cri-o.Annotations":      string(annotations),
+		"io.kubernetes.container.name":         cfg.GetMetadata().GetName(),
+		"io.kubernetes.pod.name":               pod.meta().GetName(),
+		"io.kubernetes.pod.namespace":          pod.meta().GetNamespace(),
+		"io.kubernetes.pod.uid":                pod.meta().GetUid(),
+		"io.kubernetes.container.restartCount": strconv.FormatUint(uint64(cfg.GetMetadata().GetAttempt()), 10),
+	} {
+		ociSpec.Annotations[key] = value
+	}
+	return nil
+}

@@ -1,0 +1,373 @@
+package runtimeservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"github.com/micarun/mica/imageservice"
+	"github.com/micarun/mica/internal/failpoint"
+	"github.com/micarun/mica/overlay"
+	"github.com/micarun/mica/runtimeservice/checkpoint"
+	"github.com/micarun/mica/runtimeservice/keeper"
+	"github.com/micarun/mica/runtimeservice/oci"
+)
+
+const (
+	// checkpointDir is the directory of a container's own that takes the
+	// checkpoint until its processes are restored.
+	checkpointDir = "checkpoint"
+	// criuConfigFile, in a bundle, has the options of CRIU that an OCI runtime
+	// has no flag for, and criuConfigKey is the annotation that names it.
+	criuConfigFile = "criu.conf"
+	criuConfigKey  = "org.criu.config"
+	// criuConfig: connections are those of a pod that lives on, with another
+	// address. What held one finds it closed, as after a failure of the network.
+	criuConfig = "tcp-close\n"
+)
+
+// source is a checkpoint that a container is to continue.
+type source struct {
+	*checkpoint.Archive
+	checkpoint.Description
+	// exact says that the container's config describes the checkpointed process
+	// and must be right about it. Otherwise it says nothing of the process.
+	exact bool
+}
+
+// origin is what a container is made of: an image, and nil or a checkpoint of a
+// container of that image.
+type origin struct {
+	img  imageservice.Image
+	from *source
+}
+
+// close lets go of the checkpoint.
+func (o origin) close(ctx context.Context) {
+	if o.from == nil {
+		return
+	}
+	if err := o.from.Close(); err != nil {
+		klog.FromContext(ctx).Error(err, "Checkpoint is not closed", "source", o.from.Name())
+	}
+}
+
+// openOrigin finds what the config wants the container to be made of. A
+// checkpoint is closed by the caller.
+func (s *Service) openOrigin(ctx context.Context, pod *Pod, cfg *runtimeapi.ContainerConfig) (origin, error) {
+	name := cfg.GetImage().GetImage()
+	if !filepath.IsAbs(name) {
+		img, err := s.images.Get(name)
+		return origin{img: img}, err
+	}
+	archive, err := checkpoint.Open(name)
+	if err != nil {
+		return origin{}, err
+	}
+	o, err := s.originOf(ctx, pod, cfg, &source{Archive: archive})
+	if err != nil {
+		return origin{}, errors.Join(err, archive.Close())
+	}
+	return o, nil
+}
+
+// originOf reads what the checkpoint says of itself and finds its image.
+func (s *Service) originOf(ctx context.Context, pod *Pod, cfg *runtimeapi.ContainerConfig, from *source) (origin, error) {
+	by, err := s.checkpointer(ctx, pod.Handler)
+	if err == nil {
+		err = checkRestore(pod.config(), cfg)
+	}
+	if err == nil {
+		from.Description, err = from.Describe(ctx)
+	}
+	if err == nil {
+		err = checkRuntime(from.Config.OCIRuntime, by.Handler())
+	}
+	if err != nil {
+		return origin{}, err
+	}
+	img, err := s.baseImage(from.Config)
+	return origin{img: img, from: from}, err
+}
+
+// checkRuntime returns ErrFailedPrecondition unless an archive that was made by
+// the runtime called name can be restored by h. Engines put the runtime's kind
+// into longer names, such as io.containerd.runc.v2.
+func checkRuntime(name string, h oci.Handler) error {
+	made := strings.ToLower(name)
+	if made == "" || h.Type != "" && strings.Contains(made, h.Type) {
+		return nil
+	}
+	return fmt.Errorf("the checkpoint was made by OCI runtime %q and this container's is %q (%s): %w", name, h.Type, h.Path, errdefs.ErrFailedPrecondition)
+}
+
+// baseImage finds the image of a checkpointed container by whatever the archive
+// says of it, the most exact first.
+func (s *Service) baseImage(c checkpoint.Config) (imageservice.Image, error) {
+	for _, name := range []string{c.RootfsImageRef, c.RootfsImageName, c.RootfsImage} {
+		if name == "" || filepath.IsAbs(name) {
+			continue
+		}
+		img, err := s.images.Get(name)
+		if err == nil {
+			return img, nil
+		}
+		if !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err) {
+			return imageservice.Image{}, err
+		}
+	}
+	return imageservice.Image{}, fmt.Errorf("find the image of the checkpointed container: neither %q nor %q is here, pull it first: %w",
+		c.RootfsImageRef, c.RootfsImageName, errdefs.ErrNotFound)
+}
+
+// restoredConfig is the config as the record has it: of the image that the
+// container stands on, whatever it was asked for by.
+func restoredConfig(cfg *runtimeapi.ContainerConfig, from *source) *runtimeapi.ContainerConfig {
+	cfg = proto.CloneOf(cfg)
+	if from.Config.RootfsImageName == "" || from.exact {
+		return cfg
+	}
+	cfg.Image.Image = from.Config.RootfsImageName
+	if filepath.IsAbs(cfg.Image.UserSpecifiedImage) {
+		cfg.Image.UserSpecifiedImage = ""
+	}
+	return cfg
+}
+
+// processConfig is the config with the process of the checkpoint, from which a
+// specification is made. It has its own where it must be right.
+func (f *source) processConfig(cfg *runtimeapi.ContainerConfig) *runtimeapi.ContainerConfig {
+	if f.exact {
+		return cfg
+	}
+	p := f.Spec.Process
+	cfg = proto.CloneOf(cfg)
+	cfg.Command, cfg.Args, cfg.WorkingDir, cfg.Envs = p.Args, nil, p.Cwd, nil
+	for _, e := range p.Env {
+		if key, value, ok := strings.Cut(e, "="); ok && key != "" {
+			cfg.Envs = append(cfg.Envs, &runtimeapi.KeyValue{Key: key, Value: []byte(value)})
+		}
+	}
+	return cfg
+}
+
+// unpackCheckpoint brings the files of the checkpoint to where they belong: the
+// images of CRIU into the container's own directory, the rest over the mounted
+// root filesystem, the volumes and the pod's shared memory.
+func (s *Service) unpackCheckpoint(ctx context.Context, c *Container, from *source) error {
+	dir := filepath.Join(c.dir, checkpointDir)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	room, err := s.room()
+	if err != nil {
+		return err
+	}
+	if err := from.Unpack(ctx, dir, room); err != nil {
+		return err
+	}
+	deleted, err := checkpoint.ReadDeleted(dir)
+	if err != nil {
+		return err
+	}
+	err = s.unpackTar(ctx, tarArgs{dir: dir, name: checkpoint.RootfsDiffFile, into: func(a overlay.UnpackArgs) error {
+		a.Deleted = deleted
+		return s.layers.ApplyChanges(ctx, c.ID, a)
+	}})
+	if err != nil {
+		return fmt.Errorf("restore root filesystem: %w", err)
+	}
+	if err := s.unpackShm(ctx, c.PodID, dir); err != nil {
+		return err
+	}
+	return failpoint.Hit("restore-unpacked")
+}
+
+// tarArgs name a tar of an unpacked archive, and what takes its content.
+type tarArgs struct {
+	dir, name string
+	into      func(overlay.UnpackArgs) error
+}
+
+// unpackTar hands on the content of one tar and removes it.
+func (s *Service) unpackTar(ctx context.Context, a tarArgs) error {
+	room, err := s.room()
+	if err != nil {
+		return err
+	}
+	in, err := checkpoint.OpenTar(ctx, a.dir, a.name)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(a.into(overlay.UnpackArgs{Tar: in, Limit: room}), in.Close())
+	if err != nil {
+		return fmt.Errorf("unpack %s: %w", a.name, err)
+	}
+	return removeFiles([]string{filepath.Join(a.dir, a.name)})
+}
+
+// unpackShm adds what an unpacked archive in dir has of shared memory to the
+// pod's. What is there already belongs to other containers and stays.
+func (s *Service) unpackShm(ctx context.Context, podID, dir string) error {
+	if !exists(filepath.Join(dir, checkpoint.ShmFile)) {
+		return nil
+	}
+	shm := filepath.Join(s.podStateDir(podID), shmDir)
+	err := s.unpackTar(ctx, tarArgs{dir: dir, name: checkpoint.ShmFile, into: func(a overlay.UnpackArgs) error {
+		a.Keep = true
+		return overlay.UnpackTree(ctx, shm, a)
+	}})
+	if err != nil {
+		return fmt.Errorf("restore shared memory of pod %s: %w", podID, err)
+	}
+	return nil
+}
+
+// unpackVolumes replaces what the volumes of the image hold by what they held.
+func (s *Service) unpackVolumes(ctx context.Context, c *Container) error {
+	volumes, err := os.ReadDir(filepath.Join(c.dir, volumesDir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	from := filepath.Join(c.dir, checkpointDir)
+	for _, v := range volumes {
+		name := filepath.Join(checkpoint.VolumesDir, v.Name()+".tar")
+		if !exists(filepath.Join(from, name)) {
+			continue
+		}
+		dir := filepath.Join(c.dir, volumesDir, v.Name())
+		if err := emptyDir(dir); err != nil {
+			return err
+		}
+		err := s.unpackTar(ctx, tarArgs{dir: from, name: name, into: func(a overlay.UnpackArgs) error {
+			return overlay.UnpackTree(ctx, dir, a)
+		}})
+		if err != nil {
+			return fmt.Errorf("restore volume %s: %w", v.Name(), err)
+		}
+	}
+	return nil
+}
+
+// emptyDir removes what is in a directory and keeps the directory.
+func emptyDir(dir string) error {
+	names, err := os.ReadDir(dir)
+	for _, n := range names {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, n.Name())))
+	}
+	return err
+}
+
+// restoreSpec makes the specification that of the checkpointed process, if the
+// two fit together.
+func (s *Service) restoreSpec(c *Container, from *source, now *specs.Spec) error {
+	streams, err := checkpoint.ReadStreams(filepath.Join(c.dir, checkpointDir))
+	if err != nil {
+		return err
+	}
+	problems := append(unfit(&from.Spec, now, from.exact), unfitStreams(c.config(), streams)...)
+	if len(problems) > 0 {
+		return fmt.Errorf("the checkpoint does not fit: %s: %w", strings.Join(problems, "; "), errdefs.ErrFailedPrecondition)
+	}
+	was := from.Spec.Process
+	now.Process.Args, now.Process.Env, now.Process.Cwd, now.Process.User = was.Args, was.Env, was.Cwd, was.User
+	if now.Annotations == nil {
+		now.Annotations = map[string]string{}
+	}
+	conf := filepath.Join(s.bundle(c.ID), criuConfigFile)
+	now.Annotations[criuConfigKey] = conf
+	return os.WriteFile(conf, []byte(criuConfig), 0o600)
+}
+
+// continueLog begins the container's log with that of the checkpoint, unless it
+// has one.
+func continueLog(c *Container) error {
+	was := filepath.Join(c.dir, checkpointDir, checkpoint.LogFile)
+	if c.LogPath == "" || !exists(was) {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(c.LogPath), 0o755); err != nil {
+		return err
+	}
+	to, err := os.OpenFile(c.LogPath, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o640)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	from, err := os.Open(was)
+	if err == nil {
+		_, err = io.Copy(to, from)
+		_ = from.Close()
+	}
+	return errors.Join(err, to.Close())
+}
+
+// alreadyRestoring is how long to wait before the keeper is asked again for a
+// container that it is just restoring for a daemon that died.
+const alreadyRestoring = 50 * time.Millisecond
+
+// restoreProcesses has the keeper restore the processes of a container that
+// was made from a checkpoint, and removes the checkpoint.
+func (s *Service) restoreProcesses(ctx context.Context, p *Pod, c *Container) (int, error) {
+	by, err := s.checkpointer(ctx, c.Handler)
+	if err != nil {
+		return 0, err
+	}
+	dir := filepath.Join(c.dir, checkpointDir)
+	args := keeper.RestoreArgs{
+		CreateArgs: s.createArgs(p, c, by.handler),
+		Images:     filepath.Join(dir, checkpoint.ImagesDir), Work: dir, Flags: oci.CheckpointFlags(),
+	}
+	args.Env = by.criu.Environment()
+	pid, err := s.keeper.Restore(ctx, args)
+	for errdefs.IsAlreadyExists(err) {
+		st, gerr := s.keeper.Get(ctx, c.ID)
+		if gerr == nil {
+			pid, err = st.Pid, nil
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return 0, err
+		case <-time.After(alreadyRestoring):
+			pid, err = s.keeper.Restore(ctx, args)
+		}
+	}
+	if err != nil {
+		if said := checkpoint.LogErrors(filepath.Join(dir, checkpoint.RestoreLog)); said != "" {
+			err = fmt.Errorf("%w: CRIU says: %s", err, said)
+		}
+		return 0, fmt.Errorf("restore from %s: %w", c.Restored.Source, err)
+	}
+	return pid, failpoint.Hit("restore-restored")
+}
+
+// dropCheckpoint removes what a restore needed.
+func (c *Container) dropCheckpoint() error {
+	return os.RemoveAll(filepath.Join(c.dir, checkpointDir))
+}
+
+func restorationOf(from *source) *Restoration {
+	if from == nil {
+		return nil
+	}
+	return &Restoration{Source: from.Name(), CheckpointedAt: from.Config.CheckpointedAt}
+}
+
+// unstarted says whether the container waits for its processes to be restored,
+// so that neither keeper nor OCI runtime know it.
+func (c *Container) unstarted() bool { return c.Restored != nil && c.phase() == Created }

@@ -1,0 +1,178 @@
+package runtimeservice
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/runtimeservice/checkpoint"
+)
+
+// unfit says why a process that ran by the specification was cannot go on in a
+// container of the specification now. CRIU brings the process back with all its
+// privileges, so that it must not have had more than it is meant to have now.
+// exact asks for the very same process as well.
+func unfit(was, now *specs.Spec, exact bool) []string {
+	problems := unfitMounts(was, now)
+	problems = append(problems, unfitNamespaces(was, now)...)
+	problems = append(problems, unfitPrivileges(was, now)...)
+	if !exact {
+		return problems
+	}
+	p, q := was.Process, now.Process
+	for _, field := range []struct {
+		name     string
+		was, now any
+		same     bool
+	}{
+		{"command", p.Args, q.Args, slices.Equal(p.Args, q.Args)},
+		{"working directory", p.Cwd, q.Cwd, path.Clean(p.Cwd) == path.Clean(q.Cwd)},
+		{"user", p.User.UID, q.User.UID, p.User.UID == q.User.UID},
+		{"group", p.User.GID, q.User.GID, p.User.GID == q.User.GID},
+		{"supplementary groups", p.User.AdditionalGids, q.User.AdditionalGids, sameSet(p.User.AdditionalGids, q.User.AdditionalGids)},
+	} {
+		if !field.same {
+			problems = append(problems, fmt.Sprintf("its process has %s %q, not %q", field.name, fmt.Sprint(field.was), fmt.Sprint(field.now)))
+		}
+	}
+	return append(problems, unfitEnvironment(p.Env, q.Env)...)
+}
+
+func sameSet[T comparable](a, b []T) bool { return within(a, b) && within(b, a) }
+
+func within[T comparable](a, b []T) bool {
+	return !slices.ContainsFunc(a, func(v T) bool { return !slices.Contains(b, v) })
+}
+
+// unfitEnvironment names variables only, since values may be secrets.
+func unfitEnvironment(was, now []string) []string {
+	var names []string
+	for _, e := range append(slices.Clone(was), now...) {
+		name, _, _ := strings.Cut(e, "=")
+		if slices.Contains(was, e) != slices.Contains(now, e) && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("its process has another value of the environment variables %q", names)}
+}
+
+// unfitMounts: what was mounted from outside must be again, and nothing else
+// can be, because CRIU mounts what it remembers.
+func unfitMounts(was, now *specs.Spec) []string {
+	before, after := bindMounts(was), bindMounts(now)
+	var missing, extra []string
+	for _, m := range before {
+		if !slices.Contains(after, m) {
+			missing = append(missing, m)
+		}
+	}
+	for _, m := range after {
+		if !slices.Contains(before, m) {
+			extra = append(extra, m)
+		}
+	}
+	var problems []string
+	if len(missing) > 0 {
+		problems = append(problems, fmt.Sprintf("it has mounts that the config lacks: %q", missing))
+	}
+	if len(extra) > 0 {
+		problems = append(problems, fmt.Sprintf("it lacks mounts of the config: %q", extra))
+	}
+	return problems
+}
+
+func bindMounts(s *specs.Spec) []string {
+	var destinations []string
+	for _, m := range s.Mounts {
+		if m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind") {
+			destinations = append(destinations, path.Clean(m.Destination))
+		}
+	}
+	slices.Sort(destinations)
+	return slices.Compact(destinations)
+}
+
+// unfitNamespaces compares whether each namespace is the container's own, the
+// pod's or the node's.
+func unfitNamespaces(was, now *specs.Spec) []string {
+	var problems []string
+	for _, kind := range []specs.LinuxNamespaceType{
+		specs.PIDNamespace, specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.UserNamespace,
+	} {
+		if before, after := whose(was, kind), whose(now, kind); before != after {
+			problems = append(problems, fmt.Sprintf("its %s namespace was %s and would be %s", kind, before, after))
+		}
+	}
+	return problems
+}
+
+func whose(s *specs.Spec, kind specs.LinuxNamespaceType) string {
+	for _, n := range s.Linux.Namespaces {
+		switch {
+		case n.Type != kind:
+		case n.Path == "":
+			return "its own"
+		default:
+			return "the pod's"
+		}
+	}
+	return "the node's"
+}
+
+// unfitPrivileges names what the process had and is not to have.
+func unfitPrivileges(was, now *specs.Spec) []string {
+	var problems []string
+	p, q := was.Process, now.Process
+	if p.Terminal != q.Terminal {
+		problems = append(problems, fmt.Sprintf("its process has a terminal: %t, and the config asks for one: %t", p.Terminal, q.Terminal))
+	}
+	if more := capabilities(p); !within(more, capabilities(q)) {
+		more = slices.DeleteFunc(more, func(c string) bool { return slices.Contains(capabilities(q), c) })
+		problems = append(problems, fmt.Sprintf("its process has capabilities that the config does not give: %q", more))
+	}
+	if q.NoNewPrivileges && !p.NoNewPrivileges {
+		problems = append(problems, "its process can gain privileges and the config forbids that")
+	}
+	if now.Linux.Seccomp != nil && was.Linux.Seccomp == nil {
+		problems = append(problems, "its process has no seccomp filter and the config asks for one")
+	}
+	if now.Root != nil && now.Root.Readonly && (was.Root == nil || !was.Root.Readonly) {
+		problems = append(problems, "its root filesystem is writable and the config asks for a read-only one")
+	}
+	return problems
+}
+
+// capabilities are all that a process can ever have.
+func capabilities(p *specs.Process) []string {
+	if p.Capabilities == nil {
+		return nil
+	}
+	c := p.Capabilities
+	all := slices.Concat(c.Bounding, c.Permitted, c.Effective, c.Inheritable, c.Ambient)
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// unfitStreams: what was connected to the outside is connected again.
+func unfitStreams(cfg *runtimeapi.ContainerConfig, streams [3]checkpoint.Stream) []string {
+	if cfg.GetTty() {
+		return nil
+	}
+	var problems []string
+	if streams[0].Pipe() != cfg.GetStdin() {
+		problems = append(problems, fmt.Sprintf("its process reads %s and the config asks for stdin: %t", streams[0], cfg.GetStdin()))
+	}
+	for i, name := range []string{"stdout", "stderr"} {
+		if !streams[i+1].Pipe() {
+			problems = append(problems, fmt.Sprintf("its %s is %s and no pipe", name, streams[i+1]))
+		}
+	}
+	return problems
+}
