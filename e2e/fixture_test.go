@@ -81,7 +81,7 @@ func startNode(t *testing.T, auth testregistry.Auth, change func(*node.Options))
 	t.Cleanup(func() { _ = server.Close() })
 	f.addr = server.Addr
 	options := node.Options{
-		Bin: shared.bin, Name: slot.Name, State: slot.State, Data: slot.Data, Subnet: slot.Subnet, Mirror: server.Addr,
+		Bin: shared.bin, Name: slot.Name, State: slot.State, Data: slot.Data, Subnet: slot.Subnet, Metrics: slot.Metrics, Mirror: server.Addr,
 		OCIRuntime: os.Getenv(runtimeEnv), CgroupDriver: os.Getenv("MICA_E2E_CGROUP_DRIVER"),
 		Criu: shared.criu,
 	}

@@ -45,7 +45,7 @@ func startMica(ctx context.Context, s *stage, bin string) (*peer, error) {
 	}
 	n, err := node.Start(ctx, node.Options{
 		Bin: bin, Name: s.slot.Name, State: s.slot.State, Data: filepath.Join(data, "root"),
-		Subnet: s.slot.Subnet, Mirror: s.registry.Addr, ConfDir: s.confDir,
+		Subnet: s.slot.Subnet, Metrics: s.slot.Metrics, Mirror: s.registry.Addr, ConfDir: s.confDir,
 	})
 	if err != nil {
 		return nil, err

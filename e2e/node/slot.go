@@ -11,13 +11,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Slot is a place for one node among those of the machine: a name, a subnet
-// and directories that no other node has while the slot is held.
+// Slot is a place for one node among those of the machine: a name, a subnet,
+// directories and a port that no other node has while the slot is held.
 type Slot struct {
 	Name   string
 	Subnet netip.Prefix
 	State  string
 	Data   string
+	// Metrics is the address of the daemon's metrics: below the ports that the
+	// kernel gives to whoever asks for any, so that it is free whenever the
+	// daemon starts.
+	Metrics string
 
 	lock *os.File
 }
@@ -26,6 +30,8 @@ const (
 	slotStates = "/run/mica-e2e"
 	slotData   = "/var/tmp/mica-e2e"
 	slotCount  = 64
+
+	firstMetricsPort = 21700
 )
 
 // TakeSlot takes a free slot. Directories that a killed holder left are cleared
@@ -45,11 +51,12 @@ func TakeSlot(ctx context.Context) (*Slot, error) {
 			continue
 		}
 		slot := &Slot{
-			Name:   name,
-			Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 77, byte(number), 0}), 24),
-			State:  filepath.Join(slotStates, name),
-			Data:   filepath.Join(slotData, name),
-			lock:   lock,
+			Name:    name,
+			Subnet:  netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 77, byte(number), 0}), 24),
+			State:   filepath.Join(slotStates, name),
+			Data:    filepath.Join(slotData, name),
+			Metrics: fmt.Sprintf("127.0.0.1:%d", firstMetricsPort+number),
+			lock:    lock,
 		}
 		if err := slot.clear(ctx); err != nil {
 			return nil, errors.Join(fmt.Errorf("take slot %s: %w", name, err), lock.Close())

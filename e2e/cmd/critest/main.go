@@ -94,7 +94,7 @@ func run(ctx context.Context, s settings) (err error) {
 	}
 	defer func() { err = errors.Join(err, served.close()) }()
 	n, err := node.Start(ctx, node.Options{
-		Bin: s.bin, Name: slot.Name, State: slot.State, Data: slot.Data, Subnet: slot.Subnet,
+		Bin: s.bin, Name: slot.Name, State: slot.State, Data: slot.Data, Subnet: slot.Subnet, Metrics: slot.Metrics,
 		Mirror: served.address, OCIRuntime: s.runtime, CgroupDriver: s.cgroupDriver,
 	})
 	if err != nil {
