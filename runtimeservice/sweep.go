@@ -89,6 +89,9 @@ func (s *Service) leftovers(alive map[string]keeper.State) ([]leftover, error) {
 // strayJobs finds directories of checkpoints that nobody is making.
 func (s *Service) strayJobs() ([]leftover, error) {
 	dirs, err := os.ReadDir(s.jobsDir())
+	if errors.Is(err, os.ErrNotExist) { // as before the first start
+		return nil, nil
+	}
 	var found []leftover
 	for _, d := range dirs {
 		dir := filepath.Join(s.jobsDir(), d.Name())
