@@ -263,7 +263,7 @@ func badArchives(t testing.TB) map[string]struct {
 		data []byte
 		says string
 	}{
-		"nothing":               {nil, "is missing"},
+		"nothing":               {nil, "damaged"},
 		"no tar":                {bytes.Repeat([]byte("no tar "), 1000), "damaged"},
 		"cut":                   {whole[:len(whole)/2], ""},
 		"leaves the archive":    {tarOf(t, with(map[string]string{"../evil": "x"})), "leaves the archive"},
@@ -383,6 +383,24 @@ func TestOpenTar(t *testing.T) {
 	}
 	if _, err := OpenTar(t.Context(), dir, "bad.tar"); err == nil {
 		t.Error("half a header is opened")
+	}
+}
+
+// Property: an archive that is cut anywhere is refused, also between two
+// entries.
+func TestCutArchives(t *testing.T) {
+	whole := tarOf(t, files())
+	for n := 0; n < len(whole)-1024; n += tarBlock {
+		a, err := Open(save(t, whole[:n]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Unpack(t.Context(), t.TempDir(), 1<<20); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("cut after %d of %d bytes: %v", n, len(whole), err)
+		}
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

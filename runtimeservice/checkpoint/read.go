@@ -245,14 +245,23 @@ func (a *Archive) eachEntry(ctx context.Context, f func(entry) error) error {
 		return err
 	}
 	defer func() { _ = plain.Close() }()
-	in := tar.NewReader(plain)
+	counted := &counter{from: plain}
+	in := tar.NewReader(counted)
+	end := int64(0) // of the entry before
 	for range maxEntries {
 		h, err := in.Next()
+		if errors.Is(err, io.EOF) && counted.n < end+tarBlock {
+			err = io.ErrUnexpectedEOF // cut between two entries
+		}
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
 			return tarError(err)
+		}
+		end = counted.n
+		if h.Typeflag == tar.TypeReg && !sparse(h) {
+			end += (h.Size + tarBlock - 1) / tarBlock * tarBlock
 		}
 		name, err := entryName(h.Name)
 		if err != nil {
@@ -266,6 +275,32 @@ func (a *Archive) eachEntry(ctx context.Context, f func(entry) error) error {
 		}
 	}
 	return invalid("it has more than %d entries", maxEntries)
+}
+
+// tarBlock is the size of a header, and of the least of what ends a tar.
+const tarBlock = 512
+
+// counter counts what is read of a tar, to tell one that was cut between two
+// entries, which archive/tar takes for a whole one.
+type counter struct {
+	from io.Reader
+	n    int64
+}
+
+func (c *counter) Read(p []byte) (int, error) {
+	n, err := c.from.Read(p)
+	c.n += int64(n)
+	return n, err
+}
+
+// sparse says whether an entry's size is not that of what the tar holds of it.
+func sparse(h *tar.Header) bool {
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
 }
 
 // entryName makes the name of an entry clean and refuses what leaves the
