@@ -23,7 +23,7 @@ GINKGO := github.com/onsi/ginkgo/v2/ginkgo@v2.32.0
 
 # What a node needs, what the image builder needs, what the tests need besides.
 NODE_PACKAGES := runc crun iptables nftables iproute2 containernetworking-plugins ca-certificates gcc libc6-dev
-TEST_PACKAGES := $(NODE_PACKAGES) e2fsprogs busybox-static mandoc zsh fish
+TEST_PACKAGES := $(NODE_PACKAGES) e2fsprogs busybox-static mandoc zsh fish systemd-container
 BENCH_PACKAGES := $(TEST_PACKAGES) containerd
 CLUSTER_PACKAGES := $(TEST_PACKAGES) mount util-linux
 

@@ -163,7 +163,7 @@ func TestLintian(t *testing.T) {
 }
 
 func TestScriptsParse(t *testing.T) {
-	for _, script := range []string{"postinst", "prerm", "postrm"} {
+	for _, script := range []string{"preinst", "postinst", "prerm", "postrm"} {
 		output(t, "sh", "-n", filepath.Join("deb", script))
 	}
 	output(t, "bash", "-n", filepath.Join("deb", "build"))

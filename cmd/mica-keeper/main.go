@@ -151,6 +151,12 @@ func serve(dir string, resume, ready int) error {
 		o.Ready = os.NewFile(uintptr(ready), "ready")
 	}
 	err = server.Run(ctx, o)
+	if errors.Is(err, server.ErrLocked) {
+		// The directory is served: a unit that ended unready would count as failed.
+		if err := manager.Ready("Another keeper serves " + dir); err != nil {
+			log.Printf("%v", err)
+		}
+	}
 	if err != nil && o.Ready != nil {
 		_, _ = o.Ready.WriteString(err.Error())
 	}

@@ -65,9 +65,13 @@ func TestUnderServiceManager(t *testing.T) {
 	if got, want := cgroups(t, first.Process.Pid), cgroups(t, os.Getpid()); got != want {
 		t.Errorf("the keeper has left its unit's cgroup: it is in\n%snot in\n%s", got, want)
 	}
-	second, said := keeper(t, nil, "run", "--dir", dir)
+	second, said := keeper(t, []string{"NOTIFY_SOCKET=" + address}, "run", "--dir", dir)
 	if _ = second.Run(); second.ProcessState.ExitCode() != exitLocked || !strings.Contains(said.String(), "another keeper") {
 		t.Errorf("second keeper: %v, %s", second.ProcessState, said)
+	}
+	n, err = manager.Read(packet)
+	if got := string(packet[:n]); err != nil || got != "READY=1\nSTATUS=Another keeper serves "+dir {
+		t.Errorf("heard %q of the second, %v", got, err)
 	}
 	if err := first.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
