@@ -84,6 +84,9 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 			answer = nil
 		}
 	}()
+	if s.opts.Incoming != nil {
+		ctx = s.opts.Incoming(ctx)
+	}
 	answer, err = handle(klog.NewContext(ctx, c.log), req)
 	if err == nil {
 		err = s.checkSize(c.method, answer)

@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -22,6 +23,9 @@ type Options struct {
 	// StopTimeout is how long calls in progress may go on when the server is told
 	// to stop. Default: 10 s.
 	StopTimeout time.Duration
+	// Incoming, when set, derives the context of each call with one answer, such as
+	// from the call's metadata.
+	Incoming func(context.Context) context.Context `toml:"-"`
 	// Streaming is the server behind the URLs of Exec, Attach and PortForward.
 	Streaming StreamingOptions
 }

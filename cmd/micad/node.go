@@ -47,13 +47,23 @@ type node struct {
 
 	journal    *journal.Journal
 	operations *operationMetrics
+	tracing    *tracing // nil where nobody asked for it
 }
 
 // open opens everything, what is independent at the same time, and returns when
 // clients may connect. On an error nothing is left open.
 func open(ctx context.Context, c config.Config) (*node, error) {
 	n := &node{operations: newOperationMetrics()}
-	n.journal = journal.New(n.operations)
+	observers := []journal.Observer{n.operations}
+	var err error
+	if n.tracing, err = startTracing(ctx); err != nil {
+		return nil, err
+	}
+	if n.tracing != nil {
+		observers = append(observers, n.tracing)
+		c.CRI.Incoming = incoming
+	}
+	n.journal = journal.New(observers...)
 	if err := n.open(ctx, c); err != nil {
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 		defer cancel()
@@ -180,7 +190,7 @@ func (n *node) close(ctx context.Context) error {
 	if n.reaper != nil {
 		n.reaper.Close()
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, n.tracing.close(ctx))...)
 }
 
 // requireEmpty returns errdefs.ErrFailedPrecondition while there are pods.
