@@ -455,23 +455,32 @@ func (s *Server) isGone(c *container) bool {
 // endTimeout bounds the death of a killed process.
 const endTimeout = 15 * time.Second
 
+// killAgain is how often a process that must die is killed: its descriptor may
+// come after the first time, from a daemon or, for want of one, by its number.
+const killAgain = 100 * time.Millisecond
+
 // end kills the container's init and waits for its exit record, which wants
 // the cgroup that the runtime's delete takes away.
 func (s *Server) end(ctx context.Context, c *container) error {
-	c.mu.Lock()
-	if c.exit == nil && c.pidfd >= 0 {
-		_ = unix.PidfdSendSignal(c.pidfd, unix.SIGKILL, nil, 0)
-	}
-	c.mu.Unlock()
 	t := time.NewTimer(endTimeout)
 	defer t.Stop()
-	select {
-	case <-c.gone:
-		return nil
-	case <-t.C:
-		return wire.Errorf(wire.CodeDeadline, "delete container %s: its init does not die", c.id())
-	case <-ctx.Done():
-		return wire.Errorf(wire.CodeDeadline, "delete container %s: %v", c.id(), ctx.Err())
+	again := time.NewTicker(killAgain)
+	defer again.Stop()
+	for {
+		c.mu.Lock()
+		if c.exit == nil && c.pidfd >= 0 {
+			_ = unix.PidfdSendSignal(c.pidfd, unix.SIGKILL, nil, 0)
+		}
+		c.mu.Unlock()
+		select {
+		case <-c.gone:
+			return nil
+		case <-again.C:
+		case <-t.C:
+			return wire.Errorf(wire.CodeDeadline, "delete container %s: its init does not die", c.id())
+		case <-ctx.Done():
+			return wire.Errorf(wire.CodeDeadline, "delete container %s: %v", c.id(), ctx.Err())
+		}
 	}
 }
 

@@ -3,11 +3,13 @@ package server
 import (
 	"bytes"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -263,5 +265,42 @@ func TestTryProgram(t *testing.T) {
 	}
 	if err := tryProgram(t.Context(), s, "/nonexistent"); err == nil {
 		t.Error("a program that is not there was accepted")
+	}
+}
+
+// A process whose descriptor comes after its end was asked for is killed, too.
+func TestEndWithALateDescriptor(t *testing.T) {
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	c := newContainer(record{})
+	died := make(chan struct{})
+	go func() {
+		defer close(died)
+		_ = cmd.Wait()
+		close(c.gone)
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-died
+	})
+	ended := make(chan error, 1)
+	go func() { ended <- (&Server{}).end(t.Context(), c) }()
+	select {
+	case err := <-ended:
+		t.Errorf("end without a descriptor: %v", err)
+	case <-time.After(killAgain / 2):
+	}
+	pidfd, err := unix.PidfdOpen(cmd.Process.Pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(pidfd) }()
+	c.mu.Lock()
+	c.pidfd = pidfd
+	c.mu.Unlock()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
