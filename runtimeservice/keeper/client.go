@@ -33,7 +33,8 @@ type Client struct {
 	changed  chan struct{}
 	held     map[string]*custody
 	closed   bool
-	stopping bool // Shutdown was asked for: do not look for another keeper
+	stopping bool          // Shutdown was asked for: do not look for another keeper
+	grace    time.Duration // how long the last keeper's service manager has to start the next; 0 without one
 }
 
 // Connect dials the keeper of o.Dir and starts one, detached from the calling

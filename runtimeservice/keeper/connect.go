@@ -42,16 +42,27 @@ func (c *Client) connect(ctx context.Context) (*link, error) {
 	if c.closed {
 		l.close()
 	}
-	c.link = l
+	c.link, c.grace = l, 0
+	if l.hello.Managed {
+		c.grace = managerGrace
+	}
 	close(c.changed)
 	c.changed = make(chan struct{})
 	return l, nil
 }
 
+// managerGrace is how long a dead keeper's service manager has to start the next
+// one, which then runs where its administrator looks for it.
+const managerGrace = 5 * time.Second
+
 // dialOrStart dials until a keeper answers or ctx ends, starting one whenever
-// there is none. Of several that are started at a time one gets the lock.
+// there is none and nobody else is about to. Of several that are started at a time
+// one gets the lock.
 func (c *Client) dialOrStart(ctx context.Context) (*wire.Conn, error) {
 	pause := time.Millisecond
+	c.mu.Lock()
+	managed := time.Now().Add(c.grace)
+	c.mu.Unlock()
 	for {
 		conn, err := wire.Dial(c.o.Dir)
 		if err == nil {
@@ -60,11 +71,13 @@ func (c *Client) dialOrStart(ctx context.Context) (*wire.Conn, error) {
 		if !wire.Absent(err) {
 			return nil, err
 		}
-		if err := c.startKeeper(ctx); err != nil {
-			return nil, fmt.Errorf("start keeper: %w", err)
-		}
-		if conn, err = wire.Dial(c.o.Dir); err == nil {
-			return conn, nil
+		if !time.Now().Before(managed) {
+			if err := c.startKeeper(ctx); err != nil {
+				return nil, fmt.Errorf("start keeper: %w", err)
+			}
+			if conn, err = wire.Dial(c.o.Dir); err == nil {
+				return conn, nil
+			}
 		}
 		select {
 		case <-ctx.Done():

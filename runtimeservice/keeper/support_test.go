@@ -76,11 +76,18 @@ type node struct {
 	root   string // runtime's
 	cgroup string
 	count  int
+	waits  []func() // for what ends with the keeper
 }
 
 var nodes atomic.Int32
 
 func newNode(t *testing.T) *node {
+	t.Helper()
+	return newNodeAfter(t, func(*node) {})
+}
+
+// newNodeAfter is newNode with something done before the daemon connects.
+func newNodeAfter(t *testing.T, prepare func(*node)) *node {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: runs containers")
@@ -88,14 +95,18 @@ func newNode(t *testing.T) *node {
 	if _, err := exec.LookPath("runc"); err != nil {
 		t.Skip("needs runc")
 	}
-	fds := openFDs(t)
 	n := &node{
 		t: t, o: Options{Dir: filepath.Join(t.TempDir(), "keeper"), Binary: programs.keeper}, root: t.TempDir(),
 		cgroup: fmt.Sprintf("/mica-keeper-test-%d-%d", os.Getpid(), nodes.Add(1)),
 	}
+	fds := openFDs(t)
+	prepare(n)
 	n.client = n.connect()
 	t.Cleanup(func() {
 		n.stop()
+		for _, wait := range n.waits {
+			wait()
+		}
 		if now := openFDs(t); now != fds {
 			t.Errorf("descriptors of the daemon leak: %d before, %d after", fds, now)
 		}

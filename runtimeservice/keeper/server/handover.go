@@ -93,6 +93,7 @@ type handover struct {
 	Request    uint64       `json:"request"`
 	Containers []handedOver `json:"containers,omitempty"`
 	Cgroups    []string     `json:"cgroups,omitempty"`
+	Managed    bool         `json:"managed,omitempty"`
 }
 
 type handedOver struct {
@@ -207,7 +208,7 @@ func inherit(fds []int, yes bool) {
 }
 
 func (s *Server) handover(caller *session, request uint64) *handover {
-	h := &handover{Lock: s.lock, Table: s.table.fd, Request: request, Caller: -1, Cgroups: s.cgroups}
+	h := &handover{Lock: s.lock, Table: s.table.fd, Request: request, Caller: -1, Cgroups: s.cgroups, Managed: s.managed}
 	if raw, err := s.listener.SyscallConn(); err == nil {
 		_ = raw.Control(func(fd uintptr) { h.Listener = int(fd) })
 	}
@@ -276,7 +277,7 @@ func readHandover(fd int) (*handover, error) {
 
 // resume goes on where the replaced program was.
 func (s *Server) resume(h *handover) error {
-	s.cgroups = h.Cgroups
+	s.cgroups, s.managed = h.Cgroups, h.Managed
 	t, err := openTable(h.Table)
 	if err != nil {
 		return err

@@ -63,6 +63,7 @@ type Server struct {
 	instance string
 	exe      string
 	cgroups  []string
+	managed  bool // a service manager runs the keeper
 	lock     int
 	listener *os.File
 	pump     *pump
@@ -128,7 +129,7 @@ func (s *Server) open(was *handover) error {
 		return err
 	}
 	if was == nil {
-		s.cgroups = settleDown(s.o)
+		s.cgroups, s.managed = settleDown(s.o), s.o.OwnCgroup
 	}
 	var err error
 	if s.reaper, err = reaper.New(reaper.Options{}); err != nil {

@@ -217,7 +217,7 @@ func (c *session) greet(m wire.Message) error {
 	c.greeted = true
 	c.send(reply, wire.Hello{
 		Version: wire.Version, Min: wire.MinVersion, Pid: os.Getpid(), Exe: s.exe,
-		Instance: s.instance, Cgroup: s.cgroups, Orphans: s.orphans(),
+		Instance: s.instance, Cgroup: s.cgroups, Managed: s.managed, Orphans: s.orphans(),
 	}, nil)
 	s.later(func() { c.brief() })
 	return nil

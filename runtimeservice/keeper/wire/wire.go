@@ -141,6 +141,9 @@ type Hello struct {
 	Cgroup []string `json:"cgroup,omitempty"`
 	// Instance differs between any two keeper processes' lives.
 	Instance string `json:"instance,omitempty"`
+	// Managed says that a service manager runs the keeper, and starts another
+	// when it dies.
+	Managed bool `json:"managed,omitempty"`
 	// Orphans are containers whose descriptors the keeper lacks.
 	Orphans []string `json:"orphans,omitempty"`
 }
