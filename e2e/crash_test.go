@@ -138,6 +138,40 @@ func (f *fixture) twoLives() error {
 		},
 		func() error { return f.Runtime.StartContainer(f.ctx, container) },
 		func() error { return f.RemovePod(f.ctx, pod) },
+		f.twoPodLives,
+	} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// twoPodLives is the life of a pod that goes on in another one.
+func (f *fixture) twoPodLives() error {
+	config := f.podConfig()
+	p, err := f.Runtime.RunPodSandbox(f.ctx, config, "")
+	if err != nil {
+		return err
+	}
+	container := f.containerConfig(busyboxImage, "sleep", "1000")
+	id, err := f.Runtime.CreateContainer(f.ctx, p, container, config)
+	if err != nil {
+		return err
+	}
+	d := duo{pod: pod{p, config}, configs: []*runtimeapi.ContainerConfig{container}, ids: []string{id}}
+	dir := f.t.TempDir()
+	var restored *runtimeapi.RestorePodResponse
+	for _, step := range []func() error{
+		func() error { return f.Runtime.StartContainer(f.ctx, id) },
+		func() error { return f.Runtime.CheckpointPod(f.ctx, d.checkpoint(dir)) },
+		func() error { return f.RemovePod(f.ctx, p) },
+		func() error {
+			restored, err = f.Runtime.RestorePod(f.ctx, f.restore(d, dir))
+			return err
+		},
+		func() error { return f.Runtime.StartContainer(f.ctx, restored.RestoredContainers[0].ContainerId) },
+		func() error { return f.RemovePod(f.ctx, restored.PodSandboxId) },
 	} {
 		if err := step(); err != nil {
 			return err

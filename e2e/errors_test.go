@@ -37,11 +37,18 @@ type requests struct {
 	taken   *runtimeapi.ContainerConfig // of running
 }
 
-func newRequests(f *fixture) *requests {
+// connect is for requests as they are, which the kubelet's client may change.
+func (f *fixture) connect() *grpc.ClientConn {
 	f.t.Helper()
 	conn, err := grpc.NewClient("unix://"+f.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	f.no(err)
 	f.t.Cleanup(func() { f.no(conn.Close()) })
+	return conn
+}
+
+func newRequests(f *fixture) *requests {
+	f.t.Helper()
+	conn := f.connect()
 	r := &requests{ctx: f.ctx, f: f, runtime: runtimeapi.NewRuntimeServiceClient(conn), images: runtimeapi.NewImageServiceClient(conn)}
 	r.pod = f.runPod(f.podConfig())
 	r.stopped = f.runPod(f.podConfig()).id

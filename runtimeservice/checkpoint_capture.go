@@ -110,17 +110,11 @@ func (s *Service) saveVolumes(ctx context.Context, a captureArgs) error {
 	return nil
 }
 
-// saveShm saves the pod's /dev/shm, if there is something in it.
 func (s *Service) saveShm(ctx context.Context, a captureArgs) error {
-	from := filepath.Join(s.podStateDir(a.c.PodID), shmDir)
-	names, err := os.ReadDir(from)
-	if !a.shm || errors.Is(err, fs.ErrNotExist) || len(names) == 0 {
-		return nil // a pod with the node's IPC has the node's shared memory
+	if !a.shm {
+		return nil
 	}
-	if err != nil {
-		return err
-	}
-	return s.save(filepath.Join(a.dir, checkpoint.ShmFile), func(w io.Writer) error { return overlay.PackTree(ctx, from, w) })
+	return s.packShm(ctx, a.c.PodID, filepath.Join(a.dir, checkpoint.ShmFile))
 }
 
 // save writes a file, of at most what may still be written.

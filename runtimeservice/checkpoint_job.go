@@ -29,6 +29,9 @@ const jobFile = "job.json"
 // itself once it has let go of the processes in good order.
 const criuGrace = 15 * time.Second
 
+// programGrace is how long a started container may take to run its own program.
+const programGrace = 10 * time.Second
+
 // jobRecord is what has to be undone of a checkpoint that does not end well. It
 // is written before the first side effect.
 type jobRecord struct {
@@ -70,6 +73,9 @@ func (s *Service) beginJob(ctx context.Context, containers []*Container, files f
 		if err := c.require("checkpoint", Running); err != nil {
 			return nil, err
 		}
+		if err := awaitProgram(ctx, c.snapshot().Pid, c.waiter); err != nil {
+			return nil, err
+		}
 		frozen, err := s.cgroups.Frozen(s.containerCgroup(c))
 		if err == nil && frozen {
 			err = fmt.Errorf("container %q (%s) is paused: %w", c.config().GetMetadata().GetName(), c.ID, errdefs.ErrFailedPrecondition)
@@ -88,6 +94,34 @@ func (s *Service) beginJob(ctx context.Context, containers []*Container, files f
 		return nil, errors.Join(fmt.Errorf("record checkpoint: %w", err), s.forgetJob(j))
 	}
 	return j, nil
+}
+
+// program is an executable file of this node's.
+type program struct{ dev, ino uint64 }
+
+// programOf is what a process runs, zero if it is gone.
+func programOf(pid int) program {
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join("/proc", strconv.Itoa(pid), "exe"), &st); err != nil {
+		return program{}
+	}
+	return program{uint64(st.Dev), st.Ino}
+}
+
+// awaitProgram waits until a process that was started a moment ago runs
+// something else than waiter: the OCI runtime's start can return before, and
+// CRIU cannot dump what is on no mount of the container's. One that goes on as
+// waiter for longer was meant to.
+func awaitProgram(ctx context.Context, pid int, waiter program) error {
+	patience := time.Now().Add(programGrace)
+	for pause := time.Millisecond; waiter != (program{}) && programOf(pid) == waiter && time.Now().Before(patience); pause = min(2*pause, 100*time.Millisecond) {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the program of process %d: %w", pid, ctx.Err())
+		case <-time.After(pause):
+		}
+	}
+	return nil
 }
 
 func (j *job) unlock() {
@@ -239,6 +273,12 @@ func (s *Service) recoverJobs(ctx context.Context) error {
 				j.containers = append(j.containers, c)
 			}
 		}
+		// Now, since by the time that a CRIU has ended another checkpoint may be
+		// there.
+		if err := removeFiles(j.Files); err != nil {
+			log.Error(err, "Files of a checkpoint that was under way stay", "directory", j.dir)
+		}
+		j.Files = nil
 		end := func() {
 			if err := s.endJob(ctx, j, true); err != nil {
 				log.Error(err, "Checkpoint is not undone in full", "directory", j.dir)

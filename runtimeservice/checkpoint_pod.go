@@ -2,22 +2,276 @@ package runtimeservice
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/encoding/protojson"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/internal/failpoint"
+	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/overlay"
+	"github.com/micarun/mica/runtimeservice/checkpoint"
 )
 
-// CheckpointPod is not implemented, like CheckpointContainer. It writes
-// nothing to the request's output path.
-func (s *Service) CheckpointPod(_ context.Context, req *runtimeapi.CheckpointPodRequest) (*runtimeapi.CheckpointPodResponse, error) {
+// captureWorkers is how many frozen containers are captured at a time.
+const captureWorkers = 4
+
+// CheckpointPod writes the state of the named containers of a pod to an empty
+// directory: one consistent cut, since all of them stand still before the first
+// is captured and until the last is. They go on before the call returns,
+// whatever its result; after an error the directory is empty. There are no
+// options. Errors: ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition (not
+// ready, not running, or this node cannot checkpoint them), the end of ctx, and
+// those of CRIU.
+func (s *Service) CheckpointPod(ctx context.Context, req *runtimeapi.CheckpointPodRequest) (*runtimeapi.CheckpointPodResponse, error) {
 	p, err := s.pods.get(req.GetPodSandboxId())
 	if err != nil {
 		return nil, fmt.Errorf("checkpoint pod: %w", err)
 	}
-	return nil, fmt.Errorf("checkpoint pod %s: %w", p.ID, errNoCheckpoint())
+	containers, err := s.selected(p, req.GetContainerIds())
+	if err == nil {
+		err = refuseOptions(req.GetOptions())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("checkpoint pod %s: %w", p.ID, err)
+	}
+	output, err := claimOutput(req.GetOutputPath())
+	if err != nil {
+		return nil, fmt.Errorf("checkpoint pod %s: %w", p.ID, err)
+	}
+	defer func() { _ = output.Close() }() // opened for its lock only
+	ctx, cancel := context.WithTimeout(ctx, s.opts.CheckpointTimeout)
+	defer cancel()
+	err = s.whole(ctx, operation{"checkpoint pod", p.subject()}, func(ctx context.Context) error {
+		return s.checkpointPod(ctx, podCapture{pod: p, containers: containers, output: req.GetOutputPath()})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("checkpoint pod %s: %w", p.ID, err)
+	}
+	return &runtimeapi.CheckpointPodResponse{}, nil
 }
 
-func errNoCheckpoint() error {
-	return fmt.Errorf("this version of Mica does not checkpoint whole pods: %w", errdefs.ErrNotImplemented)
+// refuseOptions: there are none, and none is ignored.
+func refuseOptions(options map[string]string) error {
+	for _, key := range slices.Sorted(maps.Keys(options)) {
+		return fmt.Errorf("option %q is not known: %w", key, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// claimOutput keeps other checkpoints out of an empty directory until it is
+// closed. Anything else is ErrInvalidArgument, and one that is claimed
+// ErrUnavailable: what undoes a checkpoint must not take another's files.
+func claimOutput(path string) (_ *os.File, err error) {
+	if !filepath.IsAbs(path) {
+		return nil, fmt.Errorf("output path %q is not absolute: %w", path, errdefs.ErrInvalidArgument)
+	}
+	dir, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("output path: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	defer func() {
+		if err != nil {
+			_ = dir.Close()
+		}
+	}()
+	err = unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = fmt.Errorf("another checkpoint is being written: %w", errdefs.ErrUnavailable)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("output path %q: %w", path, err)
+	}
+	names, err := dir.Readdirnames(1)
+	if err == nil {
+		err = fmt.Errorf("it is not empty, it has %q: %w", names[0], errdefs.ErrInvalidArgument)
+	}
+	if !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("output path %q: %w", path, err)
+	}
+	return dir, nil
+}
+
+// selected finds the containers that a checkpoint of the pod is to have.
+func (s *Service) selected(p *Pod, ids []string) ([]*Container, error) {
+	if len(ids) == 0 {
+		return nil, fmt.Errorf("no containers are named: %w", errdefs.ErrInvalidArgument)
+	}
+	byName := map[string]*Container{}
+	var containers []*Container
+	for _, id := range ids {
+		c, err := s.containers.get(id)
+		if err != nil {
+			return nil, err
+		}
+		name := c.config().GetMetadata().GetName()
+		switch other := byName[name]; {
+		case c.PodID != p.ID:
+			return nil, fmt.Errorf("container %s is in pod %s: %w", c.ID, c.PodID, errdefs.ErrInvalidArgument)
+		case other != nil:
+			return nil, fmt.Errorf("containers %s and %s are both called %q: %w", other.ID, c.ID, name, errdefs.ErrInvalidArgument)
+		}
+		byName[name] = c
+		containers = append(containers, c)
+	}
+	return containers, nil
+}
+
+// podCapture says what to capture of a pod, and where to.
+type podCapture struct {
+	pod        *Pod
+	containers []*Container
+	output     string
+}
+
+// archiveOf is where the archive of a container is in a pod's checkpoint.
+func archiveOf(dir, id string) string { return filepath.Join(dir, id+".tar") }
+
+// files are what a pod's checkpoint consists of, the last one making it whole.
+func (a podCapture) files() []string {
+	var files []string
+	for _, c := range a.containers {
+		files = append(files, archiveOf(a.output, c.ID))
+	}
+	for _, name := range []string{checkpoint.ShmFile, checkpoint.PodDumpFile, checkpoint.PodOptionsFile} {
+		files = append(files, filepath.Join(a.output, name))
+	}
+	return files
+}
+
+func (s *Service) checkpointPod(ctx context.Context, a podCapture) (err error) {
+	if err := a.pod.require("checkpoint", PodReady); err != nil {
+		return err
+	}
+	by, err := s.prepareCheckpoint(ctx, a.containers[0])
+	if err != nil {
+		return err
+	}
+	for _, c := range a.containers {
+		if err := errors.Join(c.require("checkpoint", Running), checkRestore(a.pod.config(), c.config())); err != nil {
+			return err
+		}
+	}
+	var temp string
+	j, err := s.beginJob(ctx, a.containers, func(name string) []string {
+		temp = checkpoint.TempName(filepath.Join(a.output, "x"), name)
+		return append(a.files(), temp)
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.endJob(ctx, j, err != nil)) }()
+	if err := s.freeze(ctx, j); err != nil {
+		return err
+	}
+	if err := s.captureAll(ctx, j, a, by); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("checkpoint-pod-captured"); err != nil {
+		return err
+	}
+	if err := s.thaw(j); err != nil {
+		return err
+	}
+	journal.Enter(ctx, "write archives")
+	return s.writePod(ctx, j, a, writePodArgs{by: by, temp: temp})
+}
+
+// captureAll captures the frozen containers, and what they share.
+func (s *Service) captureAll(ctx context.Context, j *job, a podCapture, by checkpointer) error {
+	journal.Enter(ctx, "capture containers")
+	group, parallel := errgroup.WithContext(ctx)
+	group.SetLimit(captureWorkers)
+	for _, c := range a.containers {
+		group.Go(func() error {
+			work, op := s.journal.Begin(parallel, "capture container", s.subject(c))
+			err := s.capture(work, captureArgs{c: c, by: by, dir: filepath.Join(j.dir, c.ID)})
+			op.End(err)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	if err := s.packShm(ctx, a.pod.ID, filepath.Join(j.dir, checkpoint.ShmFile)); err != nil {
+		return fmt.Errorf("save shared memory: %w", err)
+	}
+	return nil
+}
+
+type writePodArgs struct {
+	by   checkpointer
+	temp string
+}
+
+// writePod makes the checkpoint in the caller's directory, last of all the file
+// without which it is none. Nothing is written there under a name that the job
+// does not know.
+func (s *Service) writePod(ctx context.Context, j *job, a podCapture, w writePodArgs) error {
+	for _, c := range a.containers {
+		args := checkpoint.WriteArgs{From: filepath.Join(j.dir, c.ID), Temp: w.temp, Location: archiveOf(a.output, c.ID)}
+		if err := checkpoint.Write(ctx, args); err != nil {
+			return err
+		}
+	}
+	dump, err := protojson.Marshal(a.pod.config())
+	if err == nil {
+		err = os.WriteFile(filepath.Join(j.dir, checkpoint.PodDumpFile), dump, 0o600)
+	}
+	if err == nil {
+		err = jsonfile.Write(filepath.Join(j.dir, checkpoint.PodOptionsFile), s.podOptions(a, w.by))
+	}
+	if err != nil {
+		return fmt.Errorf("describe pod: %w", err)
+	}
+	for _, name := range []string{checkpoint.ShmFile, checkpoint.PodDumpFile, checkpoint.PodOptionsFile} {
+		from := filepath.Join(j.dir, name)
+		if name == checkpoint.ShmFile && !exists(from) {
+			continue
+		}
+		args := checkpoint.WriteArgs{From: from, Temp: w.temp, Location: filepath.Join(a.output, name)}
+		if err := checkpoint.CopyFile(ctx, args); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Service) podOptions(a podCapture, by checkpointer) checkpoint.PodOptions {
+	meta := a.pod.meta()
+	o := checkpoint.PodOptions{
+		Version: checkpoint.PodVersion, Containers: map[string]string{},
+		Annotations: checkpoint.PodAnnotations(checkpoint.PodFacts{
+			Engine: "mica", EngineVersion: s.opts.Version, Name: meta.GetName(), Namespace: meta.GetNamespace(), UID: meta.GetUid(), ID: a.pod.ID,
+			Runtime: by.Handler().Type, Criu: by.criu.Version, Arch: runtime.GOARCH, Kernel: kernelRelease(),
+		}),
+	}
+	for _, c := range a.containers {
+		o.Containers[c.config().GetMetadata().GetName()] = c.ID
+	}
+	return o
+}
+
+// packShm saves the pod's /dev/shm, if there is something in it.
+func (s *Service) packShm(ctx context.Context, podID, to string) error {
+	from := filepath.Join(s.podStateDir(podID), shmDir)
+	names, err := os.ReadDir(from)
+	if errors.Is(err, os.ErrNotExist) || err == nil && len(names) == 0 {
+		return nil // a pod with the node's IPC has the node's shared memory
+	}
+	if err != nil {
+		return err
+	}
+	return s.save(to, func(w io.Writer) error { return overlay.PackTree(ctx, from, w) })
 }

@@ -125,6 +125,9 @@ type Container struct {
 	// that the container will have once it is created; guarded by op.
 	mounted map[int]string
 	layers  []digest.Digest
+	// waiter is the program that held the container's place until its own began;
+	// guarded by op. Zero if this daemon has not started the container.
+	waiter program
 	// held gives back the layers of mounted images; guarded by op.
 	held []func()
 

@@ -41,6 +41,9 @@ type PodRecord struct {
 	// OwnCgroup says that nobody else looks after CgroupParent, so it is made
 	// and removed with the pod. A kubelet looks after those it names.
 	OwnCgroup bool
+	// RestoredFrom is the directory of the checkpoint that the pod continues,
+	// "" for one that begins anew.
+	RestoredFrom string `json:",omitempty"`
 }
 
 // PodState is what changes while a pod lives.
@@ -50,6 +53,9 @@ type PodState struct {
 	// IPs of the pod's interface, the primary one first; none for a pod on
 	// the node's network.
 	IPs []string
+	// Restored says that all containers of a pod with RestoredFrom are created.
+	// One that is found without at a start is half-made, and removed.
+	Restored bool `json:",omitempty"`
 	// InitPid is the process that holds the shared PID namespace, 0 while no
 	// container has asked for one.
 	InitPid int

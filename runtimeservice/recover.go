@@ -244,7 +244,7 @@ func (s *Service) recoverPod(ctx context.Context, p *Pod, alive map[string]keepe
 func (s *Service) settlePod(ctx context.Context, p *Pod, alive map[string]keeper.State) error {
 	st := p.snapshot()
 	switch {
-	case st.Phase == PodCreating:
+	case st.Phase == PodCreating, p.RestoredFrom != "" && !st.Restored:
 		return s.erasePod(ctx, p)
 	case st.Phase == PodReady && st.BootID == s.bootID && s.podStands(p, alive):
 		return nil

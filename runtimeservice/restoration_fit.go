@@ -48,11 +48,15 @@ func within[T comparable](a, b []T) bool {
 	return !slices.ContainsFunc(a, func(v T) bool { return !slices.Contains(b, v) })
 }
 
-// unfitEnvironment names variables only, since values may be secrets.
+// unfitEnvironment names variables only, since values may be secrets. The host
+// name is the pod's, which may have another one now.
 func unfitEnvironment(was, now []string) []string {
 	var names []string
 	for _, e := range append(slices.Clone(was), now...) {
 		name, _, _ := strings.Cut(e, "=")
+		if name == "HOSTNAME" {
+			continue
+		}
 		if slices.Contains(was, e) != slices.Contains(now, e) && !slices.Contains(names, name) {
 			names = append(names, name)
 		}

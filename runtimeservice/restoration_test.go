@@ -77,6 +77,7 @@ func TestUnfit(t *testing.T) {
 		"another user":            {now: func(s *specs.Spec) { s.Process.User.UID = 0 }, exactly: "user"},
 		"other groups":            {now: func(s *specs.Spec) { s.Process.User.AdditionalGids = []uint32{1} }, exactly: "supplementary groups"},
 		"groups in another order": {now: func(s *specs.Spec) { s.Process.User.AdditionalGids = []uint32{2, 1} }},
+		"another host name":       {now: func(s *specs.Spec) { s.Process.Env = append(s.Process.Env, "HOSTNAME=b") }},
 		"another environment":     {now: func(s *specs.Spec) { s.Process.Env = []string{"PATH=/bin", "SECRET=n3w"} }, exactly: `"SECRET"`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -187,6 +188,98 @@ func TestAnnotate(t *testing.T) {
 	}
 	if diff := cmp.Diff(p.meta().GetName(), s.Annotations["io.kubernetes.pod.name"]); diff != "" || s.Annotations["io.kubernetes.cri-o.Annotations"] == "" {
 		t.Errorf("annotations = %v", s.Annotations)
+	}
+}
+
+func TestMatchContainers(t *testing.T) {
+	config := func(name string) *runtimeapi.ContainerConfig {
+		return &runtimeapi.ContainerConfig{
+			Metadata: &runtimeapi.ContainerMetadata{Name: name}, Image: &runtimeapi.ImageSpec{Image: "x"},
+			Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+				NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
+			}},
+		}
+	}
+	pod := testPod(PodReady, runtimeapi.NamespaceMode_POD).config()
+	archives := map[string]string{"a": "1.tar", "b": "2.tar"}
+	for says, configs := range map[string][]*runtimeapi.ContainerConfig{
+		"":                                {config("b"), config("a")},
+		"no container configs":            nil,
+		"without a name":                  {config("a"), config("")},
+		"two configs for container \"a\"": {config("a"), config("b"), config("a")},
+		"has no container \"c\"":          {config("a"), config("b"), config("c")},
+		"no config for container \"b\"":   {config("a")},
+	} {
+		err := matchContainers(pod, configs, archives)
+		if says == "" && err != nil || says != "" && (!errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), says)) {
+			t.Errorf("%q: %v", says, err)
+		}
+	}
+}
+
+func TestClaimOutput(t *testing.T) {
+	dir, full := t.TempDir(), t.TempDir()
+	if err := os.WriteFile(filepath.Join(full, "x"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for path, ok := range map[string]bool{dir: true, full: false, filepath.Join(full, "x"): false, "relative": false, "": false, dir + "/none": false} {
+		claim, err := claimOutput(path)
+		if (err == nil) != ok || !ok && !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %v", path, err)
+		}
+		if err != nil {
+			continue
+		}
+		if _, err := claimOutput(path); !errdefs.IsUnavailable(err) {
+			t.Errorf("claim a directory that is claimed: %v", err)
+		}
+		if err := claim.Close(); err != nil {
+			t.Error(err)
+		}
+		if claim, err = claimOutput(path); err != nil {
+			t.Errorf("claim a directory that was claimed: %v", err)
+		}
+		_ = claim.Close()
+	}
+}
+
+func TestRefuseOptions(t *testing.T) {
+	if err := refuseOptions(map[string]string{"b": "", "a": ""}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), `"a"`) {
+		t.Errorf("options: %v", err)
+	}
+	if err := refuseOptions(nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAwaitProgram holds that a process that has not begun with its own program
+// is waited for, as long as the caller has time.
+func TestAwaitProgram(t *testing.T) {
+	cmd := exec.Command("sh", "-c", "read x; exec sleep 1000")
+	begin, err := cmd.StdinPipe()
+	if err = errors.Join(err, cmd.Start()); err != nil {
+		t.Fatal(err)
+	}
+	pid := cmd.Process.Pid
+	waiter := programOf(pid)
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := awaitProgram(short, pid, waiter); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("await what has not begun: %v", err)
+	}
+	if err := awaitProgram(short, pid, program{}); err != nil {
+		t.Errorf("await nothing: %v", err)
+	}
+	if _, err := begin.Write([]byte("go\n")); err != nil {
+		t.Error(err)
+	}
+	if err := awaitProgram(t.Context(), pid, waiter); err != nil || programOf(pid) == waiter {
+		t.Errorf("await what begins: %v", err)
+	}
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	if err := awaitProgram(short, pid, waiter); err != nil {
+		t.Errorf("await what has ended: %v", err)
 	}
 }
 

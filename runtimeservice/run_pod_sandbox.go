@@ -43,7 +43,7 @@ func (s *Service) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 		return p.require("run", PodReady)
 	}
 	pod, err := s.pods.create(ctx, podIdentity(cfg.GetMetadata()), s.opts.PodTimeout, reuse, func(ctx context.Context) (*Pod, error) {
-		return s.createPod(ctx, cfg, req.GetRuntimeHandler())
+		return s.createPod(ctx, podRequest{config: cfg, handler: req.GetRuntimeHandler()})
 	})
 	if err != nil {
 		return nil, err
@@ -61,9 +61,17 @@ func (s *Service) checkPodNamespaces(cfg *runtimeapi.PodSandboxConfig, h handler
 	return podns.CheckSysctls(s.podNamespaces(cfg, ""))
 }
 
+// podRequest is what a pod is made from.
+type podRequest struct {
+	config       *runtimeapi.PodSandboxConfig
+	handler      string
+	restoredFrom string // directory of a checkpoint, "" for a pod that begins anew
+}
+
 // createPod makes the pod or, where a step fails, removes it again.
-func (s *Service) createPod(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string) (*Pod, error) {
-	pod, err := s.recordPod(cfg, handler)
+func (s *Service) createPod(ctx context.Context, r podRequest) (*Pod, error) {
+	cfg := r.config
+	pod, err := s.recordPod(r)
 	if err != nil {
 		return nil, err
 	}
@@ -93,8 +101,9 @@ func (s *Service) createPod(ctx context.Context, cfg *runtimeapi.PodSandboxConfi
 }
 
 // recordPod writes down the pod before anything is done for it.
-func (s *Service) recordPod(cfg *runtimeapi.PodSandboxConfig, handler string) (*Pod, error) {
-	rec := PodRecord{ID: newID(), Handler: handler, Created: time.Now()}
+func (s *Service) recordPod(r podRequest) (*Pod, error) {
+	cfg := r.config
+	rec := PodRecord{ID: newID(), Handler: r.handler, Created: time.Now(), RestoredFrom: r.restoredFrom}
 	rec.Config.Msg = cfg
 	criParent := cfg.GetLinux().GetCgroupParent()
 	parent, err := s.cgroups.PodParent(criParent, rec.ID)

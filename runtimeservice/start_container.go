@@ -71,6 +71,7 @@ func (s *Service) startContainer(ctx context.Context, c *Container) error {
 func (s *Service) startProcesses(ctx context.Context, pod *Pod, c *Container) (int, error) {
 	if c.Restored == nil {
 		journal.Enter(ctx, "start by OCI runtime")
+		c.waiter = programOf(c.snapshot().Pid)
 		if err := s.keeper.Start(ctx, c.ID); err != nil {
 			return 0, fmt.Errorf("start by OCI runtime: %w", err)
 		}

@@ -57,7 +57,7 @@ func CheckLocation(location string) error {
 
 // WriteArgs name an archive and what goes into it.
 type WriteArgs struct {
-	// From is the directory whose files are the archive's.
+	// From is the directory whose files are the archive's, or the file to copy.
 	From string
 	// Temp is where the archive is made, Location where it appears when all of
 	// it is on stable storage. Both are in one directory.
@@ -67,7 +67,24 @@ type WriteArgs struct {
 // Write makes an archive, with mode 0600. After an error nothing of it is
 // there, and what was at the location still is.
 func Write(ctx context.Context, a WriteArgs) error {
-	if err := write(ctx, a); err != nil {
+	return appear(ctx, a, func(w io.Writer) error { return pack(ctx, a.From, w) })
+}
+
+// CopyFile is Write with a file as it is.
+func CopyFile(ctx context.Context, a WriteArgs) error {
+	return appear(ctx, a, func(w io.Writer) error {
+		f, err := os.Open(a.From)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = f.Close() }()
+		_, err = io.Copy(w, reader{ctx, f})
+		return err
+	})
+}
+
+func appear(ctx context.Context, a WriteArgs, fill func(io.Writer) error) error {
+	if err := write(ctx, a, fill); err != nil {
 		return errors.Join(fmt.Errorf("write archive %s: %w", a.Location, err), remove(a.Temp))
 	}
 	return nil
@@ -80,13 +97,13 @@ func remove(path string) error {
 	return nil
 }
 
-func write(ctx context.Context, a WriteArgs) error {
+func write(ctx context.Context, a WriteArgs, fill func(io.Writer) error) error {
 	f, err := os.OpenFile(a.Temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}
 	buffered := bufio.NewWriterSize(f, 1<<20)
-	err = pack(ctx, a.From, buffered)
+	err = fill(buffered)
 	if err == nil {
 		err = buffered.Flush()
 	}
