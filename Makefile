@@ -3,6 +3,8 @@
 # make test   unit, golden, script and end-to-end tests
 # make cluster        starts a Kubernetes cluster on Mica and leaves it running
 # make cluster-test   the tests of a cluster of their own
+# make cluster-soak   a mixed workload for ten minutes; no program may log an error
+# make cluster-bench  a node full of pods, beside containerd
 # make cluster-down   ends that of make cluster and leaves nothing behind
 # make deb    builds the Debian package
 # More targets: lint race fuzz crash bench critest images clean.
@@ -135,6 +137,19 @@ cluster-down:
 cluster-test: packages-cluster build build-cluster
 	cd e2e/cluster && MICA_BIN=$(BIN) $(GO) test -count=1 -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./...
 
+# A mixed workload for SOAK, which fails by what kubelets and daemons log.
+SOAK ?= 10m
+.PHONY: cluster-soak
+cluster-soak: packages-cluster build build-cluster
+	cd e2e/cluster && MICA_BIN=$(BIN) $(GO) test -count=1 -v -timeout $(TEST_TIMEOUT) -run '^TestSoak$$' -soak $(SOAK) .
+
+# A node full of pods, on Mica and on CONTAINERD, turn by turn; prints a table.
+CONTAINERD ?= containerd
+ROUNDS ?= 3
+.PHONY: cluster-bench
+cluster-bench: packages-cluster-bench build build-cluster
+	cd e2e/cluster && $(GO) run ./cmd/bench -bin $(BIN) -containerd '$(CONTAINERD)' -rounds $(ROUNDS)
+
 .PHONY: build-cluster
 build-cluster:
 	$(GO) build -o $(BIN)/ ./e2e/cmd/imagebox
@@ -144,7 +159,7 @@ build-cluster:
 clean:
 	rm -rf $(BIN)
 
-.PHONY: packages-node packages-test packages-bench packages-cluster
+.PHONY: packages-node packages-test packages-bench packages-cluster packages-cluster-bench
 packages-node:
 	@e2e/install-packages $(NODE_PACKAGES)
 packages-test:
@@ -154,3 +169,5 @@ packages-bench:
 	@e2e/install-packages $(BENCH_PACKAGES)
 packages-cluster:
 	@e2e/install-packages $(CLUSTER_PACKAGES)
+packages-cluster-bench:
+	@e2e/install-packages $(CLUSTER_PACKAGES) containerd

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -31,10 +32,12 @@ func (s *Service) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandbox
 	return resp, err
 }
 
-// statusesOf answers with the status of every container of a pod that is made.
+// statusesOf answers with the status of every container of a pod that is made, the
+// newest first: a kubelet that learns of pods by events takes the first one of a
+// name for the container's latest.
 func (s *Service) statusesOf(podID string) []*runtimeapi.ContainerStatus {
 	var statuses []*runtimeapi.ContainerStatus
-	for _, c := range s.containersOf(podID) {
+	for _, c := range slices.Backward(s.containersOf(podID)) {
 		if c.phase() != Creating {
 			statuses = append(statuses, c.status())
 		}

@@ -1,15 +1,14 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"fmt"
-	"os"
 	"slices"
-	"strings"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/e2e/node"
 )
 
 // row is one line of the table: what each peer took, and in which unit.
@@ -200,7 +199,7 @@ func (p *peer) settledMemory(ctx context.Context) (float64, error) {
 		}
 		var sum float64
 		for _, pid := range pids {
-			kib, err := proportionalMemory(pid)
+			kib, err := node.ProportionalMemory(pid)
 			if err != nil {
 				return 0, fmt.Errorf("%s: %w", p.name, err)
 			}
@@ -211,21 +210,4 @@ func (p *peer) settledMemory(ctx context.Context) (float64, error) {
 		}
 	}
 	return least, nil
-}
-
-// proportionalMemory is a process' proportional set size in KiB.
-func proportionalMemory(pid int) (float64, error) {
-	file, err := os.Open(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
-	if err != nil {
-		return 0, fmt.Errorf("read memory: %w", err)
-	}
-	defer file.Close()
-	for lines := bufio.NewScanner(file); lines.Scan(); {
-		if value, ok := strings.CutPrefix(lines.Text(), "Pss:"); ok {
-			var kib float64
-			_, err := fmt.Sscan(value, &kib)
-			return kib, err
-		}
-	}
-	return 0, fmt.Errorf("read memory of process %d: no Pss line", pid)
 }

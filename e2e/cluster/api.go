@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -75,6 +76,37 @@ func (c *Cluster) Get(ctx context.Context, path string, v any) error {
 		return fmt.Errorf("get %s: %w", path, err)
 	}
 	return nil
+}
+
+// WatchPods has see look at every change of the pods at an API path, beginning
+// with those that are there, until it is done. begun is called when no change can be
+// missed any more.
+func (c *Cluster) WatchPods(ctx context.Context, path string, begun func(), see func(kind string, pod corev1.Pod) (done bool)) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+server+path+"?watch=1", nil)
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", path, err)
+	}
+	response, err := c.api.Do(request)
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", path, err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("watch %s: %s", path, response.Status)
+	}
+	begun()
+	for changes := json.NewDecoder(response.Body); ; {
+		var change struct {
+			Type   string
+			Object corev1.Pod
+		}
+		if err := changes.Decode(&change); err != nil {
+			return fmt.Errorf("watch %s: %w", path, err)
+		}
+		if see(change.Type, change.Object) {
+			return nil
+		}
+	}
 }
 
 // ErrNotFound says that the API server has no such object.

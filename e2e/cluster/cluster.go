@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Options of a cluster. All are needed.
+// Options of a cluster. All are needed but those that say otherwise.
 type Options struct {
 	// Name tells the cluster from others of the machine. At most 12 bytes.
 	Name string
@@ -26,6 +26,12 @@ type Options struct {
 	Bin, Tools string
 	// Size is how many nodes there are: 1 to 9.
 	Size int
+	// Metered has every node's container runtime in a cgroup of its own, for
+	// Node.CPU. Optional.
+	Metered bool
+	// Containerd is a containerd's binary, to run the nodes on instead of
+	// Mica. Optional. Open does not find such a cluster.
+	Containerd string
 }
 
 // Cluster is a running cluster. Its methods are safe for concurrent use, but

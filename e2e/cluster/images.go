@@ -16,6 +16,8 @@ const (
 	Agnhost = "registry.k8s.io/e2e-test-images/agnhost:2.63.0"
 	Busybox = "registry.test/mica/busybox:latest"
 	Nginx   = "docker.io/library/nginx:latest"
+	// Pinned is one that the nodes are told to keep.
+	Pinned = "registry.test/pause:3.9"
 )
 
 // BuildImages builds what is missing of the images and returns the directory

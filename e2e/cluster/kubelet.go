@@ -39,6 +39,11 @@ func (n *Node) prepare(ctx context.Context) error {
 			return fmt.Errorf("prepare %s: %w", n.Name, err)
 		}
 	}
+	if dir := n.meter(); dir != "" {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return fmt.Errorf("prepare %s: %w", n.Name, err)
+		}
+	}
 	return errors.Join(
 		n.makeDisk(ctx), n.hideMachine(ctx), n.writeKubeletConfig(), n.writeProxyConfig(), n.writeNetwork(),
 		os.WriteFile(n.resolver(), []byte("# nobody to ask\n"), 0o644),
@@ -99,7 +104,7 @@ func (n *Node) withoutSysctls() []string {
 func (n *Node) writeKubeletConfig() error {
 	config := object{
 		"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
-		"containerRuntimeEndpoint": "unix://" + n.Mica.Socket(),
+		"containerRuntimeEndpoint": "unix://" + n.socket(),
 		"authentication": object{
 			"anonymous": object{"enabled": false}, "webhook": object{"enabled": true},
 			"x509": object{"clientCAFile": n.cluster.pki("ca.crt")},
@@ -111,7 +116,7 @@ func (n *Node) writeKubeletConfig() error {
 		"failSwapOn": false, "failCgroupV1": false, "oomScoreAdj": 0,
 		"resolvConf": n.resolver(), "podLogsDir": filepath.Join(n.Disk(), "pods"),
 		"volumePluginDir":     filepath.Join(n.dir, "volume-plugins"),
-		"serializeImagePulls": false, "imageGCHighThresholdPercent": 100,
+		"serializeImagePulls": false, "imageGCHighThresholdPercent": 100, "imageMaximumGCAge": "3m",
 		// The images are on the machine's disk, whose space is not ours.
 		"evictionHard": object{
 			"nodefs.available": "100Mi", "nodefs.inodesFree": "1%", "memory.available": "50Mi",
@@ -160,7 +165,7 @@ func (n *Node) writeNetwork() error {
 	if n.Other() {
 		slices.Reverse(runtimes)
 	}
-	config := fmt.Sprintf("default_runtimes = [%q, %q]\n\n[network]\nconf_template = %q\n\n[cgroups]\ndefault_parent = %q\n",
-		runtimes[0], runtimes[1], n.template(), n.Mica.CgroupParent()+"/mica")
+	config := fmt.Sprintf("default_runtimes = [%q, %q]\n\n[network]\nconf_template = %q\n\n[cgroups]\ndefault_parent = %q\n\n[images]\npinned = [%q]\n",
+		runtimes[0], runtimes[1], n.template(), n.Mica.CgroupParent()+"/mica", Pinned)
 	return os.WriteFile(filepath.Join(n.Mica.Data, "conf.d", "cluster.toml"), []byte(config), 0o644)
 }

@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/micarun/mica/e2e/containerd"
 	"github.com/micarun/mica/e2e/node"
 )
 
@@ -35,6 +35,7 @@ type Node struct {
 
 	cluster *Cluster
 	host    *host
+	peer    *containerd.Daemon       // runs instead of Mica, if not nil
 	dir     string                   // of all files but the state directory
 	ended   map[string]chan struct{} // closed at the end of the programs that we started
 }
@@ -50,6 +51,7 @@ func (c *Cluster) newNode(index int, h *host) *Node {
 		cluster: c, host: h, dir: filepath.Join(c.data(), nodeName(index)), ended: map[string]chan struct{}{},
 	}
 	n.Mica = &node.Node{Options: n.micaOptions(index)}
+	n.Mica.Enter = append(n.Mica.Enter, n.enterMeter()...)
 	return n
 }
 
@@ -139,7 +141,7 @@ func (n *Node) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if n.Mica, err = node.Start(ctx, n.Mica.Options); err != nil {
+	if err := n.startRuntime(ctx); err != nil {
 		return err
 	}
 	if err := errors.Join(n.StartKubelet(), n.startProxy()); err != nil {
@@ -202,36 +204,8 @@ func (n *Node) stop(ctx context.Context) error {
 	for _, program := range []string{"kube-proxy", "kubelet"} {
 		errs = append(errs, n.host.end(ctx, program, syscall.SIGTERM, endTimeout))
 	}
-	errs = append(errs, n.removeMica(ctx), n.host.end(ctx, "imagebox", syscall.SIGTERM, endTimeout))
+	errs = append(errs, n.removeRuntime(ctx), n.host.end(ctx, "imagebox", syscall.SIGTERM, endTimeout))
 	return errors.Join(errs...)
-}
-
-// removeMica has Mica end with everything of it.
-func (n *Node) removeMica(ctx context.Context) error {
-	if _, err := os.Stat(n.Mica.Config()); errors.Is(err, fs.ErrNotExist) {
-		return nil // it was not started
-	}
-	var errs []error
-	if n.Mica.Pid() != 0 {
-		_, err := n.Mica.Mica(ctx, "check")
-		errs = append(errs, err)
-	}
-	// The cgroups of pods and their classes are the kubelet's.
-	kubelets := regexp.MustCompile(`left behind: cgroup /sys/fs/cgroup/.*/kubepods(/burstable|/besteffort)?(/pod[0-9a-f-]+)?$`)
-	for _, line := range lines(n.Mica.Remove(ctx)) {
-		if !kubelets.MatchString(line) {
-			errs = append(errs, errors.New(line))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// lines splits a joined error.
-func lines(err error) []string {
-	if err == nil {
-		return nil
-	}
-	return strings.Split(err.Error(), "\n")
 }
 
 // destroy ends the namespaces, and removes the cgroups that the kubelet made.

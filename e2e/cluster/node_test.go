@@ -15,7 +15,8 @@ import (
 	"github.com/micarun/mica/e2e/cluster"
 )
 
-// Kubernetes knows what the node's runtime is and can do.
+// Kubernetes knows what the node's runtime is and can do, as the runtime itself tells
+// it.
 func TestNodeStatus(t *testing.T) {
 	f := start(t)
 	for _, n := range f.Nodes {
@@ -41,6 +42,30 @@ func TestNodeStatus(t *testing.T) {
 		}
 		if features := object.Status.Features; features == nil || features.SupplementalGroupsPolicy == nil || !*features.SupplementalGroupsPolicy {
 			t.Errorf("features are %+v", object.Status.Features)
+		}
+		// What crictl info shows is what the kubelet has told.
+		status, err := n.Mica.Runtime.Status(f.ctx, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var told []string
+		for _, handler := range status.RuntimeHandlers {
+			told = append(told, handler.Name)
+		}
+		slices.Sort(told)
+		slices.Sort(handlers)
+		if !slices.Equal(told, handlers) || !status.Features.GetSupplementalGroupsPolicy() {
+			t.Errorf("the runtime tells of handlers %q and features %v, the node of %q", told, status.Features, handlers)
+		}
+		if version := object.Status.NodeInfo.ContainerRuntimeVersion; "mica://"+strings.Trim(status.Info["version"], `"v`) != version {
+			t.Errorf("the runtime's version is %s, the node's %s", status.Info["version"], version)
+		}
+		// The same for whoever looks with kubectl.
+		text := f.kubectl("get", "node", n.Name, "--output=yaml")
+		for _, want := range []string{"containerRuntimeVersion: mica://", "runtimeHandlers:", "- features:", "recursiveReadOnlyMounts: true", "userNamespaces: true", "name: crun", "name: runc", "supplementalGroupsPolicy: true"} {
+			if !strings.Contains(text, want) {
+				t.Errorf("kubectl get node %s says nothing of %q:\n%s", n.Name, want, text)
+			}
 		}
 	}
 }
