@@ -20,7 +20,7 @@ func TestWithCrun(t *testing.T) {
 	}
 	tests := []string{
 		"TestUserNamespace", "TestUserNamespaceVolumes", "TestMounts", "TestResources", "TestOOMKilled", "TestSecurityContext",
-		"TestExecSyncTimeoutKillsAll", "TestMissingCommand", "TestExitCodes", "TestSharedProcessNamespace", "TestVerboseContainer",
+		"TestExecSyncTimeoutKillsAll", "TestMissingCommand", "TestExitCodes", "TestKilledWhileStarted", "TestSharedProcessNamespace", "TestVerboseContainer",
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()

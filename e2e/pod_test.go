@@ -1,10 +1,12 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -69,6 +71,31 @@ func TestExitCodes(t *testing.T) {
 		if got.ExitCode != test.code || got.Reason != test.reason {
 			t.Errorf("%s: code %d, reason %q; want %d, %q", name, got.ExitCode, got.Reason, test.code, test.reason)
 		}
+	}
+}
+
+// A container that is killed while it is being started, at whatever moment, was
+// killed: that is no failure to start it, and the start does not hang.
+func TestKilledWhileStarted(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	ctx, cancel := context.WithTimeout(f.ctx, time.Minute)
+	defer cancel()
+	for i := range 60 {
+		id := f.create(p, f.containerConfig(busyboxImage, "sleep", "1000"))
+		pid := f.inspect(id).Pid
+		started := make(chan error, 1)
+		go func() { started <- f.Runtime.StartContainer(ctx, id) }()
+		time.Sleep(time.Duration(i) * 300 * time.Microsecond)
+		f.no(syscall.Kill(pid, syscall.SIGKILL))
+		// Before the start was asked for there is nothing left to start.
+		if err := <-started; err != nil && status.Code(err) != codes.FailedPrecondition {
+			t.Errorf("start of a container that is killed: %v", err)
+		}
+		if got := f.await(id); got.ExitCode != 137 || got.Reason != "Error" {
+			t.Errorf("code %d, reason %q, message %q", got.ExitCode, got.Reason, got.Message)
+		}
+		f.no(f.Runtime.RemoveContainer(f.ctx, id))
 	}
 }
 

@@ -13,7 +13,8 @@ import (
 )
 
 // StartContainer starts the process of a created container. A container whose
-// process cannot be started ends with reason StartError. Errors: ErrNotFound,
+// process cannot be started ends with reason StartError; one whose process is
+// killed just then was started, and killed. Errors: ErrNotFound,
 // ErrFailedPrecondition (not created, or its pod not ready), and the OCI
 // runtime's own.
 func (s *Service) StartContainer(ctx context.Context, req *runtimeapi.StartContainerRequest) (*runtimeapi.StartContainerResponse, error) {

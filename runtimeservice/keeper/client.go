@@ -134,7 +134,8 @@ func (c *Client) StartInit(ctx context.Context, a InitArgs) (pid int, err error)
 	return out.Pid, err
 }
 
-// Start runs the runtime's start.
+// Start runs the runtime's start. A process that is killed just then counts as
+// started; its exit tells.
 func (c *Client) Start(ctx context.Context, id string) error {
 	ctx, cancel := bounded(ctx, c.o.RequestTimeout)
 	defer cancel()

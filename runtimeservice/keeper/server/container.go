@@ -380,21 +380,6 @@ func (s *Server) connect(ctx context.Context, c *container, fds wire.FDs, resume
 	return nil
 }
 
-func (s *Server) start(ctx context.Context, id string) error {
-	c, err := s.find(id)
-	if err != nil {
-		return err
-	}
-	if err := c.lock(ctx); err != nil {
-		return err
-	}
-	defer c.unlock()
-	if st := c.state(); !st.Running || c.rec.Init {
-		return wire.Errorf(wire.CodePrecondition, "start container %s: not in created state", id)
-	}
-	return s.runRuntime(ctx, command{rec: c.rec, args: []string{"start", id}})
-}
-
 func (s *Server) kill(ctx context.Context, k wire.Kill) error {
 	c, err := s.find(k.ID)
 	if err != nil {

@@ -1,0 +1,85 @@
+package server
+
+import (
+	"context"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/micarun/mica/runtimeservice/keeper/wire"
+	"golang.org/x/sys/unix"
+)
+
+// verdictTime is how long after a failed start it may take to learn that the
+// process is dead.
+const verdictTime = 2 * time.Second
+
+// execFifo is the name, in a container's directory below the runtime's root, of
+// the pipe by which runc and crun let the container's process go.
+const execFifo = "exec.fifo"
+
+// start lets the process of a created container go. A process that somebody
+// kills just then counts as started: that it was killed is how it ended.
+func (s *Server) start(ctx context.Context, id string) error {
+	c, err := s.find(id)
+	if err != nil {
+		return err
+	}
+	if err := c.lock(ctx); err != nil {
+		return err
+	}
+	defer c.unlock()
+	st := c.state()
+	if c.rec.Init || !st.Running && !killed(st) {
+		return wire.Errorf(wire.CodePrecondition, "start container %s: not in created state", id)
+	}
+	if !st.Running {
+		return nil
+	}
+	release := c.unblockStart()
+	err = s.runRuntime(ctx, command{rec: c.rec, args: []string{"start", id}})
+	release()
+	// A runtime kills the process itself when a hook fails.
+	if err == nil || strings.Contains(err.Error(), "hook") {
+		return err
+	}
+	select {
+	case <-c.gone:
+	case <-ctx.Done():
+	case <-time.After(verdictTime):
+	}
+	if killed(c.state()) {
+		return nil
+	}
+	return err
+}
+
+func killed(st wire.State) bool { return st.Exit != nil && st.Exit.Signal != 0 }
+
+// unblockStart sees to it that the runtime's start ends if the process dies
+// before it was let go: crun opens the pipe to write, and waits for ever if
+// nobody is there any more to read. A dead process is not let go by a reader.
+// release ends that once the start has ended.
+func (c *container) unblockStart() (release func()) {
+	pipe := ""
+	for i, arg := range c.rec.Create.Runtime {
+		if arg == "--root" && i+1 < len(c.rec.Create.Runtime) {
+			pipe = filepath.Join(c.rec.Create.Runtime[i+1], c.id(), execFifo)
+		}
+	}
+	ended, released := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(released)
+		select {
+		case <-ended:
+			return
+		case <-c.gone:
+		}
+		fd, err := unix.Open(pipe, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		<-ended
+		if err == nil { // else the start is past it, or a runtime has none
+			_ = unix.Close(fd)
+		}
+	}()
+	return func() { close(ended); <-released }
+}
