@@ -17,7 +17,8 @@ func TestLogStreams(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
 	config := f.containerConfig(busyboxImage, "sh", "-c", "echo out; echo err >&2; printf 'no newline'")
-	f.await(f.start(p, config))
+	id := f.start(p, config)
+	f.await(id)
 	streams := map[string]string{}
 	for _, line := range f.log(p, config) {
 		streams[line.stream] += text([]logLine{line})
@@ -25,8 +26,14 @@ func TestLogStreams(t *testing.T) {
 			t.Errorf("line %q is %s old", line.text, age)
 		}
 	}
-	if streams["stdout"] != "out\nno newline\n" || streams["stderr"] != "err\n" {
+	if streams["stdout"] != "out\nno newline" || streams["stderr"] != "err\n" {
 		t.Errorf("streams are %q", streams)
+	}
+	// The kubelet makes a termination message of it in this way.
+	var stdout, stderr bytes.Buffer
+	f.no(logs.ReadLogs(f.ctx, filepath.Join(p.config.LogDirectory, config.LogPath), id, &logs.LogOptions{}, f.Runtime, &stdout, &stderr))
+	if stdout.String() != "out\nno newline" || stderr.String() != "err\n" {
+		t.Errorf("the kubelet reads %q and %q", stdout.String(), stderr.String())
 	}
 	if path := f.status(f.start(p, f.containerConfig(busyboxImage, "true"))).LogPath; !strings.HasPrefix(path, p.config.LogDirectory) {
 		t.Errorf("log path in the status is %q, want one below %q", path, p.config.LogDirectory)

@@ -53,7 +53,7 @@ func TestLifeCycle(t *testing.T) {
 			errs = append(errs, l)
 		}
 	}
-	if diff := cmp.Diff([]logLine{{"stdout", "F", "out"}, {"stdout", "F", "unfinished"}}, out, cmp.AllowUnexported(logLine{})); diff != "" {
+	if diff := cmp.Diff([]logLine{{"stdout", "F", "out"}, {"stdout", "P", "unfinished"}}, out, cmp.AllowUnexported(logLine{})); diff != "" {
 		t.Error(diff)
 	}
 	if diff := cmp.Diff([]logLine{{"stderr", "F", "err"}}, errs, cmp.AllowUnexported(logLine{})); diff != "" {

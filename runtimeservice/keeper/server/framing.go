@@ -26,11 +26,11 @@ const tagAt = 2
 // frame appends the CRI log lines of data to out, as many as fit in out's
 // capacity, and returns how many bytes of data they took. What it leaves is,
 // when full is false, less than a line: at most maxLine bytes without newline,
-// whose end is still to come. With last set the end has come, and the rest is
-// a line (tag F) of its own.
+// whose end is still to come. With last set the end has come.
 //
-// A text longer than maxLine becomes several lines, all but the last with the
-// tag P.
+// The tag F says that the text had a newline, and P that it goes on or, at the
+// end, that it had none: readers put a newline after F only. A text longer than
+// maxLine becomes several lines, all but the last with the tag P.
 func frame(out, head, data []byte, last bool) (_ []byte, used int, full bool) {
 	for used < len(data) {
 		rest := data[used:]
@@ -65,7 +65,7 @@ func cut(data []byte, last bool) (size int, tag byte) {
 		return maxLine, 'P'
 	}
 	if last {
-		return len(data), 'F'
+		return len(data), 'P'
 	}
 	return 0, 0
 }
