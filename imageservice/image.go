@@ -21,6 +21,8 @@ type Image struct {
 	Layers  []digest.Digest // chain IDs, base to top
 	Size    int64           // bytes of all layers, uncompressed, as dockerd counts them
 	Pinned  bool            // matches Options.Pinned
+	// Checkpoint says that the image is that of a checkpointed container: its one layer is a checkpoint archive, and a manifest said so.
+	Checkpoint bool
 }
 
 // Top returns the chain ID of the topmost layer, the parent of a container's writable layer.

@@ -83,6 +83,24 @@ func (db imagedb) touch(id digest.Digest, now time.Time) error {
 	return nil
 }
 
+// mark records that the image is the checkpoint of a container of that name.
+func (db imagedb) mark(id digest.Digest, container string) error {
+	if err := writeFile(db.markPath(id), []byte(container)); err != nil {
+		return fmt.Errorf("mark image %s as a checkpoint: %w", id, err)
+	}
+	return nil
+}
+
+// marked tells whether mark was called for the image.
+func (db imagedb) marked(id digest.Digest) bool {
+	_, err := os.Lstat(db.markPath(id))
+	return err == nil
+}
+
+func (db imagedb) markPath(id digest.Digest) string {
+	return filepath.Join(db.metadataDir(), id.Encoded(), "checkpoint")
+}
+
 // remove forgets an image. It is idempotent.
 func (db imagedb) remove(id digest.Digest) error {
 	err := removeFiles(filepath.Join(db.contentDir(), id.Encoded()), filepath.Join(db.metadataDir(), id.Encoded()))

@@ -40,6 +40,8 @@ type document struct {
 	config    ocispec.Descriptor   // of a manifest
 	layers    []ocispec.Descriptor // of a manifest, base to top
 	isIndex   bool
+	// checkpoint is the name of the container that a manifest says its image is a checkpoint of, and "" where it says nothing.
+	checkpoint string
 }
 
 // parseDocument decodes a manifest or an index. mediaType is what the registry or the descriptor calls it; "" or a type that says nothing
@@ -52,6 +54,8 @@ func parseDocument(mediaType string, data []byte) (document, error) {
 		Config    *ocispec.Descriptor  `json:"config"`
 		Layers    []ocispec.Descriptor `json:"layers"`
 		FSLayers  json.RawMessage      `json:"fsLayers"`
+
+		Annotations map[string]string `json:"annotations"`
 	}
 	if err := json.Unmarshal(data, &raw); err != nil {
 		return document{}, fmt.Errorf("decode manifest: %w: %w", errdefs.ErrInvalidArgument, err)
@@ -75,6 +79,9 @@ func parseDocument(mediaType string, data []byte) (document, error) {
 		return document{isIndex: true, manifests: raw.Manifests}, checkDescriptors(raw.Manifests)
 	case isManifest && raw.Config != nil:
 		d := document{config: *raw.Config, layers: raw.Layers}
+		for _, key := range checkpointAnnotations() {
+			d.checkpoint = orDefault(d.checkpoint, raw.Annotations[key])
+		}
 		return d, d.checkManifest()
 	case isIndex || isManifest:
 		return document{}, fmt.Errorf("content is not what its media type %s says: %w", mediaType, errdefs.ErrInvalidArgument)

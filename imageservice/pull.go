@@ -146,7 +146,7 @@ func (s *Service) pull(ctx context.Context, ref reference.Named, cred auth.Crede
 		return Image{}, err
 	}
 	j := &pullJob{service: s, source: src, progress: p, manifest: manifest, diffIDs: config.RootFS.DiffIDs, chains: chainIDs(config.RootFS.DiffIDs)}
-	img, err := s.finishPull(ctx, j, top.digest, data.data)
+	img, err := s.finishPull(ctx, j, top.digest, imageFacts{data.data, manifest.checkpoint})
 	if err != nil {
 		// Some layers may have been committed.
 		s.sweep(ctx)
@@ -155,14 +155,23 @@ func (s *Service) pull(ctx context.Context, ref reference.Named, cred auth.Crede
 }
 
 // finishPull makes the layers present and records the image. Meanwhile they are reserved, so that nobody prunes what no image names yet.
-func (s *Service) finishPull(ctx context.Context, j *pullJob, manifest digest.Digest, config []byte) (Image, error) {
+func (s *Service) finishPull(ctx context.Context, j *pullJob, manifest digest.Digest, facts imageFacts) (Image, error) {
 	release := s.layers.Reserve(j.chains...)
 	defer release()
 	if err := j.layers(ctx); err != nil {
 		return Image{}, err
 	}
+	if facts.checkpoint != "" {
+		ok, err := s.holdsCheckpoint(ctx, j.chains)
+		if err != nil {
+			return Image{}, fmt.Errorf("look for the checkpoint of container %q: %w", facts.checkpoint, err)
+		}
+		if !ok {
+			facts.checkpoint = ""
+		}
+	}
 	journal.Enter(ctx, "record image")
-	return s.recordPull(j.source.ref, manifest, config)
+	return s.recordPull(j.source.ref, manifest, facts)
 }
 
 // upToDate spares the registry and the node a manifest when the reference is known and a HEAD tells that it has not moved.
@@ -193,7 +202,7 @@ func (s *Service) upToDate(ctx context.Context, src *source) (Image, bool, error
 }
 
 // recordPull names the image by what was asked for and by the digest of what that stood for.
-func (s *Service) recordPull(ref reference.Named, d digest.Digest, config []byte) (Image, error) {
+func (s *Service) recordPull(ref reference.Named, d digest.Digest, facts imageFacts) (Image, error) {
 	if err := failpoint.Hit("imageservice/before-record"); err != nil {
 		return Image{}, err
 	}
@@ -201,7 +210,7 @@ func (s *Service) recordPull(ref reference.Named, d digest.Digest, config []byte
 	if err != nil {
 		return Image{}, err
 	}
-	img, err := s.record(config, ref, byDigest)
+	img, err := s.record(facts, ref, byDigest)
 	if err != nil {
 		return Image{}, fmt.Errorf("record image: %w", err)
 	}

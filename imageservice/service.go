@@ -166,7 +166,7 @@ func (s *Service) loadImage(id digest.Digest) (Image, error) {
 	if err != nil {
 		return Image{}, fmt.Errorf("load image %s: %w", id, err)
 	}
-	img := Image{ID: id, Config: config, Layers: chainIDs(config.RootFS.DiffIDs)}
+	img := Image{ID: id, Config: config, Layers: chainIDs(config.RootFS.DiffIDs), Checkpoint: s.db.marked(id)}
 	for _, chain := range img.Layers {
 		l, err := s.layers.Layer(chain)
 		if err != nil {
@@ -295,13 +295,30 @@ func (s *Service) findPrefix(ref, hex string) (digest.Digest, error) {
 	return found, nil
 }
 
+// imageFacts are what an image is besides its layers.
+type imageFacts struct {
+	config     []byte
+	checkpoint string // the container that it is a checkpoint of, or ""
+}
+
 // record makes an image of layers that are committed: its configuration, then the names for it. It returns the image as it is now.
-func (s *Service) record(config []byte, refs ...reference.Named) (Image, error) {
+func (s *Service) record(facts imageFacts, refs ...reference.Named) (Image, error) {
 	s.change.Lock()
 	defer s.change.Unlock()
-	id, err := s.db.write(config)
+	id, err := s.db.write(facts.config)
 	if err != nil {
 		return Image{}, err
+	}
+	if facts.checkpoint != "" {
+		if err := s.db.mark(id, facts.checkpoint); err != nil {
+			return Image{}, err
+		}
+		s.mu.Lock()
+		if img, ok := s.images[id]; ok {
+			img.Checkpoint = true
+			s.images[id] = img
+		}
+		s.mu.Unlock()
 	}
 	return s.point(id, refs...)
 }

@@ -32,9 +32,9 @@ const specFile = "config.json"
 // process waits to be started. A call for a container that an earlier call is
 // making, or has made and nobody has started, answers with that container.
 //
-// A container whose image is the absolute path of a checkpoint archive goes on
-// at its start where the checkpointed one was. Its config says nothing of the
-// process then.
+// A container whose image is the absolute path of a checkpoint archive, or an
+// image that says it was made of one, goes on at its start where the
+// checkpointed one was. Its config says nothing of the process then.
 //
 // Errors: ErrInvalidArgument, ErrNotFound (pod, image, target, user, archive,
 // the image that a checkpoint stands on), ErrAlreadyExists,

@@ -68,11 +68,15 @@ func (o origin) close(ctx context.Context) {
 // checkpoint is closed by the caller.
 func (s *Service) openOrigin(ctx context.Context, pod *Pod, cfg *runtimeapi.ContainerConfig) (origin, error) {
 	name := cfg.GetImage().GetImage()
+	open := checkpoint.Open
 	if !filepath.IsAbs(name) {
 		img, err := s.images.Get(name)
-		return origin{img: img}, err
+		if err != nil || !img.Checkpoint {
+			return origin{img: img}, err
+		}
+		open = func(string) (*checkpoint.Archive, error) { return s.openImage(img) }
 	}
-	archive, err := checkpoint.Open(name)
+	archive, err := open(name)
 	if err != nil {
 		return origin{}, err
 	}
@@ -81,6 +85,24 @@ func (s *Service) openOrigin(ctx context.Context, pod *Pod, cfg *runtimeapi.Cont
 		return origin{}, errors.Join(err, archive.Close())
 	}
 	return o, nil
+}
+
+// openImage opens the checkpoint that an image consists of, and keeps it until
+// it is closed.
+func (s *Service) openImage(img imageservice.Image) (*checkpoint.Archive, error) {
+	name := img.ID.String()
+	if refs := append(img.Tags, img.Digests...); len(refs) > 0 {
+		name = refs[0]
+	}
+	if !s.opts.RestoreImages {
+		return nil, fmt.Errorf("image %s is a checkpoint, and this node restores none of images (pods.restore_images): %w", name, errdefs.ErrFailedPrecondition)
+	}
+	release, err := s.layers.Hold(img.Top())
+	if err != nil {
+		return nil, fmt.Errorf("open checkpoint image %s: %w", name, err)
+	}
+	begin := func(ctx context.Context) (io.ReadCloser, error) { return s.layers.TarStream(ctx, img.Top()) }
+	return checkpoint.OpenStream(name, begin, release), nil
 }
 
 // originOf reads what the checkpoint says of itself and finds its image.
@@ -139,10 +161,8 @@ func restoredConfig(cfg *runtimeapi.ContainerConfig, from *source) *runtimeapi.C
 	if from.Config.RootfsImageName == "" || from.exact {
 		return cfg
 	}
-	cfg.Image.Image = from.Config.RootfsImageName
-	if filepath.IsAbs(cfg.Image.UserSpecifiedImage) {
-		cfg.Image.UserSpecifiedImage = ""
-	}
+	// What the user named is the checkpoint.
+	cfg.Image.Image, cfg.Image.UserSpecifiedImage = from.Config.RootfsImageName, ""
 	return cfg
 }
 

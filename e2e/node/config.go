@@ -36,6 +36,9 @@ func (n *Node) writeConfig() error {
 	if n.Criu != "" {
 		fmt.Fprintf(&b, "criu = %q\n", n.Criu)
 	}
+	if n.RestoreImages {
+		b.WriteString("restore_images = true\n")
+	}
 	fmt.Fprintf(&b, "\n[keeper]\nbinary = %q\n", filepath.Join(n.Bin, "mica-keeper"))
 	if start := patience.Of(startKeeper); start != startKeeper {
 		fmt.Fprintf(&b, "start_timeout = %q\nrequest_timeout = %q\n", start, patience.Of(askKeeper))

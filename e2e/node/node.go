@@ -57,6 +57,8 @@ type Options struct {
 	ConfDir string
 	// Criu is the CRIU to use instead of the one in PATH.
 	Criu string
+	// RestoreImages lets the node restore containers from images.
+	RestoreImages bool
 	// Env are variables for the daemon besides this process's own.
 	Env []string
 	// Enter is a command line that runs the one after it in the namespaces

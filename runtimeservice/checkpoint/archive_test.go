@@ -211,7 +211,7 @@ func TestArchivesOfOthers(t *testing.T) {
 		wantContent(t, OpenStream("image", func(context.Context) (io.ReadCloser, error) {
 			open++
 			return closer{bytes.NewReader(data), func() { open-- }}, nil
-		}))
+		}, func() {}))
 		if open != 0 {
 			t.Errorf("%d streams are left open", open)
 		}

@@ -65,9 +65,9 @@ func Open(name string) (*Archive, error) {
 
 // OpenStream makes an archive of a tar that can be read more than once, such as
 // the layer of an image that was made of an archive. name is what errors call
-// it.
-func OpenStream(name string, begin func(context.Context) (io.ReadCloser, error)) *Archive {
-	return &Archive{name: name, begin: begin, close: func() error { return nil }}
+// it, and closed what Close does.
+func OpenStream(name string, begin func(context.Context) (io.ReadCloser, error), closed func()) *Archive {
+	return &Archive{name: name, begin: begin, close: func() error { closed(); return nil }}
 }
 
 // Name is what the archive was opened as.
