@@ -2,6 +2,9 @@ package cgroup
 
 import (
 	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/cgroups"
@@ -38,6 +41,7 @@ func (m *Manager) set(path string, r *cgroups.Resources) error {
 	var err error
 	switch {
 	case cg.Systemd && m.mode.V2:
+		m.keepSwapOff(path, r)
 		manager, err = systemd.NewUnifiedManager(cg, m.mode.dir("", path))
 	case cg.Systemd:
 		manager, err = systemd.NewLegacyManager(cg, m.v1Paths(path))
@@ -50,6 +54,21 @@ func (m *Manager) set(path string, r *cgroups.Resources) error {
 		return err
 	}
 	return manager.Set(r)
+}
+
+// keepSwapOff makes a swap limit of zero the unit's as well. The library only
+// writes it to the cgroup, where systemd lifts it when it reads its units again.
+func (m *Manager) keepSwapOff(path string, r *cgroups.Resources) {
+	const file = "memory.swap.max"
+	if r.MemorySwap <= 0 || r.MemorySwap != r.Memory {
+		return
+	}
+	if _, err := os.Stat(filepath.Join(m.mode.dir("", path), file)); err != nil {
+		return // the kernel does not count swap
+	}
+	unified := map[string]string{file: "0"}
+	maps.Copy(unified, r.Unified)
+	r.Unified = unified
 }
 
 // convert turns OCI resources into the library's, which wants v2's CPU weight
