@@ -131,6 +131,7 @@ func (s *Server) forget(c *container) {
 	s.mu.Unlock()
 	_ = os.RemoveAll(s.path(c.id()))
 	c.mu.Lock()
+	s.kills.leave(c.rec.Cgroup)
 	io, pidfd := c.io, c.pidfd
 	c.io, c.pidfd = nil, -1
 	c.release()
@@ -219,7 +220,8 @@ func (s *Server) build(ctx context.Context, c *container, subcommand []string) e
 	if rec.Cgroup = rec.Create.MemoryCgroup; rec.Cgroup == "" {
 		rec.Cgroup = memoryCgroup(pid)
 	}
-	rec.OOMKills = oomKills(rec.Cgroup)
+	rec.OOMKills, _ = oomKills(rec.Cgroup)
+	s.kills.join(rec.Cgroup)
 	return s.install(ctx, c, rec, ours)
 }
 

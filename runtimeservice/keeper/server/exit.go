@@ -96,7 +96,7 @@ func (s *Server) ended(c *container) {
 	rec, child, pidfd, io := c.rec, c.child, c.pidfd, c.io
 	c.mu.Unlock()
 	exit := wire.Exit{At: time.Now()}
-	exit.OOMKilled = oomKills(rec.Cgroup) > rec.OOMKills // before anybody can remove the cgroup
+	exit.OOMKilled = s.kills.end(rec.Cgroup, rec.OOMKills) // before anybody can remove the cgroup
 	status, err := exitStatus(rec.Pid, pidfd, child)
 	exit.Code, exit.Signal = status.Code, status.Signal
 	if err != nil {

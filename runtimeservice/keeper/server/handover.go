@@ -331,6 +331,7 @@ func (s *Server) resumeContainer(k handedOver) error {
 	if c.pidfd < 0 {
 		return errors.New("no pidfd")
 	}
+	s.kills.join(c.rec.Cgroup)
 	return s.watcher.add(c.pidfd, c)
 }
 

@@ -9,10 +9,10 @@ import (
 
 // oomKills reads how many processes of a memory cgroup, or below it, the
 // kernel has killed for lack of memory: oom_kill of memory.events (cgroup v2)
-// or of memory.oom_control (v1, Linux 4.13). 0 if it cannot be read.
-func oomKills(dir string) uint64 {
+// or of memory.oom_control (v1, Linux 4.13). It is false if that cannot be read.
+func oomKills(dir string) (uint64, bool) {
 	if dir == "" {
-		return 0
+		return 0, false
 	}
 	for _, name := range []string{"memory.events", "memory.oom_control"} {
 		data, err := os.ReadFile(filepath.Join(dir, name))
@@ -20,10 +20,10 @@ func oomKills(dir string) uint64 {
 			continue
 		}
 		if n, ok := counter(string(data), "oom_kill"); ok {
-			return n
+			return n, true
 		}
 	}
-	return 0
+	return 0, false
 }
 
 // counter finds the line "name N".

@@ -73,6 +73,7 @@ type Server struct {
 	settled  chan struct{}
 	quit     chan struct{}
 	work     work
+	kills    ledger
 	gate     sync.RWMutex // held for writing from an upgrade's last look to its end
 
 	mu         sync.Mutex // guards the rest
@@ -196,6 +197,7 @@ func (s *Server) recover() error {
 		} else {
 			c.orphan = true
 			orphans++
+			s.kills.join(rec.Cgroup)
 		}
 		s.containers[rec.ID] = c
 	}
