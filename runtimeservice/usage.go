@@ -179,6 +179,8 @@ func psi(p *cgroup.Pressure) *runtimeapi.PsiStats {
 // defaultInterface is the interface that CNI gives a pod.
 const defaultInterface = "eth0"
 
+// networkUsage is nil while the pod does not have its interface, or no longer: the
+// kubelet (1.36) takes for granted that a usage has a default interface.
 func networkUsage(at time.Time, counters []network.InterfaceStats) *runtimeapi.NetworkUsage {
 	out := &runtimeapi.NetworkUsage{Timestamp: at.UnixNano()}
 	for _, c := range counters {
@@ -192,6 +194,9 @@ func networkUsage(at time.Time, counters []network.InterfaceStats) *runtimeapi.N
 		} else {
 			out.Interfaces = append(out.Interfaces, usage)
 		}
+	}
+	if out.DefaultInterface == nil {
+		return nil
 	}
 	return out
 }

@@ -138,6 +138,11 @@ func TestNetworkUsage(t *testing.T) {
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 		t.Errorf("network usage (-want +got):\n%s", diff)
 	}
+	for _, rest := range [][]network.InterfaceStats{nil, {{Name: "net1", RxBytes: 1}}} {
+		if got := networkUsage(time.Unix(7, 0), rest); got != nil {
+			t.Errorf("network usage without the pod's interface: %v", got)
+		}
+	}
 }
 
 func TestGather(t *testing.T) {
