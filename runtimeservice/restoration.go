@@ -36,6 +36,8 @@ const (
 	// criuConfig: connections are those of a pod that lives on, with another
 	// address. What held one finds it closed, as after a failure of the network.
 	criuConfig = "tcp-close\n"
+	// crunEmptyDir is the name of a directory below crun's root.
+	crunEmptyDir = ".empty-directory"
 )
 
 // source is a checkpoint that a container is to continue.
@@ -306,9 +308,23 @@ func (s *Service) restoreSpec(c *Container, from *source, now *specs.Spec) error
 	if now.Annotations == nil {
 		now.Annotations = map[string]string{}
 	}
+	h, err := s.handler(c.Handler)
+	if err != nil {
+		return err
+	}
 	conf := filepath.Join(s.bundle(c.ID), criuConfigFile)
 	now.Annotations[criuConfigKey] = conf
-	return os.WriteFile(conf, []byte(criuConfig), 0o600)
+	return os.WriteFile(conf, []byte(criuOptions(h.Handler())), 0o600)
+}
+
+// criuOptions are the options of CRIU for a restore by the runtime. crun covers
+// masked directories by an empty one below its root, but a checkpoint calls that
+// by the place where it would be below crun's own default root.
+func criuOptions(h oci.Handler) string {
+	if h.Type != "crun" {
+		return criuConfig
+	}
+	return criuConfig + fmt.Sprintf("external mnt[%s]:%s\n", filepath.Join("/run/crun", crunEmptyDir), filepath.Join(h.Root, crunEmptyDir))
 }
 
 // continueLog begins the container's log with that of the checkpoint, unless it

@@ -252,6 +252,19 @@ func TestRefuseOptions(t *testing.T) {
 	}
 }
 
+// TestCriuOptions holds that CRIU finds, below the runtime's own root, what crun
+// has masked directories with and calls by its default root in a checkpoint.
+func TestCriuOptions(t *testing.T) {
+	for kind, want := range map[string]string{
+		"runc": "tcp-close\n",
+		"crun": "tcp-close\nexternal mnt[/run/crun/.empty-directory]:/state/crun/.empty-directory\n",
+	} {
+		if got := criuOptions(oci.Handler{Type: kind, Root: "/state/" + kind}); got != want {
+			t.Errorf("%s: %q, want %q", kind, got, want)
+		}
+	}
+}
+
 // TestAwaitProgram holds that a process that has not begun with its own program
 // is waited for, as long as the caller has time.
 func TestAwaitProgram(t *testing.T) {
