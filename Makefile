@@ -27,7 +27,7 @@ GINKGO := github.com/onsi/ginkgo/v2/ginkgo@v2.32.0
 NODE_PACKAGES := runc crun iptables nftables iproute2 containernetworking-plugins ca-certificates gcc libc6-dev
 TEST_PACKAGES := $(NODE_PACKAGES) e2fsprogs busybox-static mandoc zsh fish systemd-container
 BENCH_PACKAGES := $(TEST_PACKAGES) containerd
-CLUSTER_PACKAGES := $(TEST_PACKAGES) mount util-linux
+CLUSTER_PACKAGES := $(TEST_PACKAGES) mount util-linux dbus-daemon
 
 # go test's own arguments, and how long one package may take.
 TESTFLAGS ?=
@@ -141,7 +141,7 @@ cluster-test: packages-cluster build build-cluster
 SOAK ?= 10m
 .PHONY: cluster-soak
 cluster-soak: packages-cluster build build-cluster
-	cd e2e/cluster && MICA_BIN=$(BIN) $(GO) test -count=1 -v -timeout $(TEST_TIMEOUT) -run '^TestSoak$$' -soak $(SOAK) .
+	cd e2e/cluster && MICA_BIN=$(BIN) $(GO) test -count=1 -v -timeout $(TEST_TIMEOUT) -run '^TestSoak$$' . -soak $(SOAK)
 
 # A node full of pods, on Mica and on CONTAINERD, turn by turn; prints a table.
 CONTAINERD ?= containerd

@@ -3,6 +3,7 @@ module github.com/micarun/mica/e2e/cluster
 go 1.26.0
 
 require (
+	github.com/godbus/dbus/v5 v5.2.2
 	github.com/micarun/mica v0.0.0
 	github.com/opencontainers/image-spec v1.1.1
 	golang.org/x/sys v0.49.0

@@ -45,7 +45,7 @@ func (n *Node) prepare(ctx context.Context) error {
 		}
 	}
 	return errors.Join(
-		n.makeDisk(ctx), n.hideMachine(ctx), n.writeKubeletConfig(), n.writeProxyConfig(), n.writeNetwork(),
+		n.makeDisk(ctx), n.hideMachine(ctx), n.writeProxyConfig(), n.writeNetwork(),
 		os.WriteFile(n.resolver(), []byte("# nobody to ask\n"), 0o644),
 	)
 }
@@ -125,6 +125,9 @@ func (n *Node) writeKubeletConfig() error {
 		"evictionPressureTransitionPeriod": "5s",
 		// So that a test need not write much to see a log rotated.
 		"containerLogMaxSize": "2Mi", "containerLogMaxFiles": 9, "containerLogMonitorInterval": "3s",
+	}
+	if n.Bus != "" {
+		config["shutdownGracePeriod"], config["shutdownGracePeriodCriticalPods"] = "20s", "5s"
 	}
 	if n.Other() {
 		config["featureGates"] = object{"EventedPLEG": true, "PodAndContainerStatsFromCRI": true}

@@ -32,6 +32,9 @@ type Node struct {
 	Pods netip.Prefix
 	// Mica is the container runtime.
 	Mica *node.Node
+	// Bus is the address of the D-Bus that tells the next kubelet of a
+	// shutdown. Empty: nobody does.
+	Bus string
 
 	cluster *Cluster
 	host    *host
@@ -178,7 +181,11 @@ func (n *Node) Object(ctx context.Context) (corev1.Node, error) {
 
 // StartKubelet starts the kubelet.
 func (n *Node) StartKubelet() error {
-	return n.spawnBy(n.withoutSysctls(), filepath.Join(n.cluster.Tools, "kubelet"), flags(map[string]string{
+	if err := n.writeKubeletConfig(); err != nil {
+		return err
+	}
+	by := append([]string{"env", "DBUS_SYSTEM_BUS_ADDRESS=" + n.Bus}, n.withoutSysctls()...)
+	return n.spawnBy(by, filepath.Join(n.cluster.Tools, "kubelet"), flags(map[string]string{
 		"config": n.kubeletConfig(), "kubeconfig": n.cluster.pki(n.Name + ".conf"),
 		"hostname-override": n.Name, "node-ip": n.IP.String(), "root-dir": n.kubeletRoot(),
 		"cert-dir": filepath.Join(n.dir, "generated"), "v": "2",

@@ -305,7 +305,7 @@ func excuses() []excuse {
 			`"Error syncing pod, skipping" err="failed to \\"StartContainer\\" for \\"main\\" with CrashLoopBackOff: .* pod=crashing-`),
 		// What the kubelet does to itself.
 		kubelet("it asks for a container that it has had removed",
-			`"ContainerStatus from runtime service failed" err="rpc error: code = NotFound .*" containerID="([0-9a-f]{64})"`),
+			`"(?:ContainerStatus from runtime service failed|Failed to remove container)" err=".*: code = NotFound .*" containerID="([0-9a-f]{64})"`),
 		kubelet("it gives up probing a pod that is to end",
 			`"ExecSync cmd from runtime service failed" err="rpc error: code = Canceled desc = context canceled"`),
 		kubelet("it reads the cgroup of a pod that it has removed",
