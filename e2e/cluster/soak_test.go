@@ -318,6 +318,8 @@ func excuses() []excuse {
 		kubelet("the configuration map is gone from the API",
 			`(?:Couldn't get configMap|MountVolume\.SetUp failed for volume) .*: configmap "(?:settings|kube-root-ca\.crt)" not found`),
 		// What is the machine's.
+		kubelet("it may not look at the machine's first process",
+			`"Failed to ensure process in container with oom score" err="failed to find pid namespace of init process"`),
 		kubelet("a cgroup went while cAdvisor looked at it",
 			`watcher\.go:\d+\] Error while processing event \("/sys/fs/cgroup/.*: no such file or directory`),
 	}

@@ -53,6 +53,12 @@ func (h histograms) mean(name, labels string) float64 {
 	return h[name+"_sum"+labels] / h[name+"_count"+labels]
 }
 
+// operation is the mean of the time that the kubelet's calls of a kind took, in
+// milliseconds.
+func (h histograms) operation(kind string) float64 {
+	return 1000 * h.mean("kubelet_runtime_operations_duration_seconds", fmt.Sprintf("operation_type=%q", kind))
+}
+
 // quantile of a histogram without labels, of which it knows that it is in a bucket,
 // and takes that for evenly filled.
 func (h histograms) quantile(name string, rank float64) float64 {
