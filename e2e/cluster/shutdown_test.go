@@ -15,6 +15,7 @@ import (
 	"github.com/godbus/dbus/v5/prop"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/e2e/cluster"
 )
@@ -150,16 +151,21 @@ func TestNodeShutdown(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.await("the lock to be given back", l.released)
-	pod := f.awaitPod("main", ended(corev1.PodFailed))
-	if e := pod.Status.ContainerStatuses[0].State.Terminated; pod.Status.Reason != "Terminated" || e == nil || e.ExitCode != 0 {
-		t.Errorf("the pod ended as %s: %+v", status(pod), e)
-	}
+	f.awaitPod("main", func(pod corev1.Pod) error {
+		for _, condition := range pod.Status.Conditions {
+			e := pod.Status.ContainerStatuses[0].State.Terminated
+			if condition.Type == corev1.DisruptionTarget && condition.Reason == corev1.PodReasonTerminationByKubelet && e != nil && e.ExitCode == 0 {
+				return nil
+			}
+		}
+		return fmt.Errorf("%s, conditions %+v", status(pod), pod.Status.Conditions)
+	})
 	pods, err := n.Mica.Runtime.ListPodSandbox(f.ctx, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, pod := range pods {
-		if pod.State == 0 {
+		if pod.State == runtimeapi.PodSandboxState_SANDBOX_READY {
 			t.Errorf("pod %v runs", pod.Metadata)
 		}
 	}

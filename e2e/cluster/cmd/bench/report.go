@@ -16,6 +16,7 @@ const (
 	rowStart       = "StartContainer, mean"
 	rowStartPLEG   = "PLEG relist while pods start, mean"
 	rowStartPLEG99 = "PLEG relist while pods start, p99"
+	rowStartRelist = "PLEG relists while pods start, in all"
 	rowStartCPU    = "processor time of runtime and pods for the start"
 	rowIdlePLEG    = "PLEG relist while pods run, mean"
 	rowIdlePLEG99  = "PLEG relist while pods run, p99"
@@ -43,6 +44,7 @@ func rows() []row {
 		{rowStart, "ms"},
 		{rowStartPLEG, "ms"},
 		{rowStartPLEG99, "ms"},
+		{rowStartRelist, "s"},
 		{rowStartCPU, "s"},
 		{rowIdlePLEG, "ms"},
 		{rowIdlePLEG99, "ms"},
