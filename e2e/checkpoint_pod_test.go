@@ -17,6 +17,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/e2e/node"
+	"github.com/micarun/mica/internal/failpoint"
 )
 
 // A writer counts, prints the number, and then tells it by shared memory; a
@@ -269,7 +270,11 @@ func TestRestorePodRefuses(t *testing.T) {
 		})
 	}
 	t.Run("a deadline", func(t *testing.T) {
-		short, cancel := context.WithTimeout(f.ctx, 150*time.Millisecond)
+		f.no(f.StopDaemon())
+		f.Env = []string{failpoint.Variable + "=restore-pod-made=sleep:2s"} // longer than the deadline
+		_, err := f.StartDaemon(f.ctx)
+		f.no(err)
+		short, cancel := context.WithTimeout(f.ctx, time.Second)
 		defer cancel()
 		if _, err := f.Runtime.RestorePod(short, f.restore(d, dir)); status.Code(err) != codes.DeadlineExceeded {
 			t.Errorf("restore beyond its deadline: %v", err)
