@@ -6,6 +6,7 @@
 # make cluster-soak   a mixed workload for ten minutes; no program may log an error
 # make cluster-bench  a node full of pods, beside containerd
 # make cluster-down   ends that of make cluster and leaves nothing behind
+# make vm     end-to-end tests on an emulated Debian with cgroup v2, systemd and AppArmor
 # make deb    builds the Debian package
 # More targets: lint race fuzz crash bench critest images clean.
 
@@ -28,6 +29,7 @@ NODE_PACKAGES := runc crun iptables nftables iproute2 containernetworking-plugin
 TEST_PACKAGES := $(NODE_PACKAGES) e2fsprogs busybox-static mandoc zsh fish systemd-container
 BENCH_PACKAGES := $(TEST_PACKAGES) containerd
 CLUSTER_PACKAGES := $(TEST_PACKAGES) mount util-linux dbus-daemon
+VM_PACKAGES := $(NODE_PACKAGES) qemu-system-x86 mmdebstrap e2fsprogs cpio kmod
 
 # go test's own arguments, and how long one package may take.
 TESTFLAGS ?=
@@ -122,6 +124,13 @@ critest: packages-test build
 	$(if $(filter-out 1,$(PARALLEL)),GOBIN=$(BIN) $(GO) install $(GINKGO))
 	$(BIN)/critest -bin $(BIN) -critest '$(CRITEST)' -runtime '$(RUNTIME)' -seed $(SEED) -parallel $(PARALLEL) -- $(CRITEST_FLAGS)
 
+# With CRITEST, the conformance tool runs there as well. VM_FLAGS: see e2e/vm.
+VM_FLAGS ?=
+.PHONY: vm
+vm: packages-vm
+	$(GO) build -o $(BIN)/vm ./e2e/vm
+	$(BIN)/vm $(if $(CRITEST),-critest '$(CRITEST)' -critest-flags '$(CRITEST_FLAGS)') $(VM_FLAGS)
+
 # The kubelet, the control plane and etcd are built once, which takes ten minutes.
 .PHONY: cluster
 cluster: packages-cluster build build-cluster
@@ -159,7 +168,7 @@ build-cluster:
 clean:
 	rm -rf $(BIN)
 
-.PHONY: packages-node packages-test packages-bench packages-cluster packages-cluster-bench
+.PHONY: packages-node packages-test packages-bench packages-cluster packages-cluster-bench packages-vm
 packages-node:
 	@e2e/install-packages $(NODE_PACKAGES)
 packages-test:
@@ -171,3 +180,5 @@ packages-cluster:
 	@e2e/install-packages $(CLUSTER_PACKAGES)
 packages-cluster-bench:
 	@e2e/install-packages $(CLUSTER_PACKAGES) containerd
+packages-vm:
+	@e2e/install-packages $(VM_PACKAGES)

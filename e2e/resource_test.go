@@ -311,8 +311,12 @@ func TestStatusAndVersion(t *testing.T) {
 	}
 	driver, err := f.Runtime.RuntimeConfig(f.ctx)
 	f.no(err)
-	if driver.GetLinux().GetCgroupDriver() != runtimeapi.CgroupDriver_CGROUPFS {
-		t.Errorf("cgroup driver is %v", driver)
+	want := runtimeapi.CgroupDriver_CGROUPFS
+	if f.CgroupDriver == "systemd" {
+		want = runtimeapi.CgroupDriver_SYSTEMD
+	}
+	if got := driver.GetLinux().GetCgroupDriver(); got != want {
+		t.Errorf("cgroup driver is %v, want %v", got, want)
 	}
 }
 

@@ -1,0 +1,121 @@
+// Vm boots a Debian kernel with cgroup v2, systemd and AppArmor in qemu, and
+// runs the built binaries' tests there: on a machine like those that nodes are,
+// whatever this one is.
+//
+//	vm [-nodes LIST] [-run REGEXP] [-critest PATH] [-critest-flags FLAGS]
+//	vm [flags] -- COMMAND…
+//
+// Without a command it runs, in one boot, the tests of the packages that talk to
+// the kernel, the smoke set of the end-to-end tests on each kind of node, and, with
+// -critest, the CRI conformance tool on each of them. With a command it runs that
+// instead, on our standard streams; the binaries are in /share/bin. It ends with
+// the exit code of what ran.
+//
+// The machine is emulated in software: 7 to 30 times slower than this one, good
+// for function and never for speed. Its root file system is built from Debian
+// packages in the user's cache directory, once; what is written to it is
+// forgotten. It has no way to other machines.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// settings are what the command line says.
+type settings struct {
+	run          string // tests to run, of the end-to-end tests and of packages
+	nodes        []kind
+	critest      string // path of the conformance tool
+	critestFlags string
+	memory       int // of the machine, in MiB
+	processors   int
+	timeout      time.Duration
+	console      string   // file for the console; "" shows its end on failure only
+	command      []string // to run instead of tests
+}
+
+// kind is a kind of node to test.
+type kind struct{ driver, runtime string } // of cgroups; OCI
+
+func parseKinds(list string) ([]kind, error) {
+	var kinds []kind
+	for name := range strings.SplitSeq(list, ",") {
+		driver, runtime, ok := strings.Cut(name, "/")
+		if !ok {
+			return nil, fmt.Errorf("%q is not a cgroup driver and an OCI runtime, as in systemd/crun", name)
+		}
+		kinds = append(kinds, kind{driver, runtime})
+	}
+	return kinds, nil
+}
+
+func main() {
+	var s settings
+	nodes := flag.String("nodes", "systemd/runc,cgroupfs/crun", "kinds of nodes to test: cgroup driver and OCI runtime of each")
+	flag.StringVar(&s.run, "run", smoke(), "end-to-end tests to run, as in go test")
+	flag.StringVar(&s.critest, "critest", "", "path of the CRI conformance tool, to run as well")
+	flag.StringVar(&s.critestFlags, "critest-flags", "", "its flags")
+	flag.IntVar(&s.memory, "memory", 3072, "MiB of memory")
+	flag.IntVar(&s.processors, "processors", 2, "processors")
+	flag.DurationVar(&s.timeout, "timeout", 4*time.Hour, "when to end the machine by force")
+	flag.StringVar(&s.console, "console", "", "file for what the kernel and systemd say")
+	flag.Parse()
+	s.command = flag.Args()
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer cancel()
+	ctx, cancel = context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	code := 2
+	var err error
+	if s.nodes, err = parseKinds(*nodes); err == nil {
+		code, err = run(ctx, s)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "vm:", err)
+		code = max(code, 1)
+	}
+	os.Exit(code)
+}
+
+// run builds what is missing, boots the machine, and returns the exit code of
+// what ran in it.
+func run(ctx context.Context, s settings) (code int, err error) {
+	if os.Geteuid() != 0 {
+		return 0, errors.New("needs root, for owners and devices of the root file system")
+	}
+	disk, err := openDisk(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, disk.close()) }()
+	dir, err := os.MkdirTemp("", "mica-vm-")
+	if err != nil {
+		return 0, fmt.Errorf("make directory for the machine: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	m := machine{settings: s, disk: disk.dir, dir: dir}
+	if m.images, err = stage(ctx, s, m.share()); err != nil {
+		return 0, err
+	}
+	return m.run(ctx)
+}
+
+// output runs a command of this machine and returns what it prints.
+func output(ctx context.Context, name string, arguments ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, name, arguments...)
+	cmd.WaitDelay = 10 * time.Second // for what the command has started
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("run %s %s: %w: %s", name, strings.Join(arguments, " "), err, out)
+	}
+	return string(out), nil
+}
