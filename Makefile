@@ -6,6 +6,7 @@
 # make cluster-soak   a mixed workload for ten minutes; no program may log an error
 # make cluster-bench  a node full of pods, beside containerd
 # make cluster-down   ends that of make cluster and leaves nothing behind
+# make node-e2e       the Kubernetes project's own tests of a node
 # make vm     end-to-end tests on an emulated Debian with cgroup v2, systemd and AppArmor
 # make deb    builds the Debian package
 # More targets: lint race fuzz crash bench critest images clean.
@@ -159,10 +160,20 @@ ROUNDS ?= 3
 cluster-bench: packages-cluster-bench build build-cluster
 	cd e2e/cluster && $(GO) run ./cmd/bench -bin $(BIN) -containerd '$(CONTAINERD)' -rounds $(ROUNDS)
 
+# FOCUS and NODE_E2E_SKIP are regular expressions of specs; logs and reports are in REPORT.
+FOCUS ?= \[NodeConformance\]
+NODE_E2E_SKIP ?= \[Serial\]|\[Flaky\]|\[Slow\]
+NODE_E2E_PARALLEL ?= 8
+REPORT ?= $(BIN)/node-e2e
+.PHONY: node-e2e
+node-e2e: packages-cluster build build-cluster
+	$(BIN)/node-e2e -bin $(BIN) -root $(CURDIR) -focus '$(FOCUS)' -skip '$(NODE_E2E_SKIP)' \
+		-parallel $(NODE_E2E_PARALLEL) -runtime '$(RUNTIME)' -report $(REPORT)
+
 .PHONY: build-cluster
 build-cluster:
 	$(GO) build -o $(BIN)/ ./e2e/cmd/imagebox
-	cd e2e/cluster && $(GO) build -o $(BIN)/ ./cmd/cluster
+	cd e2e/cluster && $(GO) build -o $(BIN)/ ./cmd/...
 
 .PHONY: clean
 clean:

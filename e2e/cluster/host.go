@@ -25,6 +25,9 @@ type host struct {
 	// clock ticks after boot: together they name it for good.
 	Keeper  int
 	Started string
+	// Confined says that there is a cgroup namespace, too: what runs here takes
+	// the node's cgroup for the root of all.
+	Confined bool
 }
 
 // newHost makes namespaces with loopback up, and mounts that the machine does
@@ -33,6 +36,11 @@ func newHost(ctx context.Context) (*host, error) {
 	keeper := exec.Command("sleep", "infinity")
 	// Setting the mount namespace apart also makes its mounts private.
 	keeper.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET}
+	return startHost(ctx, keeper)
+}
+
+// startHost starts the process that keeps the namespaces.
+func startHost(ctx context.Context, keeper *exec.Cmd) (*host, error) {
 	if err := keeper.Start(); err != nil {
 		return nil, fmt.Errorf("make namespaces: %w", err)
 	}
@@ -67,7 +75,12 @@ func (h *host) lives() bool {
 
 // enter is the command line that runs the one after it in the namespaces.
 func (h *host) enter() []string {
-	return []string{"nsenter", "--target", strconv.Itoa(h.Keeper), "--net", "--mount", "--"}
+	line := []string{"nsenter", "--target", strconv.Itoa(h.Keeper), "--net", "--mount"}
+	if !h.Confined {
+		return append(line, "--")
+	}
+	const script = `for file in /sys/fs/cgroup/*/cgroup.procs; do echo 0 >"$file"; done; exec "$@"`
+	return append(line, "--cgroup", "--", "sh", "-ec", script, "sh")
 }
 
 // command prepares a command in the namespaces; its process ID is that of name.

@@ -13,7 +13,7 @@ import (
 // The images of the cluster's pods. The registries are names only: each node
 // has one on its loopback that serves every name.
 const (
-	Agnhost = "registry.k8s.io/e2e-test-images/agnhost:2.63.0"
+	Agnhost = "registry.test/mica/agnhost:latest"
 	Busybox = "registry.test/mica/busybox:latest"
 	Nginx   = "docker.io/library/nginx:latest"
 	// Pinned is one that the nodes are told to keep.
@@ -37,10 +37,31 @@ func BuildImages(ctx context.Context, root, bin string) (string, error) {
 // node tests do not use.
 func agnhost(base testimage.Image, program string) testimage.Image {
 	return testimage.Image{
-		Names: []string{"e2e-test-images/agnhost:2.63.0"},
+		Names: []string{"mica/agnhost:latest"},
 		Layers: append(base.Layers, testimage.Layer{Files: []testimage.File{
 			{Path: "/agnhost", Host: program, Mode: 0o755},
 		}}),
 		Config: ocispec.ImageConfig{Env: base.Config.Env, Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"}},
 	}
+}
+
+// BuildSuiteImages is BuildImages for the images of Suite.
+func BuildSuiteImages(ctx context.Context, root, bin string) error {
+	dir, err := images.Dir()
+	if err != nil {
+		return err
+	}
+	// One of the images has another one's registry in it.
+	if err := images.Build(ctx, dir, root, []testimage.Image{images.Pause()}, func(testimage.Built) {}); err != nil {
+		return err
+	}
+	source, err := agnhostSource(ctx, root)
+	if err != nil {
+		return err
+	}
+	list, err := images.NodeTests(dir, filepath.Join(bin, "agnhost"), source)
+	if err != nil {
+		return err
+	}
+	return images.Build(ctx, dir, root, list, func(testimage.Built) {})
 }

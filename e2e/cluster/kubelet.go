@@ -45,19 +45,19 @@ func (n *Node) prepare(ctx context.Context) error {
 		}
 	}
 	return errors.Join(
-		n.makeDisk(ctx), n.hideMachine(ctx), n.writeProxyConfig(), n.writeNetwork(),
+		n.makeDisk(ctx, diskSize), n.hideMachine(ctx), n.writeProxyConfig(), n.writeNetwork(),
 		os.WriteFile(n.resolver(), []byte("# nobody to ask\n"), 0o644),
 	)
 }
 
 // makeDisk makes the node's file system.
-func (n *Node) makeDisk(ctx context.Context) error {
+func (n *Node) makeDisk(ctx context.Context, size int64) error {
 	image := n.Disk() + ".img"
 	file, err := os.Create(image)
 	if err != nil {
 		return fmt.Errorf("make disk: %w", err)
 	}
-	if err := errors.Join(file.Truncate(diskSize), file.Close()); err != nil {
+	if err := errors.Join(file.Truncate(size), file.Close()); err != nil {
 		return fmt.Errorf("make disk: %w", err)
 	}
 	return n.host.script(ctx, fmt.Sprintf(`

@@ -58,9 +58,13 @@ func (c *Cluster) newNode(index int, h *host) *Node {
 	return n
 }
 
+// cgroupOf is the name of a node's cgroup, and of other things of it that the
+// machine sees.
+func (c *Cluster) cgroupOf(index int) string { return fmt.Sprintf("%s-%d", c.Name, index+1) }
+
 func (n *Node) micaOptions(index int) node.Options {
 	return node.Options{
-		Bin: n.cluster.Bin, Name: fmt.Sprintf("%s-%d", n.cluster.Name, index+1),
+		Bin: n.cluster.Bin, Name: n.cluster.cgroupOf(index),
 		State: filepath.Join(n.cluster.state(), n.Name), Data: filepath.Join(n.dir, "mica"),
 		Subnet: n.Pods, Mirror: registry, ConfDir: filepath.Join(n.dir, "net.d"),
 		Enter: n.host.enter(), Metrics: "127.0.0.1:9179", Dial: n.Dial, Log: n.Log("micad"),

@@ -29,11 +29,33 @@ func tools() [][2]string {
 	}
 }
 
+// suiteProgram is the Kubernetes project's tests of a node.
+const suiteProgram = "e2e_node.test"
+
+// suiteTools are what Suite needs, likewise.
+func suiteTools() [][2]string {
+	return [][2]string{
+		{"kubelet", "k8s.io/kubernetes/cmd/kubelet"},
+		{suiteProgram, "k8s.io/kubernetes/test/e2e_node"},
+		{"agnhost", "k8s.io/kubernetes/test/images/agnhost"},
+		{"ginkgo", "github.com/onsi/ginkgo/v2/ginkgo"},
+	}
+}
+
+// BuildSuite is BuildTools for the programs that Suite needs.
+func BuildSuite(ctx context.Context, root string, report func(string)) (string, error) {
+	return buildAll(ctx, root, suiteTools(), report)
+}
+
 // BuildTools builds what is missing of the Kubernetes programs and returns the
 // directory that has them: a directory of the user's cache for each state of
 // their module. root is the root directory of the product's module; report is
 // told of every program before it is built.
 func BuildTools(ctx context.Context, root string, report func(string)) (string, error) {
+	return buildAll(ctx, root, tools(), report)
+}
+
+func buildAll(ctx context.Context, root string, list [][2]string, report func(string)) (string, error) {
 	module := filepath.Join(root, "e2e/cluster/kubernetes")
 	versions, err := os.ReadFile(filepath.Join(module, "go.mod"))
 	if err != nil {
@@ -48,7 +70,7 @@ func BuildTools(ctx context.Context, root string, report func(string)) (string, 
 		return "", fmt.Errorf("build tools: %w", err)
 	}
 	dir := filepath.Join(cache, "mica-kubernetes", fmt.Sprintf("%.8x", sha256.Sum256(versions)))
-	for _, tool := range tools() {
+	for _, tool := range list {
 		name, path := tool[0], filepath.Join(dir, tool[0])
 		if _, err := os.Stat(path); err == nil {
 			continue
@@ -57,7 +79,11 @@ func BuildTools(ctx context.Context, root string, report func(string)) (string, 
 		}
 		begin := time.Now()
 		report("building " + name)
-		build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", flags, "-o", path+".new", tool[1])
+		arguments := []string{"build"}
+		if name == suiteProgram {
+			arguments = []string{"test", "-c", "-vet=off"}
+		}
+		build := exec.CommandContext(ctx, "go", append(arguments, "-trimpath", "-ldflags", flags, "-o", path+".new", tool[1])...)
 		build.Dir, build.Env = module, append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
 		if out, err := build.CombinedOutput(); err != nil {
 			return "", fmt.Errorf("build %s: %w: %s", name, err, out)
@@ -81,4 +107,16 @@ func stamp(versions string) (string, error) {
 	const variables = "k8s.io/component-base/version."
 	return fmt.Sprintf("-s -w -X %[1]sgitVersion=%[2]s -X %[1]sgitMajor=%[3]s -X %[1]sgitMinor=%[4]s -X %[1]sgitTreeState=clean",
 		variables, version, found[1], found[2]), nil
+}
+
+// agnhostSource returns the directory of agnhost's source, in which it also keeps
+// what it serves.
+func agnhostSource(ctx context.Context, root string) (string, error) {
+	list := exec.CommandContext(ctx, "go", "list", "-f", "{{.Dir}}", "k8s.io/kubernetes/test/images/agnhost")
+	list.Dir, list.Env = filepath.Join(root, "e2e/cluster/kubernetes"), append(os.Environ(), "GOWORK=off")
+	out, err := list.Output()
+	if err != nil {
+		return "", fmt.Errorf("find source of agnhost: %w", err)
+	}
+	return strings.TrimSpace(string(out)), nil
 }
