@@ -111,21 +111,21 @@ func TestDiskPressure(t *testing.T) {
 	volumes: [{name: v, emptyDir: {}}]
 `)
 	f.awaitPod("filler", evicted("low on resource: ephemeral-storage"))
-	pressure := func(want corev1.ConditionStatus) func(context.Context) error {
-		return func(ctx context.Context) error {
-			object, err := n.Object(ctx)
-			if err != nil {
-				return err
-			}
-			for _, condition := range object.Status.Conditions {
-				if condition.Type == corev1.NodeDiskPressure && condition.Status == want {
-					return nil
-				}
-			}
-			return fmt.Errorf("conditions are %+v", object.Status.Conditions)
+	// The node's condition, as others see it, comes late and goes late: a pod may still
+	// be rejected.
+	f.await("a pod that the node takes", func(ctx context.Context) error {
+		pod, err := f.get(ctx, "after")
+		if errors.Is(err, cluster.ErrNotFound) {
+			f.pod("after", "\tnodeSelector: {kubernetes.io/hostname: "+n.Name+"}\n"+client)
+			return errors.New("it is new")
 		}
-	}
-	f.await("pressure to go", pressure(corev1.ConditionFalse))
-	f.pod("after", "\tnodeSelector: {kubernetes.io/hostname: "+n.Name+"}\n"+client)
-	f.awaitPod("after", ready)
+		if err != nil {
+			return err
+		}
+		if pod.Status.Phase == corev1.PodFailed {
+			f.delete("after")
+			return errors.New(status(pod))
+		}
+		return ready(pod)
+	})
 }
