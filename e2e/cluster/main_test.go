@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -150,6 +152,11 @@ func checkEmptied(ctx context.Context) error {
 				continue
 			}
 			errs = append(errs, fmt.Errorf("%s: left behind: %s", n.Name, leak))
+		}
+		if slices.ContainsFunc(leaks, func(leak string) bool { return strings.HasPrefix(leak, "goroutine") }) {
+			stacks, err := n.Mica.DumpGoroutines() // it ends the daemon, which has had its last test
+			errs = append(errs, err)
+			fmt.Printf("goroutines of %s:\n%s\n", n.Name, stacks)
 		}
 	}
 	return errors.Join(errs...)
