@@ -241,6 +241,11 @@ func (s *Service) createProcess(ctx context.Context, p *Pod, c *Container) (int,
 			return 0, fmt.Errorf("make log directory: %w", err)
 		}
 	}
+	done, err := s.turns.take(ctx, createStep)
+	if err != nil {
+		return 0, err
+	}
+	defer done()
 	journal.Enter(ctx, "create by OCI runtime")
 	pid, err := s.keeper.Create(ctx, s.createArgs(p, c, h))
 	if err != nil {

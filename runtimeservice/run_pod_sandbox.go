@@ -134,21 +134,12 @@ func (s *Service) buildPod(ctx context.Context, p *Pod) error {
 	if _, err := s.cgroups.EnsureParent(ctx, p.CgroupParent); err != nil {
 		return fmt.Errorf("make cgroup: %w", err)
 	}
-	dir := s.podStateDir(p.ID)
-	if err := os.Mkdir(dir, 0o711); err != nil {
+	if err := os.Mkdir(s.podStateDir(p.ID), 0o711); err != nil {
 		return fmt.Errorf("make state directory: %w", err)
 	}
-	journal.Enter(ctx, "make namespaces")
-	if err := podns.Pin(ctx, s.podNamespaces(p.config(), dir)); err != nil {
-		return fmt.Errorf("make namespaces: %w", err)
-	}
-	if err := failpoint.Hit("pod-pinned"); err != nil {
-		return err
-	}
-	journal.Enter(ctx, "set up network")
-	ips, err := s.attachPod(ctx, p)
+	ips, err := s.isolatePod(ctx, p)
 	if err != nil {
-		return fmt.Errorf("set up network: %w", err)
+		return err
 	}
 	journal.Enter(ctx, "write pod files")
 	if err := s.writePodFiles(p, ips); err != nil {
@@ -165,6 +156,28 @@ func (s *Service) buildPod(ctx context.Context, p *Pod) error {
 		return err
 	}
 	return p.update(func(st *PodState) error { *st = ready; return nil })
+}
+
+// isolatePod makes the pod's namespaces and network, and returns its addresses.
+func (s *Service) isolatePod(ctx context.Context, p *Pod) ([]string, error) {
+	done, err := s.turns.take(ctx, podStep)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	journal.Enter(ctx, "make namespaces")
+	if err := podns.Pin(ctx, s.podNamespaces(p.config(), s.podStateDir(p.ID))); err != nil {
+		return nil, fmt.Errorf("make namespaces: %w", err)
+	}
+	if err := failpoint.Hit("pod-pinned"); err != nil {
+		return nil, err
+	}
+	journal.Enter(ctx, "set up network")
+	ips, err := s.attachPod(ctx, p)
+	if err != nil {
+		return nil, fmt.Errorf("set up network: %w", err)
+	}
+	return ips, nil
 }
 
 func (s *Service) podNamespaces(cfg *runtimeapi.PodSandboxConfig, dir string) podns.Args {

@@ -158,6 +158,7 @@ type Service struct {
 	pods       *table[*Pod]
 	containers *table[*Container]
 	events     *broadcaster
+	turns      *turns
 	// background counts goroutines that Close waits for.
 	background sync.WaitGroup
 	stop       context.CancelFunc
@@ -172,7 +173,7 @@ func Open(ctx context.Context, o Options, d Deps) (*Service, error) {
 		opts: o.withDefaults(), images: d.Images, layers: d.Layers, network: d.Network, keeper: d.Keeper,
 		cgroups: d.Cgroups, host: d.Host, plugins: d.Plugins, injectCDI: d.InjectCDI, hooks: d.Hooks, settings: d.Settings,
 		journal: d.Journal, criu: checkpoint.NewCriu(o.Criu),
-		pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"), events: newBroadcaster(),
+		pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"), events: newBroadcaster(), turns: newTurns(),
 	}
 	s.pods.journal, s.pods.making = d.Journal, "run pod"
 	s.containers.journal, s.containers.making = d.Journal, "create container"

@@ -71,6 +71,11 @@ func (s *Service) startContainer(ctx context.Context, c *Container) error {
 // checkpointed, and returns its pid.
 func (s *Service) startProcesses(ctx context.Context, pod *Pod, c *Container) (int, error) {
 	if c.Restored == nil {
+		done, err := s.turns.take(ctx, startStep)
+		if err != nil {
+			return 0, err
+		}
+		defer done()
 		journal.Enter(ctx, "start by OCI runtime")
 		c.waiter = programOf(c.snapshot().Pid)
 		if err := s.keeper.Start(ctx, c.ID); err != nil {
