@@ -303,7 +303,11 @@ func TestOnV2(t *testing.T) {
 	if err != nil || mode.V2 {
 		t.Skipf("already on v2, or nothing: %v", err)
 	}
-	script := `umount -l /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup || exit 1; exec "$0" "$@"`
+	// Elsewhere are those that a CRIU uses which is at work in other tests.
+	script := `umount -l /sys/fs/cgroup || exit 1
+		for elsewhere in $(awk '$3 ~ /^cgroup2?$/ {print $2}' /proc/self/mounts); do umount -l "$elsewhere" || exit 1; done
+		mount -t cgroup2 none /sys/fs/cgroup || exit 1
+		exec "$0" "$@"`
 	cmd := exec.Command("/bin/sh", "-c", script, os.Args[0], "-test.v", "-test.run", "TestParent|TestRemoveParent|TestKillAll|TestPodsAndInit|TestDetected|TestFreeze")
 	cmd.Env = append(os.Environ(), onV2Env+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
