@@ -9,7 +9,6 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -256,25 +255,13 @@ func headerOf(p string, kind byte, st *unix.Stat_t) *tar.Header {
 }
 
 func addAttributes(h *tar.Header, fd int) error {
-	names, err := listAttributes(fd)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if strings.HasPrefix(name, overlayAttrPrefix) {
-			continue
-		}
-		value := make([]byte, maxAttribute)
-		n, err := unix.Fgetxattr(fd, name, value)
-		if err != nil {
-			return fmt.Errorf("read attribute %s: %w", name, err)
-		}
+	return eachAttribute(fd, func(name string, value []byte) error {
 		if h.PAXRecords == nil {
 			h.PAXRecords = map[string]string{}
 		}
-		h.PAXRecords[xattrRecord+name] = string(value[:n])
-	}
-	return nil
+		h.PAXRecords[xattrRecord+name] = string(value)
+		return nil
+	})
 }
 
 // names lists what the stack shows in the directory p, in no order; nothing if

@@ -202,7 +202,17 @@ func (v *view) copyDirectory(p string, target int) error {
 }
 
 func copyAttributes(from, to int) error {
-	names, err := listAttributes(from)
+	return eachAttribute(from, func(name string, value []byte) error {
+		if err := unix.Fsetxattr(to, name, value, 0); err != nil && !attributeRefused(err) {
+			return fmt.Errorf("set attribute %s: %w", name, err)
+		}
+		return nil
+	})
+}
+
+// eachAttribute calls do with every extended attribute of a file but overlayfs's own.
+func eachAttribute(fd int, do func(name string, value []byte) error) error {
+	names, err := listAttributes(fd)
 	if err != nil {
 		return err
 	}
@@ -211,12 +221,12 @@ func copyAttributes(from, to int) error {
 			continue
 		}
 		value := make([]byte, maxAttribute)
-		n, err := unix.Fgetxattr(from, name, value)
+		n, err := unix.Fgetxattr(fd, name, value)
 		if err != nil {
 			return fmt.Errorf("read attribute %s: %w", name, err)
 		}
-		if err := unix.Fsetxattr(to, name, value[:n], 0); err != nil && !attributeRefused(err) {
-			return fmt.Errorf("set attribute %s: %w", name, err)
+		if err := do(name, value[:n]); err != nil {
+			return err
 		}
 	}
 	return nil
