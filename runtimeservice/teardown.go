@@ -33,7 +33,7 @@ func (s *Service) tearDownPod(ctx context.Context, p *Pod) error {
 	if errs[0] == nil {
 		s.plugins.StopPod(ctx, p.ID)
 	}
-	if err := s.keeper.Delete(ctx, p.ID); err != nil {
+	if err := s.endInit(ctx, p); err != nil {
 		errs = append(errs, fmt.Errorf("end init: %w", err))
 	}
 	errs = append(errs, failpoint.Hit("pod-processes-ended"))
@@ -52,6 +52,12 @@ func (s *Service) tearDownPod(ctx context.Context, p *Pod) error {
 		errs = append(errs, s.cgroups.RemoveParent(ctx, p.CgroupParent))
 	}
 	return errors.Join(errs...)
+}
+
+// endInit ends the init of a shared PID namespace, and with it the namespace's processes.
+func (s *Service) endInit(ctx context.Context, p *Pod) error {
+	init := dying{cgroup: s.cgroups.InitDir(p.CgroupParent), pid: p.snapshot().InitPid}
+	return s.untilDead(ctx, init, func(ctx context.Context) error { return s.keeper.Delete(ctx, p.ID) })
 }
 
 // deleteNetwork detaches the pod from its network. A plugin that has been
@@ -140,7 +146,8 @@ func (s *Service) tearDownContainer(ctx context.Context, c *Container) error {
 	if err := failpoint.Hit("container-killed"); err != nil {
 		return err
 	}
-	if err := s.keeper.Delete(ctx, c.ID); err != nil {
+	remove := func(ctx context.Context) error { return s.keeper.Delete(ctx, c.ID) }
+	if err := s.untilDead(ctx, dying{cgroup: s.containerCgroup(c)}, remove); err != nil {
 		return fmt.Errorf("delete container %s: %w", c.ID, err)
 	}
 	journal.Enter(ctx, "unmount root filesystem")
@@ -172,16 +179,27 @@ func (s *Service) killContainer(ctx context.Context, c *Container) error {
 	default:
 		return s.killCgroup(ctx, c)
 	}
+	d := dying{cgroup: s.containerCgroup(c)}
+	if ownPIDNamespace(c) {
+		d.pid = c.snapshot().Pid
+	}
+	if err := s.untilDead(ctx, d, func(ctx context.Context) error { return s.killAndWait(ctx, c) }); err != nil {
+		return err
+	}
+	return s.killCgroup(ctx, c)
+}
+
+func (s *Service) killAndWait(ctx context.Context, c *Container) error {
 	if err := s.kill(ctx, c); err != nil {
 		return err
 	}
 	journal.Enter(ctx, "wait for its exit")
 	select {
 	case <-c.exited:
+		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("kill container %s: wait for its exit: %w", c.ID, ctx.Err())
 	}
-	return s.killCgroup(ctx, c)
 }
 
 // killCgroup ends the processes that a container without a PID namespace of

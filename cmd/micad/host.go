@@ -74,7 +74,7 @@ func serviceOptions(c config.Config) (runtimeservice.Options, error) {
 // without a handler under "". Runtimes that are not installed are left out.
 func (n *node) openRuntimes(ctx context.Context, c config.Config) (map[string]*oci.Runtime, error) {
 	log := klog.FromContext(ctx)
-	options := oci.Options{SystemdCgroup: n.cgroups.Driver() == cgroup.Systemd, Reaper: n.reaper}
+	options := oci.Options{SystemdCgroup: n.cgroups.Driver() == cgroup.Systemd, Reaper: n.reaper, Unfreeze: n.cgroups.Unfreeze}
 	runtimes := map[string]*oci.Runtime{}
 	installed := map[string]oci.Handler{}
 	for name, h := range c.Runtimes {

@@ -30,6 +30,9 @@ func (m *Manager) MakeInit(parent string) (procs []string, err error) {
 	return procs, nil
 }
 
+// InitDir returns the cgroup that MakeInit makes.
+func (m *Manager) InitDir(parent string) string { return path.Join("/", parent, initName) }
+
 // RemoveInit removes what MakeInit made. It is idempotent.
 func (m *Manager) RemoveInit(ctx context.Context, parent string) error {
 	if err := checkPath(parent); err != nil {

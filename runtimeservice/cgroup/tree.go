@@ -262,7 +262,8 @@ func (m *Manager) KillAll(ctx context.Context, path string) error {
 
 // killOnce sends SIGKILL to all there are; done when there were none. On v2
 // the kernel does it at once (cgroup.kill, Linux 5.14). On v1 the freezer
-// keeps them from forking meanwhile; the signal takes effect at the thaw.
+// keeps them from forking meanwhile; the signal takes effect at the thaw, also
+// for those that somebody else has frozen.
 func (m *Manager) killOnce(path string) (done bool, err error) {
 	pids, err := m.pids(path)
 	if err != nil || len(pids) == 0 {
@@ -272,24 +273,14 @@ func (m *Manager) killOnce(path string) (done bool, err error) {
 		return false, nil
 	}
 	if dir := m.mode.dir("freezer", path); dir != "" && !m.mode.V2 {
-		state := filepath.Join(dir, "freezer.state")
-		if os.WriteFile(state, []byte("FROZEN"), 0) == nil {
-			defer func() {
-				if thaw := os.WriteFile(state, []byte("THAWED"), 0); thaw != nil && !gone(thaw) && err == nil {
-					err = thaw
-				}
-			}()
-		}
+		// If it fails, processes can fork meanwhile, and are found the next time.
+		_ = os.WriteFile(filepath.Join(dir, "freezer.state"), []byte("FROZEN"), 0)
+		defer func() { err = errors.Join(err, m.release(path, pids)) }()
 		if pids, err = m.pids(path); err != nil {
 			return false, err
 		}
 	}
-	for _, pid := range pids {
-		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-			return false, fmt.Errorf("kill %d: %w", pid, err)
-		}
-	}
-	return false, nil
+	return false, killPids(pids)
 }
 
 // startSlice has systemd make the slice of a pod. Its parents come by

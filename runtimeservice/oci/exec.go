@@ -61,6 +61,8 @@ type ExecProcess struct {
 	pid   int
 	pidfd *os.File
 	stdio *stdio
+	// unfreeze is Options.Unfreeze.
+	unfreeze func(pids []int) error
 
 	exited chan struct{} // closed when the process is reaped; code and err are set before
 	code   int
@@ -95,7 +97,7 @@ func (r *Runtime) Exec(ctx context.Context, a ExecArgs) (*ExecProcess, error) {
 		s.close()
 		return nil, err
 	}
-	p := &ExecProcess{pid: pid, stdio: s, exited: make(chan struct{})}
+	p := &ExecProcess{pid: pid, stdio: s, unfreeze: r.options.Unfreeze, exited: make(chan struct{})}
 	owned := r.options.Reaper.Own(pid)
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
@@ -276,13 +278,16 @@ func (p *ExecProcess) kill() (err error) {
 	deadline := time.Now().Add(killTimeout)
 	for time.Now().Before(deadline) {
 		pids, err := sessionOf(p.pid)
-		if err != nil || len(pids) == 0 {
+		if err != nil {
 			return err
 		}
 		for _, pid := range pids {
 			if err := ignoreGone(unix.Kill(pid, unix.SIGKILL)); err != nil {
 				return err
 			}
+		}
+		if err := p.unfreeze(append(pids, p.pid)); err != nil || len(pids) == 0 {
+			return err
 		}
 		time.Sleep(time.Millisecond) // the next look finds what was forked meanwhile
 	}

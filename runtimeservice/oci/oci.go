@@ -55,6 +55,9 @@ type Options struct {
 	// Reaper collects exec processes, which become children of this process.
 	// It is needed for Exec only.
 	Reaper *reaper.Reaper
+	// Unfreeze moves killed processes out of frozen cgroups, without which they do not die on
+	// cgroup v1. nil where the kernel ends frozen processes itself.
+	Unfreeze func(pids []int) error
 	// Timeout bounds one run of the runtime, two minutes where zero.
 	Timeout time.Duration
 }
@@ -73,6 +76,9 @@ func New(h Handler, o Options) *Runtime {
 		o.WorkDir = filepath.Clean(h.Root) + ".exec"
 	}
 	o.Timeout = cmp.Or(o.Timeout, defaultTimeout)
+	if o.Unfreeze == nil {
+		o.Unfreeze = func([]int) error { return nil }
+	}
 	return &Runtime{handler: h, options: o, makeWorkDir: sync.OnceValue(func() error { return emptyDir(o.WorkDir) })}
 }
 

@@ -1,0 +1,118 @@
+package e2e
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// freezerFile is the file that freezes a cgroup, given its directory, and what is written to it.
+func freezerFile(dir string) (file, freeze string) {
+	file = filepath.Join(dir, "freezer.state")
+	if _, err := os.Stat(file); err == nil {
+		return file, "FROZEN"
+	}
+	return filepath.Join(dir, "cgroup.freeze"), "1"
+}
+
+func (f *fixture) freeze(dir string) {
+	f.t.Helper()
+	file, freeze := freezerFile(dir)
+	f.no(os.WriteFile(file, []byte(freeze), 0))
+}
+
+// Somebody froze a container, as an operator's pause or a snapshot that was cut short leaves it.
+func TestFrozenContainersStop(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	stopped := f.start(p, f.containerConfig(busyboxImage, "sleep", "1000"))
+	removed := f.start(p, f.containerConfig(busyboxImage, "sleep", "1000"))
+	left := f.start(p, f.containerConfig(busyboxImage, "sleep", "1000"))
+	shared := f.containerConfig(busyboxImage, "sh", "-c", "sleep 1000 & sleep 1000")
+	shared.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_NODE
+	config := f.podConfig()
+	config.Linux.SecurityContext = &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_NODE}}
+	hostPID := f.runPod(config)
+	outside := f.start(hostPID, shared)
+	for _, id := range []string{stopped, removed, left, outside} {
+		f.freeze(f.cgroupOf(id, "freezer"))
+	}
+	f.no(f.Runtime.StopContainer(f.ctx, stopped, 1))
+	if st := f.status(stopped); st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.ExitCode != 137 {
+		t.Errorf("after its stop the frozen container is %s with exit code %d", st.State, st.ExitCode)
+	}
+	f.no(f.Runtime.RemoveContainer(f.ctx, removed))
+	f.no(f.Runtime.StopContainer(f.ctx, outside, 0))
+	f.no(f.Runtime.StopPodSandbox(f.ctx, p.id))
+	if st := f.status(left); st.ExitCode != 137 {
+		t.Errorf("after its pod's stop the frozen container is %s with exit code %d", st.State, st.ExitCode)
+	}
+}
+
+// The pod's cgroup is frozen: one container is stopped and its neighbour stays frozen; then the pod
+// is removed with the init of its PID namespace.
+func TestFrozenPodsStop(t *testing.T) {
+	f := start(t)
+	config := f.podConfig()
+	config.Linux.SecurityContext = &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_POD}}
+	p := f.runPod(config)
+	mine := f.start(p, f.containerConfig(busyboxImage, "sleep", "1000"))
+	shared := f.containerConfig(busyboxImage, "sleep", "1000")
+	shared.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+	neighbour := f.start(p, shared)
+	cgroup := filepath.Dir(f.cgroupOf(mine, "freezer"))
+	f.freeze(cgroup)
+	f.no(f.Runtime.StopContainer(f.ctx, mine, 0))
+	if st := f.status(mine); st.ExitCode != 137 {
+		t.Errorf("after its stop the container of a frozen pod is %s with exit code %d", st.State, st.ExitCode)
+	}
+	if st := f.status(neighbour); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("the neighbour is %s", st.State)
+	}
+	if file, freeze := freezerFile(f.cgroupOf(neighbour, "freezer")); freeze == "FROZEN" {
+		if text, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(text)) == "THAWED" {
+			t.Errorf("the neighbour's cgroup is %q, %v", text, err)
+		}
+	}
+	f.no(f.Runtime.StopPodSandbox(f.ctx, p.id))
+	f.no(f.Runtime.RemovePodSandbox(f.ctx, p.id))
+}
+
+// Calls on a frozen container end: its limits change or are refused, a command times out.
+func TestCallsOnFrozenContainersEnd(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	id := f.start(p, f.containerConfig(busyboxImage, "sleep", "1000"))
+	cgroup := f.cgroupOf(id, "freezer")
+	ended := make(chan error, 1)
+	go func() {
+		_, _, err := f.Runtime.ExecSync(f.ctx, id, []string{"sh", "-c", "touch /tmp/runs; sleep 1000 & sleep 1001"}, 2*time.Second)
+		ended <- err
+	}()
+	f.eventually("the command runs", func() bool { return f.exec(id, "sh", "-c", "ls /tmp/runs 2>&1; true") == "/tmp/runs\n" })
+	f.freeze(cgroup)
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("a command that was frozen ended well")
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("a command does not end that was frozen before its time-out")
+	}
+	if _, _, err := f.Runtime.ExecSync(f.ctx, id, []string{"true"}, time.Second); err == nil {
+		t.Error("a command runs in a frozen container")
+	}
+	ctx, cancel := context.WithTimeout(f.ctx, time.Minute)
+	defer cancel()
+	if err := f.Runtime.UpdateContainerResources(ctx, id, &runtimeapi.ContainerResources{
+		Linux: &runtimeapi.LinuxContainerResources{CpuShares: 512},
+	}); err != nil {
+		t.Errorf("change the limits of a frozen container: %v", err)
+	}
+	f.no(f.Runtime.StopContainer(f.ctx, id, 0))
+}

@@ -1,0 +1,188 @@
+package runtimeservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+)
+
+const (
+	// thawInterval is how often the end of killed processes is helped along: a cgroup can be
+	// frozen again at any time. A kill that meets no frozen cgroup is usually over before the first.
+	thawInterval = 100 * time.Millisecond
+	// namespaceInterval is how often the processes of a PID namespace are looked for whose first
+	// process does not end. It reads all of /proc, so it is rare.
+	namespaceInterval = 2 * time.Second
+)
+
+// dying is what a tear-down waits for: processes that have been killed, or are being killed by the
+// call that waits.
+type dying struct {
+	cgroup string // that they are in
+	pid    int    // first process of a PID namespace that goes with it; 0 for none
+}
+
+// untilDead calls wait, which returns once the processes are gone. Meanwhile it lets die those
+// that somebody has frozen, and those that have moved to other cgroups, without which the first
+// process of their PID namespace does not end. A wait that takes too long is an error that names
+// what is in the way.
+func (s *Service) untilDead(ctx context.Context, d dying, wait func(context.Context) error) error {
+	namespace := namespaceOf(d)
+	defer namespace.close()
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		s.releaseDying(ctx, d, namespace, done)
+	}()
+	err := wait(ctx)
+	close(done)
+	<-ended
+	if err == nil || !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	if what := s.obstacles(d, namespace); what != "" {
+		return fmt.Errorf("%w: %s", err, what)
+	}
+	return err
+}
+
+// releaseDying is the part of untilDead that runs beside the wait, until done is closed.
+func (s *Service) releaseDying(ctx context.Context, d dying, namespace *pidNamespace, done <-chan struct{}) {
+	tick := time.NewTicker(thawInterval)
+	defer tick.Stop()
+	var failed error
+	for look := time.Now().Add(namespaceInterval); ; {
+		select {
+		case <-done:
+			if failed != nil {
+				klog.FromContext(ctx).Error(failed, "Processes of a frozen cgroup died late", "cgroup", d.cgroup)
+			}
+			return
+		case <-tick.C:
+		}
+		failed = s.cgroups.KillFrozen(d.cgroup)
+		if namespace != nil && time.Now().After(look) {
+			failed = errors.Join(failed, s.cgroups.KillOutside(namespace.processes()))
+			look = time.Now().Add(namespaceInterval)
+		}
+	}
+}
+
+// obstacles names the processes that are still there, and what they are doing.
+func (s *Service) obstacles(d dying, namespace *pidNamespace) string {
+	pids, _ := s.cgroups.Pids(d.cgroup)
+	if len(pids) == 0 {
+		pids = namespace.processes()
+	}
+	const most = 4 // enough to know whom to look at
+	var said []string
+	for _, pid := range pids[:min(len(pids), most)] {
+		if p, err := readProcess(pid); err == nil {
+			said = append(said, p.String())
+		}
+	}
+	if len(pids) > most {
+		said = append(said, fmt.Sprintf("%d more", len(pids)-most))
+	}
+	return strings.Join(said, ", ")
+}
+
+// process is what /proc says of one that does not die.
+type process struct {
+	pid         int
+	name, state string
+	wchan       string // kernel function that it sleeps in; "" where the kernel does not say
+	frozen      bool   // by cgroup v1's freezer
+}
+
+func (p process) String() string {
+	text := fmt.Sprintf("process %d (%s) is in state %s", p.pid, p.name, p.state)
+	if p.wchan != "" {
+		text += " in " + p.wchan
+	}
+	if p.frozen {
+		text += " (frozen)"
+	}
+	return text
+}
+
+func readProcess(pid int) (process, error) {
+	dir := filepath.Join("/proc", strconv.Itoa(pid))
+	text, err := os.ReadFile(filepath.Join(dir, "stat"))
+	if err != nil {
+		return process{}, err
+	}
+	begin, end := strings.IndexByte(string(text), '('), strings.LastIndexByte(string(text), ')')
+	if begin < 0 || end < begin || len(text) < end+3 {
+		return process{}, fmt.Errorf("read stat of process %d: no name", pid)
+	}
+	p := process{pid: pid, name: string(text[begin+1 : end]), state: string(text[end+2 : end+3])}
+	if wchan, err := os.ReadFile(filepath.Join(dir, "wchan")); err == nil && string(wchan) != "0" {
+		p.wchan = string(wchan)
+	}
+	p.frozen = p.wchan == "__refrigerator"
+	return p, nil
+}
+
+// pidNamespace is a PID namespace, held so that no other gets its number meanwhile.
+type pidNamespace struct {
+	file *os.File
+	ino  uint64
+}
+
+// namespaceOf holds the PID namespace of the process that d names. It is nil where there is none,
+// or where the number is another process's by now, which lies in another cgroup.
+func namespaceOf(d dying) *pidNamespace {
+	if d.pid == 0 {
+		return nil
+	}
+	dir := filepath.Join("/proc", strconv.Itoa(d.pid))
+	f, err := os.Open(filepath.Join(dir, "ns", "pid"))
+	if err != nil {
+		return nil
+	}
+	ns := &pidNamespace{file: f}
+	var own, its unix.Stat_t
+	cgroups, err := os.ReadFile(filepath.Join(dir, "cgroup"))
+	err = errors.Join(err, unix.Stat("/proc/self/ns/pid", &own), unix.Fstat(int(f.Fd()), &its))
+	if err != nil || own.Ino == its.Ino || !strings.Contains(string(cgroups), d.cgroup) {
+		ns.close()
+		return nil
+	}
+	ns.ino = its.Ino
+	return ns
+}
+
+func (n *pidNamespace) close() {
+	if n != nil {
+		_ = n.file.Close()
+	}
+}
+
+// processes lists the processes of the namespace, none of no namespace.
+func (n *pidNamespace) processes() []int {
+	if n == nil {
+		return nil
+	}
+	entries, _ := os.ReadDir("/proc")
+	var pids []int
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		var st unix.Stat_t
+		if unix.Stat(filepath.Join("/proc", e.Name(), "ns", "pid"), &st) == nil && st.Ino == n.ino {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
