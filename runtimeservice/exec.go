@@ -35,8 +35,9 @@ func (s *Service) CheckExec(_ context.Context, containerID string) error {
 
 // ServeExec runs cmd in the container, connected to the client's streams, of
 // which those that the client did not ask for are nil, and returns when it has
-// ended and its output is written. When ctx ends first, every process of the
-// command's session is killed. A code other than 0 is an error with an
+// ended and its output is written, also by what the command left behind with its
+// output open, as long as the container runs. When ctx ends before the command,
+// every process of its session is killed. A code other than 0 is an error with an
 // ExitStatus method. Errors: as CheckExec, and the OCI runtime's own.
 func (s *Service) ServeExec(ctx context.Context, containerID string, cmd []string, in io.Reader, out, errs io.WriteCloser,
 	tty bool, resize <-chan remotecommand.TerminalSize,
@@ -46,7 +47,7 @@ func (s *Service) ServeExec(ctx context.Context, containerID string, cmd []strin
 		return err
 	}
 	defer closeAll(out, errs)
-	run := execRun{cmd: cmd, tty: tty, resize: resize, stdin: in}
+	run := execRun{cmd: cmd, tty: tty, resize: resize, stdin: in, outputUntil: c.exited}
 	// A nil stream must not become an interface that holds a nil.
 	if out != nil {
 		run.stdout = out
@@ -71,6 +72,7 @@ type execRun struct {
 	resize         <-chan remotecommand.TerminalSize // nil without a terminal
 	stdin          io.Reader                         // nil for none
 	stdout, stderr io.Writer                         // nil to discard
+	outputUntil    <-chan struct{}                   // as in oci.ExecArgs
 }
 
 // exec runs a command in a running container and returns its exit code once
@@ -87,7 +89,10 @@ func (s *Service) exec(ctx context.Context, c *Container, run execRun) (int, err
 	uid, gid := s.rootOf(c)
 	start, cancel := context.WithTimeout(ctx, s.opts.ContainerTimeout)
 	defer cancel()
-	p, err := h.Exec(start, oci.ExecArgs{ID: c.ID, Process: process, UID: uid, GID: gid, Stdin: run.stdin, Stdout: run.stdout, Stderr: run.stderr})
+	p, err := h.Exec(start, oci.ExecArgs{
+		ID: c.ID, Process: process, UID: uid, GID: gid,
+		Stdin: run.stdin, Stdout: run.stdout, Stderr: run.stderr, OutputUntil: run.outputUntil,
+	})
 	if err != nil {
 		return 0, err
 	}

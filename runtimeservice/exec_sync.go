@@ -23,8 +23,10 @@ var errExecTimeout = errors.New("timed out")
 
 // ExecSync runs a command in a running container and answers with its output
 // and its exit code. Output beyond Options.ExecSyncLimit bytes a stream is
-// read and dropped. A command that takes longer than the request's timeout (in
-// seconds, 0 for none) is killed with all processes that it started. Errors:
+// read and dropped. What the command left behind with its output open is waited
+// for as long as it keeps writing, for some seconds at most. A command that
+// takes longer than the request's timeout (in seconds, 0 for none) is killed
+// with all processes that it started. Errors:
 // ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition (not running),
 // context.DeadlineExceeded (timeout), and the OCI runtime's own.
 func (s *Service) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {

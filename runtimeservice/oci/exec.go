@@ -53,6 +53,11 @@ type ExecArgs struct {
 	// the process may open them again as /dev/stdout: the root of the
 	// container's user namespace.
 	UID, GID int
+	// OutputUntil says how long Wait waits for output that something else holds open when the
+	// process has ended: until the channel is closed, which the end of the container should do.
+	// nil is for callers that want an answer soon, and so is a terminal, which the jobs of a shell
+	// hold open: Wait waits while output keeps coming, for some seconds at most.
+	OutputUntil <-chan struct{}
 }
 
 // ExecProcess is a process that Exec has started. Wait must be called exactly
@@ -61,6 +66,7 @@ type ExecProcess struct {
 	pid   int
 	pidfd *os.File
 	stdio *stdio
+	until <-chan struct{} // OutputUntil, nil with a terminal
 	// unfreeze is Options.Unfreeze.
 	unfreeze func(pids []int) error
 
@@ -98,6 +104,9 @@ func (r *Runtime) Exec(ctx context.Context, a ExecArgs) (*ExecProcess, error) {
 		return nil, err
 	}
 	p := &ExecProcess{pid: pid, stdio: s, unfreeze: r.options.Unfreeze, exited: make(chan struct{})}
+	if !a.Process.Terminal {
+		p.until = a.OutputUntil
+	}
 	owned := r.options.Reaper.Own(pid)
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
@@ -207,11 +216,11 @@ func (p *ExecProcess) reap(r *Runtime, owned func()) {
 func (p *ExecProcess) Pid() int { return p.pid }
 
 // Wait returns the exit code when the process has ended and its output is
-// copied. What a surviving child still holds open is read as far as it was
-// written when the process ended, and then closed. A process that died by a
-// signal gives 128 + its number. When ctx ends first, the process and
-// everything it left behind in its session is killed and ctx's error
-// returned.
+// copied. What a surviving child still holds open is waited for as
+// ExecArgs.OutputUntil says, read as far as it was written by then, and closed.
+// A process that died by a signal gives 128 + its number. When ctx ends before
+// the process, the process and everything it left behind in its session is
+// killed and ctx's error returned.
 func (p *ExecProcess) Wait(ctx context.Context) (int, error) {
 	defer p.stdio.close()
 	defer p.pidfd.Close()
@@ -226,7 +235,7 @@ func (p *ExecProcess) Wait(ctx context.Context) (int, error) {
 		}
 		return 0, errors.Join(context.Cause(ctx), err)
 	}
-	if err := p.stdio.drain(ctx); err != nil {
+	if err := p.stdio.drain(ctx, p.until); err != nil {
 		return 0, err
 	}
 	if p.err != nil {

@@ -223,10 +223,14 @@ func TestExecOutputIsComplete(t *testing.T) {
 			size += lines // each has a carriage return
 		}
 		var got bytes.Buffer
+		stalls := 0
 		slow := writerFunc(func(p []byte) (int, error) {
 			time.Sleep(100 * time.Microsecond)
 			if size-got.Len() < 100_000 { // more than fits into a pipe
-				time.Sleep(2 * drainGrace)
+				time.Sleep(100 * time.Millisecond)
+				if stalls++; stalls <= 3 {
+					time.Sleep(2 * drainGrace)
+				}
 			}
 			return got.Write(p)
 		})

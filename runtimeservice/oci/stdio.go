@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -17,9 +18,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// drainGrace is how long after the end of a process its output is waited for
-// when something else holds it open.
-const drainGrace = 50 * time.Millisecond
+const (
+	// drainGrace is how long after the end of a process more of its output is waited for, when
+	// something else holds it open and nothing comes. A child that copies the output, such as
+	// tee(1), can be throttled for most of a period of the CPU controller, 100 ms by default, and
+	// more than once before it writes.
+	drainGrace = 500 * time.Millisecond
+	// drainLimit bounds all such waits of one process, since a child can write for ever.
+	drainLimit = 5 * time.Second
+	// drainWrite is how long the last of the output may take to be written when the caller has
+	// given up.
+	drainWrite = time.Second
+)
 
 // consoleTimeout is how long a runtime that has exited may take to have sent
 // the terminal.
@@ -45,6 +55,7 @@ type stdio struct {
 type output struct {
 	from *os.File
 	to   io.Writer
+	read atomic.Int64 // bytes so far
 	done chan struct{}
 	err  error // valid after done
 }
@@ -220,7 +231,7 @@ func (s *stdio) start() {
 // is copied that was in the pipe then.
 func (o *output) copy() {
 	defer close(o.done)
-	_, err := io.Copy(o.to, onlyReader{o.from})
+	_, err := io.Copy(o.to, counter{o})
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		err = o.rest()
 	}
@@ -287,29 +298,81 @@ func inPipe(raw syscall.RawConn) (n int, err error) {
 	return n, errors.Join(cerr, err)
 }
 
-// onlyReader hides *os.File's WriteTo, which would not stop at a deadline
-// alike on every kernel.
-type onlyReader struct{ io.Reader }
+// counter counts what is read of an output. It also hides *os.File's WriteTo, which would not stop
+// at a deadline alike on every kernel.
+type counter struct{ o *output }
 
-// drain waits until the output of an ended process is copied: shortly for
-// what may still come, as long as it takes for what is there.
-func (s *stdio) drain(ctx context.Context) error {
+func (c counter) Read(p []byte) (int, error) {
+	n, err := c.o.from.Read(p)
+	c.o.read.Add(int64(n))
+	return n, err
+}
+
+// drain waits until the output of an ended process is copied. What something else holds open is
+// awaited until the channel is closed, and then, or at once where it is nil, as long as output
+// keeps coming, within drainLimit. When ctx ends, what is there by then is all.
+func (s *stdio) drain(ctx context.Context, until <-chan struct{}) error {
+	copied := make(chan struct{})
+	go func() { // ends at the latest when the outputs are closed
+		defer close(copied)
+		for _, o := range s.output {
+			<-o.done
+		}
+	}()
+	if until != nil {
+		select {
+		case <-copied:
+		case <-until:
+		case <-ctx.Done():
+		}
+	}
+	s.awaitSilence(ctx, copied)
 	for _, o := range s.output {
-		if err := o.from.SetReadDeadline(time.Now().Add(drainGrace)); err != nil && !errors.Is(err, os.ErrClosed) {
+		if err := o.from.SetReadDeadline(time.Now()); err != nil && !errors.Is(err, os.ErrClosed) {
 			return fmt.Errorf("drain output: %w", err)
 		}
 	}
+	late, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(drainWrite, cancel) })()
+	select {
+	case <-copied:
+	case <-late.Done():
+		return fmt.Errorf("copy output: %w", context.Cause(ctx))
+	}
 	for _, o := range s.output {
-		select {
-		case <-o.done:
-			if o.err != nil {
-				return fmt.Errorf("copy output: %w", o.err)
-			}
-		case <-ctx.Done():
-			return fmt.Errorf("copy output: %w", context.Cause(ctx))
+		if o.err != nil {
+			return fmt.Errorf("copy output: %w", o.err)
 		}
 	}
 	return nil
+}
+
+// awaitSilence waits until everything is copied, or nothing has come for drainGrace.
+func (s *stdio) awaitSilence(ctx context.Context, copied <-chan struct{}) {
+	limit := time.Now().Add(drainLimit)
+	for seen := s.read(); time.Now().Before(limit); {
+		select {
+		case <-copied:
+			return
+		case <-ctx.Done():
+			return
+		case <-time.After(drainGrace):
+		}
+		now := s.read()
+		if now == seen {
+			return
+		}
+		seen = now
+	}
+}
+
+// read returns how many bytes of output have been read.
+func (s *stdio) read() (n int64) {
+	for _, o := range s.output {
+		n += o.read.Load()
+	}
+	return n
 }
 
 // closeChild closes our copies of the child's ends.

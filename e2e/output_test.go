@@ -1,0 +1,37 @@
+package e2e
+
+import (
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// A shell's process substitution writes after the command has ended, and later still where the
+// container may use little of a processor. The container's end is the end of what is awaited.
+func TestExecStreamTakesLateOutput(t *testing.T) {
+	f := start(t)
+	config := f.containerConfig(busyboxImage, "sleep", "1000")
+	config.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuPeriod: 100_000, CpuQuota: 10_000}
+	id := f.start(f.runPod(f.podConfig()), config)
+	const late = "(sleep 0.3; echo late) & echo first"
+	if got := f.exec(id, "sh", "-c", late); got != "first\nlate\n" {
+		t.Errorf("ExecSync brings %q", got)
+	}
+	for protocol, script := range map[string]string{"spdy": late, "websocket": "(sleep 2; echo late) & echo first"} {
+		response, err := f.Runtime.Exec(f.ctx, &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", script}, Stdout: true, Stderr: true})
+		f.no(err)
+		s := &streams{}
+		if err := f.stream(protocol, response.Url, s); err != nil || s.stdout.String() != "first\nlate\n" {
+			t.Errorf("%s: error %v, output %q", protocol, err, s.stdout.String())
+		}
+	}
+	response, err := f.Runtime.Exec(f.ctx, &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", "sleep 1000 & echo first"}, Stdout: true, Stderr: true})
+	f.no(err)
+	s := &streams{stdout: received{each: func(string) {
+		go func() { _ = f.Runtime.StopContainer(f.ctx, id, 0) }()
+	}}}
+	if err := f.stream("spdy", response.Url, s); err != nil || s.stdout.String() != "first\n" {
+		t.Errorf("stopped container: error %v, output %q", err, s.stdout.String())
+	}
+	f.await(id)
+}

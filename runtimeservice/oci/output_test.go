@@ -1,0 +1,54 @@
+package oci
+
+import (
+	"bytes"
+	"context"
+	"strings"
+	"testing"
+	"time"
+)
+
+// What a command leaves behind with its output open, such as the tee of a shell's process
+// substitution, may write a little later than the command ends.
+func TestExecTakesLateOutput(t *testing.T) {
+	c := newContainer(t)
+	for name, a := range map[string]ExecArgs{
+		"soon":                   {Process: shell("(sleep 0.3; echo late; sleep 0.3; echo later) & echo first")},
+		"while the container is": {Process: shell("(sleep 2; echo late; echo later) & echo first"), OutputUntil: make(chan struct{})},
+	} {
+		var out bytes.Buffer
+		a.Stdout = &out
+		code, err := c.do(t, a)
+		if err != nil || code != 0 || out.String() != "first\nlate\nlater\n" {
+			t.Errorf("%s: exec = %d, %v, output %q", name, code, err, out.String())
+		}
+	}
+}
+
+// The end of the container, or of the caller's patience, is the end of the output.
+func TestExecOutputEnds(t *testing.T) {
+	c := newContainer(t)
+	const script = "echo first; sleep 98764 &"
+	gone := make(chan struct{})
+	var out bytes.Buffer
+	seen := writerFunc(func(p []byte) (int, error) {
+		close(gone)
+		return out.Write(p)
+	})
+	if code, err := c.do(t, ExecArgs{Process: shell(script), Stdout: seen, OutputUntil: gone}); err != nil || code != 0 || out.String() != "first\n" {
+		t.Errorf("container ended: exec = %d, %v, output %q", code, err, out.String())
+	}
+
+	out.Reset()
+	p, err := c.Exec(t.Context(), ExecArgs{ID: c.id, Process: shell(script), Stdout: &out, OutputUntil: make(chan struct{})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-p.exited
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	// The kernel may hand out both ends in either order: what counts is that the call ends.
+	if code, err := p.Wait(ctx); err == nil && (code != 0 || !strings.HasPrefix(out.String(), "first")) {
+		t.Errorf("caller gave up: exec = %d, %v, output %q", code, err, out.String())
+	}
+}
