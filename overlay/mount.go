@@ -123,6 +123,13 @@ func (s *Store) MountMappedView(_ context.Context, chain digest.Digest, target, 
 	if err := s.mountView(l.CacheID, target, userNS); err != nil {
 		return fmt.Errorf("mount view of layer %s at %s: %w", chain, target, err)
 	}
+	// The view lies on the host, where a setuid file or a device node of an image
+	// must mean nothing. Mounts made of the view inherit this.
+	const flags = unix.MS_BIND | unix.MS_REMOUNT | unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV
+	if err := unix.Mount("", target, "", flags, ""); err != nil {
+		err = errors.Join(err, unix.Unmount(target, unix.UMOUNT_NOFOLLOW))
+		return fmt.Errorf("restrict view of layer %s at %s: %w", chain, target, err)
+	}
 	return nil
 }
 
@@ -135,7 +142,7 @@ func (s *Store) mountView(cacheID, target, userNS string) error {
 	single := len(m.lowers) == 1 // overlayfs wants two
 	switch {
 	case single && userNS == "":
-		return bindReadOnly(s.paths.diff(cacheID), target)
+		return bind(s.paths.diff(cacheID), target)
 	case single:
 		ns, err := os.Open(userNS)
 		if err != nil {
@@ -149,12 +156,9 @@ func (s *Store) mountView(cacheID, target, userNS string) error {
 	return s.mountOverlay(m)
 }
 
-func bindReadOnly(from, to string) error {
+func bind(from, to string) error {
 	if err := unix.Mount(from, to, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind: %w", err)
-	}
-	if err := unix.Mount("", to, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
-		return errors.Join(fmt.Errorf("make the mount read-only: %w", err), unix.Unmount(to, unix.UMOUNT_NOFOLLOW))
 	}
 	return nil
 }

@@ -87,7 +87,7 @@ func (s *Store) open(ctx context.Context) error {
 }
 
 func (s *Store) makeDirectories() error {
-	if err := os.MkdirAll(s.paths.root, 0o711); err != nil {
+	if err := s.makeRoot(); err != nil {
 		return err
 	}
 	for dir, mode := range map[string]os.FileMode{
@@ -98,6 +98,27 @@ func (s *Store) makeDirectories() error {
 		}
 	}
 	return nil
+}
+
+// rootMode is the mode of the data root, as dockerd has it: other users of the
+// host have no way to what is below. Setuid files of images are among that.
+const rootMode = 0o710
+
+// makeRoot makes the data root, or takes from the one that is there what it
+// lets other users do. Owner and group stay: in an adopted root of dockerd with
+// user namespaces the group has a right to it.
+func (s *Store) makeRoot() error {
+	st, err := os.Stat(s.paths.root)
+	if errors.Is(err, os.ErrNotExist) {
+		if err := os.MkdirAll(s.paths.root, rootMode); err != nil {
+			return err
+		}
+		return os.Chmod(s.paths.root, rootMode)
+	}
+	if err != nil || st.Mode()&0o007 == 0 {
+		return err
+	}
+	return os.Chmod(s.paths.root, st.Mode()&^0o007)
 }
 
 func (s *Store) takeLock() error {

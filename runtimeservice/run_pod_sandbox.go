@@ -134,7 +134,7 @@ func (s *Service) buildPod(ctx context.Context, p *Pod) error {
 	if _, err := s.cgroups.EnsureParent(ctx, p.CgroupParent); err != nil {
 		return fmt.Errorf("make cgroup: %w", err)
 	}
-	if err := os.Mkdir(s.podStateDir(p.ID), 0o711); err != nil {
+	if err := os.Mkdir(s.podStateDir(p.ID), privateMode); err != nil {
 		return fmt.Errorf("make state directory: %w", err)
 	}
 	ips, err := s.isolatePod(ctx, p)

@@ -197,20 +197,11 @@ func Open(ctx context.Context, o Options, d Deps) (*Service, error) {
 }
 
 func (s *Service) prepare(ctx context.Context, runtimes map[string]*oci.Runtime) error {
-	for _, dir := range []string{s.podsDir(), s.containersDir(), filepath.Join(s.opts.StateDir, "pods"), filepath.Join(s.opts.StateDir, "containers")} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return err
-		}
-	}
-	if err := os.MkdirAll(s.jobsDir(), 0o700); err != nil {
-		return err
-	}
-	// The root of a user namespace, who is anybody here, goes through it.
-	if err := os.Chmod(s.opts.StateDir, 0o711); err != nil {
+	if err := s.prepareDirectories(); err != nil {
 		return err
 	}
 	// Pins must reach the mount namespaces that containers are made in.
-	if err := podns.Share(filepath.Join(s.opts.StateDir, "pods")); err != nil {
+	if err := podns.Share(s.statePods()); err != nil {
 		return err
 	}
 	var err error
@@ -263,17 +254,19 @@ func (s *Service) Close(ctx context.Context) error {
 // pods: the shared mount below which their namespaces are pinned. There must be
 // no pods.
 func (s *Service) RemoveShared() error {
-	return podns.Unshare(filepath.Join(s.opts.StateDir, "pods"))
+	return podns.Unshare(s.statePods())
 }
 
 func (s *Service) podsDir() string       { return filepath.Join(s.opts.DataDir, "cri", "pods") }
 func (s *Service) containersDir() string { return filepath.Join(s.opts.DataDir, "cri", "containers") }
+func (s *Service) statePods() string     { return filepath.Join(s.opts.StateDir, "pods") }
+func (s *Service) bundles() string       { return filepath.Join(s.opts.StateDir, "containers") }
 
 // podStateDir holds the pod's pinned namespaces and its files under /etc.
-func (s *Service) podStateDir(id string) string { return filepath.Join(s.opts.StateDir, "pods", id) }
+func (s *Service) podStateDir(id string) string { return filepath.Join(s.statePods(), id) }
 
 // bundle is the OCI bundle of a container.
-func (s *Service) bundle(id string) string { return filepath.Join(s.opts.StateDir, "containers", id) }
+func (s *Service) bundle(id string) string { return filepath.Join(s.bundles(), id) }
 
 func (s *Service) handler(name string) (handler, error) {
 	h, ok := s.handlers[name]

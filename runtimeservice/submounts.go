@@ -99,7 +99,7 @@ func bindBelow(source, path, target string, propagation uint64) error {
 	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Propagation: propagation}); err != nil {
 		return fmt.Errorf("set propagation of mount: %w", err)
 	}
-	if err := os.MkdirAll(filepath.Dir(target), 0o711); err != nil {
+	if err := os.MkdirAll(filepath.Dir(target), privateMode); err != nil {
 		return err
 	}
 	return attachTree(tree, target)

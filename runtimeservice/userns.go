@@ -124,25 +124,25 @@ func (s *Service) probeUserNamespaces(ctx context.Context) error {
 	return errors.Join(err, podns.Unpin(dir), os.Remove(dir))
 }
 
-// makeBundle makes the bundle's directory. In a user namespace the container's
-// root has to get through it to what is mounted there, and nobody else may.
+// makeBundle makes the bundle's directory. The container's root in a user
+// namespace needs search permission for the root filesystem; nobody else does.
 func (s *Service) makeBundle(p *Pod, c *Container) error {
-	dir, mode := s.bundle(c.ID), os.FileMode(0o711)
-	if p.userNamespace() != nil {
-		mode = 0o710
-	}
-	if err := os.Mkdir(dir, mode); err != nil {
+	dir := s.bundle(c.ID)
+	if err := os.Mkdir(dir, privateMode); err != nil || p.userNamespace() == nil {
 		return err
 	}
 	_, gid := p.root()
-	return os.Chown(dir, 0, gid)
+	if err := os.Chown(dir, 0, gid); err != nil {
+		return err
+	}
+	return os.Chmod(dir, mappedMode)
 }
 
 // exposeRootfs shows the root file system in the bundle, to which the root of
 // a user namespace has a way: the layer store lets nobody but the node's in.
 func (s *Service) exposeRootfs(c *Container, rootfs string) (string, error) {
 	target := filepath.Join(s.bundle(c.ID), "rootfs")
-	if err := os.Mkdir(target, 0o711); err != nil {
+	if err := os.Mkdir(target, privateMode); err != nil {
 		return "", err
 	}
 	if err := unix.Mount(rootfs, target, "", unix.MS_BIND, ""); err != nil {
@@ -165,7 +165,7 @@ func (s *Service) mapVolume(ctx context.Context, p *Pod, v volume) (string, erro
 	}
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Propagation: propagationBetween(v.m)}
 	base := filepath.Join(s.bundle(v.c.ID), "volumes")
-	if err := os.MkdirAll(base, 0o711); err != nil {
+	if err := os.MkdirAll(base, privateMode); err != nil {
 		return "", err
 	}
 	ns, done, err := s.mappingFor(ctx, p, v, base)
@@ -243,7 +243,7 @@ func makeTarget(tree int, target string) error {
 		return fmt.Errorf("look at mount: %w", err)
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		return os.Mkdir(target, 0o711)
+		return os.Mkdir(target, privateMode)
 	}
-	return os.WriteFile(target, nil, 0o644)
+	return os.WriteFile(target, nil, 0o600)
 }

@@ -68,7 +68,7 @@ func (s *Service) mountImage(ctx context.Context, p *Pod, v volume) (string, err
 		return "", fmt.Errorf("image %s has no layers: %w", img.ID, errdefs.ErrInvalidArgument)
 	}
 	view := filepath.Join(s.bundle(v.c.ID), "images", strconv.Itoa(v.index))
-	if err := os.MkdirAll(view, 0o711); err != nil {
+	if err := os.MkdirAll(view, privateMode); err != nil {
 		return "", err
 	}
 	// The image can be removed while its layers are mounted here.

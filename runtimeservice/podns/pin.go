@@ -69,7 +69,7 @@ func Pin(ctx context.Context, args Args) error {
 	if len(names) == 0 {
 		return nil
 	}
-	if err := os.MkdirAll(args.Dir, 0o711); err != nil {
+	if err := os.MkdirAll(args.Dir, 0o700); err != nil {
 		return err
 	}
 	for _, name := range names {

@@ -13,7 +13,7 @@ import (
 // is not there and is idempotent over restarts: a root that already is a shared
 // mount stays as it is. [Unshare] is its reverse.
 func Share(root string) error {
-	if err := os.MkdirAll(root, 0o711); err != nil {
+	if err := os.MkdirAll(root, 0o700); err != nil {
 		return err
 	}
 	// Changing the propagation succeeds only on a mount point.

@@ -142,6 +142,11 @@ func (b *builder) requestedMount(m *runtimeapi.Mount, source string) (specs.Moun
 	default:
 		options = append(options, "rw")
 	}
+	if m.GetImage() != nil {
+		// As the view of the image on the host is mounted. A user namespace may
+		// not take these flags away.
+		options = append(options, "nosuid", "nodev")
+	}
 	for _, o := range m.GetMountOptions() {
 		if err := b.checkMountOption(o); err != nil {
 			return specs.Mount{}, err
