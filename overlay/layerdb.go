@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -194,8 +195,19 @@ func writeFiles(dir string, files map[string]string) error {
 	return nil
 }
 
+// maxField is more than any file of an entry holds: an ID, a name, a number, or the links to 500 lower directories.
+const maxField = 64 << 10
+
 func readString(path string) (string, error) {
-	b, err := os.ReadFile(path)
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = f.Close() }()
+	b, err := io.ReadAll(io.LimitReader(f, maxField+1))
+	if err == nil && len(b) > maxField {
+		err = fmt.Errorf("read %s: more than %d bytes", path, maxField)
+	}
 	return strings.TrimSpace(string(b)), err
 }
 

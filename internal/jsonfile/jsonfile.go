@@ -9,6 +9,7 @@ package jsonfile
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
@@ -24,12 +25,29 @@ func Write(path string, v any) error { return write(path, v, false) }
 // entry are on stable storage.
 func WriteSync(path string, v any) error { return write(path, v, true) }
 
+// maxSize is the most bytes of a document that Read takes into memory: several
+// times the largest request of the CRI, and 300,000 references to images.
+const maxSize = 64 << 20
+
 // Read decodes the document at path into v. The error of a missing file
-// satisfies errors.Is(err, fs.ErrNotExist).
+// satisfies errors.Is(err, fs.ErrNotExist). A document of more than 64 MiB is
+// an error.
 func Read(path string, v any) error {
-	data, err := os.ReadFile(path)
+	f, err := os.Open(path)
 	if err != nil {
 		return err
+	}
+	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if info.Size() > maxSize {
+		return fmt.Errorf("read %s: %d bytes are larger than the limit of %d", path, info.Size(), maxSize)
+	}
+	data := make([]byte, info.Size())
+	if _, err := io.ReadFull(f, data); err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
 	}
 	if err := json.Unmarshal(data, v); err != nil {
 		return fmt.Errorf("decode %s: %w", path, err)

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 )
 
@@ -64,5 +65,22 @@ func TestReadTornNamesTheFile(t *testing.T) {
 	}
 	if err := Read(path, &doc{}); err == nil {
 		t.Error("Read of a torn file succeeded")
+	}
+}
+
+func TestReadTooLargeTakesNoMemory(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "large.json")
+	if err := os.WriteFile(path, []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, maxSize+1); err != nil {
+		t.Fatal(err)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	err := Read(path, &doc{})
+	runtime.ReadMemStats(&after)
+	if err == nil || after.TotalAlloc-before.TotalAlloc > 1<<20 {
+		t.Errorf("Read = %v, %d bytes allocated", err, after.TotalAlloc-before.TotalAlloc)
 	}
 }

@@ -277,6 +277,8 @@ func badArchives(t testing.TB) map[string]struct {
 		"config is no JSON":     {tarOf(t, with(map[string]string{ConfigFile: "{"})), "decode " + ConfigFile},
 		"spec of nothing":       {tarOf(t, with(map[string]string{SpecFile: "{}"})), "has no process"},
 		"large config":          {tarOf(t, with(map[string]string{ConfigFile: strings.Repeat(" ", maxMetadata+1)})), "larger than"},
+		"spec of many mounts":   {tarOf(t, with(map[string]string{SpecFile: `{"mounts":[` + strings.Repeat("{},", 1<<20) + `{}]}`})), "more than 262144 values"},
+		"nested spec":           {tarOf(t, with(map[string]string{SpecFile: strings.Repeat("[", 1<<20)})), "within each other"},
 		"no images":             {tarOf(t, map[string]string{ConfigFile: configText, SpecFile: specText}), "no images of CRIU"},
 		"more than allowed":     {tarOf(t, with(map[string]string{ImagesDir + "/pages-2.img": strings.Repeat("x", 1<<21)})), "more than may be unpacked"},
 		"gzip of nothing":       {[]byte("\x1f\x8b\x08\x00"), "damaged"},

@@ -20,6 +20,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/jsonlimit"
 )
 
 // Limits of an archive.
@@ -27,6 +29,8 @@ const (
 	maxEntries  = 1 << 20
 	maxName     = 255
 	maxMetadata = 8 << 20   // bytes of a file that is read as a whole
+	maxNesting  = 64        // arrays and objects of such a file in each other
+	maxValues   = 1 << 18   // values of such a file; a specification with a seccomp profile has some thousand
 	maxWindow   = 128 << 20 // bytes that zstd may want to look back
 )
 
@@ -180,6 +184,10 @@ func (e entry) decode(into any) error {
 	data, err := io.ReadAll(io.LimitReader(e.content, maxMetadata))
 	if err != nil {
 		return fmt.Errorf("read %s: %w", e.name, err)
+	}
+	// An archive may be a layer of somebody's image.
+	if err := jsonlimit.Check(data, jsonlimit.Limits{Depth: maxNesting, Values: maxValues}); err != nil {
+		return invalid("decode %s: %v", e.name, err)
 	}
 	if err := json.Unmarshal(data, into); err != nil {
 		return invalid("decode %s: %v", e.name, err)
