@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/micarun/mica/internal/jsonfile"
@@ -85,8 +86,8 @@ func (d *distribution) sync() error {
 
 // sources returns the recorded sources of a layer; an unreadable record counts as none.
 func (d *distribution) sources(diffID digest.Digest) ([]layerSource, error) {
-	data, err := os.ReadFile(d.sourcesPath(diffID))
-	if errors.Is(err, fs.ErrNotExist) {
+	data, err := readFile(d.sourcesPath(diffID), maxSourcesSize)
+	if errors.Is(err, fs.ErrNotExist) || errdefs.IsOutOfRange(err) {
 		return nil, nil
 	}
 	if err != nil {
@@ -138,50 +139,63 @@ func (d *distribution) repair() error {
 	}
 }
 
-// check returns the files that are damaged or contradict others.
+// check returns the files that are damaged or contradict others. It reads each file once.
 func (d *distribution) check() ([]overlay.Problem, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	var problems []overlay.Problem
-	check := func(dir string, wrong func(d digest.Digest, path string) string) error {
-		dir = filepath.Join(d.dir, dir, string(digest.SHA256))
-		return eachFile(dir, func(name string) error {
-			path := filepath.Join(dir, name)
-			id := digest.NewDigestFromEncoded(digest.SHA256, name)
-			what := "is not named by a digest"
-			if id.Validate() == nil {
-				what = wrong(id, path)
-			}
-			if what != "" {
-				problems = append(problems, overlay.Problem{Path: path, What: what})
-			}
-			return nil
-		})
+	c := &distributionCheck{distribution: d, sources: map[digest.Digest][]digest.Digest{}, layers: map[digest.Digest]digest.Digest{}}
+	sources, blobs := filepath.Join(d.dir, "v2metadata-by-diffid"), filepath.Join(d.dir, "diffid-by-digest")
+	err := errors.Join(c.each(sources, c.readSources), c.each(blobs, c.readBlob))
+	if err == nil {
+		err = errors.Join(c.each(sources, c.wrongSources), c.each(blobs, c.wrongBlob))
 	}
-	err := errors.Join(check("v2metadata-by-diffid", d.wrongSources), check("diffid-by-digest", d.wrongBlob))
-	return problems, err
+	return c.problems, err
 }
 
-// wrongSources tells what is wrong with the sources of a layer: they must be readable and lead back to it.
-func (d *distribution) wrongSources(diffID digest.Digest, path string) string {
+// distributionCheck is one run of check: first it reads all files, then it compares them.
+type distributionCheck struct {
+	*distribution
+	sources  map[digest.Digest][]digest.Digest // diff ID → blobs, of the files that can be read
+	layers   map[digest.Digest]digest.Digest   // blob → diff ID, likewise
+	problems []overlay.Problem
+}
+
+// each calls f for the files of a directory and takes down what is wrong with them. A file with a bad name is wrong once.
+func (c *distributionCheck) each(dir string, f func(d digest.Digest, path string) string) error {
+	dir = filepath.Join(dir, string(digest.SHA256))
+	return eachFile(dir, func(name string) error {
+		path := filepath.Join(dir, name)
+		id := digest.NewDigestFromEncoded(digest.SHA256, name)
+		what := "is not named by a digest"
+		if id.Validate() == nil {
+			what = f(id, path)
+		}
+		if what != "" && !slices.ContainsFunc(c.problems, func(p overlay.Problem) bool { return p.Path == path }) {
+			c.problems = append(c.problems, overlay.Problem{Path: path, What: what})
+		}
+		return nil
+	})
+}
+
+func (c *distributionCheck) readSources(diffID digest.Digest, path string) string {
 	var sources []layerSource
-	if jsonfile.Read(path, &sources) != nil {
+	data, err := readFile(path, maxSourcesSize)
+	if err != nil || json.Unmarshal(data, &sources) != nil {
 		return "is not a list of sources of a layer"
 	}
+	blobs := make([]digest.Digest, 0, len(sources))
 	for _, s := range sources {
 		if s.Digest.Validate() != nil {
 			return fmt.Sprintf("has the digest %q", s.Digest)
 		}
-		if got, err := os.ReadFile(d.diffIDPath(s.Digest)); err != nil || digest.Digest(got) != diffID {
-			return fmt.Sprintf("blob %s does not lead back to the layer", s.Digest)
-		}
+		blobs = append(blobs, s.Digest)
 	}
+	c.sources[diffID] = blobs
 	return ""
 }
 
-// wrongBlob tells what is wrong with the layer of a blob: it must know the blob.
-func (d *distribution) wrongBlob(blob digest.Digest, path string) string {
-	got, err := os.ReadFile(path)
+func (c *distributionCheck) readBlob(blob digest.Digest, path string) string {
+	got, err := readFile(path, maxDigestSize)
 	if err != nil {
 		return err.Error()
 	}
@@ -189,8 +203,24 @@ func (d *distribution) wrongBlob(blob digest.Digest, path string) string {
 	if diffID.Validate() != nil {
 		return fmt.Sprintf("holds %q, not a diff ID", got)
 	}
-	sources, err := d.sources(diffID)
-	if err != nil || !slices.ContainsFunc(sources, func(s layerSource) bool { return s.Digest == blob }) {
+	c.layers[blob] = diffID
+	return ""
+}
+
+// wrongSources tells what is wrong with the sources of a layer: they must lead back to it.
+func (c *distributionCheck) wrongSources(diffID digest.Digest, _ string) string {
+	for _, blob := range c.sources[diffID] {
+		if c.layers[blob] != diffID {
+			return fmt.Sprintf("blob %s does not lead back to the layer", blob)
+		}
+	}
+	return ""
+}
+
+// wrongBlob tells what is wrong with the layer of a blob: it must know the blob.
+func (c *distributionCheck) wrongBlob(blob digest.Digest, _ string) string {
+	diffID, ok := c.layers[blob]
+	if ok && !slices.Contains(c.sources[diffID], blob) {
 		return fmt.Sprintf("layer %s does not know the blob", diffID)
 	}
 	return ""

@@ -11,6 +11,9 @@
 //     A crash in between leaves layers, which the next Open removes, or an unnamed image, never a name without content.
 //   - Every byte that came from a registry was checked against the digest and size by which it was asked for, every layer also
 //     against the diff ID in the configuration.
+//   - A document of a registry or another engine is decoded only after it was found to be within limits.go. In memory is of each image
+//     what lists need; the configuration is read from the disk when someone asks for it.
+//   - An image over the limits that another engine left is neither listed nor found, but keeps its files and layers until someone removes it by its ID.
 //   - An image one of whose layers is missing is as good as absent: it is neither listed nor found, and pulling it again repairs it.
 //
 // # On-disk form

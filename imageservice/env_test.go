@@ -292,3 +292,10 @@ func (e *env) requests(method, path string) int {
 	}
 	return n
 }
+
+// marshalIndex encodes an index of the given entries.
+func marshalIndex(entries []ocispec.Descriptor) ([]byte, error) {
+	index := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: entries}
+	index.SchemaVersion = 2
+	return json.Marshal(index)
+}

@@ -3,13 +3,34 @@ package imageservice
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/micarun/mica/internal/jsonfile"
 )
+
+// readFile returns the content of a file, which may have as many bytes as limit. A larger one is errdefs.ErrOutOfRange.
+func readFile(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() > limit {
+		return nil, fmt.Errorf("read %s: %d bytes are larger than the limit of %d: %w", path, info.Size(), limit, errdefs.ErrOutOfRange)
+	}
+	data := make([]byte, info.Size())
+	_, err = io.ReadFull(f, data)
+	return data, err
+}
 
 // writeFile makes the file at path, and the directories above it, appear with the given bytes at once. It returns when both the
 // file and its directory entry are on stable storage.

@@ -35,7 +35,14 @@ func (s *Service) ImageStatus(_ context.Context, req *runtimeapi.ImageStatusRequ
 	c.Spec.Annotations = maps.Clone(req.GetImage().GetAnnotations())
 	resp := &runtimeapi.ImageStatusResponse{Image: c}
 	if req.GetVerbose() {
-		info, err := json.Marshal(verboseInfo{ChainID: img.Top(), ChainIDs: img.Layers, ImageSpec: img.Config})
+		d, err := s.Detail(img.ID.String())
+		if errdefs.IsNotFound(err) { // removed since
+			return &runtimeapi.ImageStatusResponse{}, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("describe image %s: %w", img.ID, err)
+		}
+		info, err := json.Marshal(verboseInfo{ChainID: img.Top(), ChainIDs: img.Layers, ImageSpec: d.Config})
 		if err != nil {
 			return nil, fmt.Errorf("describe image %s: %w", img.ID, err)
 		}

@@ -1,6 +1,7 @@
 package imageservice
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/micarun/mica/internal/jsonlimit"
 )
 
 // imagedb is the directory image/overlay2/imagedb: configurations by image ID. Its methods may be called concurrently for different IDs.
@@ -50,9 +53,10 @@ func (db imagedb) list() ([]digest.Digest, error) {
 	return ids, nil
 }
 
-// read returns the configuration of an image, checked against its ID. Errors: errdefs.ErrNotFound, errdefs.ErrDataLoss.
+// read returns the configuration of an image, checked against its ID. Errors: errdefs.ErrNotFound, errdefs.ErrDataLoss, errdefs.ErrOutOfRange
+// for one over maxConfigSize.
 func (db imagedb) read(id digest.Digest) ([]byte, error) {
-	data, err := os.ReadFile(filepath.Join(db.contentDir(), id.Encoded()))
+	data, err := readFile(filepath.Join(db.contentDir(), id.Encoded()), maxConfigSize)
 	if os.IsNotExist(err) {
 		return nil, fmt.Errorf("read configuration of image %s: %w", id, errdefs.ErrNotFound)
 	}
@@ -63,6 +67,29 @@ func (db imagedb) read(id digest.Digest) ([]byte, error) {
 		return nil, fmt.Errorf("read configuration of image %s: content has digest %s: %w", id, got, errdefs.ErrDataLoss)
 	}
 	return data, nil
+}
+
+// diffIDs returns the layers that a configuration names, which may be over the limits. A configuration that names none, or more than an image can have, has no
+// layers. errdefs.ErrOutOfRange is one over maxForeignConfigSize, which is not read.
+func (db imagedb) diffIDs(id digest.Digest) ([]digest.Digest, error) {
+	data, err := readFile(filepath.Join(db.contentDir(), id.Encoded()), maxForeignConfigSize)
+	if err != nil {
+		return nil, fmt.Errorf("read diff IDs of image %s: %w", id, err)
+	}
+	var c struct {
+		RootFS struct {
+			DiffIDs []digest.Digest `json:"diff_ids"`
+		} `json:"rootfs"`
+	}
+	if jsonlimit.Check(data, diffIDLimits()) != nil || json.Unmarshal(data, &c) != nil {
+		return nil, nil
+	}
+	for _, d := range c.RootFS.DiffIDs {
+		if d.Validate() != nil {
+			return nil, nil
+		}
+	}
+	return c.RootFS.DiffIDs, nil
 }
 
 // write stores a configuration and returns its ID.

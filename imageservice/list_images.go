@@ -45,7 +45,7 @@ func toCRI(img Image) *runtimeapi.Image {
 		Spec:        &runtimeapi.ImageSpec{Image: img.ID.String()},
 		Pinned:      img.Pinned,
 	}
-	uid, name := img.User()
+	uid, name := img.UserOrUID()
 	c.Username = name
 	if uid != nil {
 		c.Uid = &runtimeapi.Int64Value{Value: *uid}

@@ -11,12 +11,6 @@ import (
 	"github.com/micarun/mica/internal/journal"
 )
 
-// Limits on what a registry may make the node hold in memory, in bytes.
-const (
-	maxManifestSize = 4 << 20 // the size that registries must at least accept, distribution specification v1.1
-	maxConfigSize   = 8 << 20
-)
-
 // Options of a Service. The zero value of each field but Root is a sensible default.
 type Options struct {
 	// Root is the data root; it must be the root of the overlay store.

@@ -134,24 +134,37 @@ func (s *Service) pull(ctx context.Context, ref reference.Named, cred auth.Crede
 		return Image{}, err
 	}
 	journal.Enter(ctx, "fetch configuration")
-	data, err := src.config(ctx, manifest.config)
+	data, config, err := src.parsedConfig(ctx, manifest)
 	if err != nil {
-		return Image{}, fmt.Errorf("fetch configuration %s: %w", manifest.config.Digest, err)
-	}
-	config, err := parseConfig(data.data)
-	if err != nil {
-		return Image{}, classified{err, errdefs.ErrInvalidArgument}
+		return Image{}, err
 	}
 	if err := manifest.checkConfig(config, matcher); err != nil {
 		return Image{}, err
 	}
 	j := &pullJob{service: s, source: src, progress: p, manifest: manifest, diffIDs: config.RootFS.DiffIDs, chains: chainIDs(config.RootFS.DiffIDs)}
-	img, err := s.finishPull(ctx, j, top.digest, imageFacts{data.data, manifest.checkpoint})
+	img, err := s.finishPull(ctx, j, top.digest, imageFacts{data, manifest.checkpoint})
 	if err != nil {
 		// Some layers may have been committed.
 		s.sweep(ctx)
 	}
 	return img, err
+}
+
+// parsedConfig returns the configuration that a manifest names, as it is and decoded.
+func (s *source) parsedConfig(ctx context.Context, manifest document) ([]byte, ocispec.Image, error) {
+	data := manifest.configData
+	if data == nil {
+		c, err := s.config(ctx, manifest.config)
+		if err != nil {
+			return nil, ocispec.Image{}, fmt.Errorf("fetch configuration %s: %w", manifest.config.Digest, err)
+		}
+		data = c.data
+	}
+	config, err := parseConfig(data)
+	if err != nil {
+		return nil, ocispec.Image{}, classified{err, errdefs.ErrInvalidArgument}
+	}
+	return data, config, nil
 }
 
 // finishPull makes the layers present and records the image. Meanwhile they are reserved, so that nobody prunes what no image names yet.

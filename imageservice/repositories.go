@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
@@ -77,6 +78,53 @@ func (r repositories) set(ref reference.Named, id digest.Digest) digest.Digest {
 	old := r[name][key]
 	r[name][key] = id
 	return old
+}
+
+// byID returns the references to each image.
+func (r repositories) byID() map[digest.Digest][]reference.Named {
+	byID := make(map[digest.Digest][]reference.Named)
+	for _, refs := range r {
+		for key, id := range refs {
+			if ref, err := reference.ParseNormalizedNamed(key); err == nil {
+				byID[id] = append(byID[id], ref)
+			}
+		}
+	}
+	return byID
+}
+
+// of returns the references to one image.
+func (r repositories) of(id digest.Digest) []reference.Named {
+	var list []reference.Named
+	for _, refs := range r {
+		for key, v := range refs {
+			if v != id {
+				continue
+			}
+			if ref, err := reference.ParseNormalizedNamed(key); err == nil {
+				list = append(list, ref)
+			}
+		}
+	}
+	return list
+}
+
+// boundDigests drops references by digest to the image of ref, within its repository, until maxDigests are left. ref itself stays.
+// A pull of a dropped one finds the image again.
+func (r repositories) boundDigests(ref reference.Named, id digest.Digest) {
+	refs, keep := r[reference.FamiliarName(ref)], reference.FamiliarString(ref)
+	var digests []string
+	for key, v := range refs {
+		if v == id && strings.Contains(key, "@") {
+			digests = append(digests, key)
+		}
+	}
+	for _, key := range digests[:max(0, len(digests)-maxDigests)] {
+		if key == keep {
+			key = digests[len(digests)-1]
+		}
+		delete(refs, key)
+	}
 }
 
 // removeID deletes every reference to id.

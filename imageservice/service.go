@@ -47,7 +47,7 @@ type Service struct {
 	mu     sync.RWMutex // guards the fields below
 	repos  repositories
 	images map[digest.Digest]Image
-	broken map[digest.Digest]error // images on disk that cannot be used, and why
+	broken map[digest.Digest]unusable // images on disk that are not in images
 }
 
 // Open reads the images below o.Root. layers must stay open until Close has returned. An image that is damaged or lacks a layer is logged
@@ -65,7 +65,7 @@ func Open(ctx context.Context, o Options, layers *overlay.Store) (*Service, erro
 		db:           imagedb{dir: filepath.Join(base, "imagedb")},
 		distribution: &distribution{dir: filepath.Join(base, "distribution")},
 		images:       make(map[digest.Digest]Image),
-		broken:       make(map[digest.Digest]error),
+		broken:       make(map[digest.Digest]unusable),
 	}
 	s.opts.Store(&o)
 	s.slots.Store(semaphore.NewWeighted(int64(o.TotalConcurrency)))
@@ -101,8 +101,9 @@ func (s *Service) Reload(o Options) error {
 		s.slots.Store(semaphore.NewWeighted(int64(o.TotalConcurrency)))
 	}
 	s.opts.Store(&o)
+	refs := s.repos.byID()
 	for id, img := range s.images { // which are pinned may have changed
-		s.images[id] = s.withReferences(img)
+		s.images[id] = s.withReferences(img, refs[id])
 	}
 	return nil
 }
@@ -144,52 +145,76 @@ func (s *Service) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	refs := s.repos.byID()
 	for _, id := range ids {
 		img, err := s.loadImage(id)
 		if err != nil {
-			klog.FromContext(ctx).Error(err, "Leaving out a damaged image; pulling it again repairs it", "image", id)
-			s.broken[id] = err
+			s.broken[id] = s.leaveOut(ctx, id, err)
 			continue
 		}
-		s.images[id] = img
+		s.images[id] = s.withReferences(img, refs[id])
 	}
 	return nil
 }
 
-// loadImage builds the Image of an ID from the disk, with the references of s.repos. The caller excludes changes of s.repos.
+// unusable is an image on disk that cannot be used.
+type unusable struct {
+	// layers stay as long as the image: it is whole, and only Mica cannot use it.
+	layers []digest.Digest
+	// opaque says that nobody knows which layers the image has, so that all must stay.
+	opaque bool
+}
+
+// leaveOut logs why an image cannot be used and finds out what of it stays.
+func (s *Service) leaveOut(ctx context.Context, id digest.Digest, reason error) unusable {
+	log := klog.FromContext(ctx)
+	if !errdefs.IsOutOfRange(reason) && !errdefs.IsInvalidArgument(reason) {
+		log.Error(reason, "Leaving out a damaged image; pulling it again repairs it", "image", id)
+		return unusable{}
+	}
+	log.Error(reason, "Leaving out an image whose configuration Mica does not accept; it stays on disk until it is removed by its ID", "image", id)
+	diffIDs, err := s.db.diffIDs(id)
+	if err != nil {
+		log.Error(err, "Layers of an image are unknown; no layer is removed until that image is", "image", id)
+		return unusable{opaque: true}
+	}
+	var u unusable
+	for _, chain := range chainIDs(diffIDs) {
+		if _, err := s.layers.Layer(chain); err == nil {
+			u.layers = append(u.layers, chain)
+		}
+	}
+	return u
+}
+
+// loadImage builds the Image of an ID from the disk, without its references.
 func (s *Service) loadImage(id digest.Digest) (Image, error) {
 	data, err := s.db.read(id)
 	if err != nil {
 		return Image{}, err
 	}
-	config, err := parseConfig(data)
+	c, err := parseEssence(data)
 	if err != nil {
 		return Image{}, fmt.Errorf("load image %s: %w", id, err)
 	}
-	img := Image{ID: id, Config: config, Layers: chainIDs(config.RootFS.DiffIDs), Checkpoint: s.db.marked(id)}
-	for _, chain := range img.Layers {
+	img := Image{ID: id, User: strings.Clone(c.Config.User), Checkpoint: s.db.marked(id)}
+	if c.Created != nil {
+		img.Created = *c.Created
+	}
+	for _, chain := range chainIDs(c.RootFS.DiffIDs) {
 		l, err := s.layers.Layer(chain)
 		if err != nil {
 			return Image{}, fmt.Errorf("load image %s: %w", id, err)
 		}
+		img.Layers = append(img.Layers, l.ID) // the store's string, which images of the same layer share
 		img.Size += l.Size
 	}
-	return s.withReferences(img), nil
+	img.Layers = slices.Clip(img.Layers)
+	return img, nil
 }
 
-// withReferences returns img with the references that s.repos has for it. The caller excludes changes of s.repos.
-func (s *Service) withReferences(img Image) Image {
-	var refs []reference.Named
-	for _, repo := range s.repos {
-		for key, id := range repo {
-			if id != img.ID {
-				continue
-			}
-			if ref, err := reference.ParseNormalizedNamed(key); err == nil {
-				refs = append(refs, ref)
-			}
-		}
-	}
+// withReferences returns img with its references.
+func (s *Service) withReferences(img Image, refs []reference.Named) Image {
 	img.Tags, img.Digests = nil, nil
 	for _, ref := range refs {
 		if _, ok := ref.(reference.Canonical); ok {
@@ -224,7 +249,7 @@ func (s *Service) List() []Image {
 	}
 	s.mu.RUnlock()
 	slices.SortFunc(list, func(a, b Image) int {
-		if c := b.Created().Compare(a.Created()); c != 0 {
+		if c := b.Created.Compare(a.Created); c != 0 {
 			return c
 		}
 		return strings.Compare(string(a.ID), string(b.ID))
@@ -246,6 +271,23 @@ func (s *Service) Get(ref string) (Image, error) {
 		return Image{}, fmt.Errorf("find image %q: %w", ref, errdefs.ErrNotFound)
 	}
 	return img, nil
+}
+
+// Detail is Get with the configuration, which it reads from the disk. Errors: those of Get, and errdefs.ErrDataLoss.
+func (s *Service) Detail(ref string) (Detailed, error) {
+	img, err := s.Get(ref)
+	if err != nil {
+		return Detailed{}, err
+	}
+	data, err := s.db.read(img.ID)
+	if err != nil {
+		return Detailed{}, err
+	}
+	config, err := parseConfig(data)
+	if err != nil {
+		return Detailed{}, classified{fmt.Errorf("read image %s: %w", img.ID, err), errdefs.ErrInvalidArgument}
+	}
+	return Detailed{Image: img, Config: config}, nil
 }
 
 // find returns the ID that ref stands for, of a broken image too. s.mu is held.
@@ -353,6 +395,7 @@ func (s *Service) point(id digest.Digest, refs ...reference.Named) (Image, error
 		if old := repos.set(ref, id); old != "" && old != id {
 			touched = append(touched, old)
 		}
+		repos.boundDigests(ref, id)
 	}
 	if err := repos.save(s.repositoriesPath()); err != nil {
 		return Image{}, err
@@ -362,7 +405,7 @@ func (s *Service) point(id digest.Digest, refs ...reference.Named) (Image, error
 	s.repos = repos
 	for _, t := range touched {
 		if old, ok := s.images[t]; ok {
-			s.images[t] = s.withReferences(old)
+			s.images[t] = s.withReferences(old, repos.of(t))
 		}
 	}
 	if img, ok := s.images[id]; ok {
@@ -373,6 +416,7 @@ func (s *Service) point(id digest.Digest, refs ...reference.Named) (Image, error
 		return Image{}, err
 	}
 	delete(s.broken, id)
+	img = s.withReferences(img, repos.of(id))
 	s.images[id] = img
 	return img, nil
 }
@@ -437,15 +481,28 @@ func (s *Service) forget(id digest.Digest) error {
 	return s.db.remove(id)
 }
 
-// prune removes the layers that no image needs and what was recorded about them. s.change is held.
-func (s *Service) prune(ctx context.Context) error {
-	before := s.layers.Layers()
-	var live []digest.Digest
-	for _, img := range s.List() {
+// live returns the layers that images need, with or without the layers below them. opaque says that there are others.
+func (s *Service) live() (live []digest.Digest, opaque bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, img := range s.images {
 		if top := img.Top(); top != "" {
 			live = append(live, top)
 		}
 	}
+	for _, u := range s.broken {
+		live, opaque = append(live, u.layers...), opaque || u.opaque
+	}
+	return live, opaque
+}
+
+// prune removes the layers that no image needs and what was recorded about them. s.change is held.
+func (s *Service) prune(ctx context.Context) error {
+	live, opaque := s.live()
+	if opaque {
+		return nil
+	}
+	before := s.layers.Layers()
 	_, err := s.layers.Prune(ctx, live)
 	left := make(map[digest.Digest]bool)
 	for _, l := range s.layers.Layers() {

@@ -190,7 +190,15 @@ func (s *source) manifest(ctx context.Context, want ocispec.Descriptor) (content
 		name = want.Digest.String()
 		may = func(h *host) bool { return h.pull }
 	}
-	return s.fetch(ctx, fetchArgs{path: "/manifests/" + name, want: want, limit: limit, header: acceptManifests(), may: may})
+	// A host that serves something else, such as a page for people, is passed over.
+	check := func(c *content) error {
+		if kindOf(c.mediaType) == unknownKind && want.MediaType != "" {
+			c.mediaType = want.MediaType
+		}
+		_, err := parseDocument(c.mediaType, c.data)
+		return err
+	}
+	return s.fetch(ctx, fetchArgs{path: "/manifests/" + name, want: want, limit: limit, header: acceptManifests(), may: may, check: check})
 }
 
 // config fetches an image configuration.
@@ -206,6 +214,7 @@ type fetchArgs struct {
 	limit  int64              // bytes
 	header http.Header
 	may    func(*host) bool
+	check  func(*content) error // may be nil
 }
 
 // fetch gets a small object and checks it. An object that is not what was asked for counts as the host's failure.
@@ -245,7 +254,10 @@ func (h *host) fetch(ctx context.Context, a fetchArgs) (content, error) {
 	case a.want.Size != 0 && int64(len(data)) != a.want.Size:
 		return content{}, corrupt("content has %d bytes, not %d", len(data), a.want.Size)
 	}
-	return c, nil
+	if a.check != nil {
+		err = a.check(&c)
+	}
+	return c, err
 }
 
 // digestHeader is how a registry says what it sends (OCI distribution specification v1.1, "Pulling manifests").

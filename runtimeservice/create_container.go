@@ -150,7 +150,7 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, fr
 		return err
 	}
 	journal.Enter(ctx, "prepare root filesystem")
-	rootfs, err := s.mountRootfs(ctx, rootfsArgs{pod: pod, c: c, img: from.img, label: labels.mount})
+	rootfs, err := s.mountRootfs(ctx, rootfsArgs{pod: pod, c: c, img: from.img.Image, label: labels.mount})
 	if err != nil {
 		return fmt.Errorf("prepare root filesystem: %w", err)
 	}

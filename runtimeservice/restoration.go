@@ -52,7 +52,7 @@ type source struct {
 // origin is what a container is made of: an image, and nil or a checkpoint of a
 // container of that image.
 type origin struct {
-	img  imageservice.Image
+	img  imageservice.Detailed
 	from *source
 }
 
@@ -72,11 +72,11 @@ func (s *Service) openOrigin(ctx context.Context, pod *Pod, cfg *runtimeapi.Cont
 	name := cfg.GetImage().GetImage()
 	open := checkpoint.Open
 	if !filepath.IsAbs(name) {
-		img, err := s.images.Get(name)
+		img, err := s.images.Detail(name)
 		if err != nil || !img.Checkpoint {
 			return origin{img: img}, err
 		}
-		open = func(string) (*checkpoint.Archive, error) { return s.openImage(img) }
+		open = func(string) (*checkpoint.Archive, error) { return s.openImage(img.Image) }
 	}
 	archive, err := open(name)
 	if err != nil {
@@ -139,20 +139,20 @@ func checkRuntime(name string, h oci.Handler) error {
 
 // baseImage finds the image of a checkpointed container by whatever the archive
 // says of it, the most exact first.
-func (s *Service) baseImage(c checkpoint.Config) (imageservice.Image, error) {
+func (s *Service) baseImage(c checkpoint.Config) (imageservice.Detailed, error) {
 	for _, name := range []string{c.RootfsImageRef, c.RootfsImageName, c.RootfsImage} {
 		if name == "" || filepath.IsAbs(name) {
 			continue
 		}
-		img, err := s.images.Get(name)
+		img, err := s.images.Detail(name)
 		if err == nil {
 			return img, nil
 		}
 		if !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err) {
-			return imageservice.Image{}, err
+			return imageservice.Detailed{}, err
 		}
 	}
-	return imageservice.Image{}, fmt.Errorf("find the image of the checkpointed container: neither %q nor %q is here, pull it first: %w",
+	return imageservice.Detailed{}, fmt.Errorf("find the image of the checkpointed container: neither %q nor %q is here, pull it first: %w",
 		c.RootfsImageRef, c.RootfsImageName, errdefs.ErrNotFound)
 }
 

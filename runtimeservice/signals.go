@@ -20,7 +20,7 @@ const (
 
 // stopSignal is the name of the signal that asks a container to end: the
 // kubelet's choice, else the image's, else SIGTERM.
-func stopSignal(cfg *runtimeapi.ContainerConfig, img imageservice.Image) string {
+func stopSignal(cfg *runtimeapi.ContainerConfig, img imageservice.Detailed) string {
 	if sig := cfg.GetStopSignal(); sig != runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT {
 		return kernelName(sig)
 	}

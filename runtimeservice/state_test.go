@@ -298,7 +298,7 @@ func TestStopSignal(t *testing.T) {
 		{runtimeapi.Signal_SIGNAL_SIGUSR1, "SIGQUIT", "SIGUSR1"},
 		{runtimeapi.Signal_SIGNAL_SIGRTMAXMINUS2, "", "SIGRTMAX-2"},
 	} {
-		var img imageservice.Image
+		var img imageservice.Detailed
 		img.Config.Config.StopSignal = tc.image
 		got := stopSignal(&runtimeapi.ContainerConfig{StopSignal: tc.config}, img)
 		if got != tc.want {

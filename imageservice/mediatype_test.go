@@ -1,0 +1,190 @@
+package imageservice
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Caches serve a document under the other family's name for the same kind, in other capitals or with parameters. All of it is one kind.
+func TestMediaTypesOfOneKindAreMixedUp(t *testing.T) {
+	const unnamed = ""
+	manifests := []string{ocispec.MediaTypeImageManifest, dockerManifest}
+	indexes := []string{ocispec.MediaTypeImageIndex, dockerManifestList}
+	descriptor := func(mediaType string) string {
+		return fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":7}`, mediaType, someDigest)
+	}
+	bodies := map[kind]string{
+		manifestKind: `"config":` + descriptor(ocispec.MediaTypeImageConfig) + `,"layers":[` + descriptor(ocispec.MediaTypeImageLayerGzip) + `]`,
+		indexKind:    `"manifests":[` + descriptor(ocispec.MediaTypeImageManifest) + `]`,
+	}
+	spellings := func(mediaType string) []string {
+		return []string{mediaType, strings.ToUpper(mediaType), mediaType + "; charset=utf-8", " " + mediaType + " ;q=1"}
+	}
+	for k, own := range map[kind][]string{manifestKind: manifests, indexKind: indexes} {
+		same, other := manifests, indexes
+		if k == indexKind {
+			same, other = indexes, manifests
+		}
+		for _, o := range append(own, unnamed) {
+			data := []byte(fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,%s}`, o, bodies[k]))
+			for _, served := range same {
+				for _, spelling := range spellings(served) {
+					if d, err := parseDocument(spelling, data); err != nil || d.isIndex != (k == indexKind) {
+						t.Errorf("%q served as %q: index %t, %v", o, spelling, d.isIndex, err)
+					}
+				}
+			}
+			for _, served := range other {
+				for _, spelling := range spellings(served) {
+					if _, err := parseDocument(spelling, data); !errdefs.IsInvalidArgument(err) {
+						t.Errorf("%q served as %q: %v", o, spelling, err)
+					}
+				}
+			}
+		}
+		// A type that means nothing here leaves it to the document's own.
+		for _, served := range []string{"text/html", "application/x-thing", "Application/JSON; charset=utf-8"} {
+			data := []byte(fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,%s}`, own[0], bodies[k]))
+			if d, err := parseDocument(served, data); err != nil || d.isIndex != (k == indexKind) {
+				t.Errorf("%q served as %q: index %t, %v", own[0], served, d.isIndex, err)
+			}
+		}
+	}
+	for name, data := range map[string]string{
+		"index with layers":           `{"mediaType":"` + ocispec.MediaTypeImageIndex + `","manifests":[],"layers":[]}`,
+		"index with layers, untyped":  `{"manifests":[],"layers":[]}`,
+		"layers of an index, no more": `{"mediaType":"` + ocispec.MediaTypeImageIndex + `","layers":[]}`,
+		"manifest with manifests":     `{"manifests":[],` + bodies[manifestKind] + `}`,
+	} {
+		if _, err := parseDocument("", []byte(data)); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestMixedMediaTypesArePulled(t *testing.T) {
+	e := newEnv(t, nil)
+	for i, docker := range []bool{false, true} {
+		spec := simple(fmt.Sprint(i))
+		spec.docker = docker
+		b := e.build(spec)
+		for j, served := range []string{ocispec.MediaTypeImageManifest, dockerManifest, "application/VND.OCI.image.manifest.v1+JSON; charset=utf-8"} {
+			b.desc.MediaType = served
+			name := fmt.Sprintf("app:%d-%d", i, j)
+			repo, tag, _ := strings.Cut(name, ":")
+			e.push(b, repo, tag)
+			if img := e.pull(name); img.ID != b.id {
+				t.Errorf("%s served as %s: image %s", name, served, img.ID)
+			}
+		}
+	}
+}
+
+func TestLayerTypes(t *testing.T) {
+	for mediaType, want := range map[string]bool{
+		"application/vnd.oci.image.layer.v1.tar":                       true,
+		"application/vnd.oci.image.layer.v1.tar+gzip":                  true,
+		"application/vnd.oci.image.layer.v1.tar+zstd":                  true,
+		"application/vnd.oci.image.layer.v1.tar+xz":                    true,
+		"application/vnd.oci.image.layer.v1.tar+bzip2":                 true,
+		"application/vnd.oci.image.layer.v1.tar+unknown":               true,
+		"application/vnd.oci.image.layer.nondistributable.v1.tar":      true,
+		"application/vnd.oci.image.layer.nondistributable.v1.tar+gzip": true,
+		"application/vnd.oci.image.layer.nondistributable.v1.tar+zstd": true,
+		"application/vnd.docker.image.rootfs.diff.tar":                 true,
+		"application/vnd.docker.image.rootfs.diff.tar.gzip":            true,
+		"application/vnd.docker.image.rootfs.diff.tar.zstd":            true,
+		"application/vnd.docker.image.rootfs.diff.tar.xz":              true,
+		"application/vnd.docker.image.rootfs.foreign.diff.tar":         true,
+		"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip":    true,
+		"application/vnd.oci.image.layer.v1.tar+encrypted":             false,
+		"application/vnd.oci.image.layer.v1.tar+gzip+encrypted":        false,
+		"application/vnd.oci.image.layer.v1.tar+encrypted+gzip":        false,
+		"application/vnd.oci.image.layer.v1.tarball":                   false,
+		"application/vnd.docker.image.rootfs.diff.tar.gzip.more":       false,
+		"application/vnd.oci.image.config.v1+json":                     false,
+		"application/vnd.erofs.layer.v1":                               false,
+		"application/vnd.in-toto+json":                                 false,
+		"":                                                             false,
+	} {
+		if isLayerType(mediaType) != want {
+			t.Errorf("isLayerType(%q) = %t", mediaType, !want)
+		}
+		manifest := fmt.Sprintf(`{"schemaVersion":2,"config":{"mediaType":%q,"digest":%q},"layers":[{"mediaType":%q,"digest":%q}]}`,
+			strings.ToUpper(ocispec.MediaTypeImageConfig), someDigest, strings.ToUpper(mediaType)+"; x=y", someDigest)
+		d, err := parseDocument("", []byte(manifest))
+		if (err == nil) != want || want && d.layers[0].MediaType != mediaType {
+			t.Errorf("in other capitals: %v, %v", d.layers, err)
+		}
+	}
+}
+
+// Where an index entry names the platform that entry decides, whatever the configuration says.
+func TestPlatformOfConfiguration(t *testing.T) {
+	e := newEnv(t, nil)
+	without := func(platform, what string) built {
+		spec := simple(platform + what)
+		spec.platform = platform
+		b := e.build(spec)
+		config := []byte(strings.Replace(string(b.config), what, "", 1))
+		b.id = must(e.registry.PutBlob(config))
+		return e.assemble(b, ocispec.MediaTypeImageManifest, ocispec.Manifest{
+			Config: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: b.id, Size: int64(len(config))},
+			Layers: []ocispec.Descriptor{{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: b.blobs[0], Size: b.sizes[0]}},
+		})
+	}
+	arm, amd := without("linux/arm64", ""), without("linux/amd64", "")
+	silent := without("linux/amd64", `"architecture": "amd64",`)
+	entry := func(b built, p *ocispec.Platform) ocispec.Descriptor {
+		e.push(b, "app", "")
+		b.desc.Platform = p
+		return b.desc
+	}
+	index := func(tag string, entries ...ocispec.Descriptor) {
+		data := must(marshalIndex(entries))
+		e.push(built{manifest: data, digest: digest.FromBytes(data), desc: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex}}, "app", tag)
+	}
+	here, elsewhere := &ocispec.Platform{OS: "linux", Architecture: "amd64"}, &ocispec.Platform{OS: "linux", Architecture: "arm64"}
+	artifact := e.push(e.assemble(built{}, ocispec.MediaTypeImageManifest, ocispec.Manifest{
+		Config: ocispec.Descriptor{MediaType: "application/vnd.example.signature", Digest: someDigest, Size: 2},
+	}), "app", "")
+	index("wrong-config", entry(arm, here))
+	index("config-without-architecture", entry(silent, here))
+	index("unnamed-without-architecture", entry(silent, nil))
+	index("unnamed-wrong-first", entry(arm, nil), entry(amd, nil))
+	index("unnamed-artifact-first", entry(artifact, nil), entry(amd, nil))
+	index("only-os", entry(amd, &ocispec.Platform{OS: "linux"}))
+	index("named-before-unnamed", entry(amd, nil), entry(arm, here))
+	index("wrong-entry", entry(amd, elsewhere))
+	index("unnamed-wrong", entry(arm, nil))
+	index("unnamed-all-wrong", entry(arm, nil), entry(arm, &ocispec.Platform{OS: "linux"}))
+	e.push(silent, "app", "no-index-without-architecture")
+	e.push(arm, "app", "no-index-wrong")
+	for tag, want := range map[string]digest.Digest{
+		"wrong-config": arm.id, "config-without-architecture": silent.id, "unnamed-without-architecture": silent.id, "unnamed-wrong-first": amd.id,
+		"unnamed-artifact-first": amd.id, "only-os": amd.id, "named-before-unnamed": arm.id, "no-index-without-architecture": silent.id,
+		"wrong-entry": "", "unnamed-wrong": "", "unnamed-all-wrong": "", "no-index-wrong": "",
+	} {
+		img, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app:" + tag)})
+		if want == "" && !errdefs.IsNotFound(err) || want != "" && (err != nil || img.ID != want) {
+			t.Errorf("%s: image %q, want %q, %v", tag, img.ID, want, err)
+		}
+	}
+}
+
+// An entry's media type and the one that the registry serves must be of one kind.
+func TestIndexEntryOfAnotherKind(t *testing.T) {
+	e := newEnv(t, nil)
+	b := e.push(e.build(simple("x")), "app", "")
+	b.desc.MediaType = ocispec.MediaTypeImageIndex
+	data := must(marshalIndex([]ocispec.Descriptor{b.desc}))
+	e.push(built{manifest: data, desc: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex}}, "app", "latest")
+	if _, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app")}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("error %v", err)
+	}
+}
