@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -13,31 +14,66 @@ import (
 	"oras.land/oras-go/v2/registry/remote/credentials"
 )
 
-// credentialFunc returns the credentials that a pull shows to a host when that asks for them. What came with the request wins; it goes to every host
-// that the pull visits unless it names a server, as kubelet's credentials do in other runtimes. Without any, the docker
-// config.json is asked for the host.
-func (s *Service) credentialFunc(a *runtimeapi.AuthConfig) (auth.CredentialFunc, error) {
+// helperTimeout bounds a credential helper. One that asks a cloud takes a second or two.
+const helperTimeout = 30 * time.Second
+
+// credentialSource has what a pull may show to servers that ask for it. The zero value has nothing.
+type credentialSource struct {
+	request auth.Credential // came with the request
+	server  string          // the only server that request is for; "": every host that the pull is configured to visit
+	config  auth.CredentialFunc
+}
+
+// credentialSource returns the credentials of a pull. What came with the request wins; without any, the docker config.json
+// is asked.
+func (s *Service) credentialSource(a *runtimeapi.AuthConfig) (credentialSource, error) {
 	cred, err := requestCredential(a)
 	if err != nil {
-		return nil, err
+		return credentialSource{}, err
 	}
 	if cred != auth.EmptyCredential {
-		server := a.GetServerAddress()
-		return func(_ context.Context, host string) (auth.Credential, error) {
-			if server != "" && !sameServer(server, host) {
-				return auth.EmptyCredential, nil
-			}
-			return cred, nil
-		}, nil
+		return credentialSource{request: cred, server: a.GetServerAddress()}, nil
 	}
 	if s.options().DockerConfig == "" {
-		return func(context.Context, string) (auth.Credential, error) { return auth.EmptyCredential, nil }, nil
+		return credentialSource{}, nil
 	}
 	store, err := credentials.NewStore(s.options().DockerConfig, credentials.StoreOptions{})
 	if err != nil {
-		return nil, fmt.Errorf("read docker config %s: %w", s.options().DockerConfig, err)
+		return credentialSource{}, fmt.Errorf("read docker config %s: %w", s.options().DockerConfig, err)
 	}
-	return credentials.Credential(store), nil
+	return credentialSource{config: credentials.Credential(store)}, nil
+}
+
+// brought tells whether credentials came with the request.
+func (c credentialSource) brought() bool { return c.request != auth.EmptyCredential }
+
+// forHost returns what a host may see that the reference or hosts.toml names. Credentials of the request go to each of
+// them unless they name a server, as in other runtimes.
+func (c credentialSource) forHost(ctx context.Context, host string) (auth.Credential, error) {
+	if c.brought() && c.server == "" {
+		return c.request, nil
+	}
+	return c.forTarget(ctx, host)
+}
+
+// forTarget returns what a host may see that another server redirects to: only what is meant for it by name.
+func (c credentialSource) forTarget(ctx context.Context, host string) (auth.Credential, error) {
+	if c.brought() {
+		if c.server != "" && sameServer(c.server, host) {
+			return c.request, nil
+		}
+		return auth.EmptyCredential, nil
+	}
+	if c.config == nil {
+		return auth.EmptyCredential, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, helperTimeout)
+	defer cancel()
+	cred, err := c.config(ctx, host)
+	if err != nil {
+		return cred, classified{fmt.Errorf("find credentials for %s: %w", host, err), errdefs.ErrUnauthenticated}
+	}
+	return cred, nil
 }
 
 // requestCredential reads the credentials of a CRI request. Error: errdefs.ErrInvalidArgument.

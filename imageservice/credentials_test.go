@@ -44,11 +44,11 @@ func TestCredentials(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := new(Service)
 			s.opts.Store(&Options{DockerConfig: c.config})
-			f, err := s.credentialFunc(c.auth)
+			f, err := s.credentialSource(c.auth)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got, err := f(t.Context(), c.host); err != nil || got != c.want {
+			if got, err := f.forHost(t.Context(), c.host); err != nil || got != c.want {
 				t.Errorf("got %+v, %v", got, err)
 			}
 		})

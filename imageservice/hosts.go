@@ -36,6 +36,8 @@ type hostConfig struct {
 	client      [][2]string // certificate and key PEM files; no key: in the certificate file
 	header      http.Header
 	dialTimeout time.Duration // 0 is the default
+	tokenHosts  []string      // servers that may get the credentials for a token, beyond those that may by default
+	layerHosts  []string      // servers that layers may come from whatever their address
 }
 
 // hostTable is the part of hosts.toml that describes one host.
@@ -47,6 +49,9 @@ type hostTable struct {
 	Header       map[string]any `toml:"header"`
 	OverridePath bool           `toml:"override_path"`
 	DialTimeout  string         `toml:"dial_timeout"`
+	// The next two are Mica's own; containerd passes over them.
+	TokenHosts []string `toml:"token_hosts"`
+	LayerHosts []string `toml:"layer_hosts"`
 }
 
 // hostsFile is a hosts.toml.
@@ -299,11 +304,34 @@ func (h *hostConfig) setTable(t hostTable, dir string) error {
 			return fmt.Errorf("dial_timeout: %w: %w", errdefs.ErrInvalidArgument, err)
 		}
 	}
+	if err := checkServers(t.TokenHosts, t.LayerHosts); err != nil {
+		return err
+	}
+	h.tokenHosts, h.layerHosts = t.TokenHosts, t.LayerHosts
 	// As in containerd, a TLS setting for a plain HTTP host means: TLS if it speaks it.
 	if h.base.Scheme == "http" && h.base.Port() != "80" && (len(h.ca) > 0 || len(h.client) > 0 || t.SkipVerify != nil) {
 		h.base.Scheme, h.tryHTTP = "https", true
 	}
 	return nil
+}
+
+// checkServers refuses entries that name no server.
+func checkServers(lists ...[]string) error {
+	for _, entry := range slices.Concat(lists...) {
+		u, err := serverURL(entry)
+		if err != nil || u.Host == "" || u.Path != "" || u.Scheme != "http" && u.Scheme != "https" {
+			return fmt.Errorf("server %q is not of the form host, host:port or http://host:port: %w", entry, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
+}
+
+// serverURL reads an entry of token_hosts or layer_hosts. One without a scheme means https.
+func serverURL(entry string) (*url.URL, error) {
+	if !strings.Contains(entry, "://") {
+		entry = "https://" + entry
+	}
+	return url.Parse(entry)
 }
 
 // stringList reads a string or an array of strings.

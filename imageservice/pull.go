@@ -17,7 +17,6 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
-	"oras.land/oras-go/v2/registry/remote/auth"
 
 	"github.com/micarun/mica/internal/failpoint"
 	"github.com/micarun/mica/internal/journal"
@@ -48,7 +47,7 @@ func (s *Service) Pull(ctx context.Context, a PullArgs) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	cred, err := s.credentialFunc(a.Auth)
+	cred, err := s.credentialSource(a.Auth)
 	if err != nil {
 		return Image{}, fmt.Errorf("pull %s: %w", ref, err)
 	}
@@ -107,7 +106,7 @@ func follow(ctx context.Context, f *flight[Image, *pullProgress], progress func(
 }
 
 // pull is one run of a pull, whoever waits for it.
-func (s *Service) pull(ctx context.Context, ref reference.Named, cred auth.CredentialFunc, p *pullProgress) (Image, error) {
+func (s *Service) pull(ctx context.Context, ref reference.Named, cred credentialSource, p *pullProgress) (Image, error) {
 	timeout := s.options().PullTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no end within %s: %w", timeout, context.DeadlineExceeded))
 	defer cancel()

@@ -424,7 +424,7 @@ func TestAuthentication(t *testing.T) {
 	}
 }
 
-// The token service may be another host than the registry, also one of a private network.
+// The token service may be another host than the registry, also one of a private network, if hosts.toml says so.
 func TestTokenServiceOfItsOwn(t *testing.T) {
 	for name, c := range map[string]struct {
 		realm string // of the server at its own address, %s
@@ -455,6 +455,7 @@ func TestTokenServiceOfItsOwn(t *testing.T) {
 			defer service.Close()
 			realm := strings.Replace(c.realm, "%s", service.Listener.Addr().String(), 1)
 			e := newEnvAt(t, t.TempDir(), testregistry.Auth{Username: "u", Password: "p", Bearer: true, Realm: realm}, nil)
+			e.configure(t, e.addr, fmt.Sprintf("token_hosts = [%q, \"http://127.0.0.3:1\"]", service.URL))
 			handler = e.registry
 			e.push(e.build(simple("x")), "app", "v1")
 			_, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app:v1"), Auth: &runtimeapi.AuthConfig{Username: "u", Password: "p"}})
@@ -625,6 +626,7 @@ func TestForeignLayer(t *testing.T) {
 		files: []file{{"foreign", "f"}}, mediaType: "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
 		urls: []string{"ftp://x/y", host.URL + "/layer"},
 	}}}), "app", "v1")
+	e.configure(t, e.addr, fmt.Sprintf("layer_hosts = [%q]", host.URL))
 	if _, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app:v1"), Auth: &runtimeapi.AuthConfig{Username: "u", Password: "p"}}); err != nil {
 		t.Fatal(err)
 	}
@@ -744,7 +746,7 @@ func TestSharedLayerSurvivesTheOtherPull(t *testing.T) {
 func (e *env) job(t *testing.T, name string, b built) *pullJob {
 	t.Helper()
 	ref := must(parseReference(e.ref(name)))
-	src := must(e.service.newSource(ref, must(e.service.credentialFunc(nil))))
+	src := must(e.service.newSource(ref, must(e.service.credentialSource(nil))))
 	t.Cleanup(src.close)
 	manifest := must(parseDocument(b.desc.MediaType, b.manifest))
 	return &pullJob{

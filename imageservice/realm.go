@@ -1,104 +1,81 @@
 package imageservice
 
 import (
-	"encoding/base64"
 	"fmt"
-	"net/http"
-	"net/netip"
 	"net/url"
-	"regexp"
 	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/net/publicsuffix"
 )
 
-// relayPath begins the path of a URL that stands for a token service.
-const relayPath = "/.mica-token-service/"
-
-// realmRelay lets a registry have its token service anywhere in the operator's network.
-//
-// The client library refuses a token service of a private address under another name than the registry's, which is what GitLab and Harbor on premises
-// have. So the relay makes a realm look like a path of the registry in the challenge that the library sees, and sends a request for that path to
-// where the realm really is. What stays refused: protocols other than HTTP, plain HTTP for a registry reached over TLS, and link-local
-// addresses, where clouds answer metadata to whoever asks.
-type realmRelay struct{ next http.RoundTripper }
-
-// RoundTrip implements http.RoundTripper.
-func (r realmRelay) RoundTrip(req *http.Request) (*http.Response, error) {
-	encoded, ok := strings.CutPrefix(req.URL.Path, relayPath)
-	if !ok {
-		resp, err := r.next.RoundTrip(req)
-		if err == nil && resp.StatusCode == http.StatusUnauthorized {
-			relayChallenges(resp)
-		}
-		return resp, err
-	}
-	data, err := base64.RawURLEncoding.DecodeString(encoded)
-	if err != nil {
-		return nil, fmt.Errorf("decode realm: %w", err)
-	}
-	realm, err := url.Parse(string(data))
-	if err != nil {
-		return nil, fmt.Errorf("parse realm: %w", err)
-	}
-	query := realm.Query()
-	for k, v := range req.URL.Query() {
-		query[k] = v
-	}
-	realm.RawQuery = query.Encode()
-	relayed := req.Clone(req.Context())
-	relayed.URL, relayed.Host = realm, ""
-	resp, err := r.next.RoundTrip(relayed)
-	if err != nil {
-		return nil, fmt.Errorf("token service %s: %w", realm.Host, err)
-	}
-	relayLocation(resp, realm, req.URL)
-	return resp, nil
+// tokenService is the realm of a bearer challenge with what the client may do there.
+type tokenService struct {
+	url     *url.URL
+	route   route
+	trusted bool // may learn the credentials
 }
 
-// relayLocation makes a redirect of the token service independent of the URL that the library believes to have asked. One to the same host is relayed too.
-func relayLocation(resp *http.Response, realm, registry *url.URL) {
-	location := resp.Header.Get("Location")
-	u, err := realm.Parse(location)
-	if location == "" || err != nil {
-		return
-	}
-	if u.Scheme == realm.Scheme && u.Host == realm.Host {
-		u = relayURL(u, registry)
-	}
-	resp.Header.Set("Location", u.String())
+// withheldError says that a token service was not asked.
+type withheldError struct{ text string }
+
+func (e *withheldError) Error() string { return e.text }
+
+// Unwrap gives the error its class.
+func (e *withheldError) Unwrap() error { return errdefs.ErrUnauthenticated }
+
+func withheldFrom(realm, registry *url.URL) error {
+	return &withheldError{fmt.Sprintf("token service %s does not belong to %s and gets no credentials; token_hosts in hosts.toml may allow it",
+		withoutQuery(realm.String()), registry.Host)}
 }
 
-// relayURL is the path of the registry that stands for a realm.
-func relayURL(realm, registry *url.URL) *url.URL {
-	return &url.URL{
-		Scheme: registry.Scheme, Host: registry.Host,
-		Path: relayPath + base64.RawURLEncoding.EncodeToString([]byte(realm.String())),
+// tokenService judges the realm that the server of t, or a token service that redirects, named. Credentials are for the
+// server itself, for the same host or site over TLS, and for what hosts.toml lists. Any other service may be asked
+// for an anonymous token.
+func (h *host) tokenService(t target, from locality, realm *url.URL) (tokenService, error) {
+	s := tokenService{url: realm, route: h.ledRoute(realm, from, h.skipVerify)}
+	scheme := strings.ToLower(realm.Scheme)
+	isListed := !t.led && listed(h.tokenHosts, realm)
+	switch {
+	case scheme != "http" && scheme != "https" || realm.Host == "":
+		return s, &withheldError{fmt.Sprintf("token service %q is not http or https", withoutQuery(realm.String()))}
+	case realm.User != nil:
+		return s, &withheldError{fmt.Sprintf("token service %s has credentials in its URL", realm.Host)}
+	case isListed:
+		s.trusted = true
+		s.route = route{nearest: restricted, authority: true, skipVerify: h.skipVerify}
+	case scheme == "http" && t.tls:
+		return s, &withheldError{fmt.Sprintf("token service %s is of plain http, the registry of https", realm.Host)}
+	case origin(realm) == origin(t.url):
+		s.trusted = true
+		s.route = h.routeTo(t)
+	case scheme == "https" && strings.EqualFold(realm.Hostname(), t.url.Hostname()):
+		// Ports of loopback belong to different users.
+		s.trusted = !isLocalhost(realm.Host)
+	case scheme == "https" && sameSite(realm.Hostname(), t.url.Hostname()):
+		s.trusted = true
+		s.route = h.ledRoute(realm, from, false)
+	case scheme == "https" && !t.led && h.credentials.brought() && sameSite(realm.Hostname(), h.registryName()):
+		// A mirror passes the registry's challenge on, and the credentials that came with the pull are the registry's.
+		s.trusted = true
+		s.route = h.ledRoute(realm, from, false)
 	}
+	return s, nil
 }
 
-// relayChallenges rewrites the realms of bearer challenges that may be relayed; the library judges the others.
-func relayChallenges(resp *http.Response) {
-	pattern := regexp.MustCompile(`(?i)(\brealm=)"([^"]+)"`)
-	challenges := resp.Header.Values("WWW-Authenticate")
-	for i, c := range challenges {
-		if !strings.HasPrefix(strings.ToLower(c), "bearer ") {
-			continue
-		}
-		m := pattern.FindStringSubmatchIndex(c)
-		if m == nil {
-			continue
-		}
-		realm, err := url.Parse(c[m[4]:m[5]])
-		if err != nil || !mayRelay(realm, resp.Request.URL) {
-			continue
-		}
-		challenges[i] = c[:m[4]] + relayURL(realm, resp.Request.URL).String() + c[m[5]:]
-	}
+// registryName returns the name of the registry in the reference, without port.
+func (h *host) registryName() string {
+	u := url.URL{Host: h.registry}
+	return u.Hostname()
 }
 
-func mayRelay(realm, registry *url.URL) bool {
-	if realm.Host == "" || realm.Scheme != "https" && (realm.Scheme != "http" || registry.Scheme == "https") {
-		return false
+// sameSite tells whether two names belong to one registrable domain. Names without a public suffix and addresses are only
+// equal to themselves.
+func sameSite(a, b string) bool {
+	if strings.EqualFold(a, b) {
+		return true
 	}
-	addr, err := netip.ParseAddr(realm.Hostname())
-	return err != nil || !addr.Unmap().IsLinkLocalUnicast()
+	siteA, errA := publicsuffix.EffectiveTLDPlusOne(strings.ToLower(a))
+	siteB, errB := publicsuffix.EffectiveTLDPlusOne(strings.ToLower(b))
+	return errA == nil && errB == nil && siteA == siteB
 }

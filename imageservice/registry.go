@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -16,64 +15,53 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
-	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/errcode"
 )
 
+const userAgent = "mica"
+
 const (
-	dialTimeout = 15 * time.Second
-	tlsTimeout  = 15 * time.Second
-	userAgent   = "mica"
+	// maxRedirects bounds the redirects of one request, as net/http and the other container runtimes do.
+	maxRedirects = 10
+	// openStalls bounds the time until the content of an answer begins, with all redirects and tokens, in stall time-outs.
+	// A cache may take one of them to fetch what it is asked for, a token service another.
+	openStalls = 4
 )
 
 // host is a client of one place that an image may come from. It lives as long as the pull that it was made for.
 type host struct {
 	hostConfig
-	repository string // path of the repository, without registry
-	registry   string // registry that the reference names
-	client     *auth.Client
-	transport  *http.Transport
-	plainHTTP  atomic.Bool   // tryHTTP has found out that the server speaks no TLS
-	stall      time.Duration // Options.StallTimeout
+	repository  string // path of the repository, without registry
+	registry    string // registry that the reference names
+	credentials credentialSource
+	transports  transports
+	grants      grants
+	plainHTTP   atomic.Bool   // tryHTTP has found out that the server speaks no TLS
+	stall       time.Duration // Options.StallTimeout
 }
 
-func newHost(c hostConfig, ref reference.Named, cred auth.CredentialFunc, stall time.Duration) (*host, error) {
+func newHost(c hostConfig, ref reference.Named, cred credentialSource, stall time.Duration) (*host, error) {
 	tlsConfig, err := c.tlsConfig()
 	if err != nil {
 		return nil, err
 	}
-	dialer := &net.Dialer{Timeout: orDefault(c.dialTimeout, dialTimeout), KeepAlive: 30 * time.Second}
-	h := &host{
-		hostConfig: c,
-		repository: reference.Path(ref),
-		registry:   reference.Domain(ref),
-		stall:      stall,
-		transport: &http.Transport{
-			Proxy:                 http.ProxyFromEnvironment,
-			DialContext:           dialer.DialContext,
-			TLSClientConfig:       tlsConfig,
-			TLSHandshakeTimeout:   tlsTimeout,
-			ResponseHeaderTimeout: stall,
-			ForceAttemptHTTP2:     true,
-			MaxIdleConnsPerHost:   8,
-			IdleConnTimeout:       30 * time.Second, // for those that another pull's wait for a layer leaves behind
-			DisableCompression:    true,
-			ReadBufferSize:        64 << 10,
+	return &host{
+		hostConfig:  c,
+		repository:  reference.Path(ref),
+		registry:    reference.Domain(ref),
+		credentials: cred,
+		stall:       stall,
+		grants:      grants{byTarget: make(map[string]*grant)},
+		transports: transports{
+			tls:         tlsConfig,
+			dialTimeout: orDefault(c.dialTimeout, dialTimeout),
+			stall:       stall,
+			byRoute:     make(map[route]*http.Transport),
 		},
-	}
-	h.client = &auth.Client{
-		Client:     &http.Client{Transport: realmRelay{h.transport}},
-		Header:     c.header.Clone(),
-		Credential: cred,
-		Cache:      auth.NewCache(),
-	}
-	if h.client.Header.Get("User-Agent") == "" {
-		h.client.SetUserAgent(userAgent)
-	}
-	return h, nil
+	}, nil
 }
 
-func (h *host) close() { h.transport.CloseIdleConnections() }
+func (h *host) close() { h.transports.close() }
 
 // String names the host in errors.
 func (h *host) String() string {
@@ -101,53 +89,63 @@ func (h *host) url(path string) *url.URL {
 // get sends a request for a path below the repository. An answer that is no success is a *statusError; other errors are those of
 // the connection and of authentication. The caller closes the body.
 func (h *host) get(ctx context.Context, method, path string, header http.Header) (*http.Response, error) {
-	ctx = auth.WithScopes(ctx, auth.ScopeRepository(h.repository, auth.ActionPull))
-	resp, err := h.send(ctx, method, path, header)
-	if err != nil && h.tryHTTP && !h.plainHTTP.Load() && speaksNoTLS(err) {
-		h.plainHTTP.Store(true)
-		resp, err = h.send(ctx, method, path, header)
-	}
-	if err != nil {
-		return nil, classify(ctx, err)
-	}
-	return checkStatus(resp)
+	return h.open(ctx, func(ctx context.Context) (*http.Response, error) {
+		first := func() target { return target{url: h.url("/" + h.repository + path), tls: true} }
+		resp, err := h.follow(ctx, request{method, header}, first())
+		if err != nil && h.tryHTTP && !h.plainHTTP.Load() && speaksNoTLS(err) {
+			h.plainHTTP.Store(true)
+			resp, err = h.follow(ctx, request{method, header}, first())
+		}
+		return resp, err
+	})
 }
 
-func (h *host) send(ctx context.Context, method, path string, header http.Header) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, h.url("/"+h.repository+path).String(), nil)
+// getURL fetches a foreign layer from where its manifest says. It sends no credentials, no client certificate and no
+// header of hosts.toml, and makes no exception from the verification of TLS.
+func (h *host) getURL(ctx context.Context, address string, header http.Header) (*http.Response, error) {
+	u, err := url.Parse(address)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return nil, fmt.Errorf("layer URL is not http or https: %w", errdefs.ErrInvalidArgument)
+	}
+	return h.open(ctx, func(ctx context.Context) (*http.Response, error) {
+		return h.follow(ctx, request{http.MethodGet, header}, target{url: u, led: true, foreign: true})
+	})
+}
+
+// open bounds the time until f has an answer, and gives errors their class. The content of the answer may take longer.
+func (h *host) open(ctx context.Context, f func(context.Context) (*http.Response, error)) (*http.Response, error) {
+	opening, cancel := context.WithCancelCause(ctx)
+	timer := time.AfterFunc(openStalls*h.stall, func() { cancel(errStalled) })
+	defer timer.Stop()
+	resp, err := f(opening)
 	if err != nil {
+		cancel(nil)
+		return nil, classify(ctx, err)
+	}
+	if resp, err = checkStatus(resp); err != nil {
+		cancel(nil)
 		return nil, err
 	}
-	for k, v := range header {
-		req.Header[k] = v
-	}
-	return h.client.Do(req)
+	resp.Body = cancelBody{resp.Body, cancel}
+	return resp, nil
+}
+
+// cancelBody ends the context of its request when it is closed.
+type cancelBody struct {
+	io.ReadCloser
+	cancel context.CancelCauseFunc
+}
+
+// Close implements io.Closer.
+func (b cancelBody) Close() error {
+	err := b.ReadCloser.Close()
+	b.cancel(nil)
+	return err
 }
 
 func speaksNoTLS(err error) bool {
 	var record tls.RecordHeaderError
 	return errors.As(err, &record) || errors.Is(err, http.ErrSchemeMismatch) || errors.Is(err, io.EOF)
-}
-
-// getURL fetches a foreign layer from where its manifest says; no credentials are sent.
-func (h *host) getURL(ctx context.Context, address string, header http.Header) (*http.Response, error) {
-	u, err := url.Parse(address)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" {
-		return nil, fmt.Errorf("layer URL %q is not http or https: %w", address, errdefs.ErrInvalidArgument)
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
-	if err != nil {
-		return nil, err
-	}
-	for k, v := range header {
-		req.Header[k] = v
-	}
-	req.Header.Set("User-Agent", userAgent)
-	resp, err := (&http.Client{Transport: h.transport}).Do(req)
-	if err != nil {
-		return nil, classify(ctx, err)
-	}
-	return checkStatus(resp)
 }
 
 // statusError is an answer of a registry that is no success.
@@ -232,19 +230,14 @@ func classify(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("%w: %w", context.Cause(ctx), err)
 	}
-	var token *errcode.ErrorResponse
+	var address *addressError
 	switch {
-	case errors.As(err, &token):
-		return classified{err, statusClass(token.StatusCode)}
-	case errors.Is(err, auth.ErrBasicCredentialNotFound):
-		return classified{err, errdefs.ErrUnauthenticated}
+	case op == nil || errors.As(err, &address):
+		return err // has its class
 	case isCertificateError(err):
 		return classified{err, errdefs.ErrFailedPrecondition}
 	}
-	if op != nil {
-		return classified{err, errdefs.ErrUnavailable}
-	}
-	return classified{err, errdefs.ErrUnauthenticated}
+	return classified{err, errdefs.ErrUnavailable}
 }
 
 // withoutQuery makes a URL fit for an error that users see: storage that registries redirect to has its credentials in the query.

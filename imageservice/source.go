@@ -15,7 +15,6 @@ import (
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"oras.land/oras-go/v2/registry/remote/auth"
 )
 
 // mirrorAttempts is how often a request to a host is tried when there is another host to fall back on.
@@ -29,7 +28,7 @@ type source struct {
 }
 
 // newSource reads the registry's configuration. The caller closes the source.
-func (s *Service) newSource(ref reference.Named, cred auth.CredentialFunc) (*source, error) {
+func (s *Service) newSource(ref reference.Named, cred credentialSource) (*source, error) {
 	o := *s.options()
 	configs, err := findHosts(o.CertsDirs, reference.Domain(ref))
 	if err != nil {

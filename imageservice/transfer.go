@@ -69,16 +69,10 @@ type download struct {
 func (s *source) blob(ctx context.Context, want ocispec.Descriptor, dst io.Writer, done *atomic.Int64) error {
 	d := &download{source: s, want: want, dst: dst, done: done, hash: want.Digest.Algorithm().Digester(), buffer: make([]byte, 128<<10)}
 	done.Store(0)
-	err := errors.New("no URL")
-	for _, u := range foreignURLs(want) {
-		err = d.source.repeat(ctx, mirrorAttempts, func() error { return d.resume(ctx, foreignOpener(s.hosts[len(s.hosts)-1], u)) }, d.progressed)
-		if err == nil || ctx.Err() != nil {
-			break
-		}
-	}
-	if err != nil && ctx.Err() == nil {
-		may := func(h *host) bool { return h.pull }
-		err = s.eachHost(ctx, may, func(h *host) error { return d.resume(ctx, blobOpener(h, want.Digest)) }, d.progressed)
+	may := func(h *host) bool { return h.pull }
+	err := s.eachHost(ctx, may, func(h *host) error { return d.resume(ctx, blobOpener(h, want.Digest)) }, d.progressed)
+	if err != nil && ctx.Err() == nil && !errdefs.IsDataLoss(err) {
+		err = d.foreign(ctx, err)
 	}
 	if err != nil {
 		return err
@@ -89,12 +83,43 @@ func (s *source) blob(ctx context.Context, want ocispec.Descriptor, dst io.Write
 	return nil
 }
 
+const (
+	// maxForeignURLs is how many URLs of a layer are tried. Windows base images, the only ones that have any, have one.
+	maxForeignURLs = 4
+	// maxForeignURL bounds the length of one, in bytes. A signed URL has about 1 KiB.
+	maxForeignURL = 4 << 10
+)
+
+// foreign gets the layer from where its manifest says, after the registry has failed with err. URLs that cannot be asked,
+// and those beyond the limit, are passed over.
+func (d *download) foreign(ctx context.Context, err error) error {
+	for _, u := range foreignURLs(d.want) {
+		o := foreignOpener(d.source.hosts[len(d.source.hosts)-1], u)
+		failure := d.source.repeat(ctx, mirrorAttempts, func() error { return d.resume(ctx, o) }, d.progressed)
+		if failure == nil {
+			return nil
+		}
+		// The class remains that of the registry's answer.
+		err = fmt.Errorf("%w; layer URL %s: %v", err, withoutQuery(u), failure)
+		if ctx.Err() != nil || errdefs.IsDataLoss(failure) {
+			break
+		}
+	}
+	return err
+}
+
 // foreignURLs returns where a layer is that its registry may not distribute.
 func foreignURLs(d ocispec.Descriptor) []string {
-	if strings.Contains(d.MediaType, ".nondistributable.") || strings.Contains(d.MediaType, ".foreign.") {
-		return d.URLs
+	if !strings.Contains(d.MediaType, ".nondistributable.") && !strings.Contains(d.MediaType, ".foreign.") {
+		return nil
 	}
-	return nil
+	var list []string
+	for _, u := range d.URLs {
+		if len(u) <= maxForeignURL && len(list) < maxForeignURLs {
+			list = append(list, u)
+		}
+	}
+	return list
 }
 
 // opener starts a transfer with the given request header.
