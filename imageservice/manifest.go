@@ -84,13 +84,14 @@ type rawDocument struct {
 }
 
 // kind returns what a document that is called mediaType is. Docker's and OCI's names of the same kind are mixed up by caches; only what one reader would take for an
-// index and another for a manifest is refused.
+// index and another for a manifest is refused, and what is served as something that is neither.
 func (raw *rawDocument) kind(mediaType string) (kind, error) {
 	called, own := kindOf(mediaType), kindOf(raw.MediaType)
 	if raw.SchemaVersion == 1 || raw.FSLayers != nil || called == schema1Kind || own == schema1Kind {
 		return 0, fmt.Errorf("image has a manifest of the obsolete Docker schema 1; push it again with a current client: %w", errdefs.ErrNotImplemented)
 	}
-	if called != unknownKind && own != unknownKind && called != own {
+	foreign := called == unknownKind && !saysNothing(mediaType)
+	if own != unknownKind && called != own && (called != unknownKind || foreign) {
 		return 0, fmt.Errorf("manifest is served as %s but says that it is %s: %w", mediaType, raw.MediaType, errdefs.ErrInvalidArgument)
 	}
 	// A document that is both would be read differently by different tools (CVE-2021-41190).

@@ -47,9 +47,14 @@ func TestMediaTypesOfOneKindAreMixedUp(t *testing.T) {
 				}
 			}
 		}
-		// A type that means nothing here leaves it to the document's own.
-		for _, served := range []string{"text/html", "application/x-thing", "Application/JSON; charset=utf-8"} {
-			data := []byte(fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,%s}`, own[0], bodies[k]))
+		// A type that servers give to any file leaves it to the document's own, and one of something else does not.
+		data := []byte(fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,%s}`, own[0], bodies[k]))
+		for _, served := range []string{"text/html", "application/x-thing"} {
+			if _, err := parseDocument(served, data); !errdefs.IsInvalidArgument(err) {
+				t.Errorf("%q served as %q: %v", own[0], served, err)
+			}
+		}
+		for _, served := range []string{"", "Text/Plain", "Application/JSON; charset=utf-8"} {
 			if d, err := parseDocument(served, data); err != nil || d.isIndex != (k == indexKind) {
 				t.Errorf("%q served as %q: index %t, %v", own[0], served, d.isIndex, err)
 			}
