@@ -184,8 +184,8 @@ func (s *Service) describe(_ context.Context, a captureArgs) error {
 	if err != nil {
 		return err
 	}
-	ociSpec := new(specs.Spec)
-	if err := jsonfile.Read(filepath.Join(s.bundle(c.ID), specFile), ociSpec); err != nil {
+	ociSpec, err := st.currentSpec(s.bundle(c.ID))
+	if err != nil {
 		return err
 	}
 	if err := annotate(ociSpec, pod, c); err != nil {

@@ -99,6 +99,8 @@ type ContainerState struct {
 	Untold bool `json:",omitempty"`
 	// Resources are the last ones that were set, the record's at first.
 	Resources stored[runtimeapi.LinuxContainerResources, *runtimeapi.LinuxContainerResources]
+	// Limits differ from those of the specification on disk; nil before the first update.
+	Limits *updatedLimits `json:",omitempty"`
 }
 
 func (s ContainerState) phase() Phase {

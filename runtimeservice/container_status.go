@@ -2,11 +2,9 @@ package runtimeservice
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -46,12 +44,12 @@ func (s *Service) containerInfo(c *Container) (map[string]string, error) {
 	if st.phase() == Exited {
 		info["pid"] = 0 // the number may be another process's by now
 	}
-	data, err := os.ReadFile(filepath.Join(c.dir, specFile))
+	spec, err := st.currentSpec(c.dir)
 	switch {
 	case err == nil:
-		info["runtimeSpec"] = json.RawMessage(data)
+		info["runtimeSpec"] = spec
 	case !errors.Is(err, os.ErrNotExist): // which one that is just being made lacks
-		return nil, fmt.Errorf("read specification of container %s: %w", c.ID, err)
+		return nil, fmt.Errorf("container %s: %w", c.ID, err)
 	}
 	return infoJSON(info)
 }

@@ -2,17 +2,13 @@ package runtimeservice
 
 import (
 	"context"
-	"fmt"
-	"path/filepath"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
-	"github.com/micarun/mica/internal/jsonfile"
 	"github.com/micarun/mica/runtimeservice/nri"
-	"github.com/micarun/mica/runtimeservice/spec"
 )
 
 // startPlugins lets NRI plugins join. They are told of the pods that are ready
@@ -46,18 +42,9 @@ func (s *Service) livingContainer(c *Container) (nri.Container, error) {
 	if err != nil || pod.snapshot().Phase != PodReady || (st.phase() != Created && st.phase() != Running) {
 		return nri.Container{}, nil
 	}
-	ociSpec := &specs.Spec{}
-	if err := jsonfile.Read(filepath.Join(s.bundle(c.ID), specFile), ociSpec); err != nil {
-		return nri.Container{}, fmt.Errorf("read its specification: %w", err)
-	}
-	// They may have changed since the specification was written.
-	limits, err := spec.Resources(st.Resources.Msg, s.host)
+	ociSpec, err := st.currentSpec(s.bundle(c.ID))
 	if err != nil {
-		return nri.Container{}, fmt.Errorf("tell its limits: %w", err)
-	}
-	if ociSpec.Linux != nil && ociSpec.Linux.Resources != nil {
-		now := ociSpec.Linux.Resources
-		now.CPU, now.Memory, now.HugepageLimits, now.Unified = limits.CPU, limits.Memory, limits.HugepageLimits, limits.Unified
+		return nri.Container{}, err
 	}
 	told := pluginContainer(c, ociSpec)
 	told.Started, told.Pid = st.Started, st.Pid

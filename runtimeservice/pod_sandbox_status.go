@@ -103,6 +103,10 @@ func (s *Service) podSpec(p *Pod, st PodState) *specs.Spec {
 	if st.InitPid != 0 {
 		linux.Namespaces = append(linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace, Path: filepath.Join(s.podStateDir(p.ID), podns.PID)})
 	}
+	// As in the pod's cgroup: what cannot be said of this host was never set.
+	if limits, err := s.podLimits(podResources(st.Overhead.Msg, st.Resources.Msg)); err == nil && (st.Overhead.Msg != nil || st.Resources.Msg != nil) {
+		linux.Resources = limits
+	}
 	if users := s.userNamespace(p); users != "" {
 		linux.Namespaces = append(linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: users})
 	}

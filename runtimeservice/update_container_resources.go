@@ -100,8 +100,13 @@ func (s *Service) limitContainer(ctx context.Context, c *Container, wanted nri.U
 		}
 	}
 	s.plugins.Limited(c.ID, &told)
+	set := updatedLimits{Resources: withLimits(&told, &specs.LinuxResources{Memory: direct.Memory})}
+	if wanted.Resources.GetOomScoreAdj() != 0 {
+		set.OOMScoreAdj = &score
+	}
 	return c.update(func(st *ContainerState) error {
 		st.Resources.Msg = next
+		st.Limits = st.Limits.with(set)
 		return nil
 	})
 }

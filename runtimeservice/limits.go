@@ -1,0 +1,101 @@
+package runtimeservice
+
+import (
+	"fmt"
+	"maps"
+	"path/filepath"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/micarun/mica/internal/jsonfile"
+)
+
+// updatedLimits are what updates have set, in the terms of an OCI specification. The container's
+// specification on disk has those of its creation.
+type updatedLimits struct {
+	Resources   *specs.LinuxResources `json:",omitempty"`
+	OOMScoreAdj *int                  `json:",omitempty"`
+}
+
+// with is u, nil before the first update, with what another update has set. u is not changed.
+func (u *updatedLimits) with(set updatedLimits) *updatedLimits {
+	if u == nil {
+		return &set
+	}
+	return &updatedLimits{
+		Resources:   withLimits(u.Resources, set.Resources),
+		OOMScoreAdj: orElse(set.OOMScoreAdj, u.OOMScoreAdj),
+	}
+}
+
+// currentSpec reads the container's specification from a directory and puts the limits into it
+// that are in force.
+func (st ContainerState) currentSpec(dir string) (*specs.Spec, error) {
+	s := new(specs.Spec)
+	if err := jsonfile.Read(filepath.Join(dir, specFile), s); err != nil {
+		return nil, fmt.Errorf("read specification: %w", err)
+	}
+	if st.Limits == nil {
+		return s, nil
+	}
+	if score := st.Limits.OOMScoreAdj; score != nil && s.Process != nil {
+		s.Process.OOMScoreAdj = score
+	}
+	if s.Linux != nil {
+		s.Linux.Resources = withLimits(s.Linux.Resources, st.Limits.Resources)
+	}
+	return s, nil
+}
+
+// withLimits is old with every limit that now sets. Neither is changed.
+func withLimits(old, now *specs.LinuxResources) *specs.LinuxResources {
+	out := specs.LinuxResources{}
+	if old != nil {
+		out = *old
+	}
+	if now == nil {
+		return &out
+	}
+	out.CPU, out.Memory = withCPU(out.CPU, now.CPU), withMemory(out.Memory, now.Memory)
+	out.Pids = orElse(now.Pids, out.Pids)
+	if len(now.HugepageLimits) > 0 {
+		out.HugepageLimits = now.HugepageLimits
+	}
+	if len(now.Unified) > 0 {
+		unified := maps.Clone(out.Unified)
+		if unified == nil {
+			unified = map[string]string{}
+		}
+		maps.Copy(unified, now.Unified)
+		out.Unified = unified
+	}
+	return &out
+}
+
+func withCPU(old, now *specs.LinuxCPU) *specs.LinuxCPU {
+	if old == nil || now == nil {
+		return orElse(now, old)
+	}
+	out := *old
+	out.Shares, out.Quota, out.Period = orElse(now.Shares, old.Shares), orElse(now.Quota, old.Quota), orElse(now.Period, old.Period)
+	out.Cpus, out.Mems = either(now.Cpus, old.Cpus), either(now.Mems, old.Mems)
+	return &out
+}
+
+func withMemory(old, now *specs.LinuxMemory) *specs.LinuxMemory {
+	if old == nil || now == nil {
+		return orElse(now, old)
+	}
+	out := *old
+	out.Limit, out.Swap = orElse(now.Limit, old.Limit), orElse(now.Swap, old.Swap)
+	out.Reservation, out.Swappiness = orElse(now.Reservation, old.Reservation), orElse(now.Swappiness, old.Swappiness)
+	return &out
+}
+
+// orElse is now, or old where now is nil.
+func orElse[T any](now, old *T) *T {
+	if now != nil {
+		return now
+	}
+	return old
+}

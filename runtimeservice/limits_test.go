@@ -1,0 +1,56 @@
+package runtimeservice
+
+import (
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/micarun/mica/internal/jsonfile"
+)
+
+// What the specification on disk has no update for stays, and what updates have set is as if it
+// had always been so.
+func TestCurrentSpec(t *testing.T) {
+	dir := t.TempDir()
+	score, later := 500, 900
+	shares, memory, reserved, pids := uint64(512), int64(64<<20), int64(16<<20), int64(100)
+	created := &specs.Spec{
+		Process: &specs.Process{OOMScoreAdj: &score},
+		Linux: &specs.Linux{Resources: &specs.LinuxResources{
+			CPU: &specs.LinuxCPU{Shares: &shares, Cpus: "0"}, Memory: &specs.LinuxMemory{Limit: &memory, Reservation: &reserved},
+			Pids: &specs.LinuxPids{Limit: &pids}, Devices: []specs.LinuxDeviceCgroup{{Access: "rwm"}}, Unified: map[string]string{"a.b": "1"},
+		}},
+	}
+	if err := jsonfile.Write(filepath.Join(dir, specFile), created); err != nil {
+		t.Fatal(err)
+	}
+	st := ContainerState{}
+	for range 2 { // before an update, and with one that sets nothing
+		if got, err := st.currentSpec(dir); err != nil || cmp.Diff(created, got) != "" {
+			t.Fatalf("%v, (-want +got):\n%s", err, cmp.Diff(created, got))
+		}
+		st.Limits = st.Limits.with(updatedLimits{Resources: &specs.LinuxResources{}})
+	}
+	quota, half, few := int64(5000), int64(32<<20), int64(9)
+	st.Limits = st.Limits.with(updatedLimits{OOMScoreAdj: &later, Resources: &specs.LinuxResources{
+		CPU: &specs.LinuxCPU{Quota: &quota}, Pids: &specs.LinuxPids{Limit: &few}, Unified: map[string]string{"c.d": "2"},
+	}})
+	before := *st.Limits
+	st.Limits = st.Limits.with(updatedLimits{Resources: &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &half}}})
+	if before.Resources.Memory != nil {
+		t.Error("an update changed the state that it came after")
+	}
+	got, err := st.currentSpec(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &specs.LinuxResources{
+		CPU: &specs.LinuxCPU{Shares: &shares, Quota: &quota, Cpus: "0"}, Memory: &specs.LinuxMemory{Limit: &half, Reservation: &reserved},
+		Pids: &specs.LinuxPids{Limit: &few}, Devices: created.Linux.Resources.Devices, Unified: map[string]string{"a.b": "1", "c.d": "2"},
+	}
+	if diff := cmp.Diff(want, got.Linux.Resources); diff != "" || *got.Process.OOMScoreAdj != later {
+		t.Errorf("score %d, limits (-want +got):\n%s", *got.Process.OOMScoreAdj, diff)
+	}
+}
