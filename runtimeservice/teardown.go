@@ -43,6 +43,7 @@ func (s *Service) tearDownPod(ctx context.Context, p *Pod) error {
 	journal.Enter(ctx, "remove namespaces and cgroup")
 	dir := s.podStateDir(p.ID)
 	errs = append(errs, podns.Unpin(dir), unmount(filepath.Join(dir, shmDir)))
+	s.plugins.Unpinned(p.ID)
 	if errors.Join(errs...) == nil {
 		// Kept until then, since the steps above need it when they are repeated.
 		errs = append(errs, os.RemoveAll(dir))

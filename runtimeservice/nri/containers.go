@@ -189,6 +189,8 @@ func (p *Plugins) stopContainer(ctx context.Context, id string, exit Exit) error
 	}
 	c = p.change(id, func(c *api.Container) {
 		c.State, c.Pid = api.ContainerState_CONTAINER_STOPPED, 0
+		// A process whose PID namespace it had joined may be gone, and its number another's.
+		dropPaths(c.GetLinux().GetNamespaces(), "/proc/")
 		c.ExitCode, c.StatusReason, c.StatusMessage = int32(exit.Code), exit.Reason, exit.Message
 		if !exit.At.IsZero() {
 			c.FinishedAt = exit.At.UnixNano()

@@ -197,7 +197,13 @@ func (h *house) no(err error) {
 // join connects a plugin and returns when it takes part.
 func (h *house) join(r *recorder, index string) {
 	h.t.Helper()
-	s, err := stub.New(r, stub.WithPluginName("test"), stub.WithPluginIdx(index), stub.WithSocketPath(h.opts.Socket))
+	h.joinPlugin(r, r, index)
+}
+
+// joinPlugin is join for a plugin that has more than a recorder.
+func (h *house) joinPlugin(plugin any, r *recorder, index string) {
+	h.t.Helper()
+	s, err := stub.New(plugin, stub.WithPluginName("test"), stub.WithPluginIdx(index), stub.WithSocketPath(h.opts.Socket))
 	h.no(err)
 	r.stub, r.joined = s, make(chan struct{})
 	h.no(s.Start(h.t.Context()))

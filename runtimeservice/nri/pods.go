@@ -2,6 +2,7 @@ package nri
 
 import (
 	"context"
+	"strings"
 
 	"github.com/containerd/nri/pkg/api"
 	"google.golang.org/protobuf/proto"
@@ -72,6 +73,37 @@ func (p *Plugins) StopPod(ctx context.Context, id string) {
 		p.mu.Unlock()
 		return p.adapter.StopPodSandbox(ctx, &api.StopPodSandboxRequest{Pod: pod})
 	})
+}
+
+// Unpinned takes in that the pod's namespaces are not to be found any more where they were, for
+// what plugins are told next of the pod and its containers. It tells them nothing.
+func (p *Plugins) Unpinned(id string) {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if pod := p.pods[id]; pod != nil {
+		pod = proto.Clone(pod).(*api.PodSandbox)
+		dropPaths(pod.GetLinux().GetNamespaces(), "")
+		p.pods[id] = pod
+	}
+	for container, c := range p.containers {
+		if c.GetPodSandboxId() == id {
+			c = proto.Clone(c).(*api.Container)
+			dropPaths(c.GetLinux().GetNamespaces(), "")
+			p.containers[container] = c
+		}
+	}
+}
+
+// dropPaths leaves namespaces without those of their paths that begin with prefix.
+func dropPaths(namespaces []*api.LinuxNamespace, prefix string) {
+	for _, ns := range namespaces {
+		if strings.HasPrefix(ns.GetPath(), prefix) {
+			ns.Path = ""
+		}
+	}
 }
 
 // RemovePod tells, once, that the stopped pod is removed.
