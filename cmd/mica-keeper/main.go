@@ -39,7 +39,12 @@ const (
 	exitLocked = 3
 )
 
+// umask is what OCI runtimes and containers inherit, whatever the keeper was
+// started with.
+const umask = 0o022
+
 func main() {
+	unix.Umask(umask)
 	err := run(os.Args[1:])
 	if err == nil {
 		return

@@ -20,6 +20,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/config"
@@ -32,7 +33,13 @@ const (
 	exitUsage  = 2
 )
 
+// umask is what files and directories of pods are made with, whatever the daemon
+// was started with: containers that do not run as root read them. What is private
+// has an explicit mode.
+const umask = 0o022
+
 func main() {
+	unix.Umask(umask)
 	// The main goroutine keeps the main thread to itself. Pods' namespaces are made
 	// on other threads, which end afterwards; the main thread cannot end, and a
 	// namespace that was made on it would live as long as the daemon.
