@@ -113,7 +113,13 @@ func forkInit(a wire.Init) (int, error) {
 		return 0, err
 	}
 	defer func() { _ = r.Close() }()
-	cmd := exec.Command(a.Binary)
+	program, err := sealed(a.Binary)
+	if err != nil {
+		_ = w.Close()
+		return 0, fmt.Errorf("start init %s: %w", a.ID, err)
+	}
+	defer func() { _ = program.Close() }()
+	cmd := &exec.Cmd{Path: execPath(program), Args: []string{a.Binary}}
 	cmd.Env = []string{}
 	cmd.Dir = "/"
 	cmd.Stdout = w
@@ -148,7 +154,13 @@ func joinInit(a wire.Init) (int, error) {
 		return 0, err
 	}
 	defer func() { _ = pids.Close() }()
-	cmd := exec.Command(a.Binary, "join")
+	program, err := sealed(a.Binary)
+	if err != nil {
+		closeFiles([]*os.File{said, told})
+		return 0, fmt.Errorf("start init %s: %w", a.ID, err)
+	}
+	defer func() { _ = program.Close() }()
+	cmd := &exec.Cmd{Path: execPath(program), Args: []string{a.Binary, "join"}}
 	cmd.Env = []string{}
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = said, told

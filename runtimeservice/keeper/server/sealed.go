@@ -1,0 +1,71 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// sealed opens a copy of the program that nobody can change, to be executed by
+// its descriptor. Processes of a pod may open /proc/1/exe of mica-init and write
+// to it once mica-init has ended; that must not be the program on the host.
+//
+// The copy is a sealed memfd. Where sysctl vm.memfd_noexec=2 forbids executable
+// memfds, it is the program's own file on a read-only mount.
+func sealed(program string) (*os.File, error) {
+	f, err := sealedCopy(program)
+	if errors.Is(err, unix.EACCES) {
+		f, err = readOnlyClone(program)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("protect program %s: %w", program, err)
+	}
+	return f, nil
+}
+
+func sealedCopy(program string) (*os.File, error) {
+	from, err := os.Open(program)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = from.Close() }()
+	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
+	fd, err := unix.MemfdCreate("mica-init", flags|unix.MFD_EXEC)
+	if errors.Is(err, unix.EINVAL) { // Linux before 6.3, where every memfd is executable
+		fd, err = unix.MemfdCreate("mica-init", flags)
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	f := os.NewFile(uintptr(fd), "mica-init")
+	_, err = io.Copy(f, from)
+	if err == nil {
+		const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// readOnlyClone opens the program on a read-only mount that is attached nowhere.
+func readOnlyClone(program string) (*os.File, error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, program, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("open_tree", err)
+	}
+	f := os.NewFile(uintptr(fd), program)
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID, Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return nil, errors.Join(os.NewSyscallError("mount_setattr", err), f.Close())
+	}
+	return f, nil
+}
+
+// execPath names an open file for execve. It holds in the child, too, before the
+// descriptor is closed on exec.
+func execPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
