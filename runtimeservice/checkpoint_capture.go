@@ -162,7 +162,7 @@ func (s *Service) saveLog(ctx context.Context, a captureArgs) error {
 	} else if err != nil {
 		return err
 	}
-	log, err := os.Open(a.c.LogPath)
+	log, err := a.c.log().Read()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // rotated away, or never made
 	}

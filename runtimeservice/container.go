@@ -15,6 +15,7 @@ import (
 
 	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/internal/podlog"
 )
 
 // Phase is where a container stands in its life. It is derived from the state.
@@ -57,6 +58,8 @@ type ContainerRecord struct {
 	ImageID, ImageRef string
 	// LogPath is the absolute path of the CRI log, "" for none.
 	LogPath string
+	// LogDir is the pod's log directory. Records of older builds lack it.
+	LogDir string
 	// CgroupParent is the pod's cgroup, in which the container's own lies.
 	CgroupParent string
 	// StopSignal is the name of the signal that asks the container to end.
@@ -155,6 +158,8 @@ func (c *Container) id() string       { return c.ID }
 func (c *Container) identity() string { return containerIdentity(c.PodID, c.Config.Msg.GetMetadata()) }
 
 func (c *Container) config() *runtimeapi.ContainerConfig { return c.Config.Msg }
+
+func (c *Container) log() podlog.File { return podlog.File{Dir: c.LogDir, Path: c.LogPath} }
 
 // subject is a container as the journal knows it.
 func (s *Service) subject(c *Container) journal.Subject {

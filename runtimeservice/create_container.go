@@ -119,7 +119,7 @@ func (s *Service) recordContainer(pod *Pod, cfg *runtimeapi.ContainerConfig, fro
 		rec.ImageRef = img.Digests[0]
 	}
 	if dir, file := pod.config().GetLogDirectory(), cfg.GetLogPath(); dir != "" && file != "" {
-		rec.LogPath = filepath.Join(dir, file)
+		rec.LogPath, rec.LogDir = filepath.Join(dir, file), dir
 	}
 	c := newContainer(filepath.Join(s.containersDir(), rec.ID), rec)
 	if err := os.Mkdir(c.dir, 0o700); err != nil {
@@ -237,7 +237,7 @@ func (s *Service) createProcess(ctx context.Context, p *Pod, c *Container) (int,
 		return 0, err
 	}
 	if c.LogPath != "" {
-		if err := os.MkdirAll(filepath.Dir(c.LogPath), 0o755); err != nil {
+		if err := c.log().MakeDir(); err != nil {
 			return 0, fmt.Errorf("make log directory: %w", err)
 		}
 	}
@@ -259,7 +259,7 @@ func (s *Service) createArgs(p *Pod, c *Container, h handler) keeper.CreateArgs 
 	cfg := c.config()
 	uid, gid := p.root()
 	return keeper.CreateArgs{
-		ID: c.ID, Runtime: h.Args(), Bundle: s.bundle(c.ID), LogPath: c.LogPath,
+		ID: c.ID, Runtime: h.Args(), Bundle: s.bundle(c.ID), LogPath: c.LogPath, LogDir: c.LogDir,
 		Terminal: cfg.GetTty(), Stdin: cfg.GetStdin(), StdinOnce: cfg.GetStdinOnce(),
 		MemoryCgroup: s.cgroups.MemoryDir(s.containerCgroup(c)),
 		Timeout:      s.opts.ContainerTimeout,

@@ -18,7 +18,14 @@ const (
 	hostsFile    = "hosts"
 	resolvFile   = "resolv.conf"
 	shmDir       = "shm"
+	// filesDir is a file system of its own for the files under /etc.
+	filesDir = "etc"
 )
+
+// filesRoom is how much containers can add to the pod's files under /etc, in
+// bytes. The state directory is a tmpfs that systemd and others need; a resolver
+// reads no more of such a file than some KiB.
+const filesRoom = 1 << 20
 
 // writePodFiles writes /etc/hostname, /etc/hosts and /etc/resolv.conf of the
 // pod's containers and mounts their /dev/shm. Containers may write to them, as
@@ -36,9 +43,42 @@ func (s *Service) writePodFiles(p *Pod, ips []string) error {
 	if err != nil {
 		return err
 	}
-	dir := s.podStateDir(p.ID)
+	files := map[string]string{hostnameFile: hostname + "\n", hostsFile: hosts, resolvFile: resolv}
+	if err := s.writeBounded(p, files); err != nil {
+		return err
+	}
+	if p.hostIPC() {
+		return nil
+	}
 	uid, gid := p.root()
-	for name, content := range map[string]string{hostnameFile: hostname + "\n", hostsFile: hosts, resolvFile: resolv} {
+	shm := filepath.Join(s.podStateDir(p.ID), shmDir)
+	if err := os.Mkdir(shm, 0o1777); err != nil {
+		return err
+	}
+	if err := unix.Mount("shm", shm, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", s.opts.ShmSize, uid, gid)); err != nil {
+		return fmt.Errorf("mount %s: %w", shm, err)
+	}
+	return nil
+}
+
+// writeBounded writes the files to a small tmpfs of the pod's own: what containers
+// write there cannot fill the state directory.
+func (s *Service) writeBounded(p *Pod, files map[string]string) error {
+	dir := filepath.Join(s.podStateDir(p.ID), filesDir)
+	if err := os.Mkdir(dir, privateMode); err != nil {
+		return err
+	}
+	size := filesRoom
+	for _, content := range files {
+		size += len(content)
+	}
+	// The host's own /etc/hosts may be large; the room comes on top of it.
+	options := fmt.Sprintf("mode=0700,size=%d", size+len(files)*os.Getpagesize())
+	if err := unix.Mount("files", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+		return fmt.Errorf("mount %s: %w", dir, err)
+	}
+	uid, gid := p.root()
+	for name, content := range files {
 		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
 			return err
@@ -46,16 +86,6 @@ func (s *Service) writePodFiles(p *Pod, ips []string) error {
 		if err := os.Lchown(path, uid, gid); err != nil {
 			return err
 		}
-	}
-	if p.hostIPC() {
-		return nil
-	}
-	shm := filepath.Join(dir, shmDir)
-	if err := os.Mkdir(shm, 0o1777); err != nil {
-		return err
-	}
-	if err := unix.Mount("shm", shm, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", s.opts.ShmSize, uid, gid)); err != nil {
-		return fmt.Errorf("mount %s: %w", shm, err)
 	}
 	return nil
 }
@@ -114,12 +144,18 @@ func podResolvConf(p *Pod) (string, error) {
 // of its containers.
 func (s *Service) podMounts(p *Pod, readonlyRootfs bool) []spec.Mount {
 	dir := s.podStateDir(p.ID)
-	mounts := []spec.Mount{
-		{Source: filepath.Join(dir, hostnameFile), Destination: "/etc/hostname", ReadOnly: readonlyRootfs, Relabel: true},
-		{Source: filepath.Join(dir, hostsFile), Destination: "/etc/hosts", ReadOnly: readonlyRootfs, Relabel: true},
-		{Source: filepath.Join(dir, resolvFile), Destination: "/etc/resolv.conf", ReadOnly: readonlyRootfs, Relabel: true},
+	files := filepath.Join(dir, filesDir)
+	if !exists(files) {
+		files = dir // of a pod that an older build has made
 	}
-	shm := spec.Mount{Source: filepath.Join(dir, shmDir), Destination: "/dev/shm", Relabel: true, Options: []string{"nosuid", "noexec", "nodev"}}
+	options := []string{"nosuid", "noexec", "nodev"}
+	var mounts []spec.Mount
+	for _, name := range []string{hostnameFile, hostsFile, resolvFile} {
+		mounts = append(mounts, spec.Mount{
+			Source: filepath.Join(files, name), Destination: "/etc/" + name, ReadOnly: readonlyRootfs, Relabel: true, Options: options,
+		})
+	}
+	shm := spec.Mount{Source: filepath.Join(dir, shmDir), Destination: "/dev/shm", Relabel: true, Options: options}
 	if p.hostIPC() {
 		shm = spec.Mount{Source: "/dev/shm", Destination: "/dev/shm"}
 	}

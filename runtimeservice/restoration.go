@@ -334,10 +334,10 @@ func continueLog(c *Container) error {
 	if c.LogPath == "" || !exists(was) {
 		return nil
 	}
-	if err := os.MkdirAll(filepath.Dir(c.LogPath), 0o755); err != nil {
+	if err := c.log().MakeDir(); err != nil {
 		return err
 	}
-	to, err := os.OpenFile(c.LogPath, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o640)
+	to, err := c.log().Create()
 	if errors.Is(err, fs.ErrExist) {
 		return nil
 	}

@@ -42,7 +42,7 @@ func (s *Service) tearDownPod(ctx context.Context, p *Pod) error {
 	errs = append(errs, failpoint.Hit("pod-network-down"))
 	journal.Enter(ctx, "remove namespaces and cgroup")
 	dir := s.podStateDir(p.ID)
-	errs = append(errs, podns.Unpin(dir), unmount(filepath.Join(dir, shmDir)))
+	errs = append(errs, podns.Unpin(dir), unmount(filepath.Join(dir, shmDir)), unmount(filepath.Join(dir, filesDir)))
 	s.plugins.Unpinned(p.ID)
 	if errors.Join(errs...) == nil {
 		// Kept until then, since the steps above need it when they are repeated.

@@ -71,6 +71,9 @@ type CreateArgs struct {
 	StdinOnce bool
 	// LogPath is the CRI log file, appended to; "" for no log.
 	LogPath string
+	// LogDir is the pod's log directory, in which LogPath lies. Symbolic links
+	// are followed up to it and not below. "" stands for LogPath's parent.
+	LogDir string
 	// MemoryCgroup is the absolute directory of the container's memory
 	// cgroup, where the OOM counter is read at exit; may be "".
 	MemoryCgroup string

@@ -5,34 +5,41 @@ import (
 	"fmt"
 	"log"
 
+	"github.com/micarun/mica/internal/podlog"
 	"golang.org/x/sys/unix"
 )
 
 // logFile is a container's CRI log. Only the pump uses it.
 type logFile struct {
-	id, path string
-	fd       int
-	size     int64
-	file     uint64
-	lost     int64 // bytes dropped since writing began to fail
+	id   string
+	at   podlog.File
+	fd   int
+	size int64
+	file uint64
+	lost int64 // bytes dropped since writing began to fail
 }
 
-func openLog(id, path string) (*logFile, error) {
-	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NONBLOCK, 0o640)
+func openLog(id string, at podlog.File) (*logFile, error) {
+	file, err := at.Append()
 	if err != nil {
-		return nil, fmt.Errorf("open log %s: %w", path, err)
+		return nil, fmt.Errorf("open log: %w", err)
 	}
-	return useLog(id, path, fd)
+	defer func() { _ = file.Close() }()
+	fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open log %s: %w", at.Path, err)
+	}
+	return useLog(id, at, fd)
 }
 
 // useLog takes over an open descriptor.
-func useLog(id, path string, fd int) (*logFile, error) {
+func useLog(id string, at podlog.File, fd int) (*logFile, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		_ = unix.Close(fd)
-		return nil, fmt.Errorf("stat log %s: %w", path, err)
+		return nil, fmt.Errorf("stat log %s: %w", at.Path, err)
 	}
-	return &logFile{id: id, path: path, fd: fd, size: st.Size, file: st.Ino}, nil
+	return &logFile{id: id, at: at, fd: fd, size: st.Size, file: st.Ino}, nil
 }
 
 func (l *logFile) close() {
@@ -48,7 +55,7 @@ func (l *logFile) rewind(size int64, file uint64) error {
 		return nil
 	}
 	if err := unix.Ftruncate(l.fd, size); err != nil {
-		return fmt.Errorf("cut log %s back to %d bytes: %w", l.path, size, err)
+		return fmt.Errorf("cut log %s back to %d bytes: %w", l.at.Path, size, err)
 	}
 	l.size = size
 	return nil
@@ -95,14 +102,14 @@ func (l *logFile) mend(lines []byte, n int) int {
 
 func (l *logFile) failed(err error, bytes int) {
 	if l.lost == 0 {
-		log.Printf("container %s: write log %s: %v; dropping output until it works again", l.id, l.path, err)
+		log.Printf("container %s: write log %s: %v; dropping output until it works again", l.id, l.at.Path, err)
 	}
 	l.lost += int64(bytes)
 }
 
 func (l *logFile) recovered() {
 	if l.lost > 0 {
-		log.Printf("container %s: log %s is written again, %d bytes were dropped", l.id, l.path, l.lost)
+		log.Printf("container %s: log %s is written again, %d bytes were dropped", l.id, l.at.Path, l.lost)
 		l.lost = 0
 	}
 }

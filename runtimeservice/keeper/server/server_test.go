@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/micarun/mica/internal/podlog"
 	"github.com/micarun/mica/internal/reaper"
 	"github.com/micarun/mica/runtimeservice/keeper/wire"
 )
@@ -96,7 +97,7 @@ func TestOpenTableRefusesOthers(t *testing.T) {
 
 func TestLogFileRewind(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
-	l, err := openLog("c", path)
+	l, err := openLog("c", podlog.File{Path: path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,7 +217,7 @@ func TestLogFileOnFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }()
-	l, err := openLog("c", filepath.Join(dir, "log"))
+	l, err := openLog("c", podlog.File{Path: filepath.Join(dir, "log")})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/micarun/mica/internal/podlog"
 	"github.com/micarun/mica/runtimeservice/keeper/wire"
 	"golang.org/x/sys/unix"
 )
@@ -48,7 +49,7 @@ func newStdio(p *pump, rec record, fds wire.FDs) (*stdio, error) {
 		}
 		io.streams[i] = s
 	}
-	return io, io.openLog(rec.Create.LogPath, fds.Take(wire.FDLog))
+	return io, io.openLog(podlog.File{Dir: rec.Create.LogDir, Path: rec.Create.LogPath}, fds.Take(wire.FDLog))
 }
 
 func newStream(io *stdio, index, fd, pending int) (*stream, error) {
@@ -74,12 +75,12 @@ func newStream(io *stdio, index, fd, pending int) (*stream, error) {
 	return s, nil
 }
 
-func (io *stdio) openLog(path string, fd int) (err error) {
+func (io *stdio) openLog(at podlog.File, fd int) (err error) {
 	switch {
 	case fd >= 0:
-		io.log, err = useLog(io.id, path, fd)
-	case path != "":
-		io.log, err = openLog(io.id, path)
+		io.log, err = useLog(io.id, at, fd)
+	case at.Path != "":
+		io.log, err = openLog(io.id, at)
 	}
 	if err != nil {
 		io.close()
@@ -153,7 +154,7 @@ func (io *stdio) reopen() error {
 	if io.log == nil {
 		return nil
 	}
-	fresh, err := openLog(io.id, io.log.path)
+	fresh, err := openLog(io.id, io.log.at)
 	if err != nil {
 		return err
 	}

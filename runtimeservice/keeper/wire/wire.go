@@ -166,6 +166,7 @@ type Create struct {
 	Stdin        bool          `json:"stdin,omitempty"`
 	StdinOnce    bool          `json:"stdinOnce,omitempty"`
 	LogPath      string        `json:"logPath,omitempty"`
+	LogDir       string        `json:"logDir,omitempty"`
 	MemoryCgroup string        `json:"memoryCgroup,omitempty"`
 	Timeout      time.Duration `json:"timeout,omitempty"`
 	Env          []string      `json:"env,omitempty"`

@@ -1,0 +1,142 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/e2e/node"
+)
+
+// What a container writes to files that the node gives it is bounded for the pod:
+// the state directory is a file system that the host needs.
+func TestPodFilesCannotFillTheStateDirectory(t *testing.T) {
+	f := start(t)
+	for name, p := range map[string]pod{"pod": f.runPod(f.podConfig()), "pod with a user namespace": f.userPod()} {
+		config := f.containerConfig(busyboxImage, "sh", "-c", `
+			for f in hostname hosts resolv.conf; do dd if=/dev/zero of=/etc/$f bs=1M count=64 2>/dev/null && echo "$f took all"; done
+			du -ck /etc/hostname /etc/hosts /etc/resolv.conf | tail -n 1 | cut -f 1`)
+		if p.config.Linux.SecurityContext != nil {
+			config.Linux.SecurityContext.NamespaceOptions.UsernsOptions = p.config.Linux.SecurityContext.NamespaceOptions.UsernsOptions
+		}
+		used := f.stateUsed()
+		var kib int
+		if out := f.output(p, config); !scan(out, &kib) || kib == 0 || kib > 2<<10 {
+			t.Errorf("%s: three files of the pod grew to (KiB): %q", name, out)
+		}
+		if grown := f.stateUsed() - used; grown > 1<<20 {
+			t.Errorf("%s: the state directory's file system has grown by %d bytes", name, grown)
+		}
+	}
+}
+
+func scan(text string, n *int) bool {
+	_, err := fmt.Sscanf(text, "%d\n", n)
+	return err == nil
+}
+
+// stateUsed returns how many bytes the state directory takes of the file system
+// that it is on.
+func (f *fixture) stateUsed() int64 {
+	f.t.Helper()
+	var root unix.Stat_t
+	f.no(unix.Stat(f.State, &root))
+	var used int64
+	for _, path := range below(f.t, f.State) {
+		var st unix.Stat_t
+		if unix.Lstat(path, &st) == nil && st.Dev == root.Dev {
+			used += st.Blocks * 512
+		}
+	}
+	return used
+}
+
+// The files under /etc keep their content over a daemon's restart, in containers
+// that are made later, too.
+func TestPodFilesSurviveRestart(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	first := f.containerConfig(busyboxImage, "sh", "-c", "echo 10.9.8.7 added >>/etc/hosts; cat /etc/hostname /etc/hosts")
+	before := f.output(p, first)
+	f.no(f.Kill())
+	_, err := f.StartDaemon(f.ctx)
+	f.no(err)
+	second := f.containerConfig(busyboxImage, "cat", "/etc/hostname", "/etc/hosts")
+	if after := f.output(p, second); after != before || !strings.Contains(after, "10.9.8.7 added") {
+		t.Errorf("the files were\n%s\nand are\n%s", before, after)
+	}
+}
+
+// A pod that shares the log directory cannot make the node write its log to, or
+// read it from, a file that the pod chooses.
+func TestLogIsNotWrittenThroughLinks(t *testing.T) {
+	f := start(t)
+	config := f.podConfig()
+	f.no(os.MkdirAll(config.LogDirectory, 0o755))
+	outside := t.TempDir()
+	victim := filepath.Join(outside, "victim")
+	f.no(os.WriteFile(victim, []byte("host\n"), 0o600))
+	p := f.runPod(config)
+	writer := f.containerConfig(busyboxImage, "sh", "-ec", `cd /logs; ln -s "$0" file.log; ln -s "${0%/*}" dir; mkfifo pipe.log`, victim)
+	writer.Mounts = []*runtimeapi.Mount{{ContainerPath: "/logs", HostPath: config.LogDirectory}}
+	f.output(p, writer)
+	for _, path := range []string{"file.log", "dir/victim", "dir/new.log", "pipe.log"} {
+		c := f.containerConfig(busyboxImage, "echo", "from the container")
+		c.LogPath = path
+		id, err := f.Runtime.CreateContainer(f.ctx, p.id, c, p.config)
+		if err == nil {
+			err = f.Runtime.StartContainer(f.ctx, id)
+		}
+		if err == nil {
+			t.Errorf("a container with the log %s was started", path)
+		}
+	}
+	// A log that became a link since is not opened anew.
+	c := f.containerConfig(busyboxImage, "sleep", "600")
+	id := f.start(p, c)
+	path := filepath.Join(config.LogDirectory, c.LogPath)
+	f.no(os.Rename(path, path+".1"))
+	f.no(os.Symlink(victim, path))
+	if err := f.Runtime.ReopenContainerLog(f.ctx, id); err == nil {
+		t.Error("a link was opened as the log")
+	}
+	if got, err := os.ReadFile(victim); string(got) != "host\n" || err != nil {
+		t.Errorf("the file outside is %q, %v", got, err)
+	}
+	if found, _ := os.ReadDir(outside); len(found) != 1 {
+		t.Errorf("outside are %v", found)
+	}
+}
+
+// Whatever umask the daemon is started with, pods' files and directories have the
+// modes that images and users expect.
+func TestUmaskDoesNotReachContainers(t *testing.T) {
+	for _, umask := range []string{"077", "027"} {
+		t.Run(umask, func(t *testing.T) {
+			f := startOn(t, func(o *node.Options) {
+				o.Enter = []string{"/bin/sh", "-c", "umask " + umask + `; exec "$@"`, "sh"}
+			})
+			p := f.runPod(f.podConfig())
+			host := filepath.Join(t.TempDir(), "absent", "dir")
+			config := f.containerConfig(busyboxImage, "sh", "-c",
+				`umask; cat /etc/resolv.conf /etc/hosts /etc/hostname >/dev/null && stat -c '%n %a' /etc/resolv.conf /etc/hosts /etc/hostname /host /mnt/deep /mnt/deep/er /work /work/dir | sed 's/ 1755$/ 755/'`) // crun makes mount points sticky
+			config.WorkingDir = "/work/dir"
+			config.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1000}
+			config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/host", HostPath: host}, {ContainerPath: "/mnt/deep/er", HostPath: t.TempDir()}}
+			want := "0022\n/etc/resolv.conf 644\n/etc/hosts 644\n/etc/hostname 644\n/host 755\n/mnt/deep 755\n/mnt/deep/er 755\n/work 755\n/work/dir 755\n"
+			if got := f.output(p, config); got != want {
+				t.Errorf("container printed\n%s\nwant\n%s", got, want)
+			}
+			f.wantMode(host, 0o755)
+			f.wantMode(filepath.Join(p.config.LogDirectory, config.LogPath), 0o640)
+			for name, mode := range map[string]os.FileMode{"mica.sock": 0o660, "admin.sock": 0o600, "keeper": 0o700, "pods": 0o700, "containers": 0o711, "": 0o711} {
+				f.wantMode(filepath.Join(f.State, name), mode)
+			}
+		})
+	}
+}

@@ -1,0 +1,186 @@
+// Package podlog opens the log files of containers.
+//
+// The kubelet names a pod's log directory, which is trusted: symbolic links in
+// its path are followed. What is in the directory is not, because a pod may
+// mount it and put anything there. Below the directory no link is followed, and
+// only a regular file with a single name is opened.
+package podlog
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	fileMode = 0o640
+	dirMode  = 0o755
+	// appendTries bounds Append where a file vanishes each time that it is found.
+	// A rotation takes it away once; only a pod that plays tricks does so again.
+	appendTries = 8
+)
+
+// File is a container's log file. It need not be there.
+type File struct {
+	// Dir is the trusted directory. "" stands for the parent of Path.
+	Dir string
+	// Path is the absolute path of the file, below Dir.
+	Path string
+}
+
+// MakeDir makes the directories that the file needs.
+func (f File) MakeDir() error {
+	dir, name, err := f.split()
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, dirMode); err != nil {
+		return err
+	}
+	at, err := openDir(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(at) }()
+	below := ""
+	for part := range strings.SplitSeq(filepath.Dir(name), "/") {
+		if part == "." {
+			continue
+		}
+		if err := makeBeneath(at, below, part); err != nil {
+			return &os.PathError{Op: "make directory", Path: filepath.Join(dir, below, part), Err: err}
+		}
+		below = filepath.Join(below, part)
+	}
+	return nil
+}
+
+// Append opens the file to append to it, and makes it where it is absent. The
+// descriptor does not block.
+func (f File) Append() (*os.File, error) {
+	var log *os.File
+	var err error
+	for range appendTries {
+		if log, err = f.Create(); !errors.Is(err, os.ErrExist) {
+			return log, err
+		}
+		if log, err = f.existing(unix.O_WRONLY | unix.O_APPEND); !errors.Is(err, os.ErrNotExist) {
+			return log, err
+		}
+	}
+	return nil, err
+}
+
+// Create makes the file and opens it to append to it. A file that is already
+// there is os.ErrExist.
+func (f File) Create() (*os.File, error) {
+	return f.open(unix.O_WRONLY | unix.O_APPEND | unix.O_CREAT | unix.O_EXCL)
+}
+
+// Read opens the file to read it.
+func (f File) Read() (*os.File, error) { return f.existing(unix.O_RDONLY) }
+
+// existing looks at the file before it opens it: opening a device node or a pipe
+// already has effects.
+func (f File) existing(flags int) (*os.File, error) {
+	found, err := f.open(unix.O_PATH)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = found.Close() }()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(found.Fd()), &st); err != nil {
+		return nil, &os.PathError{Op: "stat", Path: f.Path, Err: err}
+	}
+	switch {
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return nil, fmt.Errorf("open %s: not a regular file", f.Path)
+	case st.Nlink > 1:
+		return nil, fmt.Errorf("open %s: the file has %d names, one may be another pod's or the host's", f.Path, st.Nlink)
+	}
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", found.Fd()), flags|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: f.Path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), f.Path), nil
+}
+
+// open opens the file itself, whatever kind it is.
+func (f File) open(flags int) (*os.File, error) {
+	dir, name, err := f.split()
+	if err != nil {
+		return nil, err
+	}
+	at, err := openDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = unix.Close(at) }()
+	if flags&unix.O_PATH == 0 {
+		flags |= unix.O_NOCTTY | unix.O_NONBLOCK
+	}
+	fd, err := openBeneath(at, name, flags)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: f.Path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), f.Path), nil
+}
+
+// split returns the trusted directory and the name of the file below it.
+func (f File) split() (dir, name string, err error) {
+	dir = f.Dir
+	if dir == "" {
+		dir = filepath.Dir(f.Path)
+	}
+	name, err = filepath.Rel(dir, f.Path)
+	if err != nil || !filepath.IsLocal(name) || name == "." {
+		return "", "", fmt.Errorf("log file %q is not below the log directory %q", f.Path, dir)
+	}
+	return dir, name, nil
+}
+
+func openDir(dir string) (int, error) {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	return fd, nil
+}
+
+// openBeneath opens name below the directory at without following a link.
+func openBeneath(at int, name string, flags int) (int, error) {
+	how := unix.OpenHow{
+		Flags:   uint64(flags | unix.O_CLOEXEC | unix.O_NOFOLLOW),
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+	}
+	if flags&unix.O_CREAT != 0 {
+		how.Mode = fileMode
+	}
+	for {
+		fd, err := unix.Openat2(at, name, &how)
+		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
+			return fd, err
+		}
+	}
+}
+
+// makeBeneath makes the directory name in the directory below at.
+func makeBeneath(at int, below, name string) error {
+	parent := at
+	if below != "" {
+		fd, err := openBeneath(at, below, unix.O_PATH|unix.O_DIRECTORY)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = unix.Close(fd) }()
+		parent = fd
+	}
+	if err := unix.Mkdirat(parent, name, dirMode); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	return nil
+}
