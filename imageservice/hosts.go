@@ -19,7 +19,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/pelletier/go-toml/v2"
 	"github.com/pelletier/go-toml/v2/unstable"
 )
 
@@ -65,22 +64,24 @@ type hostsFile struct {
 // registry decides; without any it is the registry itself. Unlike containerd, a hosts.toml that cannot be read
 // is an error and not passed over, because it may be there to keep the node off the public registry.
 func findHosts(certsDirs []string, registry string) ([]hostConfig, error) {
+	hosts, _, err := findHostsAndNotes(certsDirs, registry)
+	return hosts, err
+}
+
+// findHostsAndNotes is findHosts with what the file that decided has besides.
+func findHostsAndNotes(certsDirs []string, registry string) ([]hostConfig, hostNotes, error) {
 	for _, root := range certsDirs {
 		for _, name := range hostDirs(registry) {
 			dir := filepath.Join(root, name)
 			if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 				continue
 			} else if err != nil {
-				return nil, fmt.Errorf("read registry configuration: %w", err)
+				return nil, hostNotes{}, fmt.Errorf("read registry configuration: %w", err)
 			}
-			hosts, err := loadHostDir(dir, registry)
-			if err != nil {
-				return nil, fmt.Errorf("read registry configuration %s: %w", dir, err)
-			}
-			return hosts, nil
+			return loadHostDir(dir, registry)
 		}
 	}
-	return []hostConfig{defaultHost(registry, hostTable{})}, nil
+	return []hostConfig{defaultHost(registry, hostTable{})}, hostNotes{}, nil
 }
 
 // hostDirs returns the directory names that are looked for, in order.
@@ -92,16 +93,24 @@ func hostDirs(registry string) []string {
 	return names
 }
 
-func loadHostDir(dir, registry string) ([]hostConfig, error) {
-	data, err := os.ReadFile(filepath.Join(dir, "hosts.toml"))
+func loadHostDir(dir, registry string) ([]hostConfig, hostNotes, error) {
+	file := filepath.Join(dir, "hosts.toml")
+	data, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(data) == 0 {
 		h, err := certFiles(dir, registry)
-		return []hostConfig{h}, err
+		if err != nil {
+			err = fmt.Errorf("read registry configuration %s: %w", dir, err)
+		}
+		return []hostConfig{h}, hostNotes{}, err
 	}
 	if err != nil {
-		return nil, err
+		return nil, hostNotes{}, fmt.Errorf("read registry configuration %s: %w", dir, err)
 	}
-	return parseHosts(data, dir, registry)
+	hosts, ignored, err := parseHosts(data, dir, registry)
+	if err != nil {
+		return nil, hostNotes{}, fmt.Errorf("read registry configuration %s: %w", file, err)
+	}
+	return hosts, hostNotes{file: file, content: data, ignored: ignored}, nil
 }
 
 // certFiles reads a directory in Docker's older form: *.crt are authorities, *.cert and *.key a client certificate.
@@ -112,6 +121,9 @@ func certFiles(dir, registry string) (hostConfig, error) {
 		return h, err
 	}
 	for _, e := range entries {
+		if e.IsDir() {
+			continue
+		}
 		file := filepath.Join(dir, e.Name())
 		switch filepath.Ext(e.Name()) {
 		case ".crt":
@@ -127,20 +139,19 @@ func certFiles(dir, registry string) (hostConfig, error) {
 	return h, nil
 }
 
-// parseHosts reads a hosts.toml. Relative file names in it are relative to dir.
-func parseHosts(data []byte, dir, registry string) ([]hostConfig, error) {
-	var f hostsFile
-	if err := toml.Unmarshal(data, &f); err != nil {
-		return nil, fmt.Errorf("decode hosts.toml: %w: %w", errdefs.ErrInvalidArgument, err)
+// parseHosts reads a hosts.toml. Relative file names in it are relative to dir. It also returns which keys have no meaning.
+func parseHosts(data []byte, dir, registry string) (hosts []hostConfig, ignored []string, err error) {
+	f, ignored, err := decodeHosts(data)
+	if err != nil {
+		return nil, nil, err
 	}
-	var hosts []hostConfig
 	for _, name := range hostOrder(data, f.Hosts) {
 		h := hostConfig{mirror: true}
 		if err := h.setServer(name, f.Hosts[name]); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if err := h.setTable(f.Hosts[name], dir); err != nil {
-			return nil, fmt.Errorf("host %q: %w", name, err)
+			return nil, nil, fmt.Errorf("host %q: %w", name, err)
 		}
 		hosts = append(hosts, h)
 	}
@@ -148,18 +159,18 @@ func parseHosts(data []byte, dir, registry string) ([]hostConfig, error) {
 	if f.Server != "" {
 		server = hostConfig{}
 		if err := server.setServer(f.Server, f.hostTable); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		server.mirror = server.base.Host != defaultHost(registry, f.hostTable).base.Host
 	}
 	if err := server.setTable(f.hostTable, dir); err != nil {
-		return nil, fmt.Errorf("server: %w", err)
+		return nil, nil, fmt.Errorf("server: %w", err)
 	}
 	if i := slices.IndexFunc(hosts, server.is); i >= 0 && reflect.ValueOf(f.hostTable).IsZero() {
 		hosts[i].mirror = server.mirror
-		return hosts, nil
+		return hosts, ignored, nil
 	}
-	return append(hosts, server), nil
+	return append(hosts, server), ignored, nil
 }
 
 // is says that asking h after other would be asking the same again.
@@ -271,7 +282,7 @@ func (h *hostConfig) setTable(t hostTable, dir string) error {
 			h.pull = true
 		case "resolve":
 			h.resolve = true
-		case "push":
+		case "push", "referrers": // no part of a pull
 		default:
 			return fmt.Errorf("capability %q is unknown: %w", c, errdefs.ErrInvalidArgument)
 		}

@@ -64,7 +64,7 @@ func TestHostsTOML(t *testing.T) {
 		"docker hub":                     {"docker.io", "", []string{"https://registry-1.docker.io/v2 pull resolve"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			hosts, err := parseHosts([]byte(c.toml), "/dir", c.registry)
+			hosts, _, err := parseHosts([]byte(c.toml), "/dir", c.registry)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -80,7 +80,7 @@ func TestHostsTOML(t *testing.T) {
 }
 
 func TestHostsTOMLDetails(t *testing.T) {
-	hosts, err := parseHosts([]byte(`
+	hosts, _, err := parseHosts([]byte(`
 [host."https://a"]
 ca = ["/abs/ca.pem", "rel.pem"]
 client = [["c.cert", "c.key"], ["/d.cert", "/d.key"]]
@@ -119,7 +119,7 @@ func TestBadHostsTOML(t *testing.T) {
 		"client": "client=true", "client triple": "client=[[\"a\",\"b\",\"c\"]]", "header": "[header]\na=1", "dial": "dial_timeout=\"soon\"",
 		"type": "server=1",
 	} {
-		if _, err := parseHosts([]byte(text), "/", "r"); err == nil {
+		if _, _, err := parseHosts([]byte(text), "/", "r"); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}
@@ -189,7 +189,7 @@ func FuzzHostsTOML(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		hosts, err := parseHosts(data, "/dir", "registry.example")
+		hosts, _, err := parseHosts(data, "/dir", "registry.example")
 		if err != nil {
 			return
 		}

@@ -40,6 +40,7 @@ type Service struct {
 	pulls        flights[Image, *pullProgress]
 	fetches      flights[*overlay.Draft, *layerProgress]
 	fetched      atomic.Int64 // bytes of layers
+	hostsSaid    saidOnce
 
 	commit sync.Mutex // orders commits of layers; taken before change
 	change sync.Mutex // orders changes of the image store on disk; taken before mu

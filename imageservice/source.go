@@ -15,6 +15,7 @@ import (
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"k8s.io/klog/v2"
 )
 
 // mirrorAttempts is how often a request to a host is tried when there is another host to fall back on.
@@ -30,10 +31,11 @@ type source struct {
 // newSource reads the registry's configuration. The caller closes the source.
 func (s *Service) newSource(ref reference.Named, cred credentialSource) (*source, error) {
 	o := *s.options()
-	configs, err := findHosts(o.CertsDirs, reference.Domain(ref))
+	configs, notes, err := findHostsAndNotes(o.CertsDirs, reference.Domain(ref))
 	if err != nil {
 		return nil, err
 	}
+	s.hostsSaid.ignored(klog.Background(), notes)
 	src := &source{ref: ref, opts: o}
 	for _, c := range configs {
 		h, err := newHost(c, ref, cred, o.StallTimeout)
