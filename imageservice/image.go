@@ -3,7 +3,6 @@ package imageservice
 import (
 	"encoding/json"
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
@@ -11,6 +10,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/micarun/mica/internal/userid"
 )
 
 // Image is what the store keeps in memory of an image; the configuration stays on disk, see [Service.Detail]. It is a value: the store never changes one
@@ -43,10 +44,11 @@ type Detailed struct {
 }
 
 // UserOrUID returns the configuration's user: a numeric one as uid, any other as name. Both are empty when the image sets
-// none. The group part is not returned.
+// none. A number that no user can have is returned as name: no container can be created of it. The group part is not returned.
 func (i Image) UserOrUID() (uid *int64, name string) {
 	user, _, _ := strings.Cut(i.User, ":")
-	if n, err := strconv.ParseInt(user, 10, 64); err == nil {
+	if id, numeric, err := userid.Parse(user); numeric && err == nil {
+		n := int64(id)
 		return &n, ""
 	}
 	return nil, user

@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -79,6 +80,16 @@ type Restoration struct {
 type ContainerUser struct {
 	UID, GID     uint32
 	Supplemental []uint32
+}
+
+// containerUser is the user of a process, which may be that of a checkpoint.
+// The primary group is always among the groups.
+func containerUser(u specs.User) ContainerUser {
+	groups := u.AdditionalGids
+	if !slices.Contains(groups, u.GID) {
+		groups = slices.Insert(slices.Clone(groups), 0, u.GID)
+	}
+	return ContainerUser{UID: u.UID, GID: u.GID, Supplemental: groups}
 }
 
 // ContainerState is what changes while a container lives.

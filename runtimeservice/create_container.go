@@ -61,6 +61,9 @@ func (s *Service) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 			return nil, fmt.Errorf("create container %q in pod %s: %w", cfg.GetMetadata().GetName(), pod.ID, err)
 		}
 		defer from.close(ctx)
+		if err := spec.ValidateImage(from.img.Config.Config); err != nil {
+			return nil, fmt.Errorf("create container %q in pod %s of image %s: %w", cfg.GetMetadata().GetName(), pod.ID, from.img.ID, err)
+		}
 		return s.createContainer(ctx, pod, cfg, from)
 	})
 	if err != nil {
@@ -164,7 +167,7 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, fr
 		return err
 	}
 	journal.Enter(ctx, "resolve user")
-	user, err := spec.ResolveUser(rootfs, c.config().GetLinux().GetSecurityContext(), from.img.Config.Config.User)
+	user, err := spec.ResolveUser(ctx, rootfs, c.config().GetLinux().GetSecurityContext(), from.img.Config.Config.User)
 	if err != nil {
 		return fmt.Errorf("resolve user: %w", err)
 	}
@@ -192,7 +195,7 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, fr
 		st.BootID, st.Ready, st.Pid = s.bootID, true, pid
 		st.MountedImages, st.MountedLayers = c.mounted, c.layers
 		st.Resources.Msg = resources
-		st.User = ContainerUser{UID: user.UID, GID: user.GID, Supplemental: user.Additional}
+		st.User = containerUser(ociSpec.Process.User)
 		return nil
 	})
 	if err == nil {
@@ -306,7 +309,7 @@ func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, *
 	if in.Submounts, err = s.submounts(a.pod, a.c, in.MountSources); err != nil {
 		return nil, nil, fmt.Errorf("prepare mounts: %w", err)
 	}
-	volumes, err := s.imageVolumes(a)
+	volumes, err := s.imageVolumes(ctx, a)
 	if err != nil {
 		return nil, nil, fmt.Errorf("prepare the image's volumes: %w", err)
 	}

@@ -131,12 +131,22 @@ func (s *Service) outlived(c *Container) bool {
 // imageVolumes makes a directory on the host for every volume that the image
 // declares and the container does not mount over, filled with what the image
 // has there. They live as long as the container.
-func (s *Service) imageVolumes(a specArgs) ([]spec.Mount, error) {
+func (s *Service) imageVolumes(ctx context.Context, a specArgs) ([]spec.Mount, error) {
+	volumes, err := spec.ImageVolumes(a.from.img.Config.Config)
+	if err != nil {
+		return nil, err
+	}
+	covered := map[string]bool{}
+	for _, m := range a.c.config().GetMounts() {
+		covered[path.Clean(m.GetContainerPath())] = true
+	}
 	var mounts []spec.Mount
-	for i, dest := range slices.Sorted(maps.Keys(a.from.img.Config.Config.Volumes)) {
-		dest = path.Clean("/" + dest)
-		if mountedOver(a.c.config().GetMounts(), dest) {
+	for i, dest := range volumes {
+		if covered[dest] {
 			continue
+		}
+		if err := ctx.Err(); err != nil { // the copies may take long
+			return nil, fmt.Errorf("volume %s: %w", dest, err)
 		}
 		dir := filepath.Join(a.c.dir, volumesDir, strconv.Itoa(i))
 		if err := fillVolume(a.pod, dir, a.rootfs, dest); err != nil {
@@ -145,10 +155,6 @@ func (s *Service) imageVolumes(a specArgs) ([]spec.Mount, error) {
 		mounts = append(mounts, spec.Mount{Source: dir, Destination: dest, Relabel: true})
 	}
 	return mounts, nil
-}
-
-func mountedOver(mounts []*runtimeapi.Mount, dest string) bool {
-	return slices.ContainsFunc(mounts, func(m *runtimeapi.Mount) bool { return path.Clean(m.GetContainerPath()) == dest })
 }
 
 func fillVolume(p *Pod, dir, rootfs, dest string) error {

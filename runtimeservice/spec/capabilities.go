@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"maps"
 	"slices"
 	"strings"
 
@@ -67,8 +68,16 @@ func capabilitySets(set, ambient []string) *specs.LinuxCapabilities {
 	}
 }
 
-// parseCapabilities brings names into the form CAP_X and takes ALL out.
+// parseCapabilities brings names into the form CAP_X, sorted and without
+// duplicates, and takes ALL out.
 func parseCapabilities(names []string) (caps []string, all bool, err error) {
+	if len(names) == 0 {
+		return nil, false, nil
+	}
+	asked := map[string]bool{} // all that there are → asked for
+	for _, k := range capability.ListKnown() {
+		asked[capabilityName(k)] = false
+	}
 	for _, name := range names {
 		c := strings.ToUpper(name)
 		if c == "ALL" || c == "CAP_ALL" {
@@ -78,12 +87,13 @@ func parseCapabilities(names []string) (caps []string, all bool, err error) {
 		if !strings.HasPrefix(c, "CAP_") {
 			c = "CAP_" + c
 		}
-		if !slices.ContainsFunc(capability.ListKnown(), func(k capability.Cap) bool { return capabilityName(k) == c }) {
+		if _, known := asked[c]; !known {
 			return nil, false, invalid("unknown capability %q", name)
 		}
-		caps = append(caps, c)
+		asked[c] = true
 	}
-	return caps, all, nil
+	maps.DeleteFunc(asked, func(_ string, asked bool) bool { return !asked })
+	return slices.Sorted(maps.Keys(asked)), all, nil
 }
 
 // capabilityName spells c as the OCI specification does.

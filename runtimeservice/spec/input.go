@@ -57,6 +57,9 @@ type User struct {
 	UID, GID uint32
 	// Additional are the supplementary groups, without duplicates.
 	Additional []uint32
+	// NumberIsName says that the image has a group of another ID whose name is
+	// the number of the primary group.
+	NumberIsName bool
 	// Username is the name that was asked for, "" when it was a number.
 	Username string
 	// Home is the home directory, "/" when the user is not in /etc/passwd.

@@ -67,7 +67,7 @@ func TestResolveUser(t *testing.T) {
 			User{UID: 1000, GID: 100, Additional: []uint32{100, 7}, Home: "/home/app"},
 		},
 	} {
-		got, err := ResolveUser(root, c.sc, c.image)
+		got, err := ResolveUser(t.Context(), root, c.sc, c.image)
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 		} else if diff := cmp.Diff(c.want, got); diff != "" {
@@ -90,7 +90,7 @@ func TestResolveUser(t *testing.T) {
 		{"group alone", "", &sc{RunAsGroup: id(1)}},
 		{"user and username", "", &sc{RunAsUser: id(1), RunAsUsername: "app"}},
 	} {
-		if got, err := ResolveUser(root, c.sc, c.image); !errdefs.IsInvalidArgument(err) {
+		if got, err := ResolveUser(t.Context(), root, c.sc, c.image); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: %+v, %v, want invalid argument", c.name, got, err)
 		}
 	}
@@ -144,7 +144,7 @@ func TestResolveUserHostileRootfs(t *testing.T) {
 				t.Fatal(err)
 			}
 			start := time.Now()
-			u, err := ResolveUser(within, nil, "app")
+			u, err := ResolveUser(t.Context(), within, nil, "app")
 			if time.Since(start) > 20*time.Second {
 				t.Error("lookup took over twenty seconds")
 			}
@@ -172,7 +172,7 @@ func FuzzResolveUser(f *testing.F) {
 				t.Fatal(err)
 			}
 		}
-		u, err := ResolveUser(root, nil, image)
+		u, err := ResolveUser(t.Context(), root, nil, image)
 		if err == nil && (len(u.Additional) == 0 || u.Additional[0] != u.GID || u.UID == 1<<32-1) {
 			t.Errorf("ResolveUser(%q) = %+v", image, u)
 		}

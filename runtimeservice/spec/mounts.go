@@ -167,23 +167,23 @@ func (b *builder) requestedMount(m *runtimeapi.Mount, source string) (specs.Moun
 // mounts, which all begins with. What another mount of the container covers is
 // left out: it would come to lie upon that one.
 func (b *builder) submounts(all []specs.Mount) []specs.Mount {
+	taken := map[string]bool{}
+	for _, m := range all {
+		taken[m.Destination] = true
+	}
 	var out []specs.Mount
 	for _, sub := range b.in.Submounts {
 		parent := all[sub.Mount]
 		destination := path.Join(parent.Destination, sub.Path)
-		covered := slices.ContainsFunc(all, func(m specs.Mount) bool {
-			return m.Destination != parent.Destination && within(m.Destination, parent.Destination) && within(destination, m.Destination)
-		})
+		covered := false
+		for at := destination; len(at) > len(parent.Destination) && !covered; at = path.Dir(at) {
+			covered = taken[at]
+		}
 		if !covered {
 			out = append(out, specs.Mount{Destination: destination, Type: "bind", Source: sub.Source, Options: recursiveOptions(parent.Options)})
 		}
 	}
 	return out
-}
-
-// within says whether the path is dir or below it.
-func within(path, dir string) bool {
-	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }
 
 // recursiveOptions are those of a bind mount's options that hold for the mounts

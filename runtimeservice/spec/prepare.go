@@ -35,12 +35,33 @@ func PrepareMounts(mounts []*runtimeapi.Mount) ([]string, error) {
 		if err != nil {
 			return nil, fmt.Errorf("prepare mount %s: %w", m.GetContainerPath(), err)
 		}
-		if err := checkPropagation(source, m.GetPropagation()); err != nil {
-			return nil, fmt.Errorf("prepare mount %s: %w", m.GetContainerPath(), err)
-		}
 		sources[i] = source
 	}
+	if err := checkPropagations(mounts, sources); err != nil {
+		return nil, err
+	}
 	return sources, nil
+}
+
+// checkPropagations reads the node's mounts once, and only for a request that
+// asks for propagation.
+func checkPropagations(mounts []*runtimeapi.Mount, sources []string) error {
+	var all []*mountinfo.Info
+	for i, m := range mounts {
+		if m.GetImage() != nil || m.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
+			continue
+		}
+		if all == nil {
+			var err error
+			if all, err = mountinfo.GetMounts(nil); err != nil {
+				return fmt.Errorf("prepare mount %s: read mounts: %w", m.GetContainerPath(), err)
+			}
+		}
+		if err := checkPropagation(all, sources[i], m.GetPropagation()); err != nil {
+			return fmt.Errorf("prepare mount %s: %w", m.GetContainerPath(), err)
+		}
+	}
+	return nil
 }
 
 func prepareSource(host string) (string, error) {
@@ -59,19 +80,15 @@ func prepareSource(host string) (string, error) {
 	return source, nil
 }
 
-// checkPropagation refuses propagation that the mount below source cannot
-// give: mounts travel only through a shared peer group (mount_namespaces(7)).
-func checkPropagation(source string, p runtimeapi.MountPropagation) error {
-	if p == runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
-		return nil
-	}
-	parents, err := mountinfo.GetMounts(mountinfo.ParentsFilter(source))
-	if err != nil {
-		return fmt.Errorf("read mounts: %w", err)
-	}
+// checkPropagation refuses propagation that the mount below source, one of all,
+// cannot give: mounts travel only through a shared peer group
+// (mount_namespaces(7)).
+func checkPropagation(all []*mountinfo.Info, source string, p runtimeapi.MountPropagation) error {
+	above := mountinfo.ParentsFilter(source)
 	var under *mountinfo.Info
-	for _, m := range parents {
-		if under == nil || len(m.Mountpoint) >= len(under.Mountpoint) {
+	for _, m := range all {
+		skip, _ := above(m)
+		if !skip && (under == nil || len(m.Mountpoint) >= len(under.Mountpoint)) {
 			under = m
 		}
 	}
@@ -90,10 +107,11 @@ func checkPropagation(source string, p runtimeapi.MountPropagation) error {
 }
 
 // ResolveDevices reads the device nodes for CRI device requests. A directory
-// stands for all device nodes below it.
+// stands for all device nodes below it. Of two for one path the later one counts.
 func ResolveDevices(devices []*runtimeapi.Device) ([]specs.LinuxDevice, []specs.LinuxDeviceCgroup, error) {
 	var nodes []specs.LinuxDevice
 	var rules []specs.LinuxDeviceCgroup
+	last := map[string]int{} // path → index of its node
 	for _, d := range devices {
 		found, err := resolveDevice(d)
 		if err != nil {
@@ -104,14 +122,20 @@ func ResolveDevices(devices []*runtimeapi.Device) ([]specs.LinuxDevice, []specs.
 			access = "rwm"
 		}
 		for _, node := range found {
-			nodes = slices.DeleteFunc(nodes, func(n specs.LinuxDevice) bool { return n.Path == node.Path })
+			last[node.Path] = len(nodes)
 			nodes = append(nodes, node)
 			rules = append(rules, specs.LinuxDeviceCgroup{
 				Allow: true, Type: node.Type, Major: &node.Major, Minor: &node.Minor, Access: access,
 			})
 		}
 	}
-	return nodes, rules, nil
+	kept := nodes[:0]
+	for i, node := range nodes {
+		if last[node.Path] == i {
+			kept = append(kept, node)
+		}
+	}
+	return kept, rules, nil
 }
 
 func resolveDevice(d *runtimeapi.Device) ([]specs.LinuxDevice, error) {

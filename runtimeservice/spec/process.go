@@ -1,8 +1,6 @@
 package spec
 
 import (
-	"bytes"
-	"cmp"
 	"path"
 	"slices"
 	"strings"
@@ -10,9 +8,6 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
-
-// defaultPath is PATH for images that set none, as Docker and containerd have it.
-const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // ProcessArgs describes a process to run in an existing container.
 type ProcessArgs struct {
@@ -85,17 +80,26 @@ func (b *builder) process() error {
 	return nil
 }
 
+// processUser leaves the primary group out of the supplementary ones where an
+// OCI runtime might take its number for a name.
 func processUser(u User) specs.User {
-	return specs.User{UID: u.UID, GID: u.GID, AdditionalGids: slices.Clone(u.Additional)}
+	groups := slices.Clone(u.Additional)
+	if u.NumberIsName {
+		groups = slices.DeleteFunc(groups, func(id uint32) bool { return id == u.GID })
+	}
+	return specs.User{UID: u.UID, GID: u.GID, AdditionalGids: groups}
 }
 
 // commandLine joins the image's and the request's command as the Kubernetes
 // documentation of "command" and "args" has it: a command replaces both parts
-// of the image's, args alone replace only its arguments.
+// of the image's, args alone replace only its arguments. An entrypoint of one
+// empty string is none: Docker resets it so.
 func commandLine(in ContainerInput) ([]string, error) {
 	command, args := in.Config.GetCommand(), in.Config.GetArgs()
 	if len(command) == 0 {
-		command = in.Image.Entrypoint
+		if command = in.Image.Entrypoint; len(command) == 1 && command[0] == "" {
+			command = nil
+		}
 		if len(args) == 0 {
 			args = in.Image.Cmd
 		}
@@ -116,6 +120,9 @@ func commandLine(in ContainerInput) ([]string, error) {
 }
 
 func workingDir(in ContainerInput) (string, error) {
+	if strings.ContainsRune(in.Config.GetWorkingDir()+in.Image.WorkingDir, 0) {
+		return "", invalid("working directory holds a NUL byte")
+	}
 	if dir := in.Config.GetWorkingDir(); dir != "" {
 		if !path.IsAbs(dir) {
 			return "", invalid("working directory %q is not absolute", dir)
@@ -123,54 +130,6 @@ func workingDir(in ContainerInput) (string, error) {
 		return dir, nil
 	}
 	return path.Join("/", in.Image.WorkingDir), nil
-}
-
-// environment is, later entries winning: TERM, HOSTNAME, the image's and the
-// request's; then PATH and HOME where those set none.
-func environment(in ContainerInput) ([]string, error) {
-	var env []string
-	if in.Config.GetTty() {
-		env = append(env, "TERM=xterm")
-	}
-	if name := cmp.Or(in.Pod.GetHostname(), in.Host.Hostname); name != "" {
-		env = append(env, "HOSTNAME="+name)
-	}
-	for _, e := range in.Image.Env {
-		name, _, ok := strings.Cut(e, "=")
-		if !ok || name == "" || strings.ContainsRune(e, 0) {
-			return nil, invalid("image environment entry %q", e)
-		}
-		env = setEnv(env, e)
-	}
-	for _, e := range in.Config.GetEnvs() {
-		if e.GetKey() == "" || strings.ContainsAny(e.GetKey(), "=\x00") || bytes.IndexByte(e.GetValue(), 0) >= 0 {
-			return nil, invalid("environment variable %q", e.GetKey())
-		}
-		env = setEnv(env, e.GetKey()+"="+string(e.GetValue()))
-	}
-	if !hasEnv(env, "HOME") && in.User.Home != "" {
-		env = append(env, "HOME="+in.User.Home)
-	}
-	if !hasEnv(env, "PATH") {
-		env = slices.Insert(env, 0, "PATH="+defaultPath)
-	}
-	return env, nil
-}
-
-// setEnv replaces the entry of the same name in place, else appends.
-func setEnv(env []string, entry string) []string {
-	name, _, _ := strings.Cut(entry, "=")
-	for i, e := range env {
-		if strings.HasPrefix(e, name+"=") {
-			env[i] = entry
-			return env
-		}
-	}
-	return append(env, entry)
-}
-
-func hasEnv(env []string, name string) bool {
-	return slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, name+"=") })
 }
 
 // OOMScoreAdj is the requested adjustment, raised to the lowest that the

@@ -21,8 +21,12 @@ func (b *builder) devices() error {
 		return nil
 	}
 	l.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
+	requested := map[string]bool{}
+	for _, d := range l.Devices {
+		requested[d.Path] = true
+	}
 	for _, d := range b.in.Host.Devices {
-		if !slices.ContainsFunc(l.Devices, func(have specs.LinuxDevice) bool { return have.Path == d.Path }) {
+		if !requested[d.Path] {
 			l.Devices = append(l.Devices, d)
 		}
 	}

@@ -210,7 +210,7 @@ func TestRun(t *testing.T) {
 func prepare(t *testing.T, in *ContainerInput) {
 	t.Helper()
 	var err error
-	if in.User, err = ResolveUser(in.RootfsPath, security(in), ""); err != nil {
+	if in.User, err = ResolveUser(t.Context(), in.RootfsPath, security(in), ""); err != nil {
 		t.Fatal(err)
 	}
 	if in.MountSources, err = PrepareMounts(in.Config.Mounts); err != nil {

@@ -40,6 +40,9 @@ func Container(in ContainerInput) (*specs.Spec, error) {
 	if err := ValidateContainer(in.Config, in.Pod); err != nil {
 		return nil, err
 	}
+	if err := ValidateImage(in.Image); err != nil {
+		return nil, err
+	}
 	b := &builder{
 		in:   in,
 		sc:   in.Config.GetLinux().GetSecurityContext(),

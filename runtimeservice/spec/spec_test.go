@@ -39,7 +39,7 @@ func TestContainerRefuses(t *testing.T) {
 		{"NUL in argument", func(in *ContainerInput) { in.Config.Args = []string{"a\x00b"} }, bad, "NUL"},
 		{"relative cwd", func(in *ContainerInput) { in.Config.WorkingDir = "srv" }, bad, "working directory"},
 		{"bad env", func(in *ContainerInput) { in.Config.Envs = []*runtimeapi.KeyValue{{Key: "A=B"}} }, bad, "A=B"},
-		{"bad image env", func(in *ContainerInput) { in.Image.Env = []string{"novalue"} }, bad, "novalue"},
+		{"NUL in image env", func(in *ContainerInput) { in.Image.Env = []string{"A=b\x00c"} }, bad, "image environment"},
 		{"oom score", resources(&runtimeapi.LinuxContainerResources{OomScoreAdj: 1001}), bad, "oom_score_adj"},
 		{"unknown capability", func(in *ContainerInput) {
 			security(in).Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"FLY"}}

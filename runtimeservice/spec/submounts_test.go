@@ -57,14 +57,3 @@ func TestSubmounts(t *testing.T) {
 		t.Error(diff)
 	}
 }
-
-func TestWithin(t *testing.T) {
-	for _, c := range []struct {
-		path, dir string
-		want      bool
-	}{{"/a", "/a", true}, {"/a/b", "/a", true}, {"/ab", "/a", false}, {"/", "/a", false}, {"/a", "/", true}} {
-		if got := within(c.path, c.dir); got != c.want {
-			t.Errorf("%s within %s: %v", c.path, c.dir, got)
-		}
-	}
-}

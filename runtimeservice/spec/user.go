@@ -1,84 +1,76 @@
 package spec
 
 import (
-	"bytes"
-	"errors"
+	"context"
 	"fmt"
-	"io/fs"
-	"math"
-	"slices"
 	"strconv"
 	"strings"
 
-	pathrs "github.com/cyphar/filepath-securejoin/pathrs-lite"
-	"github.com/moby/sys/user"
-	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/internal/userid"
 )
 
-// maxUserFile bounds /etc/passwd and /etc/group of an image, in bytes.
-const maxUserFile = 8 << 20
-
-// maxID is the highest user or group ID; the one above it means "unchanged"
-// to the kernel.
-const maxID = math.MaxUint32 - 1
+// maxGroups is NGROUPS_MAX of setgroups(2): no process can be in more groups.
+const maxGroups = 65536
 
 // ResolveUser finds the user of a container: from the security context, else
 // from image (the USER of the image, "name[:group]" or numbers), inside the
-// root filesystem at rootfs. Additional holds the primary group first; with
+// root filesystem at rootfs. A number is only ever an ID and is kept as it is;
+// /etc/passwd adds the group, the home directory and the further groups of its
+// first entry with that ID. Additional holds the primary group first; with
 // policy Merge then the groups that /etc/group of the image gives the user,
 // then the requested ones. The image's files are opened without leaving
 // rootfs, without waiting on a FIFO, and with a bounded size. Users and
-// groups that cannot be found, and files that cannot be read, are
-// ErrInvalidArgument.
-func ResolveUser(rootfs string, sc *runtimeapi.LinuxContainerSecurityContext, image string) (User, error) {
-	u, err := resolveUser(rootfs, sc, image)
+// groups that cannot be found, files that cannot be read, more than 65,536
+// groups, and supplementary groups whose number is the name of another group
+// are ErrInvalidArgument.
+func ResolveUser(ctx context.Context, rootfs string, sc *runtimeapi.LinuxContainerSecurityContext, image string) (User, error) {
+	u, err := resolveUser(ctx, rootfs, sc, image)
 	if err != nil {
 		return User{}, fmt.Errorf("resolve user: %w", err)
 	}
 	return u, nil
 }
 
-func resolveUser(rootfs string, sc *runtimeapi.LinuxContainerSecurityContext, image string) (User, error) {
+func resolveUser(ctx context.Context, rootfs string, sc *runtimeapi.LinuxContainerSecurityContext, image string) (User, error) {
 	name, group, err := requestedUser(sc, image)
 	if err != nil {
 		return User{}, err
 	}
-	users, err := readUsers(rootfs)
+	users, err := readInRoot(rootfs, "/etc/passwd")
 	if err != nil {
 		return User{}, err
 	}
-	groups, err := readGroups(rootfs)
+	groups, err := readInRoot(rootfs, "/etc/group")
 	if err != nil {
 		return User{}, err
 	}
-	u, entry, err := findUser(users, name)
+	u, entry, err := findUser(ctx, users, name)
 	if err != nil {
 		return User{}, err
 	}
-	if sc.GetRunAsUsername() != "" && entry == "" {
+	if sc.GetRunAsUsername() != "" && entry == nil {
 		return User{}, invalid("user %q is not in /etc/passwd of the image", name)
 	}
 	if group != "" {
-		if u.GID, err = findGroup(groups, group); err != nil {
+		if u.GID, err = findGroup(ctx, groups, group); err != nil {
 			return User{}, err
 		}
 	}
-	u.Additional = []uint32{u.GID}
-	if sc.GetSupplementalGroupsPolicy() == runtimeapi.SupplementalGroupsPolicy_Merge && entry != "" {
-		for _, g := range groups {
-			if slices.Contains(g.List, entry) && g.Gid >= 0 && g.Gid <= maxID {
-				u.Additional = append(u.Additional, uint32(g.Gid))
-			}
+	set := newGroupSet(u.GID)
+	if sc.GetSupplementalGroupsPolicy() == runtimeapi.SupplementalGroupsPolicy_Merge && entry != nil {
+		if err := set.addMemberships(ctx, groups, entry.name); err != nil {
+			return User{}, err
 		}
 	}
-	for _, id := range sc.GetSupplementalGroups() {
-		if id < 0 || id > maxID {
-			return User{}, invalid("supplemental group %d", id)
-		}
-		u.Additional = append(u.Additional, uint32(id))
+	if err := set.addRequested(sc.GetSupplementalGroups()); err != nil {
+		return User{}, err
 	}
-	u.Additional = unique(u.Additional)
+	u.Additional = set.ids
+	if u.NumberIsName, err = set.misnamed(ctx, groups); err != nil {
+		return User{}, err
+	}
 	return u, nil
 }
 
@@ -107,124 +99,145 @@ func requestedUser(sc *runtimeapi.LinuxContainerSecurityContext, image string) (
 	return name, group, nil
 }
 
-// findUser looks up a name or number. entry is the name in /etc/passwd, ""
-// for a number that is not there.
-func findUser(users []user.User, name string) (u User, entry string, err error) {
-	id, numeric, err := parseID(name)
+// findUser looks up a name or number. entry is nil for a number that is not in
+// /etc/passwd.
+func findUser(ctx context.Context, passwd []byte, name string) (u User, entry *userEntry, err error) {
+	id, numeric, err := userid.Parse(name)
 	if err != nil {
-		return User{}, "", err
+		return User{}, nil, invalid("user: %v", err)
 	}
-	for _, p := range users {
-		if p.Name != name && (!numeric || p.Uid != id) {
-			continue
-		}
-		if p.Uid < 0 || p.Uid > maxID || p.Gid < 0 || p.Gid > maxID {
-			return User{}, "", invalid("user %q has ID %d:%d in the image", name, p.Uid, p.Gid)
-		}
-		u = User{UID: uint32(p.Uid), GID: uint32(p.Gid), Home: p.Home}
-		if !numeric {
-			u.Username = name
-		}
-		if u.Home == "" {
-			u.Home = "/"
-		}
-		return u, p.Name, nil
+	matches := func(e userEntry) bool { return e.name == name }
+	if numeric {
+		matches = func(e userEntry) bool { return e.hasID(id) }
 	}
-	if !numeric {
-		return User{}, "", invalid("user %q is not in /etc/passwd of the image", name)
+	if entry, err = firstUser(ctx, passwd, matches); err != nil {
+		return User{}, nil, err
 	}
-	return User{UID: uint32(id), Home: "/"}, "", nil
+	switch {
+	case entry != nil:
+		u, err = entry.user()
+	case numeric:
+		u = User{UID: id, Home: "/"}
+	default:
+		err = invalid("user %q is not in /etc/passwd of the image", name)
+	}
+	if err == nil && !numeric {
+		u.Username = name
+	}
+	return u, entry, err
 }
 
-func findGroup(groups []user.Group, name string) (uint32, error) {
-	id, numeric, err := parseID(name)
+// findGroup returns the ID of a group. It looks for names only: a number is the
+// ID.
+func findGroup(ctx context.Context, text []byte, name string) (uint32, error) {
+	id, numeric, err := userid.Parse(name)
+	if err != nil {
+		return 0, invalid("group: %v", err)
+	}
+	if numeric {
+		return id, nil
+	}
+	field, found := "", false
+	err = eachGroup(ctx, text, func(e groupEntry) bool {
+		if found = e.name == name; found {
+			field = e.gid
+		}
+		return !found
+	})
 	if err != nil {
 		return 0, err
 	}
-	for _, g := range groups {
-		if g.Name == name && g.Gid >= 0 && g.Gid <= maxID {
-			return uint32(g.Gid), nil
-		}
-	}
-	if !numeric {
+	if !found {
 		return 0, invalid("group %q is not in /etc/group of the image", name)
 	}
-	return uint32(id), nil
+	if id, numeric, err = userid.Parse(field); err != nil || !numeric {
+		return 0, invalid("group %q has ID %q in /etc/group of the image", name, field)
+	}
+	return id, nil
 }
 
-// parseID reads a user or group ID; numeric is false for a name.
-func parseID(s string) (id int, numeric bool, err error) {
-	n, err := strconv.ParseInt(s, 10, 64)
-	if errors.Is(err, strconv.ErrSyntax) {
-		return 0, false, nil
-	}
-	if err != nil || n < 0 || n > maxID {
-		return 0, false, invalid("ID %q is not in 0..%d", s, uint32(maxID))
-	}
-	return int(n), true, nil
+// groupSet is an ordered set of groups.
+type groupSet struct {
+	ids  []uint32
+	have map[uint32]struct{}
 }
 
-func readUsers(rootfs string) ([]user.User, error) {
-	text, err := readInRoot(rootfs, "/etc/passwd")
-	if err != nil {
-		return nil, err
-	}
-	users, err := user.ParsePasswd(bytes.NewReader(text))
-	if err != nil {
-		return nil, invalid("parse /etc/passwd of the image: %v", err)
-	}
-	return users, nil
+func newGroupSet(primary uint32) *groupSet {
+	return &groupSet{ids: []uint32{primary}, have: map[uint32]struct{}{primary: {}}}
 }
 
-func readGroups(rootfs string) ([]user.Group, error) {
-	text, err := readInRoot(rootfs, "/etc/group")
-	if err != nil {
-		return nil, err
+// add says whether there was room.
+func (s *groupSet) add(id uint32) bool {
+	if _, ok := s.have[id]; ok {
+		return true
 	}
-	groups, err := user.ParseGroup(bytes.NewReader(text))
-	if err != nil {
-		return nil, invalid("parse /etc/group of the image: %v", err)
+	if len(s.ids) >= maxGroups {
+		return false
 	}
-	return groups, nil
+	s.have[id] = struct{}{}
+	s.ids = append(s.ids, id)
+	return true
 }
 
-// readInRoot reads a small regular file as a process chrooted to rootfs would
-// see it. A missing file reads as empty. The file is looked at through an
-// O_PATH descriptor first, so that no FIFO or device is ever opened.
-func readInRoot(rootfs, name string) ([]byte, error) {
-	handle, err := pathrs.OpenInRoot(rootfs, name)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
-		return nil, nil
+// addMemberships adds the groups whose entry in /etc/group names the user. What
+// has no valid ID is no group.
+func (s *groupSet) addMemberships(ctx context.Context, text []byte, user string) error {
+	if user == "" {
+		return nil
 	}
-	if errors.Is(err, unix.ELOOP) {
-		return nil, invalid("%s of the image: too many symbolic links", name)
-	}
+	room := true
+	err := eachGroup(ctx, text, func(e groupEntry) bool {
+		if !e.lists(user) {
+			return true
+		}
+		if id, numeric, err := userid.Parse(e.gid); numeric && err == nil {
+			room = s.add(id)
+		}
+		return room
+	})
 	if err != nil {
-		return nil, fmt.Errorf("open %s of the image: %w", name, err)
+		return err
 	}
-	defer handle.Close()
-	info, err := handle.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("look at %s of the image: %w", name, err)
+	if !room {
+		return invalid("user %q is in more than %d groups in /etc/group of the image", user, maxGroups)
 	}
-	if !info.Mode().IsRegular() {
-		return nil, invalid("%s of the image is not a regular file", name)
-	}
-	f, err := pathrs.Reopen(handle, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("open %s of the image: %w", name, err)
-	}
-	defer f.Close()
-	return readBounded(f, maxUserFile)
+	return nil
 }
 
-// unique drops later duplicates.
-func unique(ids []uint32) []uint32 {
-	var out []uint32
-	for _, id := range ids {
-		if !slices.Contains(out, id) {
-			out = append(out, id)
+func (s *groupSet) addRequested(groups []int64) error {
+	for _, id := range groups {
+		if id < 0 || id > userid.Max {
+			return invalid("supplemental group %d", id)
+		}
+		if !s.add(uint32(id)) {
+			return invalid("%d supplemental groups and those of the user are more than %d groups", len(groups), maxGroups)
 		}
 	}
-	return out
+	return nil
+}
+
+// misnamed looks for groups of the image whose name is the number of one of the
+// set, but whose ID is not. runc before 1.3 takes a supplementary group for the
+// group of that name. primary is true for the primary group, which need not be
+// among the supplementary ones; any other cannot be given safely.
+func (s *groupSet) misnamed(ctx context.Context, text []byte) (primary bool, err error) {
+	var refused error
+	err = eachGroup(ctx, text, func(e groupEntry) bool {
+		id, numeric, err := userid.Parse(e.name)
+		if _, have := s.have[id]; err != nil || !numeric || !have || e.name != strconv.FormatUint(uint64(id), 10) {
+			return true
+		}
+		if is, numeric, err := userid.Parse(e.gid); numeric && err == nil && is == id {
+			return true
+		}
+		if id != s.ids[0] {
+			refused = invalid("supplementary group %d is the name of a group with ID %q in /etc/group of the image", id, e.gid)
+		}
+		primary = primary || id == s.ids[0]
+		return refused == nil
+	})
+	if err == nil {
+		err = refused
+	}
+	return primary, err
 }

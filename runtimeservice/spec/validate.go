@@ -12,6 +12,9 @@ import (
 // maxHostname is HOST_NAME_MAX of sethostname(2).
 const maxHostname = 64
 
+// maxMappings is how many mappings the kernel takes, user_namespaces(7).
+const maxMappings = 340
+
 // cdiAnnotation prefixes the container annotations that name CDI devices, for
 // clients older than the CDI_devices field.
 const cdiAnnotation = "cdi.k8s.io/"
@@ -79,6 +82,9 @@ func ValidateContainer(c *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandbox
 		if strings.Trim(d.GetPermissions(), "rwm") != "" {
 			return invalid("device %q: permissions %q", d.GetHostPath(), d.GetPermissions())
 		}
+	}
+	if err := validateEnv(c.GetEnvs()); err != nil {
+		return err
 	}
 	if c.GetStdinOnce() && !c.GetStdin() {
 		return invalid("stdin_once without stdin")
@@ -205,6 +211,9 @@ func validateNamespaces(o *runtimeapi.NamespaceOption, pod bool) error {
 // validateMappings checks what the kernel asks for (user_namespaces(7)), and
 // that there is a root.
 func validateMappings(maps []*runtimeapi.IDMapping) error {
+	if len(maps) > maxMappings {
+		return invalid("%d user namespace mappings, the limit is %d", len(maps), maxMappings)
+	}
 	root := false
 	for i, m := range maps {
 		if m.GetLength() == 0 || uint64(m.GetContainerId())+uint64(m.GetLength()) > 1<<32 || uint64(m.GetHostId())+uint64(m.GetLength()) > 1<<32 {
@@ -280,8 +289,15 @@ func ipcSysctl(name string) bool {
 // write into annotations, without duplicates.
 func cdiNames(c *runtimeapi.ContainerConfig) []string {
 	var names []string
+	have := map[string]bool{}
+	add := func(name string) {
+		if !have[name] {
+			have[name] = true
+			names = append(names, name)
+		}
+	}
 	for _, d := range c.GetCDIDevices() {
-		names = append(names, d.GetName())
+		add(d.GetName())
 	}
 	var keys []string
 	for key := range c.GetAnnotations() {
@@ -292,9 +308,7 @@ func cdiNames(c *runtimeapi.ContainerConfig) []string {
 	slices.Sort(keys)
 	for _, key := range keys {
 		for _, name := range strings.Split(c.GetAnnotations()[key], ",") {
-			if !slices.Contains(names, name) {
-				names = append(names, name)
-			}
+			add(name)
 		}
 	}
 	return names

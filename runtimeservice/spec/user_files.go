@@ -1,0 +1,145 @@
+package spec
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	pathrs "github.com/cyphar/filepath-securejoin/pathrs-lite"
+	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/userid"
+)
+
+// maxUserFile bounds /etc/passwd and /etc/group of an image, in bytes.
+const maxUserFile = 8 << 20
+
+// linesPerCheck is how many lines of an image's file are read before the
+// context is looked at again.
+const linesPerCheck = 1 << 10
+
+// userEntry is a line of /etc/passwd, as passwd(5) has it. The image decides
+// what the fields hold.
+type userEntry struct{ name, uid, gid, home string }
+
+// hasID says whether the field of the user ID is that number. What is no number
+// is no ID, in particular not 0.
+func (e userEntry) hasID(id uint32) bool {
+	n, numeric, err := userid.Parse(e.uid)
+	return numeric && err == nil && n == id
+}
+
+// user is the user of the entry. An entry that ends before the group, as images
+// of one file have it, gives group 0, as in Docker and containerd.
+func (e userEntry) user() (User, error) {
+	uid, numeric, err := userid.Parse(e.uid)
+	if err != nil || !numeric {
+		return User{}, invalid("user %q has ID %q in /etc/passwd of the image", e.name, e.uid)
+	}
+	u := User{UID: uid, Home: e.home}
+	if e.gid != "" {
+		if u.GID, numeric, err = userid.Parse(e.gid); err != nil || !numeric {
+			return User{}, invalid("user %q has group %q in /etc/passwd of the image", e.name, e.gid)
+		}
+	}
+	// It becomes a variable of the environment, which plugins get as UTF-8.
+	if u.Home == "" || strings.ContainsRune(u.Home, 0) {
+		u.Home = "/"
+	}
+	u.Home = strings.ToValidUTF8(u.Home, "\uFFFD")
+	return u, nil
+}
+
+// firstUser returns the first entry that matches, nil if none does.
+func firstUser(ctx context.Context, passwd []byte, matches func(userEntry) bool) (*userEntry, error) {
+	var found *userEntry
+	err := eachEntry(ctx, passwd, 7, func(fields []string) bool {
+		e := userEntry{name: fields[0], uid: fields[2], gid: fields[3], home: fields[5]}
+		if matches(e) {
+			found = &e
+		}
+		return found == nil
+	})
+	return found, err
+}
+
+// groupEntry is a line of /etc/group, as group(5) has it.
+type groupEntry struct{ name, gid, members string }
+
+// lists says whether a user is among the members.
+func (e groupEntry) lists(user string) bool {
+	for rest, more := e.members, e.members != ""; more; {
+		var member string
+		if member, rest, more = strings.Cut(rest, ","); member == user {
+			return true
+		}
+	}
+	return false
+}
+
+// eachGroup calls do for the entries of /etc/group until it returns false.
+func eachGroup(ctx context.Context, group []byte, do func(groupEntry) bool) error {
+	return eachEntry(ctx, group, 5, func(fields []string) bool {
+		return do(groupEntry{name: fields[0], gid: fields[2], members: fields[3]})
+	})
+}
+
+// eachEntry calls do with the first fields of each line, "" for those that it
+// lacks, until do returns false. Comments, and the lines that stand for a
+// directory service ("+", "-"), are no entries, as in glibc.
+func eachEntry(ctx context.Context, text []byte, fields int, do func(fields []string) bool) error {
+	entry := make([]string, fields)
+	for n := 0; len(text) > 0; n++ {
+		if n%linesPerCheck == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		var line []byte
+		line, text, _ = bytes.Cut(text, []byte("\n"))
+		line = bytes.TrimSpace(line)
+		if len(line) == 0 || bytes.IndexByte([]byte("#+-"), line[0]) >= 0 {
+			continue
+		}
+		clear(entry)
+		copy(entry, strings.SplitN(string(line), ":", fields))
+		if !do(entry) {
+			return nil
+		}
+	}
+	return nil
+}
+
+// readInRoot reads a small regular file as a process chrooted to rootfs would
+// see it. A missing file reads as empty. The file is looked at through an
+// O_PATH descriptor first, so that no FIFO or device is ever opened.
+func readInRoot(rootfs, name string) ([]byte, error) {
+	handle, err := pathrs.OpenInRoot(rootfs, name)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil, nil
+	}
+	if errors.Is(err, unix.ELOOP) {
+		return nil, invalid("%s of the image: too many symbolic links", name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open %s of the image: %w", name, err)
+	}
+	defer handle.Close()
+	info, err := handle.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("look at %s of the image: %w", name, err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, invalid("%s of the image is not a regular file", name)
+	}
+	if info.Size() > maxUserFile {
+		return nil, invalid("%s of the image has %d bytes, the limit is %d", name, info.Size(), maxUserFile)
+	}
+	f, err := pathrs.Reopen(handle, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("open %s of the image: %w", name, err)
+	}
+	defer f.Close()
+	return readBounded(f, maxUserFile)
+}
