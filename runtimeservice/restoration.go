@@ -300,6 +300,7 @@ func (s *Service) restoreSpec(c *Container, from *source, now *specs.Spec) error
 		return err
 	}
 	problems := append(unfit(&from.Spec, now, from.exact), unfitStreams(c.config(), streams)...)
+	problems = append(problems, unfitUser(c.config().GetLinux().GetSecurityContext(), from.Spec.Process.User, now.Process.User)...)
 	if len(problems) > 0 {
 		return fmt.Errorf("the checkpoint does not fit: %s: %w", strings.Join(problems, "; "), errdefs.ErrFailedPrecondition)
 	}

@@ -2,6 +2,7 @@ package runtimeservice
 
 import (
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -42,22 +43,38 @@ func unfit(was, now *specs.Spec, exact bool) []string {
 	return append(problems, unfitEnvironment(p.Env, q.Env)...)
 }
 
-func sameSet[T comparable](a, b []T) bool { return within(a, b) && within(b, a) }
+// set is what is in a list, which the author of a checkpoint may have made long.
+func set[T comparable](list []T) map[T]bool {
+	in := make(map[T]bool, len(list))
+	for _, v := range list {
+		in[v] = true
+	}
+	return in
+}
 
-func within[T comparable](a, b []T) bool {
-	return !slices.ContainsFunc(a, func(v T) bool { return !slices.Contains(b, v) })
+func sameSet[T comparable](a, b []T) bool { return maps.Equal(set(a), set(b)) }
+
+// without returns what of a is not in b.
+func without[T comparable](a, b []T) []T {
+	in := set(b)
+	var out []T
+	for _, v := range a {
+		if !in[v] {
+			out = append(out, v)
+		}
+	}
+	return out
 }
 
 // unfitEnvironment names variables only, since values may be secrets. The host
 // name is the pod's, which may have another one now.
 func unfitEnvironment(was, now []string) []string {
 	var names []string
-	for _, e := range append(slices.Clone(was), now...) {
+	have := map[string]bool{"HOSTNAME": true}
+	for _, e := range append(without(was, now), without(now, was)...) {
 		name, _, _ := strings.Cut(e, "=")
-		if name == "HOSTNAME" {
-			continue
-		}
-		if slices.Contains(was, e) != slices.Contains(now, e) && !slices.Contains(names, name) {
+		if !have[name] {
+			have[name] = true
 			names = append(names, name)
 		}
 	}
@@ -71,17 +88,7 @@ func unfitEnvironment(was, now []string) []string {
 // can be, because CRIU mounts what it remembers.
 func unfitMounts(was, now *specs.Spec) []string {
 	before, after := bindMounts(was), bindMounts(now)
-	var missing, extra []string
-	for _, m := range before {
-		if !slices.Contains(after, m) {
-			missing = append(missing, m)
-		}
-	}
-	for _, m := range after {
-		if !slices.Contains(before, m) {
-			extra = append(extra, m)
-		}
-	}
+	missing, extra := without(before, after), without(after, before)
 	var problems []string
 	if len(missing) > 0 {
 		problems = append(problems, fmt.Sprintf("it has mounts that the config lacks: %q", missing))
@@ -130,6 +137,22 @@ func whose(s *specs.Spec, kind specs.LinuxNamespaceType) string {
 	return "the node's"
 }
 
+// unfitUser says why the process is not of the user that the config asks for. A
+// config that asks for none, or for root, who can become any, allows all.
+func unfitUser(sc *runtimeapi.LinuxContainerSecurityContext, was, now specs.User) []string {
+	if sc.GetRunAsUser() == nil && sc.GetRunAsUsername() == "" || now.UID == 0 {
+		return nil
+	}
+	var problems []string
+	if was.UID != now.UID {
+		problems = append(problems, fmt.Sprintf("its process runs as user %d and the config asks for %d", was.UID, now.UID))
+	}
+	if more := without(append([]uint32{was.GID}, was.AdditionalGids...), append([]uint32{now.GID}, now.AdditionalGids...)); len(more) > 0 {
+		problems = append(problems, fmt.Sprintf("its process has groups that the config does not give: %d of them, such as %d", len(more), more[0]))
+	}
+	return problems
+}
+
 // unfitPrivileges names what the process had and is not to have.
 func unfitPrivileges(was, now *specs.Spec) []string {
 	var problems []string
@@ -137,8 +160,7 @@ func unfitPrivileges(was, now *specs.Spec) []string {
 	if p.Terminal != q.Terminal {
 		problems = append(problems, fmt.Sprintf("its process has a terminal: %t, and the config asks for one: %t", p.Terminal, q.Terminal))
 	}
-	if more := capabilities(p); !within(more, capabilities(q)) {
-		more = slices.DeleteFunc(more, func(c string) bool { return slices.Contains(capabilities(q), c) })
+	if more := without(capabilities(p), capabilities(q)); len(more) > 0 {
 		problems = append(problems, fmt.Sprintf("its process has capabilities that the config does not give: %q", more))
 	}
 	if q.NoNewPrivileges && !p.NoNewPrivileges {

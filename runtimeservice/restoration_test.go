@@ -101,6 +101,32 @@ func TestUnfit(t *testing.T) {
 	}
 }
 
+// A checkpoint cannot bring another user back than the config asks for.
+func TestUnfitUser(t *testing.T) {
+	type sc = runtimeapi.LinuxContainerSecurityContext
+	asked := &sc{RunAsUser: &runtimeapi.Int64Value{Value: 1000}}
+	app := specs.User{UID: 1000, GID: 100, AdditionalGids: []uint32{100, 7}}
+	for name, tc := range map[string]struct {
+		sc       *sc
+		was, now specs.User
+		says     string
+	}{
+		"the same":            {asked, app, app, ""},
+		"no user asked for":   {&sc{}, specs.User{}, app, ""},
+		"root asked for":      {&sc{RunAsUser: &runtimeapi.Int64Value{}}, app, specs.User{}, ""},
+		"root instead":        {asked, specs.User{}, app, "runs as user 0 and the config asks for 1000"},
+		"another than named":  {&sc{RunAsUsername: "app"}, specs.User{UID: 5, GID: 100}, app, "runs as user 5"},
+		"a group more":        {asked, specs.User{UID: 1000, GID: 100, AdditionalGids: []uint32{100, 9}}, app, "1 of them, such as 9"},
+		"another first group": {asked, specs.User{UID: 1000}, app, "such as 0"},
+		"fewer groups":        {asked, specs.User{UID: 1000, GID: 100}, app, ""},
+	} {
+		got := strings.Join(unfitUser(tc.sc, tc.was, tc.now), "; ")
+		if tc.says == "" && got != "" || !strings.Contains(got, tc.says) {
+			t.Errorf("%s: %q, want %q", name, got, tc.says)
+		}
+	}
+}
+
 func TestUnfitStreams(t *testing.T) {
 	null, pipe := checkpoint.Stream("/dev/null"), checkpoint.Stream("pipe:[1]")
 	for name, tc := range map[string]struct {

@@ -25,7 +25,7 @@ func adjust(s *specs.Spec, a *api.ContainerAdjustment, injectCDI func(*specs.Spe
 			return fmt.Errorf("inject CDI device %s: no CDI on this node: %w", names[0], errdefs.ErrFailedPrecondition)
 		}
 	}
-	g := generate.SpecGenerator(&generator{s}, generate.WithCDIDeviceInjector(injectCDI),
+	g := generate.SpecGenerator(&generator{spec: s}, generate.WithCDIDeviceInjector(injectCDI),
 		generate.WithBlockIOResolver(func(class string) (*specs.LinuxBlockIO, error) {
 			return nil, fmt.Errorf("block I/O class %q: %w", class, errdefs.ErrFailedPrecondition)
 		}),
@@ -33,7 +33,7 @@ func adjust(s *specs.Spec, a *api.ContainerAdjustment, injectCDI func(*specs.Spe
 			return nil, fmt.Errorf("RDT class %q: %w", class, errdefs.ErrFailedPrecondition)
 		}))
 	limits := slices.Clone(s.Process.Rlimits)
-	memory := *(&generator{s}).memory()
+	memory := *(&generator{spec: s}).memory()
 	if err := g.Adjust(a); err != nil {
 		return fmt.Errorf("adjust container: %w", err)
 	}
@@ -71,7 +71,7 @@ func mergeRlimits(limits []specs.POSIXRlimit, change []*api.POSIXRlimit) []specs
 // and swap together with every limit of memory; where they were not limited
 // before, which is so where the kernel can't, they still are not.
 func adjustMemory(s *specs.Spec, before specs.LinuxMemory, m *api.LinuxMemory) {
-	memory := (&generator{s}).memory()
+	memory := (&generator{spec: s}).memory()
 	if before.Swap == nil {
 		memory.Swap = nil
 	}

@@ -12,7 +12,13 @@ import (
 
 // generator is what the library applies adjustments by: small edits of a
 // specification, which has a process and a Linux part.
-type generator struct{ spec *specs.Spec }
+type generator struct {
+	spec *specs.Spec
+	// env leads from a variable's name to its entry, for the first indexed
+	// entries. The library sets each one again when a plugin changes any.
+	env     map[string]int
+	indexed int
+}
 
 var _ generate.UnderlyingGenerator = (*generator)(nil)
 
@@ -29,17 +35,26 @@ func (g *generator) RemoveAnnotation(key string) { delete(g.spec.Annotations, ke
 
 func (g *generator) SetProcessArgs(args []string)   { g.spec.Process.Args = args }
 func (g *generator) SetProcessOOMScoreAdj(adj int)  { g.spec.Process.OOMScoreAdj = &adj }
-func (g *generator) ClearProcessEnv()               { g.spec.Process.Env = nil }
+func (g *generator) ClearProcessEnv()               { g.spec.Process.Env, g.env = nil, nil }
 func (g *generator) AddProcessEnv(name, val string) { g.setEnv(name + "=" + val) }
 
 func (g *generator) setEnv(entry string) {
 	name, _, _ := strings.Cut(entry, "=")
-	env := g.spec.Process.Env
-	if i := slices.IndexFunc(env, func(old string) bool { return strings.HasPrefix(old, name+"=") }); i >= 0 {
-		env[i] = entry
+	if g.env == nil || g.indexed != len(g.spec.Process.Env) {
+		g.env = make(map[string]int, len(g.spec.Process.Env))
+		for i, old := range slices.Backward(g.spec.Process.Env) { // of two the first one is replaced
+			old, _, _ = strings.Cut(old, "=")
+			g.env[old] = i
+		}
+		g.indexed = len(g.spec.Process.Env)
+	}
+	if i, ok := g.env[name]; ok {
+		g.spec.Process.Env[i] = entry
 		return
 	}
-	g.spec.Process.Env = append(env, entry)
+	g.env[name] = len(g.spec.Process.Env)
+	g.spec.Process.Env = append(g.spec.Process.Env, entry)
+	g.indexed = len(g.spec.Process.Env)
 }
 
 func (g *generator) Mounts() []specs.Mount    { return g.spec.Mounts }
