@@ -177,6 +177,13 @@ func (s *Service) isolatePod(ctx context.Context, p *Pod) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set up network: %w", err)
 	}
+	if len(p.config().GetLinux().GetSysctls()) == 0 {
+		return ips, nil
+	}
+	journal.Enter(ctx, "set sysctls of interfaces")
+	if err := podns.SetInterfaceSysctls(s.podNamespaces(p.config(), s.podStateDir(p.ID))); err != nil {
+		return nil, fmt.Errorf("set sysctls of interfaces: %w", err)
+	}
 	return ips, nil
 }
 

@@ -34,8 +34,9 @@ type Args struct {
 	Net, IPC, UTS bool
 	// Hostname is set in the new UTS namespace; "" keeps the node's name.
 	Hostname string
-	// Sysctls are set inside, names with dots or slashes. See [CheckSysctls]
-	// for those that are allowed.
+	// Sysctls are set inside, names with dots or slashes, values without the
+	// white space around them. See [CheckSysctls] for those that are allowed,
+	// and [SetInterfaceSysctls] for those that Pin leaves out.
 	Sysctls map[string]string
 }
 
@@ -140,6 +141,9 @@ func (a Args) setUp(sysctls []sysctl) error {
 		}
 	}
 	for _, s := range sysctls {
+		if s.ofInterface() {
+			continue // which comes later
+		}
 		if err := s.set(); err != nil {
 			return err
 		}

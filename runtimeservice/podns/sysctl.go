@@ -16,6 +16,54 @@ import (
 // sysctl is one kernel parameter: its path below /proc/sys and its value.
 type sysctl struct{ path, value string }
 
+// SetInterfaceSysctls sets the sysctls of args that belong to a network interface other than the
+// loopback one, in the pod's network namespace. Pin leaves them out, since the interface comes with
+// the pod's network. One that the kernel does not know, or of an interface that is not there, is
+// errdefs.ErrFailedPrecondition.
+func SetInterfaceSysctls(args Args) error {
+	all, err := parseSysctls(args.Sysctls, args)
+	if err != nil {
+		return err
+	}
+	var late []sysctl
+	for _, s := range all {
+		if s.ofInterface() {
+			late = append(late, s)
+		}
+	}
+	if len(late) == 0 {
+		return nil
+	}
+	return Do(filepath.Join(args.Dir, Net), func() error {
+		for _, s := range late {
+			if err := s.set(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// ofInterface says whether the parameter is there only while an interface of its own is.
+func (s sysctl) ofInterface() bool {
+	parts := strings.Split(s.path, "/")
+	return len(parts) == 5 && perInterface(parts) && !slices.Contains([]string{"all", "default", "lo"}, parts[3])
+}
+
+// perInterface says whether a path leads below a directory with one entry for each interface.
+func perInterface(parts []string) bool {
+	if len(parts) < 5 || parts[0] != "net" {
+		return false
+	}
+	switch parts[1] {
+	case "ipv4", "ipv6":
+		return parts[2] == "conf" || parts[2] == "neigh"
+	case "mpls":
+		return parts[2] == "conf"
+	}
+	return false
+}
+
 func (s sysctl) set() error {
 	f, err := os.OpenFile(filepath.Join("/proc/sys", s.path), os.O_WRONLY, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -61,7 +109,8 @@ func parseSysctls(values map[string]string, args Args) ([]sysctl, error) {
 		if !own {
 			return nil, fmt.Errorf("sysctl %s needs a %s namespace of the pod's own: %w", name, kind, errdefs.ErrInvalidArgument)
 		}
-		list = append(list, sysctl{path, value})
+		// As from a block of YAML, which ends in a newline.
+		list = append(list, sysctl{path, strings.TrimSpace(value)})
 	}
 	slices.SortFunc(list, func(a, b sysctl) int { return strings.Compare(a.path, b.path) })
 	return list, nil
@@ -69,7 +118,9 @@ func parseSysctls(values map[string]string, args Args) ([]sysctl, error) {
 
 // sysctlPath turns a name into a path below /proc/sys as sysctl(8) does: the
 // first separator decides which of '.' and '/' separates, the other one is
-// then part of a name (an interface called eth0.100).
+// then part of a name (an interface called eth0.100). The name of an interface
+// may have its dots as they are in the other style too: what follows it is one
+// element, so that it is clear where the name ends.
 func sysctlPath(name string) (string, error) {
 	path := name
 	if i := strings.IndexAny(name, "./"); i >= 0 && name[i] == '.' {
@@ -85,6 +136,10 @@ func sysctlPath(name string) (string, error) {
 	}
 	if !filepath.IsLocal(path) || filepath.Clean(path) != path || strings.ContainsRune(path, 0) {
 		return "", fmt.Errorf("sysctl name %q: %w", name, errdefs.ErrInvalidArgument)
+	}
+	if parts := strings.Split(path, "/"); perInterface(parts) {
+		last := len(parts) - 1
+		path = strings.Join([]string{parts[0], parts[1], parts[2], strings.Join(parts[3:last], "."), parts[last]}, "/")
 	}
 	return path, nil
 }

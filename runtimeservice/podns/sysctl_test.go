@@ -2,6 +2,8 @@ package podns
 
 import (
 	"errors"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -70,4 +72,62 @@ func FuzzSysctlPath(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestSysctlPathOfInterfaces(t *testing.T) {
+	for name, want := range map[string]string{
+		"net.ipv4.conf.eth0.arp_ignore":            "net/ipv4/conf/eth0/arp_ignore",
+		"net.ipv4.conf.eth0/100.arp_ignore":        "net/ipv4/conf/eth0.100/arp_ignore",
+		"net.ipv4.conf.eth0.100.arp_ignore":        "net/ipv4/conf/eth0.100/arp_ignore",
+		"net/ipv4/conf/eth0.100/arp_ignore":        "net/ipv4/conf/eth0.100/arp_ignore",
+		"net/ipv6/neigh/eth0.100.200/gc_stale":     "net/ipv6/neigh/eth0.100.200/gc_stale",
+		"net.ipv6.neigh.eth0.100.200.gc_stale":     "net/ipv6/neigh/eth0.100.200/gc_stale",
+		"net.netfilter.nf_conntrack_tcp_timeout_x": "net/netfilter/nf_conntrack_tcp_timeout_x",
+		"net.ipv4.conf.eth0":                       "net/ipv4/conf/eth0",
+	} {
+		if got, err := sysctlPath(name); err != nil || got != want {
+			t.Errorf("sysctlPath(%q) = %q, %v; want %q", name, got, err, want)
+		}
+	}
+	for path, want := range map[string]bool{
+		"net/ipv4/conf/eth0/arp_ignore": true, "net/ipv6/neigh/eth0.1/x": true, "net/mpls/conf/eth0/input": true,
+		"net/ipv4/conf/all/forwarding": false, "net/ipv4/conf/default/forwarding": false, "net/ipv4/conf/lo/forwarding": false,
+		"net/ipv4/ip_forward": false, "net/ipv4/route/eth0/x": false,
+	} {
+		if got := (sysctl{path: path}).ofInterface(); got != want {
+			t.Errorf("%s is of an interface: %t", path, got)
+		}
+	}
+}
+
+// The interface of a sysctl comes after the namespace.
+func TestInterfaceSysctlsAreSetLater(t *testing.T) {
+	needRoot(t)
+	args := Args{Dir: podDir(t), Net: true, Sysctls: map[string]string{
+		"net.ipv4.ip_forward": " 1\n", "net.ipv4.conf.br0.7.arp_ignore": "2\n", "net/ipv6/neigh/br0.7/gc_stale_time": "77",
+	}}
+	if err := Pin(t.Context(), args); err != nil {
+		t.Fatal(err)
+	}
+	if err := SetInterfaceSysctls(args); !errors.Is(err, errdefs.ErrFailedPrecondition) || !strings.Contains(err.Error(), "net/ipv4/conf/br0.7/arp_ignore") {
+		t.Errorf("before the interface is there: %v", err)
+	}
+	inside := func(script string) string {
+		out, err := exec.Command("nsenter", "--net="+filepath.Join(args.Dir, Net), "sh", "-c", script).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return string(out)
+	}
+	inside("ip link add br0.7 type bridge")
+	if err := SetInterfaceSysctls(args); err != nil {
+		t.Fatal(err)
+	}
+	if got := inside("cd /proc/sys/net; cat ipv4/ip_forward ipv4/conf/br0.7/arp_ignore ipv6/neigh/br0.7/gc_stale_time"); got != "1\n2\n77\n" {
+		t.Errorf("inside are %q", got)
+	}
+	args.Sysctls["net.ipv4.conf.br0/7.no_such_thing"] = "1"
+	if err := SetInterfaceSysctls(args); !errors.Is(err, errdefs.ErrFailedPrecondition) {
+		t.Errorf("unknown sysctl: %v", err)
+	}
 }

@@ -261,7 +261,7 @@ func sameMappings(a, b []*runtimeapi.IDMapping) bool {
 func validateSysctls(sysctls map[string]string, o *runtimeapi.NamespaceOption) error {
 	for raw, value := range sysctls {
 		name := strings.ReplaceAll(raw, "/", ".")
-		if slices.Contains(strings.Split(name, "."), "") || strings.ContainsAny(raw+value, "\x00\n") {
+		if slices.Contains(strings.Split(name, "."), "") || strings.ContainsAny(raw+strings.TrimSpace(value), "\x00\n") {
 			return invalid("sysctl %q", raw)
 		}
 		switch {
