@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -24,7 +25,8 @@ type Result struct {
 // Interface is one network interface of a [Result].
 type Interface struct {
 	Name, MAC string
-	// Sandbox is the network namespace of a pod's interface, "" on the node.
+	// Sandbox is the network namespace of a pod's interface, "" on the node and where the plugin
+	// leaves it out.
 	Sandbox string
 }
 
@@ -45,10 +47,11 @@ func parseResult(got types.Result, ifName string) (Result, error) {
 		result.Interfaces = append(result.Interfaces, Interface{Name: i.Name, MAC: i.Mac, Sandbox: i.Sandbox})
 	}
 	for _, ip := range r.IPs {
-		if !belongs(ip.Interface, result.Interfaces, ifName) {
-			continue
+		own, err := belongs(ip.Interface, result.Interfaces, ifName)
+		if err != nil {
+			return Result{}, fmt.Errorf("read plugin result: address %s: %w", ip.Address.IP, err)
 		}
-		if addr, ok := netip.AddrFromSlice(ip.Address.IP); ok {
+		if addr, ok := netip.AddrFromSlice(ip.Address.IP); ok && own {
 			result.IPs = append(result.IPs, addr.Unmap())
 		}
 	}
@@ -59,14 +62,20 @@ func parseResult(got types.Result, ifName string) (Result, error) {
 }
 
 // belongs reports whether an address of the interface with an index, nil if the
-// plugin did not say, is the pod's.
-func belongs(index *int, interfaces []Interface, ifName string) bool {
-	if index == nil {
-		return true
+// plugin did not say, is the pod's. The name of the pod's interface decides, since plugins leave
+// out the network namespace; only one that they list twice is the pod's where they name a
+// namespace. An index without an interface is an error, unless the plugins list none at all.
+func belongs(index *int, interfaces []Interface, ifName string) (bool, error) {
+	if index == nil || len(interfaces) == 0 {
+		return true, nil
 	}
 	if *index < 0 || *index >= len(interfaces) {
-		return false
+		return false, fmt.Errorf("its interface %d is not among the %d that the plugins list", *index, len(interfaces))
 	}
 	i := interfaces[*index]
-	return i.Sandbox != "" && i.Name == ifName
+	if i.Name != ifName || i.Sandbox != "" {
+		return i.Name == ifName, nil
+	}
+	named := func(other Interface) bool { return other.Name == ifName && other.Sandbox != "" }
+	return !slices.ContainsFunc(interfaces, named), nil
 }
