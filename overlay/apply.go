@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -57,6 +56,12 @@ func (s *Store) apply(ctx context.Context, d *Draft, in io.Reader) error {
 	}
 	x := newExtractor(root, s.paths.dir(d.CacheID))
 	defer x.close()
+	x.record = &recorder{}
+	x.budget.floors = s.floors
+	x.budget.received = func() int64 { return x.record.total }
+	if r, ok := in.(Received); ok {
+		x.budget.received = r.Received
+	}
 	split := filepath.Join(s.paths.writeSet(d.CacheID), tarSplitName)
 	if d.DiffID, err = s.pipeline(ctx, x, in, split); err != nil {
 		return err
@@ -64,7 +69,7 @@ func (s *Store) apply(ctx context.Context, d *Draft, in io.Reader) error {
 	if err := failpoint.Hit("overlay.apply.extracted"); err != nil {
 		return err
 	}
-	return x.finish(d, split)
+	return x.finish(ctx, d, split)
 }
 
 func (s *Store) makeDraft(id string) error {
@@ -98,7 +103,7 @@ func (s *Store) pipeline(ctx context.Context, x *extractor, in io.Reader, split 
 		return "", err
 	}
 	x.writers = startWriters(ctx, cancel, &s.buffers)
-	x.record = &recorder{source: src}
+	x.record.source = src
 	x.tar = tar.NewReader(x.record)
 	input.Go(func() { src.pump(in) })
 	input.Go(src.sum)
@@ -183,9 +188,9 @@ func (x *extractor) trailer() error {
 }
 
 // finish completes the directory and fills in the draft.
-func (x *extractor) finish(d *Draft, split string) error {
-	if x.twice || len(x.moved) > 0 {
-		if err := repack(split, x.shadow, x.moved); err != nil {
+func (x *extractor) finish(ctx context.Context, d *Draft, split string) error {
+	if x.names.twice || len(x.moved) > 0 {
+		if err := repack(ctx, repackArgs{path: split, shadow: x.shadow, moved: x.moved, names: &x.names}); err != nil {
 			return fmt.Errorf("write tar-split: %w", err)
 		}
 	}
@@ -195,47 +200,74 @@ func (x *extractor) finish(d *Draft, split string) error {
 	d.Size = x.size
 	if len(x.moved) > 0 {
 		var err error
-		if d.Size, err = layerSize(filepath.Join(x.dir, diffName)); err != nil {
+		if d.Size, err = layerSize(ctx, filepath.Join(x.dir, diffName)); err != nil {
 			return fmt.Errorf("measure layer: %w", err)
 		}
 	}
-	err := x.tree.each(func(n *node) error {
-		if n.implied {
-			d.implied = append(d.implied, n.name)
+	d.implied, _ = impliedBelow(x.tree)
+	dirs, err := newLadder(x.root)
+	if err != nil {
+		return err
+	}
+	defer dirs.close()
+	return setTimes(ctx, dirs, x.tree)
+}
+
+// setTimes gives the directory that dirs stands in, and those below it, the times of their entries.
+func setTimes(ctx context.Context, dirs *ladder, n *node) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if n.times != nil {
+		if err := futimens(dirs.fd(), n.times.access, n.times.modify); err != nil {
+			return fmt.Errorf("entry %q: %w", n.name(), err)
 		}
-		if n.times == nil {
-			return nil
+	}
+	for _, c := range n.children {
+		if c.kind != kindDir {
+			continue
 		}
-		if err := utimesAt(x.root, n.name, *n.times); err != nil {
-			return fmt.Errorf("entry %q: %w", n.name, err)
+		if err := dirs.down(c.base); err != nil {
+			return fmt.Errorf("open directory %q: %w", c.name(), err)
 		}
-		return nil
-	})
-	slices.Sort(d.implied) // a parent sorts before what is in it
-	return err
+		if err := setTimes(ctx, dirs, c); err != nil {
+			return err
+		}
+		if err := dirs.up(); err != nil {
+			return fmt.Errorf("leave directory %q: %w", c.name(), err)
+		}
+	}
+	return nil
 }
 
 // layerSize counts a layer as dockerd does: the lengths of everything that is
 // not a directory, hard links once.
-func layerSize(dir string) (int64, error) {
+func layerSize(ctx context.Context, dir string) (int64, error) {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	defer func() { _ = unix.Close(fd) }()
 	var size int64
 	seen := map[uint64]bool{}
-	err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
-		if err != nil {
-			return err
+	err = walkTree(ctx, fd, walk{names: func(dirfd int, names []string) (dirs []string, err error) {
+		for _, name := range names {
+			var st unix.Stat_t
+			if err := unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+				return nil, &os.PathError{Op: "stat", Path: name, Err: err}
+			}
+			switch {
+			case st.Mode&unix.S_IFMT == unix.S_IFDIR:
+				dirs = append(dirs, name)
+				continue
+			case seen[st.Ino]:
+				continue
+			case st.Nlink > 1:
+				seen[st.Ino] = true
+			}
+			size += st.Size
 		}
-		var st unix.Stat_t
-		if err := unix.Lstat(path, &st); err != nil {
-			return &os.PathError{Op: "stat", Path: path, Err: err}
-		}
-		if st.Mode&unix.S_IFMT == unix.S_IFDIR || seen[st.Ino] {
-			return nil
-		}
-		if st.Nlink > 1 {
-			seen[st.Ino] = true
-		}
-		size += st.Size
-		return nil
-	})
+		return dirs, nil
+	}})
 	return size, err
 }

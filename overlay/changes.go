@@ -67,6 +67,14 @@ type treeWriter struct {
 	below   *view            // of the layers below an upper directory; nil for an ordinary tree
 	links   map[inode]string // files with more than one name that are packed already
 	deleted []string
+	dirs    []packedDir // the way down to where it is
+}
+
+// packedDir is a directory that is being packed. hidden says that an opaque
+// directory there or above lets nothing of the layers below through.
+type packedDir struct {
+	path   string
+	hidden bool
 }
 
 func (t *treeWriter) pack(dir string) error {
@@ -74,37 +82,39 @@ func (t *treeWriter) pack(dir string) error {
 	if err != nil {
 		return &os.PathError{Op: "open", Path: dir, Err: err}
 	}
-	if err := t.directory(os.NewFile(uintptr(fd), dir), ".", false); err != nil {
-		return err
+	defer func() { _ = unix.Close(fd) }()
+	t.dirs = []packedDir{{path: "."}}
+	if err := walkTree(t.ctx, fd, walk{all: true, names: t.names, enter: t.enter, leave: t.leave}); err != nil {
+		return fmt.Errorf("in %q: %w", t.here().path, err)
 	}
 	return t.tar.Close()
 }
 
-// directory packs what is in d, whose path is p, and closes it. hidden says
-// that an opaque directory above lets nothing of the layers below through.
-func (t *treeWriter) directory(d *os.File, p string, hidden bool) error {
-	defer func() { _ = d.Close() }()
-	names, err := d.Readdirnames(-1)
-	if err != nil {
-		return fmt.Errorf("read directory %q: %w", p, err)
-	}
+func (t *treeWriter) here() *packedDir { return &t.dirs[len(t.dirs)-1] }
+
+// names packs what is in a directory and is none.
+func (t *treeWriter) names(fd int, names []string) (dirs []string, err error) {
 	slices.Sort(names)
-	fd := int(d.Fd())
-	if t.below != nil && (hidden || isOpaque(fd, ".")) {
-		hidden = true
-		if err := t.deleteHidden(p, names); err != nil {
-			return fmt.Errorf("read directory %q of the image: %w", p, err)
+	here := t.here()
+	if t.below != nil && (here.hidden || isOpaque(fd, ".")) {
+		here.hidden = true
+		if err := t.deleteHidden(here.path, names); err != nil {
+			return nil, fmt.Errorf("read directory of the image: %w", err)
 		}
 	}
 	for _, name := range names {
 		if err := t.ctx.Err(); err != nil {
-			return err
+			return nil, err
 		}
-		if err := t.entry(fd, name, join(p, name), hidden); err != nil {
-			return err
+		isDir, err := t.entry(fd, name, join(here.path, name))
+		if err != nil {
+			return nil, err
+		}
+		if isDir {
+			dirs = append(dirs, name)
 		}
 	}
-	return nil
+	return dirs, nil
 }
 
 func join(dir, name string) string {
@@ -129,46 +139,52 @@ func (t *treeWriter) deleteHidden(p string, have []string) error {
 	return nil
 }
 
-func (t *treeWriter) entry(dirfd int, name, p string, hidden bool) error {
+func (t *treeWriter) entry(dirfd int, name, p string) (isDir bool, err error) {
+	if len(p) > maxPath {
+		return false, fmt.Errorf("a path of %d bytes, the limit is %d: %w", len(p), maxPath, errdefs.ErrFailedPrecondition)
+	}
 	var st unix.Stat_t
 	if err := unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return fmt.Errorf("stat %q: %w", p, err)
+		return false, fmt.Errorf("stat %q: %w", p, err)
 	}
 	if t.below != nil && isWhiteout(&st) {
 		t.deleted = append(t.deleted, p)
-		return nil
+		return false, nil
 	}
-	var err error
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFSOCK:
-		return nil
+		return false, nil
 	case unix.S_IFDIR:
-		return t.subdirectory(dirfd, name, p, hidden)
+		return true, nil
 	case unix.S_IFREG:
 		err = t.regular(dirfd, name, p)
 	default:
 		err = t.special(dirfd, name, p, &st)
 	}
 	if err != nil {
-		return fmt.Errorf("pack %q: %w", p, err)
+		return false, fmt.Errorf("pack %q: %w", p, err)
 	}
-	return nil
+	return false, nil
 }
 
-func (t *treeWriter) subdirectory(dirfd int, name, p string, hidden bool) error {
-	d, st, err := openEntry(dirfd, name, unix.O_DIRECTORY)
-	if err != nil {
-		return fmt.Errorf("open %q: %w", p, err)
+// enter packs a directory itself.
+func (t *treeWriter) enter(fd int, name string) error {
+	p := join(t.here().path, name)
+	t.dirs = append(t.dirs, packedDir{p, t.here().hidden})
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return os.NewSyscallError("fstat", err)
 	}
 	h := headerOf(p+"/", tar.TypeDir, &st)
-	if err = addAttributes(h, int(d.Fd())); err == nil {
-		err = t.tar.WriteHeader(h)
+	if err := addAttributes(h, fd); err != nil {
+		return err
 	}
-	if err != nil {
-		_ = d.Close()
-		return fmt.Errorf("pack %q: %w", p, err)
-	}
-	return t.directory(d, p, hidden)
+	return t.tar.WriteHeader(h)
+}
+
+func (t *treeWriter) leave(int, string) error {
+	t.dirs = t.dirs[:len(t.dirs)-1]
+	return nil
 }
 
 // openEntry opens what stands under a name, and says what it has opened.

@@ -351,7 +351,7 @@ func (c *checker) mounts() error {
 // content verifies that a layer still is the tar that it was made from.
 func (c *checker) content(ctx context.Context, l Layer) error {
 	path := c.s.paths.layer(l.ID)
-	size, err := layerSize(c.s.paths.diff(l.CacheID))
+	size, err := layerSize(ctx, c.s.paths.diff(l.CacheID))
 	if err != nil {
 		c.report(path, "measure layer: %v", err)
 	} else if size != l.Size {

@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"fmt"
+	"slices"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -26,12 +27,15 @@ func (d *dirFD) release() {
 // files directory by directory, so few are enough. get and drop are for one
 // goroutine; the handles may be released by any.
 type dirCache struct {
-	root int
-	open map[*node]*dirFD
-	ring []*node // in order of opening, the oldest is closed first
+	root   int
+	budget *budget
+	open   map[*node]*dirFD
+	ring   []*node // in order of opening, the oldest is closed first
 }
 
-func newDirCache(root int) *dirCache { return &dirCache{root: root, open: map[*node]*dirFD{}} }
+func newDirCache(root int, b *budget) *dirCache {
+	return &dirCache{root: root, budget: b, open: map[*node]*dirFD{}}
+}
 
 // get returns a handle that the caller releases.
 func (c *dirCache) get(n *node) (*dirFD, error) {
@@ -39,9 +43,9 @@ func (c *dirCache) get(n *node) (*dirFD, error) {
 		d.refs.Add(1)
 		return d, nil
 	}
-	fd, err := openBeneath(c.root, n.name, unix.O_RDONLY|unix.O_DIRECTORY)
+	fd, err := c.openNode(n)
 	if err != nil {
-		return nil, fmt.Errorf("open directory %q: %w", n.name, err)
+		return nil, fmt.Errorf("open directory %q: %w", n.name(), err)
 	}
 	if len(c.ring) == maxOpenDirs {
 		c.drop(c.ring[0])
@@ -51,6 +55,42 @@ func (c *dirCache) get(n *node) (*dirFD, error) {
 	c.open[n] = d
 	c.ring = append(c.ring, n)
 	return d, nil
+}
+
+// openNode opens a directory from the nearest one above it that is open.
+func (c *dirCache) openNode(n *node) (int, error) {
+	from, above := c.root, n.parent
+	for ; above != nil; above = above.parent {
+		if d, ok := c.open[above]; ok {
+			from = d.fd
+			break
+		}
+	}
+	depth := n.depth
+	if above != nil {
+		depth -= above.depth
+	}
+	if err := c.budget.step(int(depth)); err != nil {
+		return -1, err
+	}
+	return openBeneath(from, n.below(above), unix.O_RDONLY|unix.O_DIRECTORY)
+}
+
+// dropBelow forgets a directory and everything below it.
+func (c *dirCache) dropBelow(n *node) error {
+	for _, r := range slices.Clone(c.ring) {
+		if err := c.budget.step(max(0, int(r.depth-n.depth))); err != nil {
+			return err
+		}
+		at := r
+		for at != n && at.depth > n.depth {
+			at = at.parent
+		}
+		if at == n {
+			c.drop(r)
+		}
+	}
+	return nil
 }
 
 // drop forgets one directory.

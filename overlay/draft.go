@@ -27,7 +27,7 @@ type Draft struct {
 	CacheID string
 
 	store   *Store
-	implied []string // directories that the tar did not list, parents first
+	implied impliedDir // directories that the tar did not list
 
 	mu   sync.Mutex // held while the draft is committed or discarded
 	done bool
@@ -44,11 +44,10 @@ func (d *Draft) discardLocked() error {
 	if d.done {
 		return nil
 	}
-	err := errors.Join(d.store.removeDirectory(d.CacheID), os.RemoveAll(d.store.paths.writeSet(d.CacheID)))
+	err := errors.Join(d.store.removeRetired(d.CacheID), os.RemoveAll(d.store.paths.writeSet(d.CacheID)))
 	if err != nil {
 		return fmt.Errorf("discard draft %s: %w", d.CacheID, err)
 	}
-	d.store.setBusy(d.CacheID, false)
 	d.done = true
 	return nil
 }
@@ -156,9 +155,10 @@ func (s *Store) commitOnce(ctx context.Context, parent digest.Digest, drafts []*
 	if err != nil {
 		return nil, false, err
 	}
+	count := &lookups{s.floors.lookups}
 	for _, p := range plan {
 		if !p.existing {
-			if err := s.prepare(ctx, p, below); err != nil {
+			if err := s.prepare(ctx, p, inheritArgs{id: p.CacheID, dirs: p.draft.implied, below: below, count: count}); err != nil {
 				return nil, false, fmt.Errorf("prepare layer %s: %w", p.ID, err)
 			}
 		}
@@ -197,16 +197,16 @@ func (s *Store) plan(parent digest.Digest, drafts []*Draft) []planned {
 
 // prepare completes the directory and the entry of one layer. It may be called
 // again with other layers below.
-func (s *Store) prepare(ctx context.Context, p planned, below []string) error {
+func (s *Store) prepare(ctx context.Context, p planned, a inheritArgs) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := s.inherit(p.CacheID, p.draft.implied, below); err != nil {
+	if err := s.inherit(ctx, a); err != nil {
 		return err
 	}
 	parent := ""
-	if len(below) > 0 {
-		parent = below[0]
+	if len(a.below) > 0 {
+		parent = a.below[0]
 	}
 	if err := s.describe(p.CacheID, parent); err != nil {
 		return err

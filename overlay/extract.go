@@ -5,12 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"io"
 	"os"
 	"path"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -35,40 +33,68 @@ type extractor struct {
 	record  *recorder
 	pack    *packer
 	writers *writers
+	budget  budget
 
 	last       string // name of the last entry, for errors
 	header     []byte // raw headers of the current entry; the packer reads them too
 	parentName string // the directory of the last entry and what it resolved to
-	parent     *node
-	seed       maphash.Seed
-	seen       map[uint64]struct{} // hashes of names
-	twice      bool                // a name came twice, or two hashes met
+	parent     place  // its base is not used
+	names      nameTable
 	moved      []replaced
+	aufs       map[string]*aufsFile // what AUFS keeps aside for hard links, by name
+	files      [2]*node             // for all files that hide nothing, and that do
 
-	entries, names, devices int
-	sparse, size            int64
+	bytesOfNames, devices, asides int
+	sparse, size                  int64
 }
 
 func newExtractor(root int, dir string) *extractor {
 	tree := newDir(nil, ".")
 	tree.implied = true
-	return &extractor{
-		root: root, dir: dir, shadow: -1, tree: tree, dirs: newDirCache(root),
-		seed: maphash.MakeSeed(), seen: map[uint64]struct{}{},
+	x := &extractor{
+		root: root, dir: dir, shadow: -1, tree: tree, names: newNameTable(),
+		files: [2]*node{{kind: kindOther}, {kind: kindOther, hides: true}},
 	}
+	x.dirs = newDirCache(root, &x.budget)
+	return x
 }
 
-// count keeps the layer within its limits.
-func (x *extractor) count(name string) error {
-	x.entries++
-	x.names += len(name)
+// count keeps the layer within its limits. length is that of the entry's name.
+func (x *extractor) count(length int) error {
+	x.budget.entries++
+	x.bytesOfNames += length
 	switch {
-	case x.entries > maxEntries:
+	case x.budget.entries > maxEntries:
 		return invalid("more than %d entries", maxEntries)
-	case x.names > maxNames:
+	case x.bytesOfNames > maxNames:
 		return invalid("more than %d bytes of names", maxNames)
 	}
-	return nil
+	if err := x.budget.keep(keptFile); err != nil {
+		return err
+	}
+	return x.budget.spend(costEntry)
+}
+
+// countHeaders adds the headers of the current entry.
+func (x *extractor) countHeaders() error {
+	n := int64(len(x.header))
+	x.budget.headers += n
+	return x.budget.spend(n*costHeader + max(0, n-plainHeaders)*costRecord)
+}
+
+// countInput adds what was read since the last call.
+func (x *extractor) countInput() error {
+	read := x.record.total - x.budget.content
+	x.budget.content = x.record.total
+	return x.budget.spend(read * costContent)
+}
+
+// file returns the node of a file.
+func (x *extractor) file(hides bool) *node {
+	if hides {
+		return x.files[1]
+	}
+	return x.files[0]
 }
 
 // entry extracts one entry and adds it to tar-split: first its headers, then
@@ -77,14 +103,14 @@ func (x *extractor) count(name string) error {
 func (x *extractor) entry(h *tar.Header) error {
 	x.header = x.record.take()
 	x.pack.segment(x.header)
-	if err := x.count(h.Name); err != nil {
+	if err := context.Cause(x.pack.ctx); err != nil {
 		return err
 	}
-	hash := maphash.String(x.seed, path.Clean(h.Name))
-	if _, ok := x.seen[hash]; ok {
-		x.twice = true
+	if err := errors.Join(x.countInput(), x.countHeaders(), x.count(len(h.Name))); err != nil {
+		return err
 	}
-	x.seen[hash] = struct{}{}
+	// The entry follows its headers, and possibly its content.
+	defer func() { x.names.note(h.Name, x.pack.count-1) }()
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		x.pack.add(packItem{name: h.Name})
 		return nil
@@ -109,6 +135,9 @@ func (x *extractor) extract(h *tar.Header) (*fileJob, error) {
 		return nil, err
 	}
 	if strings.Contains(name, whiteoutPrefix) {
+		if aside, ok := aufsLinkName(name); ok && isFile(h) {
+			return nil, x.keepAside(aside, h)
+		}
 		handled, err := x.special(name)
 		if err != nil {
 			return nil, err
@@ -118,6 +147,9 @@ func (x *extractor) extract(h *tar.Header) (*fileJob, error) {
 		}
 	}
 	m, err := newMeta(h)
+	if err == nil {
+		err = x.budget.spend(int64(len(m.attrs)) * costAttribute)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -125,13 +157,21 @@ func (x *extractor) extract(h *tar.Header) (*fileJob, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch h.Typeflag {
-	case tar.TypeDir:
+	switch {
+	case h.Typeflag == tar.TypeDir:
 		return nil, x.directory(p, m)
-	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse, '\x00':
+	case isFile(h):
 		return x.regular(p, m, h)
 	}
 	return nil, x.other(p, m, h)
+}
+
+func isFile(h *tar.Header) bool {
+	switch h.Typeflag {
+	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse, '\x00':
+		return true
+	}
+	return false
 }
 
 func (x *extractor) other(p place, m meta, h *tar.Header) error {
@@ -187,22 +227,37 @@ func (x *extractor) place(name string) (place, error) {
 	if len(base) > maxName {
 		return place{}, invalid("a component of the name has %d bytes, the limit is %d", len(base), maxName)
 	}
-	dir = strings.TrimSuffix(dir, "/")
-	if x.parent != nil && dir == x.parentName {
-		return place{dir: x.parent, base: base}, nil
-	}
-	if dir == "" {
-		return place{dir: x.tree, base: base}, nil
-	}
-	w := walker{root: x.tree, makeDir: x.imply}
-	n, err := w.directory(dir)
+	p, err := x.resolve(strings.TrimSuffix(dir, "/"))
 	if err != nil {
 		return place{}, fmt.Errorf("find parent directory: %w", err)
 	}
-	if !w.followed {
-		x.parentName, x.parent = dir, n
+	p.base = strings.Clone(base) // without the rest of the name
+	return p, checkPath(p.dir, base)
+}
+
+// resolve finds a parent directory. That of the entry before is remembered, through links too.
+func (x *extractor) resolve(dir string) (place, error) {
+	switch {
+	case dir == "":
+		return place{dir: x.tree}, nil
+	case x.parent.dir != nil && dir == x.parentName:
+		return x.parent, nil
 	}
-	return place{dir: n, base: base, followed: w.followed}, nil
+	w := walker{root: x.tree, makeDir: x.imply, budget: &x.budget}
+	n, err := w.directory(dir)
+	if err != nil {
+		return place{}, err
+	}
+	x.parentName, x.parent = dir, place{dir: n, followed: w.followed}
+	return x.parent, nil
+}
+
+// checkPath refuses what symbolic links make longer than a path can be.
+func checkPath(dir *node, base string) error {
+	if n := dir.pathLength(base); n >= maxPath {
+		return invalid("the path of the entry has %d bytes, the limit is %d", n, maxPath-1)
+	}
+	return nil
 }
 
 // imply makes a directory that the tar has not listed.
@@ -210,9 +265,10 @@ func (x *extractor) imply(parent *node, base string) (*node, error) {
 	if len(base) > maxName {
 		return nil, invalid("a component of the name has %d bytes, the limit is %d", len(base), maxName)
 	}
-	if err := x.count(parent.path(base)); err != nil {
+	if err := errors.Join(checkPath(parent, base), x.count(parent.pathLength(base))); err != nil {
 		return nil, err
 	}
+	base = strings.Clone(base)
 	n, err := x.mkdir(place{dir: parent, base: base})
 	if err != nil {
 		return nil, err
@@ -223,6 +279,9 @@ func (x *extractor) imply(parent *node, base string) (*node, error) {
 
 // mkdir makes a directory where there is none.
 func (x *extractor) mkdir(p place) (*node, error) {
+	if err := x.budget.keep(keptDir + len(p.base)); err != nil {
+		return nil, err
+	}
 	hides, err := x.vacate(p)
 	if err != nil {
 		return nil, err
@@ -239,7 +298,7 @@ func (x *extractor) mkdir(p place) (*node, error) {
 		return nil, fmt.Errorf("make directory %q: %w", p.path(), err)
 	}
 	n := newDir(p.dir, p.base)
-	p.dir.children[p.base] = n
+	p.dir.add(p.base, n)
 	if hides {
 		return n, x.opaque(n)
 	}
@@ -280,6 +339,9 @@ func (x *extractor) regular(p place, m meta, h *tar.Header) (*fileJob, error) {
 			return nil, invalid("sparse files stand for more than %d bytes", int64(maxSparse))
 		}
 	}
+	if err := x.budget.keep(len(p.base)); err != nil {
+		return nil, err
+	}
 	hides, err := x.vacate(p)
 	if err != nil {
 		return nil, err
@@ -287,7 +349,7 @@ func (x *extractor) regular(p place, m meta, h *tar.Header) (*fileJob, error) {
 	if job.dir, err = x.dirs.get(p.dir); err != nil {
 		return nil, err
 	}
-	p.dir.children[p.base] = &node{kind: kindOther, hides: hides}
+	p.dir.add(p.base, x.file(hides))
 	x.size += h.Size
 	// Where the content is not under this name in the form of the tar,
 	// tar-split keeps it.
@@ -360,6 +422,10 @@ func (x *extractor) eachChunk(f func(chunk) error) error {
 	for {
 		buf := x.writers.buffer()
 		n, err := io.ReadFull(x.tar, *buf)
+		if err := x.countInput(); err != nil {
+			x.writers.recycle(chunk{buf: buf})
+			return err
+		}
 		if n > 0 {
 			if err := f(chunk{buf: buf, n: n}); err != nil {
 				return err
@@ -393,6 +459,9 @@ func (x *extractor) symlink(p place, m meta, target string) error {
 	if target == "" || len(target) >= maxPath || strings.IndexByte(target, 0) >= 0 {
 		return invalid("bad target of a symbolic link")
 	}
+	if err := x.budget.keep(keptLink + len(p.base) + len(target)); err != nil {
+		return err
+	}
 	hides, err := x.vacate(p)
 	if err != nil {
 		return err
@@ -405,7 +474,7 @@ func (x *extractor) symlink(p place, m meta, target string) error {
 	if err := unix.Symlinkat(target, d.fd, p.base); err != nil {
 		return fmt.Errorf("make symbolic link: %w", err)
 	}
-	p.dir.children[p.base] = &node{kind: kindSymlink, target: target, hides: hides}
+	p.dir.add(p.base, &node{kind: kindSymlink, target: strings.Clone(target), hides: hides})
 	x.size += int64(len(target))
 	return m.applyAt(d.fd, p.base, true)
 }
@@ -413,7 +482,13 @@ func (x *extractor) symlink(p place, m meta, target string) error {
 // hardLink links to an earlier entry of the same tar. Like dockerd, it then
 // gives the inode the owner, mode and times that the link's entry has.
 func (x *extractor) hardLink(p place, m meta, target string) error {
+	if aside, ok := x.aside(target); ok {
+		return x.linkAside(p, aside)
+	}
 	t, n, err := x.linkTarget(target)
+	if err == nil {
+		err = x.budget.keep(keptLink + len(p.base))
+	}
 	if err != nil {
 		return fmt.Errorf("link to %q: %w", target, err)
 	}
@@ -440,7 +515,11 @@ func (x *extractor) hardLink(p place, m meta, target string) error {
 	if err := unix.Linkat(from.fd, t.base, to.fd, p.base, 0); err != nil {
 		return fmt.Errorf("link to %q: %w", target, err)
 	}
-	p.dir.children[p.base] = &node{kind: n.kind, target: n.target, hides: hides}
+	if n.kind == kindOther {
+		p.dir.add(p.base, x.file(hides))
+	} else {
+		p.dir.add(p.base, &node{kind: n.kind, target: n.target, hides: hides})
+	}
 	return m.applyAt(to.fd, p.base, n.kind == kindSymlink)
 }
 
@@ -451,7 +530,7 @@ func (x *extractor) linkTarget(target string) (place, *node, error) {
 		return place{}, nil, err
 	}
 	dir, base := path.Split(name)
-	w := walker{root: x.tree}
+	w := walker{root: x.tree, budget: &x.budget}
 	n, err := w.directory(path.Clean(dir))
 	if err != nil {
 		return place{}, nil, err
@@ -482,6 +561,9 @@ func (x *extractor) device(p place, m meta, h *tar.Header) error {
 	if x.devices++; x.devices > maxDevices {
 		return invalid("more than %d device nodes", maxDevices)
 	}
+	if err := x.budget.keep(len(p.base)); err != nil {
+		return err
+	}
 	hides, err := x.vacate(p)
 	if err != nil {
 		return err
@@ -494,7 +576,7 @@ func (x *extractor) device(p place, m meta, h *tar.Header) error {
 	if err := unix.Mknodat(d.fd, p.base, typ|0o600, int(unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor)))); err != nil {
 		return fmt.Errorf("make device node: %w", err)
 	}
-	p.dir.children[p.base] = &node{kind: kindOther, hides: hides}
+	p.dir.add(p.base, x.file(hides))
 	return m.applyAt(d.fd, p.base, false)
 }
 
@@ -505,9 +587,15 @@ func (x *extractor) whiteout(dir *node, base string) error {
 	switch {
 	case old != nil && old.kind == kindDir:
 		return x.opaque(old)
+	case old != nil && old.kind == kindOther:
+		dir.children[base] = x.file(true)
+		return nil
 	case old != nil:
 		old.hides = true
 		return nil
+	}
+	if err := errors.Join(checkPath(dir, base), x.budget.keep(keptFile+len(base))); err != nil {
+		return err
 	}
 	d, err := x.dirs.get(dir)
 	if err != nil {
@@ -517,7 +605,7 @@ func (x *extractor) whiteout(dir *node, base string) error {
 	if err := unix.Mknodat(d.fd, base, unix.S_IFCHR, 0); err != nil {
 		return fmt.Errorf("make whiteout: %w", err)
 	}
-	dir.children[base] = &node{kind: kindWhiteout, hides: true}
+	dir.add(strings.Clone(base), &node{kind: kindWhiteout, hides: true})
 	return nil
 }
 
@@ -529,7 +617,7 @@ func (x *extractor) opaque(n *node) error {
 	}
 	defer d.release()
 	if err := unix.Fsetxattr(d.fd, opaqueAttr, []byte{'y'}, 0); err != nil {
-		return fmt.Errorf("make directory %q opaque: %w", n.name, err)
+		return fmt.Errorf("make directory %q opaque: %w", n.name(), err)
 	}
 	n.hides = true
 	return nil
@@ -565,37 +653,48 @@ func (x *extractor) vacate(p place) (hides bool, err error) {
 }
 
 func (x *extractor) move(dirfd int, p place, old *node) error {
-	if x.shadow < 0 {
-		name := filepath.Join(x.dir, shadowName)
-		if err := os.Mkdir(name, 0o700); err != nil {
-			return err
-		}
-		fd, err := unix.Open(name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		x.shadow = fd
-	}
-	to := strconv.Itoa(len(x.moved))
-	if err := unix.Renameat(dirfd, p.base, x.shadow, to); err != nil {
+	if err := x.budget.keep(keptMoved); err != nil {
 		return err
 	}
-	x.moved = append(x.moved, replaced{path: p.path(), shadow: to, position: x.pack.count})
+	if err := x.openShadow(); err != nil {
+		return err
+	}
+	r := replaced{dir: p.dir, base: p.base, position: x.pack.count}
+	if err := unix.Renameat(dirfd, p.base, x.shadow, r.shadow(len(x.moved))); err != nil {
+		return err
+	}
+	x.moved = append(x.moved, r)
+	if old.kind != kindOther {
+		x.parent.dir = nil // the way to it may lead through what was replaced
+	}
 	if old.kind != kindDir {
 		return nil
 	}
-	x.parent = nil // it may be in there
-	return old.each(func(n *node) error {
-		x.dirs.drop(n)
+	return x.dirs.dropBelow(old)
+}
+
+// openShadow makes the directory for what is replaced or kept aside.
+func (x *extractor) openShadow() error {
+	if x.shadow >= 0 {
 		return nil
-	})
+	}
+	name := filepath.Join(x.dir, shadowName)
+	if err := os.Mkdir(name, 0o700); err != nil {
+		return err
+	}
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	x.shadow = fd
+	return nil
 }
 
 func (x *extractor) dropShadow() error {
 	if x.shadow < 0 {
 		return nil
 	}
-	return os.RemoveAll(filepath.Join(x.dir, shadowName))
+	return removeTree(unix.AT_FDCWD, filepath.Join(x.dir, shadowName))
 }
 
 func (x *extractor) close() {

@@ -61,7 +61,7 @@ func (s *Store) makeInit(id string, below []string) error {
 	}
 	// Last, because they would get new times by what is made in them.
 	for _, dir := range []string{"etc", "dev/shm", "dev/pts", "dev", "proc", "sys", "."} {
-		if err := v.copyDirectory(dir, root); err != nil {
+		if err := v.describe(dir, root); err != nil {
 			return fmt.Errorf("describe %s: %w", dir, err)
 		}
 	}
@@ -70,6 +70,20 @@ func (s *Store) makeInit(id string, below []string) error {
 		parent = below[0]
 	}
 	return s.describe(id, parent)
+}
+
+// describe gives the directory p below root what it has in the view, if it is there.
+func (v *view) describe(p string, root int) error {
+	f, err := v.lookup(p)
+	if err != nil || f == nil || !f.isDir() {
+		return err
+	}
+	to, err := openBeneath(root, p, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(to) }()
+	return copyDirectory(f, p, to)
 }
 
 func (v *view) makeInitFile(root int, f initFile) error {

@@ -27,6 +27,7 @@ func (s *Store) Prune(ctx context.Context, live []digest.Digest) (Pruned, error)
 	if err := s.checkOpen(); err != nil {
 		return p, fmt.Errorf("prune layers: %w", err)
 	}
+	s.removeLeft(ctx)
 	if err := s.pruneDamaged(live); err != nil {
 		return p, fmt.Errorf("prune layers: %w", err)
 	}
@@ -45,9 +46,7 @@ func (s *Store) Prune(ctx context.Context, live []digest.Digest) (Pruned, error)
 		if err := failpoint.Hit("overlay.prune.retired"); err != nil {
 			return p, err
 		}
-		err = errors.Join(s.removeDirectory(l.CacheID), os.RemoveAll(set))
-		s.setBusy(l.CacheID, false)
-		if err != nil {
+		if err := errors.Join(s.removeRetired(l.CacheID), os.RemoveAll(set)); err != nil {
 			return p, fmt.Errorf("prune layer %s: %w", l.ID, err)
 		}
 	}

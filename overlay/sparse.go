@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"archive/tar"
+	"bytes"
 	"fmt"
 	"io"
 	"strconv"
@@ -33,6 +34,9 @@ func isSparse(h *tar.Header) bool {
 // between, of which a hostile tar can name any number.
 func (x *extractor) sparseContent(h *tar.Header, job *fileJob) error {
 	m, physical, err := sparseMap(h, x.header, x.record.total-int64(len(x.header)))
+	if err == nil {
+		err = x.budget.spend(int64(len(m)) * costFragment)
+	}
 	if err != nil {
 		job.dir.release()
 		return err
@@ -45,6 +49,9 @@ func (x *extractor) sparseContent(h *tar.Header, job *fileJob) error {
 			c := chunk{buf: x.writers.buffer(), n: int(min(f.size-done, bufferSize)), at: f.at + done}
 			if _, err := io.ReadFull(x.record, c.bytes()); err != nil {
 				return fmt.Errorf("read content: %w", truncated(err))
+			}
+			if err := x.countInput(); err != nil {
+				return err
 			}
 			x.pack.segment(x.record.take())
 			if err := x.send(job, c); err != nil {
@@ -90,9 +97,9 @@ func sparseMap(h *tar.Header, raw []byte, start int64) (m []fragment, physical i
 		m, err = oldMap(header, rest)
 	case h.PAXRecords["GNU.sparse.major"] == "1":
 		physical -= int64(len(rest))
-		m, err = newMap(string(rest))
+		m, err = newMap(rest)
 	case h.PAXRecords["GNU.sparse.map"] != "":
-		m, err = textMap(strings.Split(h.PAXRecords["GNU.sparse.map"], ","))
+		m, err = textMap(h.PAXRecords["GNU.sparse.map"], ",")
 	}
 	if err != nil {
 		return nil, 0, err
@@ -133,29 +140,46 @@ func oldMap(header, rest []byte) ([]fragment, error) {
 
 // newMap reads the map of the PAX format 1.0, which stands in front of the data:
 // the number of fragments, then each, one number a line.
-func newMap(text string) ([]fragment, error) {
-	lines := strings.Split(text, "\n")
-	n, err := strconv.Atoi(lines[0])
-	if err != nil || n < 0 || n > (len(lines)-1)/2 {
+func newMap(text []byte) ([]fragment, error) {
+	count, rest, _ := bytes.Cut(text, []byte{'\n'})
+	n, err := strconv.Atoi(string(count))
+	if err != nil || n < 0 {
 		return nil, invalid("the map of a sparse file is malformed")
 	}
-	return textMap(lines[1 : 1+2*n])
+	end := 0 // of 2n lines
+	for range 2 * n {
+		line := bytes.IndexByte(rest[end:], '\n')
+		if line < 0 {
+			return nil, invalid("the map of a sparse file is malformed")
+		}
+		end += line + 1
+	}
+	return textMap(strings.TrimSuffix(string(rest[:end]), "\n"), "\n")
 }
 
-func textMap(numbers []string) ([]fragment, error) {
+// textMap reads pairs of numbers.
+func textMap(text, separator string) ([]fragment, error) {
 	var m []fragment
-	for ; len(numbers) >= 2; numbers = numbers[2:] {
-		at, err := strconv.ParseInt(numbers[0], 10, 64)
+	for more := text != ""; more; {
+		var at, size string
+		if at, text, more = strings.Cut(text, separator); !more {
+			break
+		}
+		size, text, more = strings.Cut(text, separator)
+		f, err := parseFragment(at, size)
 		if err != nil {
 			return nil, invalid("the map of a sparse file is malformed")
 		}
-		size, err := strconv.ParseInt(numbers[1], 10, 64)
-		if err != nil {
-			return nil, invalid("the map of a sparse file is malformed")
-		}
-		m = append(m, fragment{at, size})
+		m = append(m, f)
 	}
 	return m, nil
+}
+
+func parseFragment(at, size string) (f fragment, err error) {
+	if f.at, err = strconv.ParseInt(at, 10, 64); err == nil {
+		f.size, err = strconv.ParseInt(size, 10, 64)
+	}
+	return f, err
 }
 
 // number reads a number of a tar header: octal digits, or GNU's base 256.

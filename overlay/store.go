@@ -30,6 +30,7 @@ type Store struct {
 	oldAPI  atomic.Bool // the kernel has no fsconfig "lowerdir+": use mount(2)
 	// noMapping says that ProbeMapped found that layers cannot be mapped.
 	noMapping atomic.Bool
+	floors    floors        // of every layer's budget; constant
 	stop      chan struct{} // closed by Close: ends the sweep early
 	sweep     sync.WaitGroup
 
@@ -40,6 +41,7 @@ type Store struct {
 	rws      map[string]*writable
 	reserved map[digest.Digest]int // counts of Reserve and Hold
 	busy     map[string]bool       // directories of overlay2 that are being made or removed
+	left     map[string]bool       // directories of overlay2 whose removal has failed: Prune tries again
 }
 
 // Layer is a committed read-only layer; it never changes.
@@ -58,8 +60,10 @@ type Layer struct {
 func Open(ctx context.Context, o Options) (*Store, error) {
 	s := &Store{
 		paths: layout{o.Root}, names: newNames(), stop: make(chan struct{}),
+		floors: floors{work: workFloor, kept: keptFloor, lookups: maxLookups},
 		layers: map[digest.Digest]Layer{}, damaged: map[digest.Digest]Layer{},
 		rws: map[string]*writable{}, reserved: map[digest.Digest]int{}, busy: map[string]bool{},
+		left: map[string]bool{},
 	}
 	s.buffers.New = func() any { b := make([]byte, bufferSize); return &b }
 	if err := s.open(ctx); err != nil {

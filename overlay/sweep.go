@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -95,10 +95,9 @@ func (s *Store) sweepAll(log klog.Logger, garbage, sets []string) {
 			return
 		default:
 		}
-		if err := s.removeDirectory(id); err != nil {
+		if err := s.removeRetired(id); err != nil {
 			log.Error(err, "Sweep directory", "directory", id)
 		}
-		s.setBusy(id, false)
 	}
 }
 
@@ -151,6 +150,36 @@ func (s *Store) linkTarget(name string) (id string, ok bool) {
 	return id, found && diff && s.names.directory.MatchString(id)
 }
 
+// removeRetired removes a busy directory that nothing refers to any more. What fails is tried again
+// by Prune and by the next Open.
+func (s *Store) removeRetired(id string) error {
+	err := s.removeDirectory(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.busy, id)
+	if err != nil {
+		s.left[id] = true
+	} else {
+		delete(s.left, id)
+	}
+	return err
+}
+
+// removeLeft tries again what removeRetired could not remove.
+func (s *Store) removeLeft(ctx context.Context) {
+	s.mu.Lock()
+	left := slices.Sorted(maps.Keys(s.left))
+	for _, id := range left {
+		s.busy[id] = true
+	}
+	s.mu.Unlock()
+	for _, id := range left {
+		if err := s.removeRetired(id); err != nil {
+			klog.FromContext(ctx).Error(err, "Remove directory that an earlier removal left", "directory", id)
+		}
+	}
+}
+
 // removeDirectory unmounts and deletes overlay2/<id> and its short name. It is
 // idempotent.
 func (s *Store) removeDirectory(id string) error {
@@ -170,7 +199,8 @@ func (s *Store) removeDirectory(id string) error {
 }
 
 // removeTree deletes name below the directory dirfd with all that is in it, but
-// nothing on another mount, which is an error. No such name is none.
+// nothing on another mount, which is an error. No such name is none. The tree
+// may be of any depth.
 func removeTree(dirfd int, name string) error {
 	err := unix.Unlinkat(dirfd, name, 0)
 	if err == nil || errors.Is(err, unix.ENOENT) {
@@ -185,22 +215,26 @@ func removeTree(dirfd int, name string) error {
 	if oerr != nil {
 		return &os.PathError{Op: "open", Path: name, Err: oerr}
 	}
-	d := os.NewFile(uintptr(fd), name)
-	defer func() { _ = d.Close() }()
-	for {
-		names, err := d.Readdirnames(1024)
-		for _, n := range names {
-			if err := removeTree(fd, n); err != nil {
-				return err
-			}
-		}
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return err
+	defer func() { _ = unix.Close(fd) }()
+	if err := walkTree(context.Background(), fd, walk{removes: true, names: unlinkNames, leave: removeEmpty}); err != nil {
+		return err
+	}
+	return removeEmpty(dirfd, name)
+}
+
+func unlinkNames(dirfd int, names []string) (dirs []string, err error) {
+	for _, name := range names {
+		switch err := unix.Unlinkat(dirfd, name, 0); {
+		case errors.Is(err, unix.EISDIR):
+			dirs = append(dirs, name)
+		case err != nil && !errors.Is(err, unix.ENOENT):
+			return nil, &os.PathError{Op: "unlink", Path: name, Err: err}
 		}
 	}
+	return dirs, nil
+}
+
+func removeEmpty(dirfd int, name string) error {
 	if err := unix.Unlinkat(dirfd, name, unix.AT_REMOVEDIR); err != nil && !errors.Is(err, unix.ENOENT) {
 		return &os.PathError{Op: "rmdir", Path: name, Err: err}
 	}

@@ -2,20 +2,25 @@ package overlay
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"os"
-	"path/filepath"
+	"path"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"unicode/utf8"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/vbatts/tar-split/tar/storage"
+	"golang.org/x/sync/semaphore"
 )
 
 // splitWriter writes the tar-split form of a tar: gzipped lines of JSON, one
@@ -29,6 +34,7 @@ type splitWriter struct {
 	gz       *gzip.Writer
 	line     []byte
 	position int64
+	content  []byte // buffer of shadowed
 }
 
 func newSplitWriter(path string) (*splitWriter, error) {
@@ -106,23 +112,33 @@ type packer struct {
 	fail    context.CancelCauseFunc
 	out     *splitWriter
 	items   chan packItem
-	count   int64 // of items, which is the position of the next one
+	room    *semaphore.Weighted // bytes that wait in items
+	count   int64               // of items, which is the position of the next one
 	running sync.WaitGroup
 }
+
+// packQueue bounds the memory of what the packer has not written yet. An item that is larger waits
+// until the queue is empty.
+const packQueue = 4 << 20
+
+// cost is the memory of an item, as far as the queue cares.
+func (i packItem) cost() int64 { return min(packQueue, int64(len(i.raw)+len(i.name))+256) }
 
 func startPacker(ctx context.Context, fail context.CancelCauseFunc, path string) (*packer, error) {
 	out, err := newSplitWriter(path)
 	if err != nil {
 		return nil, err
 	}
-	p := &packer{ctx: ctx, fail: fail, out: out, items: make(chan packItem, 256)}
+	p := &packer{ctx: ctx, fail: fail, out: out, items: make(chan packItem, 256), room: semaphore.NewWeighted(packQueue)}
 	p.running.Go(p.run)
 	return p, nil
 }
 
 func (p *packer) add(i packItem) {
-	p.items <- i
 	p.count++
+	if p.room.Acquire(p.ctx, i.cost()) == nil { // else nobody needs the file any more
+		p.items <- i
+	}
 }
 
 func (p *packer) segment(raw []byte) {
@@ -133,12 +149,12 @@ func (p *packer) segment(raw []byte) {
 
 func (p *packer) run() {
 	for i := range p.items {
-		if p.ctx.Err() != nil {
-			continue // drain
+		if p.ctx.Err() == nil {
+			if err := p.write(i); err != nil {
+				p.fail(fmt.Errorf("write tar-split: %w", err))
+			}
 		}
-		if err := p.write(i); err != nil {
-			p.fail(fmt.Errorf("write tar-split: %w", err))
-		}
+		p.room.Release(i.cost())
 	}
 	if err := p.out.close(); err != nil && p.ctx.Err() == nil {
 		p.fail(fmt.Errorf("write tar-split: %w", err))
@@ -166,36 +182,148 @@ func (p *packer) close() {
 	p.running.Wait()
 }
 
+// nameKey stands for the name of an entry: two hashes with seeds that no tar knows.
+type nameKey [2]uint64
+
+// nameTable knows the last entry of each name without keeping the names.
+type nameTable struct {
+	seeds [2]maphash.Seed
+	last  map[nameKey]int64 // position in tar-split
+	twice bool              // a name came twice
+}
+
+func newNameTable() nameTable {
+	return nameTable{seeds: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}, last: map[nameKey]int64{}}
+}
+
+func (t *nameTable) key(name string) nameKey {
+	name = path.Clean(name)
+	return nameKey{maphash.String(t.seeds[0], name), maphash.String(t.seeds[1], name)}
+}
+
+func (t *nameTable) note(name string, position int64) {
+	key := t.key(name)
+	if _, ok := t.last[key]; ok {
+		t.twice = true
+	}
+	t.last[key] = position
+}
+
+// keptMoved is what a replaced takes, with its place in a movedTree, in bytes.
+const keptMoved = 256
+
 // replaced is something in the layer's directory that a later entry of the same
 // tar took the place of.
 type replaced struct {
-	path     string // where it was
-	shadow   string // its name in the directory shadow
-	position int64  // of the first item of tar-split after it was moved
+	dir      *node // where it was
+	base     string
+	position int64 // of the first item of tar-split after it was moved
+}
+
+// shadow returns the name in the directory shadow of what was moved as the nth.
+func (replaced) shadow(n int) string { return strconv.Itoa(n) }
+
+// movedTree finds what has become of a path.
+type movedTree struct {
+	moves    []movedTo // in the order of the tar
+	children map[string]*movedTree
+}
+
+type movedTo struct {
+	index    int // in extractor.moved
+	position int64
+}
+
+func newMovedTree(moved []replaced) *movedTree {
+	root := &movedTree{}
+	known := map[*node]*movedTree{}
+	for i, r := range moved {
+		at := root.directory(r.dir, known).child(r.base)
+		at.moves = append(at.moves, movedTo{i, r.position})
+	}
+	return root
+}
+
+// directory returns the place of a directory. known are those that it has given before.
+func (t *movedTree) directory(n *node, known map[*node]*movedTree) *movedTree {
+	if n.parent == nil {
+		return t
+	}
+	at := known[n]
+	if at == nil {
+		at = t.directory(n.parent, known).child(n.base)
+		known[n] = at
+	}
+	return at
+}
+
+func (t *movedTree) child(base string) *movedTree {
+	if t.children == nil {
+		t.children = map[string]*movedTree{}
+	}
+	if t.children[base] == nil {
+		t.children[base] = &movedTree{}
+	}
+	return t.children[base]
+}
+
+// find returns the path below shadow to which the content of an entry was
+// moved, or "": the first move, after the entry, of its path or a directory above.
+func (t *movedTree) find(e *storage.Entry) string {
+	name, err := cleanName(e.GetName())
+	if err != nil {
+		return ""
+	}
+	first, rest := -1, ""
+	for more := true; more; {
+		var base string
+		base, name, more = strings.Cut(name, "/")
+		if t = t.children[base]; t == nil {
+			break
+		}
+		at, _ := slices.BinarySearchFunc(t.moves, int64(e.Position)+1, func(m movedTo, position int64) int {
+			return cmp.Compare(m.position, position)
+		})
+		if at < len(t.moves) && (first < 0 || t.moves[at].index < first) {
+			first, rest = t.moves[at].index, name
+		}
+	}
+	if first < 0 {
+		return ""
+	}
+	return path.Join(replaced{}.shadow(first), rest)
+}
+
+// repackArgs say what a tar-split file lacks after a tar that names something twice.
+type repackArgs struct {
+	path   string
+	shadow int // open directory
+	moved  []replaced
+	names  *nameTable
 }
 
 // repack rewrites a tar-split file after a tar that names something twice.
 // Readers of the format allow every name once and look its content up by that
 // name, so only the last entry of a name stays one; the content of those before
 // it becomes raw bytes.
-func repack(path string, shadow int, moved []replaced) error {
-	last, err := lastPositions(path)
+func repack(ctx context.Context, a repackArgs) error {
+	moved := newMovedTree(a.moved)
+	out, err := newSplitWriter(a.path + ".new")
 	if err != nil {
 		return err
 	}
-	out, err := newSplitWriter(path + ".new")
-	if err != nil {
-		return err
-	}
-	err = eachEntry(path, func(e *storage.Entry) error {
+	err = eachEntry(a.path, func(e *storage.Entry) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		if e.Type != storage.FileType {
 			return out.segment(e.Payload)
 		}
-		where := findReplaced(moved, e)
+		where := moved.find(e)
 		switch {
 		case where != "" && e.Size > 0:
-			return out.shadowed(shadow, where, e.Size)
-		case where != "" || last[filepath.Clean(e.GetName())] != int64(e.Position):
+			return out.shadowed(a.shadow, where, e.Size)
+		case where != "" || a.names.last[a.names.key(e.GetName())] != int64(e.Position):
 			return nil
 		}
 		return out.entry(e.GetName(), e.Size, e.Payload)
@@ -203,46 +331,7 @@ func repack(path string, shadow int, moved []replaced) error {
 	if err = errors.Join(err, out.close()); err != nil {
 		return err
 	}
-	return os.Rename(path+".new", path)
-}
-
-func lastPositions(path string) (map[string]int64, error) {
-	last := map[string]int64{}
-	err := eachEntry(path, func(e *storage.Entry) error {
-		if e.Type == storage.FileType {
-			last[filepath.Clean(e.GetName())] = int64(e.Position)
-		}
-		return nil
-	})
-	return last, err
-}
-
-// findReplaced returns the path below shadow to which the content of an entry
-// was moved, or "".
-func findReplaced(moved []replaced, e *storage.Entry) string {
-	name, err := cleanName(e.GetName())
-	if err != nil {
-		return ""
-	}
-	for _, m := range moved {
-		if m.position <= int64(e.Position) {
-			continue
-		}
-		if name == m.path {
-			return m.shadow
-		}
-		if rest, ok := cutDirectory(name, m.path); ok {
-			return m.shadow + "/" + rest
-		}
-	}
-	return ""
-}
-
-func cutDirectory(name, dir string) (rest string, ok bool) {
-	if len(name) > len(dir) && name[len(dir)] == '/' && name[:len(dir)] == dir {
-		return name[len(dir)+1:], true
-	}
-	return "", false
+	return os.Rename(a.path+".new", a.path)
 }
 
 // shadowed writes the content of a replaced file as raw bytes.
@@ -252,13 +341,15 @@ func (w *splitWriter) shadowed(shadow int, path string, size int64) error {
 		return fmt.Errorf("open replaced file: %w", err)
 	}
 	defer func() { _ = f.Close() }()
-	buf := make([]byte, bufferSize)
+	if w.content == nil {
+		w.content = make([]byte, bufferSize)
+	}
 	for left := size; left > 0; {
-		n, err := io.ReadFull(f, buf[:min(left, bufferSize)])
+		n, err := io.ReadFull(f, w.content[:min(left, bufferSize)])
 		if err != nil {
 			return fmt.Errorf("read replaced file: %w", err)
 		}
-		if err := w.segment(buf[:n]); err != nil {
+		if err := w.segment(w.content[:n]); err != nil {
 			return err
 		}
 		left -= int64(n)

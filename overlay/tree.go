@@ -3,6 +3,7 @@ package overlay
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -22,30 +23,66 @@ const (
 // everything that the layer's directory holds, because the layer was empty at
 // first and nobody else writes it: paths are resolved here, without a system
 // call and without a chance that the kernel follows a link of the layer.
+//
+// A node of kindOther stands for many files.
 type node struct {
 	kind     kind
-	hides    bool   // a whiteout of the same layer named it: nothing below shows through
-	implied  bool   // a directory that the tar has not listed
-	name     string // of a directory: its path, "." for the root
+	hides    bool  // a whiteout of the same layer named it: nothing below shows through
+	implied  bool  // a directory that the tar has not listed
+	depth    int32 // of a directory: components of its path, 0 for the root
+	length   int32 // of a directory: bytes of its path
+	base     string
 	target   string // of a symbolic link
 	parent   *node
 	children map[string]*node
 	times    *times // of a directory, to be set when nothing is written into it any more
 }
 
-func newDir(parent *node, name string) *node {
-	full := name
-	if parent != nil && parent.name != "." {
-		full = parent.name + "/" + name
+func newDir(parent *node, base string) *node {
+	n := &node{kind: kindDir, base: base, parent: parent}
+	if parent != nil {
+		n.depth, n.length = parent.depth+1, int32(parent.pathLength(base))
 	}
-	return &node{kind: kindDir, name: full, parent: parent, children: map[string]*node{}}
+	return n
+}
+
+// add puts a child under a name that it does not share with what it was cut from.
+func (n *node) add(base string, child *node) {
+	if n.children == nil {
+		n.children = map[string]*node{}
+	}
+	n.children[base] = child
+}
+
+// pathLength returns the length of the path that a name in the directory has.
+func (n *node) pathLength(base string) int {
+	if n.parent == nil {
+		return len(base)
+	}
+	return int(n.length) + 1 + len(base)
+}
+
+// name returns the path of a directory, "." for the root.
+func (n *node) name() string { return n.below(nil) }
+
+// below returns the path of a directory relative to one above it; nil is the root.
+func (n *node) below(above *node) string {
+	var parts []string
+	for ; n != above && n.parent != nil; n = n.parent {
+		parts = append(parts, n.base)
+	}
+	if len(parts) == 0 {
+		return "."
+	}
+	slices.Reverse(parts)
+	return strings.Join(parts, "/")
 }
 
 func (n *node) path(base string) string {
-	if n.name == "." {
+	if n.parent == nil {
 		return base
 	}
-	return n.name + "/" + base
+	return n.name() + "/" + base
 }
 
 // place is where an entry goes: a name in a directory. base is "." for the root.
@@ -88,16 +125,24 @@ func invalid(format string, args ...any) error {
 type walker struct {
 	root     *node
 	makeDir  func(parent *node, base string) (*node, error) // nil: a missing name is an error
+	budget   *budget
 	followed bool
 	links    int
 }
 
 // directory returns the directory that a clean relative path stands for.
 func (w *walker) directory(p string) (*node, error) {
-	at, todo := w.root, splitPath(p)
+	at := w.root
+	todo := []string{p} // the next path last
 	for len(todo) > 0 {
-		name := todo[0]
-		todo = todo[1:]
+		last := len(todo) - 1
+		name, rest, more := strings.Cut(todo[last], "/")
+		if todo[last] = rest; !more {
+			todo = todo[:last]
+		}
+		if err := w.budget.step(1); err != nil {
+			return nil, err
+		}
 		switch {
 		case name == "" || name == ".":
 			continue
@@ -122,7 +167,7 @@ func (w *walker) directory(p string) (*node, error) {
 		if strings.HasPrefix(next.target, "/") {
 			at = w.root
 		}
-		todo = append(splitPath(next.target), todo...)
+		todo = append(todo, next.target)
 	}
 	return at, nil
 }
@@ -141,13 +186,6 @@ func (w *walker) child(at *node, name string) (*node, error) {
 	return w.makeDir(at, name)
 }
 
-func splitPath(p string) []string {
-	if p == "." {
-		return nil
-	}
-	return strings.Split(p, "/")
-}
-
 // each calls f for every directory below and including n, parents first.
 func (n *node) each(f func(*node) error) error {
 	if err := f(n); err != nil {
@@ -161,4 +199,25 @@ func (n *node) each(f func(*node) error) error {
 		}
 	}
 	return nil
+}
+
+// impliedDir is a directory that a tar has not listed, or one above such a directory.
+type impliedDir struct {
+	base     string
+	implied  bool
+	children []impliedDir
+}
+
+// impliedBelow returns the directories below and including n that lead to implied ones.
+func impliedBelow(n *node) (d impliedDir, any bool) {
+	d = impliedDir{base: n.base, implied: n.implied}
+	for _, c := range n.children {
+		if c.kind != kindDir {
+			continue
+		}
+		if below, ok := impliedBelow(c); ok {
+			d.children = append(d.children, below)
+		}
+	}
+	return d, d.implied || len(d.children) > 0
 }

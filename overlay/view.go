@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -21,6 +22,7 @@ const (
 type view struct {
 	roots []int            // open diff directories, top first
 	dirs  map[string][]int // path of a merged directory → indexes of the roots that make it up
+	count *lookups         // nil: not counted
 }
 
 // newView opens the diff directories of a stack, top first. The caller closes it.
@@ -72,9 +74,17 @@ func (v *view) walk(p string) (*found, []int, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	var top *found
-	var parts []int
+	return v.find(p, parents, false)
+}
+
+// find looks for a path in the roots that make up the directory above it. With
+// topmost it ends at the first and returns no indexes.
+func (v *view) find(p string, parents []int, topmost bool) (top *found, parts []int, err error) {
+	depth := strings.Count(p, "/")
 	for _, i := range parents {
+		if err := v.count.take(depth); err != nil {
+			return nil, nil, err
+		}
 		here := found{root: v.roots[i]}
 		err := fstatBeneath(v.roots[i], p, &here.stat)
 		if errors.Is(err, unix.ENOENT) {
@@ -91,6 +101,9 @@ func (v *view) walk(p string) (*found, []int, error) {
 		}
 		if top == nil {
 			top = &here
+		}
+		if topmost {
+			break
 		}
 		parts = append(parts, i)
 		if isOpaque(v.roots[i], p) {
@@ -148,42 +161,90 @@ func fstatBeneath(root int, p string, st *unix.Stat_t) error {
 	return unix.Fstatat(parent, path.Base(p), st, unix.AT_SYMLINK_NOFOLLOW)
 }
 
-// inherit gives directories of a layer the owner, mode, attributes and times
-// that they have in the layers below, where they are there.
-func (s *Store) inherit(id string, dirs, below []string) error {
-	if len(dirs) == 0 || len(below) == 0 {
+// inheritArgs say what a layer takes over from those below.
+type inheritArgs struct {
+	id    string     // of the layer's directory
+	dirs  impliedDir // its root
+	below []string   // directories of the layers below, top first
+	count *lookups   // nil: not counted
+}
+
+// inherit gives implied directories of a layer the owner, mode, attributes and
+// times that they have in the layers below, where they are there.
+func (s *Store) inherit(ctx context.Context, a inheritArgs) error {
+	if len(a.below) == 0 || !a.dirs.implied && len(a.dirs.children) == 0 {
 		return nil
 	}
-	v, err := s.newView(below)
+	v, err := s.newView(a.below)
 	if err != nil {
 		return err
 	}
 	defer v.close()
-	target, err := unix.Open(s.paths.diff(id), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	v.count = a.count
+	target, err := unix.Open(s.paths.diff(a.id), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return &os.PathError{Op: "open", Path: s.paths.diff(id), Err: err}
+		return &os.PathError{Op: "open", Path: s.paths.diff(a.id), Err: err}
 	}
 	defer func() { _ = unix.Close(target) }()
-	for _, dir := range dirs {
-		if err := v.copyDirectory(dir, target); err != nil {
-			return fmt.Errorf("inherit directory %q: %w", dir, err)
+	to, err := newLadder(target)
+	if err != nil {
+		return err
+	}
+	defer to.close()
+	h := heir{ctx: ctx, view: v, to: to}
+	return h.directory(".", &a.dirs, v.dirs["."])
+}
+
+// heir describes implied directories from the layers below.
+type heir struct {
+	ctx  context.Context // of one call, which this value does not outlive
+	view *view
+	to   *ladder // stands in the directory that is described
+}
+
+// directory describes the directory p and those below it. parents are the roots
+// of the view that make up the directory above.
+func (h *heir) directory(p string, d *impliedDir, parents []int) error {
+	if err := h.ctx.Err(); err != nil {
+		return err
+	}
+	top, parts, err := h.find(p, d, parents)
+	if err != nil {
+		return fmt.Errorf("inherit directory %q: %w", p, err)
+	}
+	if top == nil || !top.isDir() {
+		return nil // nor is anything below it there
+	}
+	if d.implied {
+		if err := copyDirectory(top, p, h.to.fd()); err != nil {
+			return fmt.Errorf("inherit directory %q: %w", p, err)
+		}
+	}
+	for i := range d.children {
+		c := &d.children[i]
+		if err := h.to.down(c.base); err != nil {
+			return fmt.Errorf("open directory %q: %w", join(p, c.base), err)
+		}
+		if err := h.directory(join(p, c.base), c, parts); err != nil {
+			return err
+		}
+		if err := h.to.up(); err != nil {
+			return fmt.Errorf("leave directory %q: %w", join(p, c.base), err)
 		}
 	}
 	return nil
 }
 
-// copyDirectory copies what describes the directory p of the view to the
-// directory p below target. What the view does not have stays as it is.
-func (v *view) copyDirectory(p string, target int) error {
-	f, err := v.lookup(p)
-	if err != nil || f == nil || !f.isDir() {
-		return err
+// find returns the topmost directory, and all that make it up if there is something below it to describe.
+func (h *heir) find(p string, d *impliedDir, parents []int) (*found, []int, error) {
+	if p == "." {
+		return h.view.walk(p)
 	}
-	to, err := openBeneath(target, p, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = unix.Close(to) }()
+	return h.view.find(p, parents, len(d.children) == 0)
+}
+
+// copyDirectory copies what describes the directory p of a view to an open directory.
+func copyDirectory(f *found, p string, to int) error {
 	from, err := openBeneath(f.root, p, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err

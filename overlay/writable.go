@@ -101,7 +101,7 @@ func (s *Store) build(ctx context.Context, rw RW) error {
 	if err := failpoint.Hit("overlay.create.init"); err != nil {
 		return err
 	}
-	if err := s.makeUpper(rw); err != nil {
+	if err := s.makeUpper(ctx, rw); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
@@ -110,14 +110,15 @@ func (s *Store) build(ctx context.Context, rw RW) error {
 	return s.publishWritable(rw)
 }
 
-func (s *Store) makeUpper(rw RW) error {
+func (s *Store) makeUpper(ctx context.Context, rw RW) error {
 	if err := os.Mkdir(s.paths.dir(rw.MountID), 0o710); err != nil {
 		return err
 	}
 	if err := makeDir(s.paths.diff(rw.MountID), 0o755); err != nil {
 		return err
 	}
-	if err := s.inherit(rw.MountID, []string{"."}, []string{rw.InitID}); err != nil {
+	root := inheritArgs{id: rw.MountID, dirs: impliedDir{implied: true}, below: []string{rw.InitID}}
+	if err := s.inherit(ctx, root); err != nil {
 		return err
 	}
 	if err := s.describeUpper(rw.MountID, rw.InitID); err != nil {
@@ -198,11 +199,9 @@ func (s *Store) Remove(_ context.Context, id string) error {
 	if err := failpoint.Hit("overlay.remove.retired"); err != nil {
 		return err
 	}
-	err = s.removeDirectory(w.MountID)
-	s.setBusy(w.MountID, false)
+	err = s.removeRetired(w.MountID)
 	if w.InitID != "" {
-		err = errors.Join(err, s.removeDirectory(w.InitID))
-		s.setBusy(w.InitID, false)
+		err = errors.Join(err, s.removeRetired(w.InitID))
 	}
 	if err = errors.Join(err, os.RemoveAll(set)); err != nil {
 		return fmt.Errorf("remove writable layer %s: %w", id, err)
@@ -261,7 +260,8 @@ func (s *Store) Usage(ctx context.Context, id string) (Usage, error) {
 	if err != nil {
 		return Usage{}, fmt.Errorf("usage of writable layer %s: %w", id, err)
 	}
-	if err := m.directory(ctx, os.NewFile(uintptr(fd), w.MountID)); err != nil {
+	defer func() { _ = unix.Close(fd) }()
+	if err := m.tree(ctx, fd); err != nil {
 		return Usage{}, fmt.Errorf("usage of writable layer %s: %w", id, err)
 	}
 	return m.usage, nil
@@ -273,45 +273,32 @@ type measure struct {
 	linked map[uint64]bool // inodes with more than one link that are counted already
 }
 
-// directory counts d and what is in it, and closes it.
-func (m *measure) directory(ctx context.Context, d *os.File) error {
-	defer func() { _ = d.Close() }()
+// tree counts an open directory and what is below it.
+func (m *measure) tree(ctx context.Context, fd int) error {
 	var st unix.Stat_t
-	if err := unix.Fstat(int(d.Fd()), &st); err != nil {
+	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
 	m.count(&st)
-	names, err := d.Readdirnames(-1)
-	if err != nil {
-		return err
-	}
+	return walkTree(ctx, fd, walk{lenient: true, names: m.names})
+}
+
+func (m *measure) names(dirfd int, names []string) (dirs []string, err error) {
 	for _, name := range names {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		err := unix.Fstatat(int(d.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+		var st unix.Stat_t
+		err := unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
 		if errors.Is(err, unix.ENOENT) {
 			continue
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			m.count(&st)
-			continue
-		}
-		fd, err := unix.Openat(int(d.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if err := m.directory(ctx, os.NewFile(uintptr(fd), name)); err != nil {
-			return err
+		m.count(&st)
+		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			dirs = append(dirs, name)
 		}
 	}
-	return nil
+	return dirs, nil
 }
 
 func (m *measure) count(st *unix.Stat_t) {

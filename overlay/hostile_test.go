@@ -1,0 +1,352 @@
+package overlay
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"runtime"
+	"runtime/metrics"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
+
+	"github.com/containerd/errdefs"
+)
+
+// received is a decompressed input that knows how many bytes came in.
+type received struct {
+	*zstd.Decoder
+	in    io.Reader
+	count atomic.Int64
+}
+
+func (r *received) Received() int64 { return r.count.Load() }
+
+type countedInput struct{ *received }
+
+func (c countedInput) Read(p []byte) (int, error) {
+	n, err := c.in.Read(p)
+	c.count.Add(int64(n))
+	return n, err
+}
+
+func newReceived(tb testing.TB, blob []byte) *received {
+	tb.Helper()
+	r := &received{in: bytes.NewReader(blob)}
+	d, err := zstd.NewReader(countedInput{r}, zstd.WithDecoderConcurrency(1))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(d.Close)
+	r.Decoder = d
+	return r
+}
+
+// tarWriter writes the tar of a hostile layer.
+type tarWriter struct {
+	tb testing.TB
+	*tar.Writer
+	raw io.Writer
+}
+
+func (w tarWriter) put(e entry) {
+	w.tb.Helper()
+	if e.Format == tar.FormatUnknown {
+		e.Format = tar.FormatGNU
+	}
+	e.ModTime = e.ModTime.Truncate(time.Second)
+	if err := w.WriteHeader(&e.Header); err != nil {
+		w.tb.Fatal(err)
+	}
+	if _, err := io.WriteString(w, e.body); err != nil {
+		w.tb.Fatal(err)
+	}
+}
+
+func compressLayer(tb testing.TB, fill func(tarWriter)) []byte {
+	tb.Helper()
+	var blob bytes.Buffer
+	z, err := zstd.NewWriter(&blob, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(8<<20))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	w := tar.NewWriter(z)
+	fill(tarWriter{tb, w, z})
+	if err := w.Close(); err != nil {
+		tb.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		tb.Fatal(err)
+	}
+	return blob.Bytes()
+}
+
+// cost is what a call took.
+type cost struct {
+	cpu  time.Duration
+	heap uint64 // at its peak, more than before
+}
+
+func measureCost(f func()) (c cost) {
+	runtime.GC()
+	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+	metrics.Read(sample)
+	before, peak := sample[0].Value.Uint64(), uint64(0)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			metrics.Read(sample)
+			peak = max(peak, sample[0].Value.Uint64())
+			select {
+			case <-stop:
+				return
+			case <-time.After(2 * time.Millisecond):
+			}
+		}
+	}()
+	start := cpuTime()
+	f()
+	c.cpu = cpuTime() - start
+	close(stop)
+	<-stopped
+	c.heap = max(peak, before) - before
+	return c
+}
+
+func cpuTime() time.Duration {
+	var u unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// hostileLayers are small when compressed, and sizes that would take too much if the floors of a
+// layer's budget were a hundredth. want is part of the error; "" is a layer that is taken.
+var hostileLayers = map[string]struct {
+	want string
+	fill func(w tarWriter)
+}{
+	"link targets": {"more memory", func(w tarWriter) {
+		for i := range 2_000 {
+			w.put(symlink(fmt.Sprint("l", i), fmt.Sprint(strings.Repeat("x", 3_990), i)))
+		}
+	}},
+	"chains of links in turns": {"more work", func(w tarWriter) {
+		linkChain(w)
+		for i := range 100 {
+			w.put(file(fmt.Sprintf("l%d/f%d", 38+i%2, i), ""))
+		}
+	}},
+	"one chain of links": {"", func(w tarWriter) {
+		linkChain(w)
+		for i := range 1_000 {
+			w.put(file(fmt.Sprintf("l39/f%d", i), ""))
+		}
+	}},
+	"hard links through chains of links": {"more work", func(w tarWriter) {
+		linkChain(w)
+		w.put(file("d/f", ""))
+		for i := range 100 {
+			w.put(hardlink(fmt.Sprint(i), "l39/f"))
+		}
+	}},
+	"empty files": {"more work", func(w tarWriter) {
+		for i := range 6_000 {
+			w.put(file(fmt.Sprintf("%d/%d", i/1000, i), ""))
+		}
+	}},
+	"one name": {"more", func(w tarWriter) {
+		for range 6_000 {
+			w.put(file("a", ""))
+		}
+	}},
+	"replaced below a long name": {"more memory", func(w tarWriter) {
+		for range 2_000 {
+			w.put(file(strings.Repeat("d/", 2_000)+"f", "x"))
+		}
+	}},
+	"deep directories in turns": {"more", func(w tarWriter) {
+		for i := range 500 {
+			w.put(file(fmt.Sprintf("%s%d/%d", strings.Repeat("d/", 2_000), i%100, i), ""))
+		}
+	}},
+	"implied directories": {"more memory", func(w tarWriter) {
+		for i := range 200 {
+			w.put(file(strings.Repeat(fmt.Sprintf("%d/", i), 600)+"f", ""))
+		}
+	}},
+	"records": {"more work", func(w tarWriter) {
+		records := map[string]string{}
+		for i := range 20_000 {
+			records[fmt.Sprint("MICA.", i)] = "0"
+		}
+		for i := range 20 {
+			w.put(file(fmt.Sprint(i), "").with(func(h *tar.Header) { h.PAXRecords, h.Format = records, tar.FormatPAX }))
+		}
+	}},
+	"attributes": {"more work", func(w tarWriter) {
+		records := map[string]string{}
+		for i := range 250 {
+			records[fmt.Sprint("SCHILY.xattr.user.", i)] = ""
+		}
+		for i := range 100 {
+			w.put(file(fmt.Sprint(i), "").with(func(h *tar.Header) { h.PAXRecords, h.Format = records, tar.FormatPAX }))
+		}
+	}},
+	"zeros": {"more work", func(w tarWriter) {
+		e := file("zeros", "")
+		e.Size = 100 << 20
+		w.put(e)
+		zeros := make([]byte, 1<<20)
+		for range e.Size >> 20 {
+			if _, err := w.Write(zeros); err != nil {
+				w.tb.Fatal(err)
+			}
+		}
+	}},
+	"whiteouts": {"more", func(w tarWriter) {
+		for i := range 6_000 {
+			w.put(file(fmt.Sprintf("%d/.wh.%d", i/1000, i), ""))
+		}
+	}},
+	"opaque directories": {"more", func(w tarWriter) {
+		for i := range 6_000 {
+			w.put(file(fmt.Sprintf("%d/.wh..wh..opq", i%1000), ""))
+		}
+	}},
+	"directories": {"more", func(w tarWriter) {
+		for i := range 6_000 {
+			w.put(dir(fmt.Sprintf("%d/%d/%d", i/1000, i/10, i)))
+		}
+	}},
+	"files of AUFS": {"more", func(w tarWriter) {
+		for i := range 6_000 {
+			w.put(file(fmt.Sprintf(".wh..wh.plnk/%d", i), ""))
+		}
+	}},
+	"files and directories in turns": {"", func(w tarWriter) {
+		for i := range 200 {
+			if i%2 == 0 {
+				w.put(file("d/x", "1"))
+			} else {
+				w.put(dir("d/x"))
+				w.put(file("d/x/y", "2"))
+			}
+		}
+	}},
+}
+
+// linkChain puts 40 links to the directory d, each with 2,000 components.
+func linkChain(w tarWriter) {
+	w.put(dir("d"))
+	w.put(symlink("l0", "d"))
+	for i := range 39 {
+		w.put(symlink(fmt.Sprint("l", i+1), strings.Repeat("./", 2_000)+fmt.Sprint("l", i)))
+	}
+}
+
+// TestHostileLayers: what a layer may take follows from the bytes that were transferred for it,
+// whatever it holds, and it is refused with a reason where that is not enough.
+func TestHostileLayers(t *testing.T) {
+	for name, c := range hostileLayers {
+		t.Run(name, func(t *testing.T) {
+			blob := compressLayer(t, c.fill)
+			s := memoryStore(t)
+			s.floors.work, s.floors.kept = s.floors.work/100, s.floors.kept/100
+			var err error
+			var d *Draft
+			took := measureCost(func() { d, err = s.Apply(context.Background(), newReceived(t, blob)) })
+			t.Logf("%d bytes: %v of CPU, %d MB of heap, error %.200v", len(blob), took.cpu, took.heap>>20, err)
+			switch {
+			case c.want == "" && err != nil:
+				t.Error(err)
+			case c.want != "" && (!errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), c.want)):
+				t.Errorf("got %v, want an invalid argument with %q", err, c.want)
+			}
+			if took.heap > 32<<20 {
+				t.Errorf("took %d MB of heap", took.heap>>20)
+			}
+			if err == nil {
+				if err := d.Discard(); err != nil {
+					t.Error(err)
+				}
+			}
+			noDrafts(t, s)
+		})
+	}
+}
+
+// TestImpliedDirectoriesOfManyLayers: what tars only imply is looked up in the layers below a bounded
+// number of times, and not below what is not there.
+func TestImpliedDirectoriesOfManyLayers(t *testing.T) {
+	ctx := context.Background()
+	s := memoryStore(t)
+	s.floors.lookups = 2_000
+	layer := func(name string) *Draft {
+		var entries []entry
+		for i := range 100 {
+			entries = append(entries, file(fmt.Sprintf("usr/%s%d/a/b/c/f", name, i), ""))
+		}
+		d, err := s.Apply(ctx, bytes.NewReader(buildTar(t, entries...)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	var few, many []*Draft
+	for i := range 5 {
+		few = append(few, layer(fmt.Sprint("a", i)))
+	}
+	if _, err := s.Commit(ctx, "", few...); err != nil {
+		t.Errorf("Commit of %d layers: %v", len(few), err)
+	}
+	for i := range 10 {
+		many = append(many, layer(fmt.Sprint("b", i)))
+	}
+	if _, err := s.Commit(ctx, "", many...); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "lookups") {
+		t.Errorf("Commit of %d layers: %v, want too many lookups", len(many), err)
+	}
+	for _, d := range many {
+		if err := d.Discard(); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := s.Prune(ctx, nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestLargeHeadersDoNotQueue: headers that wait for the packer take bounded memory.
+func TestLargeHeadersDoNotQueue(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	p, err := startPacker(ctx, cancel, t.TempDir()+"/split")
+	if err != nil {
+		t.Fatal(err)
+	}
+	waits := &fileJob{done: make(chan struct{})}
+	p.add(packItem{name: "f", job: waits, size: 1})
+	var queued atomic.Int64
+	go func() {
+		defer p.close()
+		for range 100 {
+			p.segment(make([]byte, 1<<20))
+			queued.Add(1)
+		}
+	}()
+	time.Sleep(50 * time.Millisecond)
+	if n := queued.Load(); n > 4 {
+		t.Errorf("%d MiB of headers wait for a file", n)
+	}
+	close(waits.done)
+	p.running.Wait()
+	if err := context.Cause(ctx); err != nil {
+		t.Error(err)
+	}
+}
