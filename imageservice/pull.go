@@ -455,10 +455,10 @@ func isDiskError(err error) bool {
 }
 
 func (s *Service) apply(ctx context.Context, blob io.Reader) (*overlay.Draft, error) {
-	tar, closeTar, err := decompress(blob)
+	tar, err := s.decompress(ctx, blob)
 	if err != nil {
 		return nil, err
 	}
-	defer closeTar()
+	defer tar.Close()
 	return s.layers.Apply(ctx, tar)
 }

@@ -39,7 +39,8 @@ type Service struct {
 	slots        atomic.Pointer[semaphore.Weighted] // layers in transfer, of all pulls
 	pulls        flights[Image, *pullProgress]
 	fetches      flights[*overlay.Draft, *layerProgress]
-	fetched      atomic.Int64 // bytes of layers
+	fetched      atomic.Int64        // bytes of layers
+	dictionaries *semaphore.Weighted // memory of the streams that need much
 	hostsSaid    saidOnce
 
 	commit sync.Mutex // orders commits of layers; taken before change
@@ -65,6 +66,7 @@ func Open(ctx context.Context, o Options, layers *overlay.Store) (*Service, erro
 		layers:       layers,
 		db:           imagedb{dir: filepath.Join(base, "imagedb")},
 		distribution: &distribution{dir: filepath.Join(base, "distribution")},
+		dictionaries: semaphore.NewWeighted(maxDictionaries),
 		images:       make(map[digest.Digest]Image),
 		broken:       make(map[digest.Digest]unusable),
 	}

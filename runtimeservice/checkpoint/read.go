@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -375,14 +376,19 @@ func decompress(in io.Reader) (io.ReadCloser, error) {
 			return nil, tarError(err)
 		}
 		return z, nil
-	case string(magic) == "\x28\xb5\x2f\xfd":
-		z, err := zstd.NewReader(buffered, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
+	case isZstd(magic):
+		z, err := zstd.NewReader(buffered, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderMaxMemory(maxWindow))
 		if err != nil {
 			return nil, tarError(err)
 		}
 		return z.IOReadCloser(), nil
 	}
 	return io.NopCloser(buffered), nil
+}
+
+// isZstd also knows frames that decoders skip, with which parallel compressors begin (RFC 8878, section 3.1.2).
+func isZstd(magic []byte) bool {
+	return string(magic) == "\x28\xb5\x2f\xfd" || len(magic) == 4 && binary.LittleEndian.Uint32(magic)&^0xf == 0x184d2a50
 }
 
 // ReadDeleted reads the list of deleted files of an archive that was unpacked

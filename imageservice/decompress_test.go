@@ -1,0 +1,199 @@
+package imageservice
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/binary"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
+)
+
+// The same tar, with a file etc/content that holds "xz", by `xz -6`, by `xz` with a dictionary of 128 MiB, and by bzip2.
+const (
+	xzLayer      = "/Td6WFoAAATm1rRGAgAhARYAAAB0L+Wj4Cf/AGBdADKdCIYUP4Cj768UjzWjcp0pHdiVxVJPunR4siz8FIYOTl7KcsvDYQyh16RUNQ6/+AHPvin/JIZS+xq7O/Gvs+5PKH42r9IGTaQ4Z5U81vTn6QPU8SstCmujL3doKb7wAADjuZrz51lMhAABfIBQAAAAV6ZexbHEZ/sCAAAAAARZWg=="
+	xzLargeLayer = "/Td6WFoAAATm1rRGAgAhAR4AAACbB1Fm4Cf/AGBdADKdCIYUP4Cj768UjzWjcp0pHdiVxVJPunR4siz8FIYOTl7KcsvDYQyh16RUNQ6/+AHPvin/JIZS+xq7O/Gvs+5PKH42r9IGTaQ4Z5U81vTn6QPU8SstCmujL3doKb7wAADjuZrz51lMhAABfIBQAAAAV6ZexbHEZ/sCAAAAAARZWg=="
+	bzip2Layer   = "QlpoOTFBWSZTWaJVJNEAAG9bgMmAQAD3AAIAagGeUAgIIABUMoENMTExNqYJJEGTTIBiH1YDkIPcAQibVpApKOSBDAx1N4nsI4cRQME+6scaCqn3+jhMpwtNakSQNi7kinChIUSqSaI="
+)
+
+func fromBase64(s string) []byte { return must(base64.StdEncoding.DecodeString(s)) }
+
+func gzipped(data []byte, header func(*gzip.Header)) []byte {
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	if header != nil {
+		header(&w.Header)
+	}
+	must(w.Write(data))
+	if err := w.Close(); err != nil {
+		panic(err)
+	}
+	return b.Bytes()
+}
+
+func zstdFrame(data []byte, o ...zstd.EOption) []byte {
+	var b bytes.Buffer
+	w := must(zstd.NewWriter(&b, o...))
+	must(w.Write(data))
+	if err := w.Close(); err != nil {
+		panic(err)
+	}
+	return b.Bytes()
+}
+
+// wideFrame is a frame of one raw block that asks for a window of 2^log bytes.
+func wideFrame(log byte, data []byte) []byte {
+	b := []byte{0x28, 0xb5, 0x2f, 0xfd, 0, (log - 10) << 3}
+	block := uint32(len(data))<<3 | 1
+	return append(append(b, byte(block), byte(block>>8), byte(block>>16)), data...)
+}
+
+// skippableFrame is what pzstd puts in front of a frame: a hint of its size.
+func skippableFrame(id uint32, size int) []byte {
+	b := binary.LittleEndian.AppendUint32(nil, 0x184d2a50+id)
+	b = binary.LittleEndian.AppendUint32(b, uint32(size))
+	return append(b, make([]byte, size)...)
+}
+
+func join(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
+
+func decompressor() *Service {
+	return &Service{dictionaries: semaphore.NewWeighted(maxDictionaries)}
+}
+
+func (s *Service) decompressAll(ctx context.Context, blob []byte) ([]byte, error) {
+	t, err := s.decompress(ctx, bytes.NewReader(blob))
+	if err != nil {
+		return nil, err
+	}
+	defer t.Close()
+	data, err := io.ReadAll(t)
+	if err == nil && t.Received() != int64(len(blob)) {
+		err = io.ErrShortBuffer
+	}
+	return data, err
+}
+
+// Every form of a blob that the tools in use write is understood, whatever it begins with.
+func TestDecompress(t *testing.T) {
+	want := []byte(strings.Repeat("content of a tar ", 4000))
+	half := len(want) / 2
+	for name, blob := range map[string][]byte{
+		"plain":                    want,
+		"gzip":                     gzipped(want, nil),
+		"gzip with name and extra": gzipped(want, func(h *gzip.Header) { h.Name, h.Comment, h.Extra = "layer.tar", "c", make([]byte, 60_000) }),
+		"gzip of two members":      join(gzipped(want[:half], nil), gzipped(nil, nil), gzipped(want[half:], nil)),
+		"zstd":                     zstdFrame(want),
+		"zstd of two frames":       join(zstdFrame(want[:half]), zstdFrame(want[half:])),
+		"pzstd":                    join(skippableFrame(0, 4), zstdFrame(want[:half]), skippableFrame(0, 4), zstdFrame(want[half:])),
+		"zstd behind much":         join(skippableFrame(15, 200_000), skippableFrame(3, 0), zstdFrame(want)),
+		"zstd with an index":       join(zstdFrame(want), skippableFrame(14, 300)),
+		"zstd with a wide window":  zstdFrame(want, zstd.WithWindowSize(64<<20)),
+	} {
+		got, err := decompressor().decompressAll(t.Context(), blob)
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes and %v, want %d", name, len(got), err, len(want))
+		}
+	}
+	for name, blob := range map[string][]byte{
+		"nothing": nil, "empty gzip": gzipped(nil, nil), "empty zstd": zstdFrame(nil, zstd.WithZeroFrames(true)), "skippable frames only": skippableFrame(1, 10),
+	} {
+		if got, err := decompressor().decompressAll(t.Context(), blob); err != nil || len(got) != 0 {
+			t.Errorf("%s: %d bytes and %v, want none", name, len(got), err)
+		}
+	}
+	for name, blob := range map[string][]byte{
+		"xz": fromBase64(xzLayer), "two xz streams": join(fromBase64(xzLayer), make([]byte, 8), fromBase64(xzLayer)), "bzip2": fromBase64(bzip2Layer),
+	} {
+		got, err := decompressor().decompressAll(t.Context(), blob)
+		if err != nil || !bytes.HasPrefix(got, []byte("etc/content\x00")) || len(got)%10_240 != 0 {
+			t.Errorf("%s: %d bytes and %v", name, len(got), err)
+		}
+	}
+}
+
+// What is no stream to its end, or needs too much memory, is refused and the format named.
+func TestDecompressRefuses(t *testing.T) {
+	data := bytes.Repeat([]byte("content"), 1000)
+	frame := zstdFrame(data)
+	for name, c := range map[string]struct {
+		blob []byte
+		want string
+	}{
+		"gzip and garbage":         {append(gzipped(data, nil), "garbage"...), "decompress gzip"},
+		"zstd and garbage":         {append(zstdFrame(data), "garbage"...), "decompress zstd"},
+		"xz and garbage":           {append(fromBase64(xzLayer), "garbage"...), "decompress xz"},
+		"cut gzip":                 {gzipped(data, nil)[:40], "decompress gzip"},
+		"cut zstd":                 {frame[:len(frame)-6], "decompress zstd"},
+		"cut xz":                   {fromBase64(xzLayer)[:100], "decompress xz"},
+		"cut skippable frame":      {skippableFrame(0, 100)[:50], "zstd: unexpected EOF"},
+		"cut skippable head":       {skippableFrame(0, 100)[:6], "zstd: unexpected EOF"},
+		"zstd window":              {wideFrame(28, data), "zstd: window of 268435456 bytes, the limit is"},
+		"zstd window behind":       {join(skippableFrame(0, 4), wideFrame(28, data)), "zstd: window of"},
+		"zstd window, second":      {join(zstdFrame(data), wideFrame(26, data)), "decompress zstd"},
+		"zstd segment of 1 TB":     {[]byte{0x28, 0xb5, 0x2f, 0xfd, 0xe0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0}, "zstd: window of 1099511627776 bytes"},
+		"xz dictionary of 128 MiB": {fromBase64(xzLargeLayer), "dictionary size exceeds max"},
+	} {
+		if _, err := decompressor().decompressAll(t.Context(), c.blob); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+}
+
+// Streams that need much memory wait for each other; those that do not go on.
+func TestDictionariesAreBounded(t *testing.T) {
+	s := decompressor()
+	wide := wideFrame(27, []byte("x"))
+	first, err := s.decompress(t.Context(), bytes.NewReader(wide))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := s.decompressAll(ctx, fromBase64(xzLayer)); err == nil || !strings.Contains(err.Error(), "wait for memory") {
+		t.Errorf("a second large dictionary: %v", err)
+	}
+	if _, err := s.decompressAll(t.Context(), zstdFrame([]byte("small"))); err != nil {
+		t.Error(err)
+	}
+	first.Close()
+	if _, err := s.decompressAll(t.Context(), fromBase64(xzLayer)); err != nil {
+		t.Error(err)
+	}
+}
+
+// Layers compressed with xz or bzip2, or by pzstd, are pulled as dockerd does, whatever their media type says.
+func TestPullOfOtherCompressions(t *testing.T) {
+	e := newEnv(t, nil)
+	tarball, err := decompressor().decompressAll(t.Context(), fromBase64(xzLayer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, blob := range map[string][]byte{
+		"xz": fromBase64(xzLayer), "bzip2": fromBase64(bzip2Layer), "pzstd": join(skippableFrame(0, 4), zstdFrame(tarball)),
+	} {
+		b := e.build(simple("x"))
+		b.config = bytes.ReplaceAll(b.config, []byte(b.diffIDs[0]), []byte(digest.FromBytes(tarball)))
+		b.id = must(e.registry.PutBlob(b.config))
+		e.push(e.assemble(b, ocispec.MediaTypeImageManifest, ocispec.Manifest{
+			Config: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: b.id, Size: int64(len(b.config))},
+			Layers: []ocispec.Descriptor{{MediaType: ocispec.MediaTypeImageLayer, Digest: must(e.registry.PutBlob(blob)), Size: int64(len(blob))}},
+		}), "app", name)
+		img, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app:" + name)})
+		if err != nil || img.ID != b.id {
+			t.Errorf("%s: %v, %v", name, img.ID, err)
+			continue
+		}
+		if err := e.service.Remove(t.Context(), img.ID.String()); err != nil {
+			t.Error(err)
+		}
+	}
+}
