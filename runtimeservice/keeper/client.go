@@ -269,9 +269,12 @@ func (c *Client) again(ctx context.Context, op string, body, out any) error {
 	return c.until(ctx, errLost, func(l *link) error { return c.on(ctx, l, op, body, out) })
 }
 
-// until repeats f with the next link as long as it fails by retry.
+// until repeats f with the next link as long as it fails by retry and ctx lasts.
 func (c *Client) until(ctx context.Context, retry error, f func(*link) error) error {
 	for {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("ask the keeper: %w", err)
+		}
 		l, err := c.current(ctx)
 		if err != nil {
 			return err

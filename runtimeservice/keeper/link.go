@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/micarun/mica/runtimeservice/keeper/wire"
 )
@@ -16,6 +20,9 @@ type link struct {
 	hello  wire.Hello
 	pushed func(wire.Message, wire.FDs) // takes the descriptors over
 	done   chan struct{}                // closed when reading has ended
+	// sending is held by the one request that is being sent: the socket has one
+	// write deadline, which is that request's.
+	sending chan struct{}
 
 	mu      sync.Mutex // guards the rest
 	last    uint64
@@ -30,7 +37,7 @@ type answer struct {
 
 // newLink says hello on conn, which it takes over, and starts reading.
 func newLink(ctx context.Context, conn *wire.Conn, pushed func(wire.Message, wire.FDs)) (*link, error) {
-	l := &link{conn: conn, pushed: pushed, done: make(chan struct{}), waiting: map[uint64]chan answer{}}
+	l := &link{conn: conn, pushed: pushed, done: make(chan struct{}), sending: make(chan struct{}, 1), waiting: map[uint64]chan answer{}}
 	go l.read()
 	m, fds, err := l.call(ctx, wire.OpHello, wire.Hello{Version: wire.Version, Min: wire.MinVersion}, nil)
 	fds.Close()
@@ -118,16 +125,61 @@ func (l *link) send(ctx context.Context, m wire.Message, body any, fds wire.FDs)
 	if err != nil {
 		return err
 	}
-	// A keeper always reads: a socket that stays full belongs to a stopped one.
-	deadline := time.Now().Add(30 * time.Second)
-	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
-		deadline = d
-	}
-	_ = l.conn.SetWriteDeadline(deadline)
-	if err := l.conn.Send(packet, numbers); err != nil {
-		return fmt.Errorf("%s: %w", m.Op, errors.Join(err, errLost, errUnsent))
+	if err := l.transmit(ctx, packet, numbers); err != nil {
+		return fmt.Errorf("%s: send to the keeper: %w", m.Op, err)
 	}
 	return nil
+}
+
+// sendTimeout bounds sending one request. A keeper reads all the time, so a socket
+// that stays full for so long belongs to one that is stopped.
+const sendTimeout = 30 * time.Second
+
+// transmit sends one packet. Its error is the context's where that has ended, and
+// errLost with errUnsent only where the connection is broken: the request may then
+// be sent to the next keeper.
+func (l *link) transmit(ctx context.Context, packet []byte, fds []int) error {
+	select {
+	case l.sending <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-l.sending }()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	_ = l.conn.SetWriteDeadline(time.Now().Add(sendTimeout))
+	interrupt := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = l.conn.SetWriteDeadline(time.Unix(1, 0))
+		close(interrupt)
+	})
+	err := l.conn.Send(packet, fds)
+	if !stop() {
+		<-interrupt // lest it end the next request
+	}
+	switch {
+	case err == nil:
+		return nil
+	case isBroken(err):
+		l.close() // so that the next keeper is looked for at once
+		return errors.Join(err, errLost, errUnsent)
+	case errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("it has read nothing for %s: %w", sendTimeout, errdefs.ErrUnavailable)
+	}
+	return err
+}
+
+// isBroken tells a connection without a peer from one that cannot send just now.
+func isBroken(err error) bool {
+	for _, broken := range []error{unix.EPIPE, unix.ECONNRESET, unix.ENOTCONN, unix.EBADF, os.ErrClosed} {
+		if errors.Is(err, broken) {
+			return true
+		}
+	}
+	return false
 }
 
 func (l *link) expect() (uint64, chan answer, error) {

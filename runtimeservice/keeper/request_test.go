@@ -1,0 +1,137 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/patience"
+	"github.com/micarun/mica/runtimeservice/keeper/wire"
+)
+
+func connectForeign(t *testing.T) (c *Client, asked chan string) {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "keeper")
+	asked = foreignKeeper(t, dir, wire.Hello{Version: wire.Version, Min: wire.MinVersion, Pid: os.Getpid()})
+	c, err := Connect(t.Context(), Options{Dir: dir, Binary: "/nonexistent", StartTimeout: patience.Of(10 * time.Second), NoUpgrade: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, asked
+}
+
+// Every kind of request ends at once when its context is over, and the link is
+// still good for the next one.
+func TestRequestWithAnExpiredContextEnds(t *testing.T) {
+	c, asked := connectForeign(t)
+	expired, cancel := context.WithDeadline(t.Context(), time.Unix(1, 0))
+	defer cancel()
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, request := range map[string]func(context.Context) error{
+		"repeated with the next keeper": func(ctx context.Context) error { return c.Kill(ctx, "c1", syscall.SIGKILL, false) },
+		"sent once":                     func(ctx context.Context) error { return c.Start(ctx, "c1") },
+		"attach": func(ctx context.Context) error {
+			_, err := c.Attach(ctx, "c1", AttachArgs{Stdout: true})
+			return err
+		},
+	} {
+		for want, ctx := range map[error]context.Context{context.DeadlineExceeded: expired, context.Canceled: cancelled} {
+			ended := make(chan error, 1)
+			go func() { ended <- request(ctx) }()
+			select {
+			case err := <-ended:
+				if !errors.Is(err, want) || errors.Is(err, errLost) || strings.Contains(err.Error(), "lost") {
+					t.Errorf("request %s: %v, want %v", name, err, want)
+				}
+			case <-time.After(patience.Of(10 * time.Second)):
+				t.Fatalf("request %s goes on", name)
+			}
+		}
+	}
+	if _, err := c.List(t.Context()); err != nil {
+		t.Errorf("request after the expired ones: %v", err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	var ops []string
+	for op := range asked {
+		ops = append(ops, op)
+	}
+	if len(ops) != 2 || ops[0] != wire.OpHello || ops[1] != wire.OpList {
+		t.Errorf("the keeper was asked %v", ops)
+	}
+}
+
+// A keeper that is stopped does not read: once its socket is full, requests end
+// with their contexts, without the error of a lost keeper.
+func TestRequestsToAStoppedKeeperEnd(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "keeper")
+	release := deafKeeper(t, dir)
+	c, err := Connect(t.Context(), Options{Dir: dir, Binary: "/nonexistent", StartTimeout: patience.Of(10 * time.Second), NoUpgrade: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := strings.Repeat("c", 64)
+	for range 2000 { // the kernel queues some hundred packets
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		err := c.Delete(ctx, id)
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errdefs.ErrUnavailable) {
+			t.Fatalf("Delete = %v, want the end of its context", err)
+		}
+	}
+	release()
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// deafKeeper greets one client and reads nothing after that, until release.
+func deafKeeper(t *testing.T, dir string) (release func()) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	listener, err := wire.Listen(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.SetNonblock(listener, false); err != nil {
+		t.Fatal(err)
+	}
+	done, released := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		fd, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC)
+		_ = unix.Close(listener)
+		if err != nil {
+			return
+		}
+		conn, err := wire.NewConn(fd)
+		if err != nil {
+			return
+		}
+		defer func() { _ = conn.Close() }()
+		m, fds, err := conn.Receive(nil)
+		if err != nil {
+			return
+		}
+		fds.Close()
+		packet, err := wire.Encode(wire.Message{ID: m.ID, Op: m.Op}, wire.Hello{Version: wire.Version, Min: wire.MinVersion, Pid: os.Getpid()})
+		if err != nil || conn.Send(packet, nil) != nil {
+			return
+		}
+		<-released
+	}()
+	return func() { close(released); <-done }
+}
