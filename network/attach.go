@@ -93,7 +93,7 @@ func (n *Network) clear(ctx context.Context, id string) error {
 	if err == nil && n.attached(old) {
 		return errdefs.ErrAlreadyExists
 	}
-	if err := n.forget(ctx, id); err != nil {
+	if err := n.forget(ctx, Pod{ID: id}); err != nil {
 		return fmt.Errorf("take away an earlier attempt: %w", err)
 	}
 	return nil
@@ -111,7 +111,9 @@ func (n *Network) attached(rec record) bool {
 
 // Del detaches a pod, by the configuration and arguments that it was attached
 // with; only pod.ID is looked at. A pod that is not attached is success, as is a
-// network namespace that is gone.
+// network namespace that is gone. Of a pod whose attachment is lost from the disk,
+// but not its namespace, plugins are asked to delete what pod and the configuration
+// in use describe.
 //
 // If the executable of a plugin is missing, the other plugins run, leases of
 // host-local are given back, and the error holds ErrPluginMissing; the record
@@ -123,34 +125,66 @@ func (n *Network) Del(ctx context.Context, pod Pod) error {
 	}
 	defer end()
 	n.claim(pod.ID, false)
-	if err := n.forget(ctx, pod.ID); err != nil {
+	if err := n.forget(ctx, pod); err != nil {
 		return fmt.Errorf("delete network of %s: %w", pod, err)
 	}
 	return nil
 }
 
 // forget detaches a pod by its record, or, if that is lost or torn, by what
-// libcni keeps of it.
-func (n *Network) forget(ctx context.Context, id string) error {
-	rec, err := n.records.read(id)
+// libcni keeps of it, or by the pod itself.
+func (n *Network) forget(ctx context.Context, pod Pod) error {
+	rec, err := n.records.read(pod.ID)
 	if err == nil {
 		return n.detach(ctx, rec)
 	}
-	cached, cacheErr := n.cni.GetCachedAttachments(id)
+	cached, cacheErr := n.cni.GetCachedAttachments(pod.ID)
 	if cacheErr != nil {
 		return fmt.Errorf("read cached attachments: %w", cacheErr)
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		klog.FromContext(ctx).Error(err, "Attachment record unusable, detaching by the cached result", "podID", id)
+		klog.FromContext(ctx).Error(err, "Attachment record unusable, detaching by the cached result", "podID", pod.ID)
 	}
 	for _, a := range cached {
 		if err := n.detach(ctx, record{
-			PodID: id, Interface: a.IfName, NetNS: a.NetNS, Config: a.Config, Args: a.CniArgs, CapabilityArgs: a.CapabilityArgs,
+			PodID: pod.ID, Interface: a.IfName, NetNS: a.NetNS, Config: a.Config, Args: a.CniArgs, CapabilityArgs: a.CapabilityArgs,
 		}); err != nil {
 			return err
 		}
 	}
-	return n.records.remove(id)
+	if len(cached) == 0 && isNamespace(pod.NetNS) {
+		if err := n.detachUnknown(ctx, pod); err != nil {
+			return err
+		}
+	}
+	return n.records.remove(pod.ID)
+}
+
+// detachUnknown runs DEL with the configuration in use for a pod of which no file is
+// left. A DEL of what was never added is success.
+func (n *Network) detachUnknown(ctx context.Context, pod Pod) error {
+	if !hasInterface(pod.NetNS, podInterface) {
+		return nil // it was never attached
+	}
+	rec, err := n.reconstruct(pod)
+	if errdefs.IsUnavailable(err) {
+		return nil // no network is configured: nothing is known at all
+	}
+	if err != nil {
+		return err
+	}
+	klog.FromContext(ctx).Info("Detaching by the configuration in use: no record is left", "pod", pod.String())
+	return n.detach(ctx, rec)
+}
+
+func hasInterface(netNS, name string) bool {
+	handle, err := openHandle(netNS)
+	if err != nil {
+		return false
+	}
+	defer handle.Close()
+	_, err = handle.LinkByName(name)
+	return err == nil
 }
 
 // detach runs DEL for a record with a deadline of its own, and removes the
@@ -160,6 +194,9 @@ func (n *Network) detach(ctx context.Context, rec record) error {
 	defer cancel()
 	list, err := rec.list()
 	if err != nil {
+		return err
+	}
+	if err := n.endInterrupted(ctx, rec); err != nil {
 		return err
 	}
 	present, missing := n.missing(list)

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -44,8 +46,13 @@ func (e *pluginError) Error() string {
 func (e *pluginError) Unwrap() error { return e.err }
 
 // executables is the invoke.Exec that runs plugins as processes, each in a
-// process group of its own, which is killed as a whole when the context ends.
-type executables struct{ version.PluginDecoder }
+// process group of its own, which is killed as a whole when the context ends. A
+// plugin is killed with this process; what it has started itself is found by
+// the next Open.
+type executables struct {
+	version.PluginDecoder
+	cacheDir string // of the network, as the mark of its plugins
+}
 
 var _ invoke.Exec = (*executables)(nil)
 
@@ -61,11 +68,12 @@ func (*executables) FindInPath(plugin string, dirs []string) (string, error) {
 // ExecPlugin runs one plugin and returns what it printed. Its errors are
 // pluginErrors; that of a plugin that reported by the protocol holds a
 // *types.Error.
-func (*executables) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+func (e *executables) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	command := command(environ)
 	if out, ok := passThrough(path, command, stdin); ok {
 		return out, nil
 	}
+	environ = append(slices.Clip(environ), markVariable+"="+e.cacheDir)
 	out, err := runPlugin(ctx, path, stdin, environ)
 	if err != nil {
 		return nil, &pluginError{plugin: filepath.Base(path), command: command, err: err}
@@ -78,10 +86,10 @@ func runPlugin(ctx context.Context, path string, stdin []byte, environ []string)
 		stdout, stderr := &limitedBuffer{}, &limitedBuffer{}
 		cmd := exec.CommandContext(ctx, path)
 		cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = environ, bytes.NewReader(stdin), stdout, stderr
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 		cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 		cmd.WaitDelay = killDelay
-		err := cmd.Run()
+		err := runOnThread(cmd)
 		switch {
 		case err == nil:
 			if stderr.buf.Len() > 0 {
@@ -98,6 +106,14 @@ func runPlugin(ctx context.Context, path string, stdin []byte, environ []string)
 			return nil, exitError(err, stdout, stderr)
 		}
 	}
+}
+
+// runOnThread runs cmd on a thread that lasts as long as cmd does: the kernel sends the
+// signal of a parent's death when the thread ends that started the child.
+func runOnThread(cmd *exec.Cmd) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	return cmd.Run()
 }
 
 // exitError is what a plugin that ended with err said about it: a CNI error on

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
@@ -15,7 +16,8 @@ import (
 
 // GC takes away what belongs to no pod of live: every other attachment is
 // detached, plugins of CNI 1.1.0 and later are asked to collect (GC) what is not
-// attached, and leases of the default network that nobody holds are given back.
+// attached, leases of the default network that nobody holds are given back, and
+// rules of the packet filter are removed that plugins made for pods that are gone.
 // Pods that were added since Open and not deleted count as live.
 //
 // One attachment that cannot be taken away does not keep the others; the error
@@ -36,7 +38,7 @@ func (n *Network) GC(ctx context.Context, live []string) error {
 			errs = append(errs, fmt.Errorf("collect network of pod %s: %w", id, err))
 		}
 	}
-	errs = append(errs, n.collectPlugins(ctx, alive), n.collectLeases(ctx, alive))
+	errs = append(errs, n.collectPlugins(ctx, alive), n.collectLeases(ctx, alive), n.collectRules(ctx, alive))
 	return errors.Join(errs...)
 }
 
@@ -81,7 +83,7 @@ func (n *Network) collect(ctx context.Context, id string, alive func(string) boo
 	if alive(id) {
 		return nil
 	}
-	return n.forget(ctx, id)
+	return n.forget(ctx, Pod{ID: id})
 }
 
 // collectPlugins runs the GC command of the network, where it has one. The
@@ -103,8 +105,11 @@ func (n *Network) collectPlugins(ctx context.Context, alive func(string) bool) e
 }
 
 func (n *Network) execGC(ctx context.Context, list *libcni.NetworkConfigList, alive func(string) bool) error {
-	if err := n.gate.Acquire(ctx, gateWidth); err != nil {
-		return fmt.Errorf("wait for other operations: %w", err)
+	// Not in the queue, where one operation that hangs would hold up all that come later.
+	for !n.gate.TryAcquire(gateWidth) {
+		if err := sleep(ctx, 20*time.Millisecond); err != nil {
+			return fmt.Errorf("wait for other operations: %w", err)
+		}
 	}
 	defer n.gate.Release(gateWidth)
 	ids, err := n.records.ids()
@@ -120,15 +125,20 @@ func (n *Network) execGC(ctx context.Context, list *libcni.NetworkConfigList, al
 	return n.cni.GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: valid})
 }
 
-// collectLeases gives back the leases of the default network, also those that
-// have no record because power failed.
+// collectLeases gives back the leases of the default network and of the configured one,
+// also those that have no record because power failed.
 func (n *Network) collectLeases(ctx context.Context, alive func(string) bool) error {
-	if n.opts.Default == nil {
-		return nil
-	}
 	ctx, cancel := context.WithTimeout(ctx, n.opts.Timeout)
 	defer cancel()
-	return n.opts.Default.leases().release(ctx, func(id string) bool { return !alive(id) })
+	var errs []error
+	theirs := orForeign(alive)
+	for _, l := range n.configuredLeases() {
+		errs = append(errs, l.release(ctx, func(id string) bool { return !theirs(id) }))
+	}
+	if n.opts.Default != nil {
+		errs = append(errs, n.opts.Default.leases().release(ctx, func(id string) bool { return !alive(id) }))
+	}
+	return errors.Join(errs...)
 }
 
 // RemoveDefault takes away what the default network keeps between pods: the

@@ -55,6 +55,9 @@ type Network struct {
 	pods   podLocks
 	status statusCache
 
+	leftOnce sync.Once // makes left
+	left     map[string][]interrupted
+
 	// mu guards what follows. It is held for no longer than a look.
 	mu sync.Mutex
 	// conf is the configuration in use; what it points to never changes.
@@ -113,7 +116,7 @@ func (o Options) complete() (Options, error) {
 		o.StatusTimeout = 10 * time.Second
 	}
 	if o.Exec == nil {
-		o.Exec = &executables{}
+		o.Exec = &executables{cacheDir: o.CacheDir}
 	}
 	if o.Default == nil {
 		return o, nil

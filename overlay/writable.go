@@ -237,6 +237,18 @@ func (s *Store) removeDamaged(id string) error {
 	return nil
 }
 
+// Intact says whether a writable layer has its entry and its directory.
+func (s *Store) Intact(id string) bool {
+	s.mu.Lock()
+	w := s.rws[id]
+	s.mu.Unlock()
+	if w == nil {
+		return false
+	}
+	_, err := os.Lstat(filepath.Join(s.paths.dir(w.MountID), diffName))
+	return err == nil
+}
+
 // Usage is what a writable layer takes on disk.
 type Usage struct {
 	Bytes  uint64 // allocated, hard links once

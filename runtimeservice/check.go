@@ -17,10 +17,16 @@ import (
 // held before Check calls it a problem.
 const releaseGrace = 10 * time.Second
 
+// checkPatience is how long Check waits for the recoveries of a daemon that has just
+// started. Those that take longer, such as a tear-down with a plugin that hangs, are
+// problems.
+const checkPatience = 10 * time.Second
+
 // Check compares what is on the node with the records and answers with every
 // difference. It changes nothing and may run beside requests, but a pod or
 // container that is just being made or removed can then look like a problem.
 func (s *Service) Check(ctx context.Context) ([]overlay.Problem, error) {
+	s.awaitRecovery(ctx)
 	states, err := s.keeper.List(ctx)
 	if err != nil {
 		return nil, err
@@ -31,14 +37,46 @@ func (s *Service) Check(ctx context.Context) ([]overlay.Problem, error) {
 	}
 	found, err := s.leftovers(alive)
 	problems := problemsOf(found)
+	for id, stage := range s.recoveries.unfinished() {
+		problems = append(problems, overlay.Problem{Path: id, What: "not recovered yet: " + stage})
+	}
+	for _, u := range s.unusable.all() {
+		problems = append(problems, overlay.Problem{Path: u.dir, What: "record cannot be used: " + u.err.Error()})
+	}
 	for _, c := range s.containers.all() {
 		if st := alive[c.ID]; c.phase() == Running && !st.Running {
 			problems = append(problems, overlay.Problem{Path: c.dir, What: "container is recorded as running, and the keeper does not have it so"})
 		}
 	}
 	problems = append(problems, s.unsettled(alive)...)
+	problems = append(problems, s.lacking()...)
 	strays, strayErr := s.network.Strays(s.networked())
-	return append(problems, strayProblems(strays)...), errors.Join(err, strayErr)
+	more, moreErr := s.network.LiveStrays(ctx, s.networked())
+	return append(problems, strayProblems(append(strays, more...))...), errors.Join(err, strayErr, moreErr)
+}
+
+// lacking finds ready pods that lack something that the next start makes again.
+func (s *Service) lacking() []overlay.Problem {
+	var problems []overlay.Problem
+	for _, p := range s.pods.all() {
+		if p.snapshot().Phase != PodReady {
+			continue
+		}
+		if what := s.podLacks(p); what != "" {
+			problems = append(problems, overlay.Problem{Path: p.dir, What: "pod is ready and lacks its " + what})
+		}
+	}
+	return problems
+}
+
+// awaitRecovery waits for the start to be over, but no longer than checkPatience.
+func (s *Service) awaitRecovery(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, checkPatience)
+	defer cancel()
+	select {
+	case <-s.recoveries.over:
+	case <-ctx.Done():
+	}
 }
 
 // CheckArgs are what the check of a node without a daemon looks at.
@@ -65,12 +103,12 @@ func CheckRecords(ctx context.Context, a CheckArgs) ([]overlay.Problem, error) {
 		return nil, err
 	}
 	var problems []overlay.Problem
-	unusable := func(dir string, err error) error {
-		problems = append(problems, overlay.Problem{Path: dir, What: "record cannot be used: " + err.Error()})
+	bad := func(_ context.Context, u unusable) error {
+		problems = append(problems, overlay.Problem{Path: u.dir, What: "record cannot be used: " + u.err.Error()})
 		return nil
 	}
 	for _, load := range []func(context.Context, unusableFunc) error{s.loadPods, s.loadContainers} {
-		if err := load(ctx, unusable); err != nil && !errors.Is(err, fs.ErrNotExist) { // none on a new node
+		if err := load(ctx, bad); err != nil && !errors.Is(err, fs.ErrNotExist) { // none on a new node
 			return nil, fmt.Errorf("check records: %w", err)
 		}
 	}
@@ -123,7 +161,7 @@ func (s *Service) unsettled(alive map[string]keeper.State) []overlay.Problem {
 		st := p.snapshot()
 		switch {
 		case st.Phase == PodReady && st.BootID == s.bootID && !s.podStands(p, alive):
-			problems = append(problems, overlay.Problem{Path: p.dir, What: "pod is recorded as ready, and its namespaces are not there"})
+			problems = append(problems, overlay.Problem{Path: p.dir, What: "pod is recorded as ready, and its namespaces or its shared memory are not there"})
 		case st.Phase == PodNotReady && exists(s.podStateDir(p.ID)):
 			problems = append(problems, overlay.Problem{Path: s.podStateDir(p.ID), What: "state directory of a stopped pod"})
 		}

@@ -252,9 +252,9 @@ func dumpsInto(proc, dir string) bool {
 
 // recoverJobs ends the checkpoints that were under way when the daemon died:
 // their containers go on, and nothing is left of what was being written. It
-// runs before a container is looked at, since a frozen one does not even die. A
-// CRIU that is still at work is waited for in the background; its containers
-// are locked until then.
+// locks their containers before one is looked at, since a frozen one does not even
+// die, and ends the checkpoints in the background, where a CRIU that is still at work
+// is waited for.
 func (s *Service) recoverJobs(ctx context.Context) error {
 	entries, err := os.ReadDir(s.jobsDir())
 	if err != nil {
@@ -280,13 +280,9 @@ func (s *Service) recoverJobs(ctx context.Context) error {
 		}
 		j.Files = nil
 		end := func() {
-			if err := s.endJob(ctx, j, true); err != nil {
+			if err := s.endJob(context.WithoutCancel(ctx), j, true); err != nil {
 				log.Error(err, "Checkpoint is not undone in full", "directory", j.dir)
 			}
-		}
-		if len(usersOf(j.dir)) == 0 {
-			end()
-			continue
 		}
 		s.background.Go(end)
 	}

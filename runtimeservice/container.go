@@ -133,7 +133,7 @@ func (s ContainerState) phase() Phase {
 type Container struct {
 	ContainerRecord
 	dir    string        // of the record and the state
-	op     opLock        // held while it is created, started, released or removed
+	op     *opLock       // held while it is created, started, released or removed
 	exited chan struct{} // closed once the state says Exited
 	usage  usage         // of resources, as last read
 

@@ -55,6 +55,11 @@ func (s *Service) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 		}
 		return nil
 	}
+	if earlier, ok := s.containers.named(containerIdentity(pod.ID, cfg.GetMetadata())); ok {
+		if err := s.recoveries.wait(ctx, earlier.ID); err != nil {
+			return nil, fmt.Errorf("create container: %w", err)
+		}
+	}
 	c, err := s.containers.create(ctx, containerIdentity(pod.ID, cfg.GetMetadata()), s.opts.ContainerTimeout, reuse, func(ctx context.Context) (*Container, error) {
 		from, err := s.openOrigin(ctx, pod, cfg)
 		if err != nil {

@@ -67,11 +67,11 @@ type PodState struct {
 // of its own, but for the tiny init of a shared PID namespace.
 type Pod struct {
 	PodRecord
-	dir string // of the record and the state
-	op  opLock // held by RunPodSandbox's building, Stop and Remove
+	dir string  // of the record and the state
+	op  *opLock // held by RunPodSandbox's building, Stop and Remove
 	// initOp is held while the init of the shared PID namespace is started;
 	// taken after a container's op, never with the pod's.
-	initOp opLock
+	initOp *opLock
 	usage  usage // of resources, as last read
 
 	mu    sync.Mutex // guards state; taken after op, never around I/O but the state file's

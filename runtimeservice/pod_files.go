@@ -31,20 +31,7 @@ const filesRoom = 1 << 20
 // pod's containers and mounts their /dev/shm. Containers may write to them, as
 // they may in Docker.
 func (s *Service) writePodFiles(p *Pod, ips []string) error {
-	hostname, err := podHostname(p)
-	if err != nil {
-		return err
-	}
-	hosts, err := podHosts(p, hostname, ips)
-	if err != nil {
-		return err
-	}
-	resolv, err := podResolvConf(p)
-	if err != nil {
-		return err
-	}
-	files := map[string]string{hostnameFile: hostname + "\n", hostsFile: hosts, resolvFile: resolv}
-	if err := s.writeBounded(p, files); err != nil {
+	if err := s.writeMissingFiles(p, ips); err != nil {
 		return err
 	}
 	if p.hostIPC() {
@@ -61,13 +48,53 @@ func (s *Service) writePodFiles(p *Pod, ips []string) error {
 	return nil
 }
 
-// writeBounded writes the files to a small tmpfs of the pod's own: what containers
-// write there cannot fill the state directory.
-func (s *Service) writeBounded(p *Pod, files map[string]string) error {
-	dir := filepath.Join(s.podStateDir(p.ID), filesDir)
-	if err := os.Mkdir(dir, privateMode); err != nil {
+// writeMissingFiles writes those of the files under /etc that are not there.
+func (s *Service) writeMissingFiles(p *Pod, ips []string) error {
+	hostname, err := podHostname(p)
+	if err != nil {
 		return err
 	}
+	hosts, err := podHosts(p, hostname, ips)
+	if err != nil {
+		return err
+	}
+	resolv, err := podResolvConf(p)
+	if err != nil {
+		return err
+	}
+	return s.writeBounded(p, map[string]string{hostnameFile: hostname + "\n", hostsFile: hosts, resolvFile: resolv})
+}
+
+// writeBounded writes the files that are not there to a small tmpfs of the pod's own:
+// what containers write there cannot fill the state directory.
+func (s *Service) writeBounded(p *Pod, files map[string]string) error {
+	dir := filepath.Join(s.podStateDir(p.ID), filesDir)
+	if err := os.Mkdir(dir, privateMode); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if !isMountPoint(dir) {
+		if err := mountBounded(dir, files); err != nil {
+			return err
+		}
+	}
+	uid, gid := p.root()
+	for name, content := range files {
+		path := filepath.Join(dir, name)
+		if exists(path) {
+			continue
+		}
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			return err
+		}
+		if err := os.Lchown(path, uid, gid); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mountBounded mounts a tmpfs for the files, with room for what containers add.
+func mountBounded(dir string, files map[string]string) error {
 	size := filesRoom
 	for _, content := range files {
 		size += len(content)
@@ -76,16 +103,6 @@ func (s *Service) writeBounded(p *Pod, files map[string]string) error {
 	options := fmt.Sprintf("mode=0700,size=%d", size+len(files)*os.Getpagesize())
 	if err := unix.Mount("files", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
 		return fmt.Errorf("mount %s: %w", dir, err)
-	}
-	uid, gid := p.root()
-	for name, content := range files {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
-			return err
-		}
-		if err := os.Lchown(path, uid, gid); err != nil {
-			return err
-		}
 	}
 	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -15,148 +14,99 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
-	"github.com/micarun/mica/internal/jsonfile"
 	"github.com/micarun/mica/runtimeservice/keeper"
 	"github.com/micarun/mica/runtimeservice/podns"
-	"github.com/micarun/mica/runtimeservice/spec"
 )
 
-// recoveryWorkers is how many pods or containers are recovered at a time.
-const recoveryWorkers = 16
+// settleWorkers is how many states are compared with the keeper's at a time.
+const settleWorkers = 16
 
 // retellAge is how old an exit may be that nobody heard of and that is told once
 // more. Whoever comes back later than that begins by listing.
 const retellAge = time.Hour
 
-// recover brings memory to what the records, the keeper and the disk say. What
-// was half done is torn down, what nobody claims is swept away. Only what
-// makes every pod unusable is an error; one bad record is logged and removed.
-func (s *Service) recover(ctx context.Context) error {
+// facts are what the start knows besides the records.
+type facts struct {
+	alive map[string]keeper.State // what the keeper looks after, by ID
+}
+
+// recovery is what is left to do for one pod or container after the records are
+// settled. It runs under the object's lock, beside requests.
+type recovery struct {
+	id   string
+	lock *opLock
+	on   operation
+	do   func(context.Context) error
+}
+
+// recover brings memory to what the records and the keeper say, and returns what
+// is left to do: the tear-down of what is half made or damaged, and the removal of
+// what no record claims. It asks nobody but the keeper for its list, and reads and
+// writes records, so that one pod that cannot be recovered does not hold up the start.
+func (s *Service) recover(ctx context.Context) ([]recovery, []leftover, error) {
 	states, err := s.keeper.List(ctx)
 	if err != nil {
-		return fmt.Errorf("ask the keeper what lives: %w", err)
+		return nil, nil, fmt.Errorf("ask the keeper what lives: %w", err)
 	}
-	alive := make(map[string]keeper.State, len(states))
+	f := facts{alive: make(map[string]keeper.State, len(states))}
 	for _, st := range states {
-		alive[st.ID] = st
+		f.alive[st.ID] = st
 	}
-	drop := func(dir string, err error) error {
-		klog.FromContext(ctx).Error(err, "Record cannot be used and is removed", "record", dir)
-		if err := os.RemoveAll(dir); err != nil {
-			return fmt.Errorf("remove unusable record: %w", err)
-		}
-		return nil
+	if err := s.loadPods(ctx, s.setAside); err != nil {
+		return nil, nil, err
 	}
-	if err := s.loadPods(ctx, drop); err != nil {
-		return err
-	}
-	if err := s.loadContainers(ctx, drop); err != nil {
-		return err
+	if err := s.loadContainers(ctx, s.setAside); err != nil {
+		return nil, nil, err
 	}
 	if err := s.recoverJobs(ctx); err != nil {
-		return err
+		return nil, nil, err
 	}
 	if len(s.pods.all()) > 0 {
 		s.events.openGap(time.Now().Add(eventGap))
 	}
-	var group errgroup.Group
-	group.SetLimit(recoveryWorkers)
-	for _, c := range s.containers.all() {
-		group.Go(func() error { s.recoverContainer(ctx, c, alive); return nil })
-	}
-	_ = group.Wait()
-	for _, p := range s.pods.all() {
-		group.Go(func() error { s.recoverPod(ctx, p, alive); return nil })
-	}
-	_ = group.Wait()
-	s.sweep(ctx, alive)
-	return nil
-}
-
-// unusableFunc is told of a record that cannot be loaded, and why.
-type unusableFunc func(dir string, err error) error
-
-// loadPods reads all pod records into the table.
-func (s *Service) loadPods(_ context.Context, unusable unusableFunc) error {
-	return eachRecord(s.podsDir(), unusable, func(dir string) error {
-		var rec PodRecord
-		if err := jsonfile.Read(filepath.Join(dir, recordFile), &rec); err != nil {
-			return err
-		}
-		if rec.ID != filepath.Base(dir) || rec.Config.Msg == nil {
-			return errors.New("record of another pod")
-		}
-		if err := spec.ReserveSELinux(rec.SELinux); err != nil {
-			return err
-		}
-		p := newPod(dir, rec)
-		// A torn or missing state was never answered to anybody or belongs to
-		// an earlier boot: the pod counts as half made.
-		if err := jsonfile.Read(filepath.Join(dir, stateFile), &p.state); err != nil {
-			p.state = PodState{Phase: PodCreating}
-		}
-		return s.pods.add(p)
-	})
-}
-
-// loadContainers reads all container records into the table.
-func (s *Service) loadContainers(ctx context.Context, unusable unusableFunc) error {
-	return eachRecord(s.containersDir(), unusable, func(dir string) error {
-		var rec ContainerRecord
-		if err := jsonfile.Read(filepath.Join(dir, recordFile), &rec); err != nil {
-			return err
-		}
-		if rec.ID != filepath.Base(dir) || rec.Config.Msg == nil {
-			return errors.New("record of another container")
-		}
-		if _, err := s.pods.get(rec.PodID); err != nil {
-			return fmt.Errorf("its pod: %w", err)
-		}
-		c := newContainer(dir, rec)
-		err := jsonfile.Read(filepath.Join(dir, stateFile), &c.state)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			c.state = ContainerState{Ready: true} // torn by a power cut, so of an earlier boot
-		}
-		if err := spec.ReserveSELinux(c.state.SELinux); err != nil {
-			return err
-		}
-		if c.phase() == Exited {
-			close(c.exited)
-		} else {
-			s.holdMounted(ctx, c)
-		}
-		return s.containers.add(c)
-	})
-}
-
-// eachRecord calls load for every directory below root, and unusable for those
-// that it has an error for; the sweep removes what such a record stood for.
-func eachRecord(root string, unusable unusableFunc, load func(dir string) error) error {
-	entries, err := os.ReadDir(root)
+	// Containers first: a pod's tear-down waits for its containers' recoveries.
+	todo := append(settleAll(ctx, s.containers.all(), f, s.settleContainer), settleAll(ctx, s.pods.all(), f, s.settlePod)...)
+	found, err := s.leftovers(f.alive)
 	if err != nil {
-		return fmt.Errorf("read records: %w", err)
+		klog.FromContext(ctx).Error(err, "Search for leftovers is incomplete")
 	}
-	for _, e := range entries {
-		dir := filepath.Join(root, e.Name())
-		if err := load(dir); err != nil {
-			if err := unusable(dir, err); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	return todo, found, nil
 }
 
-// recoverContainer settles one container. The ends of those that the keeper
-// has come as events too, which find them settled.
-func (s *Service) recoverContainer(ctx context.Context, c *Container, alive map[string]keeper.State) {
-	log := klog.FromContext(ctx).WithValues("container", c.ID)
-	ctx, op := s.journal.Begin(ctx, "recover container", s.subject(c))
-	st, known := alive[c.ID]
+// settleAll settles objects at the same time, and returns what is left to do.
+func settleAll[T object](ctx context.Context, objects []T, f facts, settle func(T, facts) (*recovery, error)) []recovery {
+	found := make([]*recovery, len(objects))
+	var group errgroup.Group
+	group.SetLimit(settleWorkers)
+	for i, obj := range objects {
+		group.Go(func() error {
+			var err error
+			if found[i], err = settle(obj, f); err != nil {
+				klog.FromContext(ctx).Error(err, "State is not brought up to date; the removal tries again", "id", obj.id())
+			}
+			return nil
+		})
+	}
+	_ = group.Wait()
+	var todo []recovery
+	for _, r := range found {
+		if r != nil {
+			todo = append(todo, *r)
+		}
+	}
+	return todo
+}
+
+// settleContainer brings the container's state to what the keeper says. The ends of
+// those that the keeper has come as events too, which find them settled.
+func (s *Service) settleContainer(c *Container, f facts) (*recovery, error) {
+	st, known := f.alive[c.ID]
 	var err error
 	switch phase := c.phase(); {
+	case phase == Creating && known:
+		return s.recoveryOf(c, s.recoverStateless), nil
 	case phase == Creating:
-		err = s.locked(ctx, c, s.eraseContainer)
+		return s.recoveryOf(c, s.eraseContainer), nil
 	case phase == Exited:
 		// What the keeper still has was not released, which follows the telling.
 		if st := c.snapshot(); known || st.Untold && time.Since(st.Finished) < retellAge {
@@ -168,20 +118,28 @@ func (s *Service) recoverContainer(ctx context.Context, c *Container, alive map[
 			err = c.update(func(st *ContainerState) error { st.Reason = reasonRebooted; return nil })
 		}
 	case !known && c.unstarted(): // the keeper hears of it at its start
+		return nil, nil
 	case !known:
 		err = s.recordExit(c, lostExit("the container ended while neither daemon nor keeper ran"))
 	case st.Exit != nil:
 		err = s.recordExit(c, *st.Exit)
+	case s.suspects(c) != "":
+		return s.recoveryOf(c, s.recoverDamaged), nil
 	case phase == Created:
-		err = s.recoverStart(ctx, c, st.Pid)
+		return s.recoveryOf(c, func(ctx context.Context, c *Container) error { return s.recoverStart(ctx, c, st.Pid) }), nil
 	}
-	if err == nil && c.phase() == Exited {
-		err = s.locked(ctx, c, func(ctx context.Context, c *Container) error {
-			return errors.Join(c.recordUntold(), s.tearDownContainer(ctx, c))
-		})
+	if err != nil || c.phase() != Exited || !known && !exists(s.bundle(c.ID)) && !c.snapshot().Untold && !c.hasCheckpoint() {
+		return nil, err
 	}
-	if op.End(err); err != nil {
-		log.Error(err, "Container is not fully recovered; its removal tries again")
+	return s.recoveryOf(c, func(ctx context.Context, c *Container) error {
+		return errors.Join(c.recordUntold(), s.tearDownContainer(ctx, c))
+	}), nil
+}
+
+func (s *Service) recoveryOf(c *Container, do func(context.Context, *Container) error) *recovery {
+	return &recovery{
+		id: c.ID, lock: c.op, on: operation{"recover container", s.subject(c)},
+		do: func(ctx context.Context) error { return do(ctx, c) },
 	}
 }
 
@@ -194,18 +152,11 @@ func (s *Service) retellExit(c *Container) {
 }
 
 // recoverStart notes the start of a container that was started, but whose
-// start was not recorded when the daemon died.
+// start was not recorded when the daemon died. The caller holds c.op.
 func (s *Service) recoverStart(ctx context.Context, c *Container, pid int) error {
-	h, err := s.handler(c.Handler)
-	if err != nil {
+	started, err := s.hasStarted(ctx, c)
+	if err != nil || !started || c.phase() != Created {
 		return err
-	}
-	state, err := h.State(ctx, c.ID)
-	if err != nil {
-		return fmt.Errorf("ask for the state of container %s: %w", c.ID, err)
-	}
-	if state.Status != specs.StateRunning {
-		return nil
 	}
 	if err := c.update(func(st *ContainerState) error { st.Started, st.Pid = time.Now(), pid; return nil }); err != nil {
 		return err
@@ -216,47 +167,49 @@ func (s *Service) recoverStart(ctx context.Context, c *Container, pid int) error
 	return nil
 }
 
-func (s *Service) locked(ctx context.Context, c *Container, f func(context.Context, *Container) error) error {
-	ctx, cancel := context.WithTimeout(ctx, s.opts.TeardownTimeout)
-	defer cancel()
-	if err := c.op.lock(ctx, "recover container "+c.ID); err != nil {
-		return err
+// hasStarted asks the OCI runtime.
+func (s *Service) hasStarted(ctx context.Context, c *Container) (bool, error) {
+	h, err := s.handler(c.Handler)
+	if err != nil {
+		return false, err
 	}
-	defer c.op.unlock()
-	return f(ctx, c)
+	state, err := h.State(ctx, c.ID)
+	if err != nil {
+		return false, fmt.Errorf("ask for the state of container %s: %w", c.ID, err)
+	}
+	return state.Status == specs.StateRunning, nil
 }
 
-// recoverPod settles one pod. Its containers are settled already.
-func (s *Service) recoverPod(ctx context.Context, p *Pod, alive map[string]keeper.State) {
-	ctx, cancel := context.WithTimeout(ctx, s.opts.TeardownTimeout)
-	defer cancel()
-	ctx, op := s.journal.Begin(ctx, "recover pod", p.subject())
-	err := p.op.lock(ctx, "recover pod "+p.ID)
-	if err == nil {
-		defer p.op.unlock()
-		err = s.settlePod(ctx, p, alive)
-	}
-	if op.End(err); err != nil {
-		klog.FromContext(ctx).Error(err, "Pod is not fully recovered; its removal tries again", "pod", p.ID)
-	}
-}
-
-func (s *Service) settlePod(ctx context.Context, p *Pod, alive map[string]keeper.State) error {
+// settlePod brings the pod's state to what is there. Its containers are settled
+// already.
+func (s *Service) settlePod(p *Pod, f facts) (*recovery, error) {
 	st := p.snapshot()
+	recover := func(do func(context.Context, *Pod) error) *recovery {
+		return &recovery{id: p.ID, lock: p.op, on: operation{"recover pod", p.subject()}, do: func(ctx context.Context) error { return do(ctx, p) }}
+	}
+	stands := s.podStands(p, f.alive)
 	switch {
-	case st.Phase == PodCreating, p.RestoredFrom != "" && !st.Restored:
-		return s.erasePod(ctx, p)
-	case st.Phase == PodReady && st.BootID == s.bootID && s.podStands(p, alive):
-		return nil
+	case p.RestoredFrom != "" && !st.Restored:
+		return recover(s.erasePod), nil
+	case st.Phase == PodCreating && stands && len(s.containersOf(p.ID)) > 0:
+		// Only a ready pod gets containers: it is the state file that is lost.
+		return recover(s.recoverPodState), nil
+	case st.Phase == PodCreating:
+		return recover(s.erasePod), nil
+	case st.Phase == PodReady && st.BootID == s.bootID && stands:
+		if s.podLacks(p) == "" {
+			return nil, nil
+		}
+		return recover(s.repairPod), nil
 	case st.Phase == PodNotReady && !exists(s.podStateDir(p.ID)):
-		return nil
+		return nil, nil
 	}
 	if err := p.update(func(st *PodState) error { st.Phase, st.InitPid = PodNotReady, 0; return nil }); err != nil {
-		return err
+		return nil, err
 	}
 	// A stop that was under way may not have been told either.
 	s.emit(p.ID, p, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
-	return s.tearDownPod(ctx, p)
+	return recover(s.tearDownPod), nil
 }
 
 // podStands says whether what a ready pod promises is still there.
@@ -265,16 +218,18 @@ func (s *Service) podStands(p *Pod, alive map[string]keeper.State) bool {
 	if !exists(dir) {
 		return false
 	}
-	if p.userNamespace() != nil && !isNamespace(filepath.Join(dir, podns.User)) {
+	st := p.snapshot()
+	for name, promised := range map[string]bool{
+		podns.User: p.userNamespace() != nil, podns.Net: !p.hostNetwork(), podns.UTS: !p.hostNetwork(), podns.IPC: !p.hostIPC(), podns.PID: st.InitPid != 0,
+	} {
+		if promised && !isNamespace(filepath.Join(dir, name)) {
+			return false
+		}
+	}
+	if !p.hostIPC() && !isMountPoint(filepath.Join(dir, shmDir)) {
 		return false
 	}
-	if !p.hostNetwork() && !isNamespace(filepath.Join(dir, podns.Net)) {
-		return false
-	}
-	if !p.hostIPC() && !isNamespace(filepath.Join(dir, podns.IPC)) {
-		return false
-	}
-	return p.snapshot().InitPid == 0 || alive[p.ID].Running
+	return st.InitPid == 0 || alive[p.ID].Running
 }
 
 func exists(path string) bool {
@@ -286,4 +241,10 @@ func exists(path string) bool {
 func isNamespace(path string) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
+}
+
+// isMountPoint says whether another file system than its parent's is mounted at path.
+func isMountPoint(path string) bool {
+	var st, parent unix.Stat_t
+	return unix.Lstat(path, &st) == nil && unix.Lstat(filepath.Dir(path), &parent) == nil && st.Dev != parent.Dev
 }

@@ -14,7 +14,7 @@ import (
 func (s *Service) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
 	pod, err := s.pods.get(req.GetPodSandboxId())
 	if errdefs.IsNotFound(err) {
-		return &runtimeapi.RemovePodSandboxResponse{}, nil
+		return &runtimeapi.RemovePodSandboxResponse{}, s.removeUnusable(ctx, req.GetPodSandboxId())
 	}
 	if err != nil {
 		return nil, fmt.Errorf("remove pod: %w", err)

@@ -398,6 +398,8 @@ func (c *Container) dropCheckpoint() error {
 	return os.RemoveAll(filepath.Join(c.dir, checkpointDir))
 }
 
+func (c *Container) hasCheckpoint() bool { return exists(filepath.Join(c.dir, checkpointDir)) }
+
 func restorationOf(from *source) *Restoration {
 	if from == nil {
 		return nil

@@ -42,6 +42,11 @@ func (s *Service) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 		}
 		return p.require("run", PodReady)
 	}
+	if earlier, ok := s.pods.named(podIdentity(cfg.GetMetadata())); ok {
+		if err := s.recoveries.wait(ctx, earlier.ID); err != nil {
+			return nil, fmt.Errorf("run pod: %w", err)
+		}
+	}
 	pod, err := s.pods.create(ctx, podIdentity(cfg.GetMetadata()), s.opts.PodTimeout, reuse, func(ctx context.Context) (*Pod, error) {
 		return s.createPod(ctx, podRequest{config: cfg, handler: req.GetRuntimeHandler()})
 	})

@@ -157,6 +157,8 @@ type Service struct {
 	bootID     string
 	pods       *table[*Pod]
 	containers *table[*Container]
+	unusable   *unusables
+	recoveries *recoveries
 	events     *broadcaster
 	turns      *turns
 	// background counts goroutines that Close waits for.
@@ -164,16 +166,18 @@ type Service struct {
 	stop       context.CancelFunc
 }
 
-// Open reads the records below o.DataDir, brings every pod and container to
-// what the keeper and the disk say of it, removes what no record claims, and
-// returns the service, ready to serve. A pod or container that can't be
-// recovered does not keep the others from it: it is logged and torn down.
+// Open reads the records below o.DataDir, brings the state of every pod and container
+// to what the keeper says of it, and returns the service, ready to serve. What is half
+// made or damaged is repaired or torn down in the background, each pod and container by
+// itself, and what no record claims is removed; [Service.Recovered] says when that is
+// over. Calls that change a pod or container wait until it is recovered.
 func Open(ctx context.Context, o Options, d Deps) (*Service, error) {
 	s := &Service{
 		opts: o.withDefaults(), images: d.Images, layers: d.Layers, network: d.Network, keeper: d.Keeper,
 		cgroups: d.Cgroups, host: d.Host, plugins: d.Plugins, injectCDI: d.InjectCDI, hooks: d.Hooks, settings: d.Settings,
 		journal: d.Journal, criu: checkpoint.NewCriu(o.Criu),
-		pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"), events: newBroadcaster(), turns: newTurns(),
+		pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"), unusable: newUnusables(), recoveries: newRecoveries(),
+		events: newBroadcaster(), turns: newTurns(),
 	}
 	s.pods.journal, s.pods.making = d.Journal, "run pod"
 	s.containers.journal, s.containers.making = d.Journal, "create container"
@@ -184,16 +188,29 @@ func Open(ctx context.Context, o Options, d Deps) (*Service, error) {
 	if err := s.prepare(ctx, d.Runtimes); err != nil {
 		return nil, fmt.Errorf("open runtime service: %w", err)
 	}
-	if err := s.recover(ctx); err != nil {
-		return nil, fmt.Errorf("recover runtime service: %w", err)
+	if err := s.begin(ctx); err != nil {
+		return nil, err
 	}
-	if err := s.startPlugins(ctx); err != nil {
-		return nil, fmt.Errorf("open runtime service: %w", err)
+	return s, nil
+}
+
+// begin recovers what is there and lets work in the background start.
+func (s *Service) begin(ctx context.Context) error {
+	todo, found, err := s.recover(ctx)
+	if err != nil {
+		return fmt.Errorf("recover runtime service: %w", err)
 	}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = cancel
+	// Recoveries wait for exits, and they do for their pods' plugins to have joined.
 	s.background.Go(func() { s.followExits(run) })
-	return s, nil
+	if err := s.startPlugins(ctx); err != nil {
+		cancel()
+		s.background.Wait()
+		return fmt.Errorf("open runtime service: %w", err)
+	}
+	s.finishStart(run, todo, found)
+	return nil
 }
 
 func (s *Service) prepare(ctx context.Context, runtimes map[string]*oci.Runtime) error {

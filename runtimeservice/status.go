@@ -21,6 +21,10 @@ import (
 // versionTimeout bounds the question for the versions of the OCI runtimes.
 const versionTimeout = 5 * time.Second
 
+// recordsUsable is a condition of the node beside those of the CRI. It is told only while
+// it is false.
+const recordsUsable = "RecordsUsable"
+
 // Status answers with the runtime's conditions and what its handlers can do.
 func (s *Service) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
 	network := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
@@ -33,6 +37,15 @@ func (s *Service) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*r
 		}},
 		RuntimeHandlers: s.runtimeHandlers(),
 		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
+	}
+	if text := s.Unfinished(); text != "" {
+		ready := resp.GetStatus().GetConditions()[0]
+		ready.Reason, ready.Message = "Recovering", text
+	}
+	if bad := s.unusable.all(); len(bad) > 0 {
+		resp.Status.Conditions = append(resp.Status.Conditions, &runtimeapi.RuntimeCondition{
+			Type: recordsUsable, Reason: "RecordUnusable", Message: fmt.Sprintf("%d records cannot be used, among them %s: %v", len(bad), bad[0].dir, bad[0].err),
+		})
 	}
 	if !req.GetVerbose() {
 		return resp, nil

@@ -6,49 +6,89 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/runtimeservice/keeper"
 	"github.com/micarun/mica/runtimeservice/podns"
 )
 
 // leftover is something that should have a pod or a container and has none.
 type leftover struct {
+	stage       sweepStage
 	what, where string
 	remove      func(context.Context) error
 }
 
-// sweep removes everything that no record claims. It runs at start, after the
-// records are settled and before a request is served, so nothing is just being
-// made.
-func (s *Service) sweep(ctx context.Context, alive map[string]keeper.State) {
-	ctx, cancel := context.WithTimeout(ctx, s.opts.TeardownTimeout)
-	defer cancel()
+// sweepStage orders the removals.
+type sweepStage int
+
+const (
+	processStage sweepStage = iota // what runs
+	fileStage                      // what it ran in
+	sweepStages                    // how many there are
+)
+
+// sweep removes what no record claimed before the first request was served: found, and
+// leftovers in the layer store and the network. What requests make meanwhile has new IDs,
+// and what is still being recovered has a record. The network goes before the namespaces:
+// plugins find by them what they have made.
+func (s *Service) sweep(ctx context.Context, found []leftover) {
+	ctx, op := s.journal.Begin(ctx, "sweep", journal.Subject{})
 	log := klog.FromContext(ctx)
-	found, err := s.leftovers(alive)
-	if err != nil {
-		log.Error(err, "Search for leftovers is incomplete")
-	}
-	for _, l := range found {
-		log.Info("Removing what no record claims", "what", l.what, "where", l.where)
-		s.journal.Note("remove what no record claims", journal.Subject{}, l.what+" "+l.where)
-		if err := l.remove(ctx); err != nil {
-			log.Error(err, "Leftover stays until the next start", "what", l.what, "where", l.where)
+	for stage := range sweepStages {
+		s.removeLeftovers(ctx, found, stage)
+		if stage != processStage {
+			continue
+		}
+		if err := s.network.GC(ctx, s.mayHaveNetwork()); err != nil && ctx.Err() == nil {
+			log.Error(err, "Network leftovers stay until the next start")
 		}
 	}
-	if err := s.images.Sweep(ctx); err != nil {
+	if err := s.images.Sweep(ctx); err != nil && ctx.Err() == nil {
 		log.Error(err, "Layers that nothing needs stay until the next start")
 	}
-	var live []string
+	op.End(nil)
+}
+
+// removeLeftovers removes those of one stage at the same time, each under a deadline of
+// its own.
+func (s *Service) removeLeftovers(ctx context.Context, found []leftover, stage sweepStage) {
+	log := klog.FromContext(ctx)
+	var group errgroup.Group
+	group.SetLimit(settleWorkers)
+	for _, l := range found {
+		if l.stage != stage {
+			continue
+		}
+		log.Info("Removing what no record claims", "what", l.what, "where", l.where)
+		s.journal.Note("remove what no record claims", journal.Subject{}, l.what+" "+l.where)
+		group.Go(func() error {
+			ctx, cancel := context.WithTimeout(ctx, s.opts.TeardownTimeout)
+			defer cancel()
+			if err := l.remove(ctx); err != nil {
+				log.Error(err, "Leftover stays until the next start", "what", l.what, "where", l.where)
+			}
+			return nil
+		})
+	}
+	_ = group.Wait()
+}
+
+// mayHaveNetwork returns the pods whose network is theirs: those that are ready, and
+// those whose recovery is going to delete it.
+func (s *Service) mayHaveNetwork() []string {
+	unfinished := s.recoveries.unfinished()
+	var ids []string
 	for _, p := range s.pods.all() {
-		if p.snapshot().Phase == PodReady && !p.hostNetwork() {
-			live = append(live, p.ID)
+		_, recovering := unfinished[p.ID]
+		if (p.snapshot().Phase != PodNotReady || recovering) && !p.hostNetwork() {
+			ids = append(ids, p.ID)
 		}
 	}
-	if err := s.network.GC(ctx, live); err != nil {
-		log.Error(err, "Network leftovers stay until the next start")
-	}
+	return ids
 }
 
 // leftovers finds what no record claims: processes of the keeper, writable
@@ -57,13 +97,15 @@ func (s *Service) leftovers(alive map[string]keeper.State) ([]leftover, error) {
 	var found []leftover
 	for id := range alive {
 		if !s.claimed(id) {
-			found = append(found, leftover{"process", id, func(ctx context.Context) error { return s.keeper.Delete(ctx, id) }})
+			found = append(found, leftover{processStage, "process", id, func(ctx context.Context) error { return s.keeper.Delete(ctx, id) }})
 		}
 	}
 	for _, rw := range s.layers.RWs() {
 		// In an adopted data root dockerd's containers have layers too.
-		if _, err := s.containers.get(rw.ID); err != nil && !exists(filepath.Join(s.opts.DataDir, "containers", rw.ID)) {
-			found = append(found, leftover{"writable layer", rw.ID, func(ctx context.Context) error { return s.layers.Remove(ctx, rw.ID) }})
+		_, err := s.containers.get(rw.ID)
+		_, aside := s.unusable.get(rw.ID)
+		if err != nil && !aside && !exists(filepath.Join(s.opts.DataDir, "containers", rw.ID)) {
+			found = append(found, leftover{fileStage, "writable layer", rw.ID, func(ctx context.Context) error { return s.layers.Remove(ctx, rw.ID) }})
 		}
 	}
 	var errs []error
@@ -75,7 +117,7 @@ func (s *Service) leftovers(alive map[string]keeper.State) ([]leftover, error) {
 		for _, d := range dirs {
 			dir := filepath.Join(s.opts.StateDir, kind, d.Name())
 			if !s.claimed(d.Name()) {
-				found = append(found, leftover{"state directory", dir, func(context.Context) error { return clearDir(dir) }})
+				found = append(found, leftover{fileStage, "state directory", dir, func(ctx context.Context) error { return s.clearStateDir(ctx, dir) }})
 			}
 		}
 	}
@@ -96,7 +138,7 @@ func (s *Service) strayJobs() ([]leftover, error) {
 	for _, d := range dirs {
 		dir := filepath.Join(s.jobsDir(), d.Name())
 		if _, ok := s.jobs.Load(d.Name()); !ok {
-			found = append(found, leftover{"checkpoint", dir, func(context.Context) error { return os.RemoveAll(dir) }})
+			found = append(found, leftover{fileStage, "checkpoint", dir, func(context.Context) error { return os.RemoveAll(dir) }})
 		}
 	}
 	return found, err
@@ -106,6 +148,17 @@ func (s *Service) claimed(id string) bool {
 	_, podErr := s.pods.get(id)
 	_, containerErr := s.containers.get(id)
 	return podErr == nil || containerErr == nil
+}
+
+// clearStateDir is clearDir of a pod or container without a record. Of a pod it detaches
+// the network first, by what is known without the record.
+func (s *Service) clearStateDir(ctx context.Context, dir string) error {
+	if netNS := filepath.Join(dir, podns.Net); isNamespace(netNS) {
+		if err := s.network.Del(ctx, network.Pod{ID: filepath.Base(dir), NetNS: netNS}); err != nil && !errors.Is(err, network.ErrPluginMissing) {
+			return err
+		}
+	}
+	return clearDir(dir)
 }
 
 // clearDir takes away a pod's or a container's state directory with everything
@@ -123,7 +176,7 @@ func (s *Service) strayCgroups() ([]leftover, error) {
 	var found []leftover
 	for id, path := range paths {
 		if _, getErr := s.pods.get(id); getErr != nil {
-			found = append(found, leftover{"cgroup", path, func(ctx context.Context) error {
+			found = append(found, leftover{fileStage, "cgroup", path, func(ctx context.Context) error {
 				return errors.Join(s.cgroups.KillAll(ctx, path), s.cgroups.RemoveParent(ctx, path))
 			}})
 		}

@@ -76,6 +76,14 @@ func (t *table[T]) get(id string) (T, error) {
 	return none, fmt.Errorf("find %s %q: %d IDs start so: %w", t.kind, id, matches, errdefs.ErrInvalidArgument)
 }
 
+// named finds the object that bears the identity.
+func (t *table[T]) named(identity string) (T, bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	obj, ok := t.byName[identity]
+	return obj, ok
+}
+
 // all returns every object, in no order.
 func (t *table[T]) all() []T {
 	t.mu.RLock()
@@ -154,13 +162,17 @@ func (f *flight[T]) wait(ctx context.Context, kind, identity string) (T, error) 
 }
 
 // where tells the stage of an operation, for an error of somebody who has waited
-// for it: " (set up network for 2m0s)".
+// for it: " (set up network for 2m0s)", with the detail where there is one.
 func where(op *journal.Operation) string {
 	stage, since := op.Current()
 	if stage == "" {
 		return ""
 	}
-	return fmt.Sprintf(" (%s for %s)", stage, since.Round(time.Millisecond))
+	text := fmt.Sprintf("%s for %s", stage, since.Round(time.Millisecond))
+	if detail := op.Detail(); detail != "" {
+		text += ": " + detail
+	}
+	return " (" + text + ")"
 }
 
 // drain waits until no creation is under way or ctx ends.

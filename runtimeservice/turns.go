@@ -28,6 +28,8 @@ const (
 	podStep step = iota
 	createStep
 	startStep
+	// recoverStep finishes what was there at the daemon's start: calls for it wait.
+	recoverStep
 	steps // how many there are
 )
 

@@ -17,6 +17,7 @@ type inventory struct {
 	pods       *prometheus.Desc
 	containers *prometheus.Desc
 	images     *prometheus.Desc
+	unusable   *prometheus.Desc
 	fetched    *prometheus.Desc
 	build      *prometheus.Desc
 }
@@ -27,6 +28,7 @@ func newInventory(n *node) *inventory {
 		pods:       prometheus.NewDesc("mica_pods", "Pods by state: ready or notready.", []string{"state"}, nil),
 		containers: prometheus.NewDesc("mica_containers", "Containers by state: created, running or exited.", []string{"state"}, nil),
 		images:     prometheus.NewDesc("mica_images", "Images.", nil, nil),
+		unusable:   prometheus.NewDesc("mica_unusable_records", "Records of pods and containers that the start could not use.", nil, nil),
 		fetched:    prometheus.NewDesc("mica_image_fetched_bytes_total", "Bytes of layers that registries have sent.", nil, nil),
 		build:      prometheus.NewDesc("mica_build_info", "1, by the daemon's version.", []string{"version"}, nil),
 	}
@@ -34,7 +36,7 @@ func newInventory(n *node) *inventory {
 
 // Describe implements prometheus.Collector.
 func (i *inventory) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{i.pods, i.containers, i.images, i.fetched, i.build} {
+	for _, d := range []*prometheus.Desc{i.pods, i.containers, i.images, i.unusable, i.fetched, i.build} {
 		ch <- d
 	}
 }
@@ -65,6 +67,7 @@ func (i *inventory) Collect(ch chan<- prometheus.Metric) {
 		gauge(i.containers, count, state)
 	}
 	gauge(i.images, len(i.node.images.List()))
+	gauge(i.unusable, i.node.service.UnusableRecords())
 	gauge(i.build, 1, version.String())
 	ch <- prometheus.MustNewConstMetric(i.fetched, prometheus.CounterValue, float64(i.node.images.Fetched()))
 }

@@ -36,6 +36,12 @@ func (d *daemon) tellManager(ctx context.Context) error {
 	d.ready.Store(int64(took))
 	log.Info("Ready", "socket", d.config.CRI.Socket, "streams", d.node.server.StreamAddress().String(), "took", took)
 	told(log, d.manager.Ready(d.serving()))
+	recovered := make(chan struct{})
+	go func() {
+		defer close(recovered)
+		d.tellRecovered(ctx)
+	}()
+	defer func() { <-recovered }()
 	if d.manager.Watchdog == 0 {
 		// Nobody asks again: the connection would only cost memory.
 		_ = conn.Close()
@@ -95,8 +101,26 @@ func works(ctx context.Context, conn *grpc.ClientConn, timeout time.Duration) er
 	return err
 }
 
+// tellRecovered says when what was there at the start is recovered.
+func (d *daemon) tellRecovered(ctx context.Context) {
+	log := klog.FromContext(ctx)
+	select {
+	case <-d.node.service.Recovered():
+	case <-ctx.Done():
+		return
+	}
+	log.Info("Recovered", "after", time.Since(d.started), "unusableRecords", d.node.service.UnusableRecords())
+	told(log, d.manager.Status(d.serving()))
+}
+
 // serving is what the service manager shows of a daemon that serves.
-func (d *daemon) serving() string { return "Serving CRI on " + d.config.CRI.Socket }
+func (d *daemon) serving() string {
+	text := "Serving CRI on " + d.config.CRI.Socket
+	if left := d.node.service.Unfinished(); left != "" {
+		text += "; " + left
+	}
+	return text
+}
 
 // told logs that the service manager could not be told something, which is no
 // reason to end: if it matters, the manager ends the daemon itself.

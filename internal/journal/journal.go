@@ -125,15 +125,15 @@ func (j *Journal) Begin(ctx context.Context, what string, s Subject) (context.Co
 	return ctx, op
 }
 
-// of returns the operation that ctx belongs to, or nil.
-func of(ctx context.Context) *Operation {
+// Of returns the operation that ctx belongs to, or nil.
+func Of(ctx context.Context) *Operation {
 	op, _ := ctx.Value(key{}).(*Operation)
 	return op
 }
 
 // Enter begins a stage of ctx's operation and so ends the one before.
 func Enter(ctx context.Context, name string) {
-	op := of(ctx)
+	op := Of(ctx)
 	if op == nil {
 		return
 	}
@@ -153,7 +153,7 @@ func (op *Operation) leave(now time.Time) {
 
 // About says more of what ctx's operation is about than was known at its begin.
 func About(ctx context.Context, s Subject) {
-	op := of(ctx)
+	op := Of(ctx)
 	if op == nil {
 		return
 	}
@@ -165,7 +165,7 @@ func About(ctx context.Context, s Subject) {
 // Detail sets what tells how far ctx's operation has come. detail is called
 // concurrently, and once more at the end.
 func Detail(ctx context.Context, detail func() string) {
-	op := of(ctx)
+	op := Of(ctx)
 	if op == nil {
 		return
 	}
@@ -187,6 +187,28 @@ func (op *Operation) Current() (stage string, since time.Duration) {
 		return "", 0
 	}
 	return op.entry.Stages[n-1].Name, time.Since(op.entry.Stages[n-1].Started)
+}
+
+// What names the kind of operation, such as "run pod".
+func (op *Operation) What() string {
+	if op == nil {
+		return ""
+	}
+	return op.entry.What // never changes
+}
+
+// Detail returns what was set to say how far the operation has come, or "".
+func (op *Operation) Detail() string {
+	if op == nil {
+		return ""
+	}
+	op.mu.Lock()
+	detail := op.detail
+	op.mu.Unlock()
+	if detail == nil {
+		return ""
+	}
+	return detail()
 }
 
 // snapshot returns the operation as it is now.

@@ -65,6 +65,9 @@ func (m Manager) Waits() bool { return m.Socket != "" }
 // Ready says that the process serves, also after Reloading. status is for people.
 func (m Manager) Ready(status string) error { return m.send("READY=1", "STATUS="+line(status)) }
 
+// Status says how the process is, for people.
+func (m Manager) Status(status string) error { return m.send("STATUS=" + line(status)) }
+
 // Reloading says that the process takes over a new configuration, until Ready.
 func (m Manager) Reloading() error {
 	var now unix.Timespec

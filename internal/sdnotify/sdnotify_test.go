@@ -40,6 +40,7 @@ func TestEveryState(t *testing.T) {
 		m := Manager{Socket: name}
 		for want, say := range map[string]func() error{
 			"^READY=1\nSTATUS=Serving two lines$":     func() error { return m.Ready("Serving\ntwo lines") },
+			"^STATUS=Serving two lines$":              func() error { return m.Status("Serving\ntwo lines") },
 			"^RELOADING=1\nMONOTONIC_USEC=[1-9]\\d*$": m.Reloading,
 			"^STOPPING=1\nSTATUS=Stopping$":           m.Stopping,
 			"^WATCHDOG=1$":                            m.Alive,

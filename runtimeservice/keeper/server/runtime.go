@@ -37,6 +37,10 @@ func (s *Server) runRuntime(ctx context.Context, c command) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	logPath := s.path(c.rec.ID, "runtime.log")
+	// Also for a container whose record was removed from outside: it can be deleted.
+	if err := os.MkdirAll(filepath.Dir(logPath), 0o700); err != nil {
+		return err
+	}
 	defer func() { _ = os.Remove(logPath) }()
 	cmd := runtimeCommand(ctx, c, logPath)
 	complaints, err := memFile("mica-runtime-stderr")

@@ -1,0 +1,192 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/vishvananda/netlink"
+)
+
+// Lacks names what of an attached pod's files is lost: its record or a lease of
+// host-local; "" if nothing is. It only reads files.
+func (n *Network) Lacks(id string) string {
+	rec, err := n.records.read(id)
+	if err != nil {
+		return "attachment record"
+	}
+	list, err := rec.list()
+	if err != nil {
+		return "attachment record"
+	}
+	result, err := n.cached(rec)
+	if err != nil {
+		return "" // a DEL goes without, and nothing else is known of leases
+	}
+	for _, l := range hostLocal(list) {
+		for _, ip := range result.IPs {
+			if !l.holds(ip, id) {
+				return "lease of " + ip.String()
+			}
+		}
+	}
+	return ""
+}
+
+// Repair writes again what [Network.Lacks] finds of a pod that is attached: the record by
+// what libcni keeps of the attachment, or else by the configuration in use, and leases by
+// the addresses that the pod has. It returns what the pod got when it was attached. An
+// address that has been leased to another pod meanwhile is errdefs.ErrAlreadyExists.
+func (n *Network) Repair(ctx context.Context, pod Pod) (Result, error) {
+	end, err := n.begin(ctx, pod.ID)
+	if err != nil {
+		return Result{}, fmt.Errorf("repair network of %s: %w", pod, err)
+	}
+	defer end()
+	result, err := n.repair(ctx, pod)
+	if err != nil {
+		return Result{}, fmt.Errorf("repair network of %s: %w", pod, err)
+	}
+	return result, nil
+}
+
+func (n *Network) repair(ctx context.Context, pod Pod) (Result, error) {
+	rec, err := n.records.read(pod.ID)
+	if err != nil {
+		if rec, err = n.reconstruct(pod); err != nil {
+			return Result{}, err
+		}
+		if err := n.records.write(rec); err != nil {
+			return Result{}, err
+		}
+	}
+	list, err := rec.list()
+	if err != nil {
+		return Result{}, err
+	}
+	result, err := n.cached(rec)
+	if err != nil {
+		if result.IPs, err = addressesIn(rec.NetNS, rec.Interface); err != nil {
+			return Result{}, fmt.Errorf("read addresses: %w", err)
+		}
+	}
+	for _, l := range hostLocal(list) {
+		for _, ip := range result.IPs {
+			if err := l.take(ctx, ip, rec); err != nil {
+				return Result{}, err
+			}
+		}
+	}
+	return result, nil
+}
+
+// reconstruct makes the record of a pod whose record is lost or torn.
+func (n *Network) reconstruct(pod Pod) (record, error) {
+	cached, err := n.cni.GetCachedAttachments(pod.ID)
+	if err != nil {
+		return record{}, fmt.Errorf("read cached attachments: %w", err)
+	}
+	for _, a := range cached {
+		if a.IfName == podInterface {
+			return record{
+				PodID: pod.ID, Name: pod.Name, Namespace: pod.Namespace, Interface: a.IfName, NetNS: a.NetNS,
+				Config: a.Config, Args: a.CniArgs, CapabilityArgs: a.CapabilityArgs,
+			}, nil
+		}
+	}
+	c := n.current()
+	if _, err := c.ready(); err != nil {
+		return record{}, err
+	}
+	return pod.record(c)
+}
+
+// cached is what the plugins answered when the pod was attached.
+func (n *Network) cached(rec record) (Result, error) {
+	list, err := rec.list()
+	if err != nil {
+		return Result{}, err
+	}
+	got, err := n.cni.GetNetworkListCachedResult(list, rec.runtimeConf())
+	if err == nil && got == nil {
+		err = errdefs.ErrNotFound
+	}
+	if err != nil {
+		return Result{}, fmt.Errorf("read cached result: %w", err)
+	}
+	return parseResult(got, rec.Interface)
+}
+
+// addressesIn returns the global addresses of an interface in the pinned namespace.
+func addressesIn(netNS, name string) ([]netip.Addr, error) {
+	handle, err := openHandle(netNS)
+	if err != nil {
+		return nil, err
+	}
+	defer handle.Close()
+	link, err := handle.LinkByName(name)
+	if err != nil {
+		return nil, err
+	}
+	found, err := handle.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, err
+	}
+	var ips []netip.Addr
+	for _, a := range found {
+		if ip, ok := netip.AddrFromSlice(a.IP); ok && ip.IsGlobalUnicast() {
+			ips = append(ips, ip.Unmap())
+		}
+	}
+	if len(ips) == 0 {
+		return nil, fmt.Errorf("%s has no address: %w", name, errdefs.ErrNotFound)
+	}
+	return ips, nil
+}
+
+func (l leases) path(ip netip.Addr) string { return filepath.Join(l.dir, ip.String()) }
+
+// owner returns the container ID that holds the lease of an address, "" for none.
+func (l leases) owner(ip netip.Addr) (string, error) {
+	data, err := os.ReadFile(l.path(ip))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	id, _, _ := strings.Cut(string(data), "\n")
+	return strings.TrimSpace(id), err
+}
+
+func (l leases) holds(ip netip.Addr, id string) bool {
+	owner, err := l.owner(ip)
+	return err == nil && owner == id
+}
+
+// take writes the lease of an address that the pod has already, unless another pod
+// has it too.
+func (l leases) take(ctx context.Context, ip netip.Addr, rec record) error {
+	if l.holds(ip, rec.PodID) {
+		return nil
+	}
+	if err := os.MkdirAll(l.dir, 0o755); err != nil { // as host-local makes it
+		return err
+	}
+	unlock, err := l.lock(ctx)
+	if err != nil {
+		return fmt.Errorf("lock leases %s: %w", l.dir, err)
+	}
+	defer unlock()
+	switch owner, err := l.owner(ip); {
+	case err != nil:
+		return fmt.Errorf("read lease: %w", err)
+	case owner != "" && owner != rec.PodID:
+		return fmt.Errorf("lease of %s: held by %s: %w", ip, owner, errdefs.ErrAlreadyExists)
+	}
+	// The form of host-local: container ID and interface.
+	return os.WriteFile(l.path(ip), []byte(rec.PodID+"\r\n"+rec.Interface), 0o600)
+}

@@ -1,0 +1,168 @@
+package network
+
+import (
+	"context"
+	"crypto/sha512"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// ruleOwner is the pod that rules of the packet filter were made for, as the plugins
+// write it in the rules' comments.
+type ruleOwner struct{ network, id string }
+
+// ownerComment finds the owner in the comment of a rule as iptables-save prints it. The
+// plugins bridge and ptp write name and id, portmap "dnat" before.
+var ownerComment = regexp.MustCompile(`name: \\"([^"\\]+)\\" id: \\"([0-9A-Za-z_.-]+)\\"`)
+
+// chains are the chains of the owner: that of masquerading (ipMasq) and that of host
+// ports. The plugins name them so (utils.FormatChainName).
+func (o ruleOwner) chains() []string {
+	sum := sha512.Sum512([]byte(o.network + o.id))
+	const longest = 28 // XT_EXTENSION_MAXNAMELEN without its end
+	var names []string
+	for _, prefix := range []string{"CNI-", "CNI-DN-", "CNI-SN-"} {
+		names = append(names, (prefix + hex.EncodeToString(sum[:]))[:longest])
+	}
+	return names
+}
+
+// natRules returns the lines of the nat table, nil if the tool is not installed.
+func natRules(ctx context.Context, tool string) ([]string, error) {
+	out, err := exec.CommandContext(ctx, tool+"-save", "-t", "nat").Output()
+	if errors.Is(err, exec.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list rules by %s-save: %w", tool, err)
+	}
+	return strings.Split(string(out), "\n"), nil
+}
+
+// strayRules returns the owners in lines that are of one of the networks and not alive.
+func strayRules(lines []string, networks []string, alive func(id string) bool) []ruleOwner {
+	var strays []ruleOwner
+	for _, line := range lines {
+		m := ownerComment.FindStringSubmatch(line)
+		if m == nil || !slices.Contains(networks, m[1]) || alive(m[2]) {
+			continue
+		}
+		if o := (ruleOwner{m[1], m[2]}); !slices.Contains(strays, o) {
+			strays = append(strays, o)
+		}
+	}
+	return strays
+}
+
+// removal returns the input of iptables-restore that removes the rules and chains of the
+// owners, of which lines are the table.
+func removal(lines []string, owners []ruleOwner) string {
+	var doomed []string
+	for _, o := range owners {
+		doomed = append(doomed, o.chains()...)
+	}
+	var rules, flush, remove []string
+	for _, line := range lines {
+		if name, _, ok := strings.Cut(strings.TrimPrefix(line, ":"), " "); ok && strings.HasPrefix(line, ":") && slices.Contains(doomed, name) {
+			flush, remove = append(flush, "-F "+name), append(remove, "-X "+name)
+			continue
+		}
+		fields := strings.Fields(line)
+		if len(fields) < 2 || fields[0] != "-A" || slices.Contains(doomed, fields[1]) {
+			continue // a rule of such a chain goes with it
+		}
+		if at := slices.Index(fields, "-j"); at > 0 && at+1 < len(fields) && slices.Contains(doomed, fields[at+1]) {
+			rules = append(rules, "-D "+strings.TrimPrefix(line, "-A "))
+		}
+	}
+	script := slices.Concat([]string{"*nat"}, rules, flush, remove, []string{"COMMIT", ""})
+	return strings.Join(script, "\n")
+}
+
+// collectRules removes the rules that plugins made for pods that are gone and of which no
+// record is left, such as those of the plugin bridge with ipMasq, which it forgets when the
+// namespace went first.
+func (n *Network) collectRules(ctx context.Context, alive func(string) bool) error {
+	ctx, cancel := context.WithTimeout(ctx, n.opts.Timeout)
+	defer cancel()
+	var errs []error
+	for _, tool := range []string{"iptables", "ip6tables"} {
+		lines, err := natRules(ctx, tool)
+		strays := strayRules(lines, n.networkNames(), orForeign(alive))
+		if err != nil || len(strays) == 0 {
+			errs = append(errs, err)
+			continue
+		}
+		restore := exec.CommandContext(ctx, tool+"-restore", "--noflush", "--wait", "5")
+		restore.Stdin = strings.NewReader(removal(lines, strays))
+		if out, err := restore.CombinedOutput(); err != nil {
+			errs = append(errs, fmt.Errorf("remove rules by %s-restore: %w: %s", tool, err, strings.TrimSpace(string(out))))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// networkNames are the networks whose pods are all this node's: the configured one and the
+// default. The CNI specification has a network belong to one runtime.
+func (n *Network) networkNames() []string {
+	var names []string
+	if c := n.current(); c.err == nil && c.list != nil {
+		names = append(names, c.list.Name)
+	}
+	if n.opts.Default != nil {
+		names = append(names, n.opts.Default.Name)
+	}
+	return names
+}
+
+// orForeign returns the test that passes pods of another runtime of the node as well, which
+// uses the same network: by default a runtime's libcni keeps their results in one directory,
+// where Mica has none.
+func orForeign(alive func(id string) bool) func(id string) bool {
+	return func(id string) bool {
+		const results = "/var/lib/cni/results"
+		found, err := filepath.Glob(filepath.Join(results, "*-"+id+"-*"))
+		return alive(id) || err != nil || len(found) > 0
+	}
+}
+
+// configuredLeases are the directories of host-local of the network in use.
+func (n *Network) configuredLeases() []leases {
+	if c := n.current(); c.err == nil && c.list != nil && c.source != "" {
+		return hostLocal(c.list)
+	}
+	return nil
+}
+
+// LiveStrays finds what Options.Strays cannot: rules of the packet filter, and leases of
+// the configured network, that are of pods that are not among live.
+func (n *Network) LiveStrays(ctx context.Context, live []string) ([]Stray, error) {
+	ctx, cancel := context.WithTimeout(ctx, n.opts.Timeout)
+	defer cancel()
+	alive := orForeign(n.alive(live))
+	var strays []Stray
+	var errs []error
+	for _, l := range n.configuredLeases() {
+		leased, err := l.owners()
+		errs = append(errs, err)
+		for path, id := range leased {
+			if !alive(id) {
+				strays = append(strays, Stray{path, fmt.Sprintf("lease of %q, which is no pod that has a network", id)})
+			}
+		}
+	}
+	for _, tool := range []string{"iptables", "ip6tables"} {
+		lines, err := natRules(ctx, tool)
+		errs = append(errs, err)
+		for _, o := range strayRules(lines, n.networkNames(), alive) {
+			strays = append(strays, Stray{tool + " nat " + o.chains()[0], fmt.Sprintf("rules of network %s for %q, which is no pod that has a network", o.network, o.id)})
+		}
+	}
+	return strays, errors.Join(errs...)
+}
