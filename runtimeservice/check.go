@@ -17,16 +17,16 @@ import (
 // held before Check calls it a problem.
 const releaseGrace = 10 * time.Second
 
-// checkPatience is how long Check waits for the recoveries of a daemon that has just
+// checkPatience is how long a check waits for the recoveries of a daemon that has just
 // started. Those that take longer, such as a tear-down with a plugin that hangs, are
 // problems.
 const checkPatience = 10 * time.Second
 
 // Check compares what is on the node with the records and answers with every
 // difference. It changes nothing and may run beside requests, but a pod or
-// container that is just being made or removed can then look like a problem.
+// container that is just being made or removed can then look like a problem. One
+// that the start has not recovered yet is a problem; see [Service.AwaitRecovery].
 func (s *Service) Check(ctx context.Context) ([]overlay.Problem, error) {
-	s.awaitRecovery(ctx)
 	states, err := s.keeper.List(ctx)
 	if err != nil {
 		return nil, err
@@ -69,8 +69,9 @@ func (s *Service) lacking() []overlay.Problem {
 	return problems
 }
 
-// awaitRecovery waits for the start to be over, but no longer than checkPatience.
-func (s *Service) awaitRecovery(ctx context.Context) {
+// AwaitRecovery waits for the start to be over before a check, but no longer than
+// checkPatience.
+func (s *Service) AwaitRecovery(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, checkPatience)
 	defer cancel()
 	select {

@@ -213,8 +213,9 @@ func (n *node) endEverything(ctx context.Context) error {
 	return errors.Join(err, n.removeDefaultParent(ctx), n.close(ctx))
 }
 
-// check asks everything that has a Check.
+// check asks everything that has a Check, once the start is over: it removes layers, too.
 func (n *node) check(ctx context.Context, args admin.CheckArgs) ([]admin.Problem, error) {
+	n.service.AwaitRecovery(ctx)
 	checks := []func() ([]overlay.Problem, error){
 		func() ([]overlay.Problem, error) {
 			return n.layers.Check(ctx, overlay.CheckOptions{Content: args.Content})
