@@ -88,6 +88,7 @@ func (f *fixture) reboot() {
 	f.otherBoot()
 	_, err = f.StartDaemon(f.ctx)
 	f.no(err)
+	f.no(f.awaitCheck(f.ctx)) // leases are given back beside requests
 }
 
 // otherBoot changes the boot ID in every record.

@@ -294,9 +294,8 @@ func TestDaemonKilledDuringAnAdd(t *testing.T) {
 	_, err := f.StartDaemon(f.ctx)
 	f.no(err)
 	f.no(f.awaitCheck(f.ctx))
-	if left := f.plugins(); len(left) > 0 {
-		t.Errorf("after the next start there still is %q", left)
-	}
+	// One that only asks for versions may be at work; the interrupted one would stay.
+	f.eventually("no plugin is left", func() bool { return len(f.plugins()) == 0 })
 	calls, err := os.ReadFile(filepath.Join(f.Data, "calls"))
 	f.no(err)
 	if strings.Contains(string(calls), "late ADD") {
