@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/opencontainers/go-digest"
 
@@ -18,7 +17,7 @@ import (
 func (s *Service) Check(ctx context.Context) ([]overlay.Problem, error) {
 	s.change.Lock()
 	defer s.change.Unlock()
-	c := &checker{service: s}
+	c := &checker{service: s, ids: map[digest.Digest]bool{}}
 	for _, step := range []func() error{c.images, c.repositories, c.metadata, c.distribution} {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -32,7 +31,7 @@ func (s *Service) Check(ctx context.Context) ([]overlay.Problem, error) {
 
 type checker struct {
 	service  *Service
-	ids      []digest.Digest
+	ids      map[digest.Digest]bool
 	problems []overlay.Problem
 }
 
@@ -53,7 +52,7 @@ func (c *checker) images() error {
 			c.found(path, "is no image ID")
 			continue
 		}
-		c.ids = append(c.ids, id)
+		c.ids[id] = true
 		if _, err := c.service.loadImage(id); err != nil {
 			c.found(path, "%v", err)
 		} else if _, err := c.service.Get(id.String()); err != nil {
@@ -61,7 +60,7 @@ func (c *checker) images() error {
 		}
 	}
 	for _, img := range c.service.List() {
-		if !slices.Contains(c.ids, img.ID) {
+		if !c.ids[img.ID] {
 			c.found(filepath.Join(c.service.db.contentDir(), img.ID.Encoded()), "image of the service is missing")
 		}
 	}
@@ -82,7 +81,7 @@ func (c *checker) repositories() error {
 			} else if got, ok := f.Repositories.get(parsed); !ok || got != id {
 				c.found(path, "%s under %s is not in the form that look-ups use", ref, name)
 			}
-			if !slices.Contains(c.ids, id) {
+			if !c.ids[id] {
 				c.found(path, "%s is an image that is missing: %s", ref, id)
 			}
 			if c.service.repos[name][ref] != id {
@@ -100,7 +99,7 @@ func (c *checker) metadata() error {
 		return err
 	}
 	for _, e := range entries {
-		if !slices.Contains(c.ids, digest.NewDigestFromEncoded(digest.SHA256, e.Name())) {
+		if !c.ids[digest.NewDigestFromEncoded(digest.SHA256, e.Name())] {
 			c.found(filepath.Join(c.service.db.metadataDir(), e.Name()), "metadata without an image")
 		}
 	}
