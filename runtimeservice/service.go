@@ -185,6 +185,7 @@ func Open(ctx context.Context, o Options, d Deps) (*Service, error) {
 	if s.ulimits, err = spec.ParseUlimits(o.Ulimits); err != nil {
 		return nil, fmt.Errorf("open runtime service: %w", err)
 	}
+	s.ulimits = spec.WithDefaultUlimits(s.ulimits, s.host)
 	if err := s.prepare(ctx, d.Runtimes); err != nil {
 		return nil, fmt.Errorf("open runtime service: %w", err)
 	}

@@ -98,7 +98,7 @@ func (r *Runtime) Exec(ctx context.Context, a ExecArgs) (*ExecProcess, error) {
 	// when the runtime exits, has an owner.
 	release := r.options.Reaper.Hold()
 	defer release()
-	pid, err := r.startExec(ctx, a.ID, dir, s)
+	pid, err := r.startExec(ctx, a, dir, s)
 	if err != nil {
 		s.close()
 		return nil, err
@@ -158,7 +158,7 @@ func (r *Runtime) execDir(p *specs.Process) (string, error) {
 
 // startExec runs the runtime's exec, which leaves the process behind, and
 // returns its pid.
-func (r *Runtime) startExec(ctx context.Context, id, dir string, s *stdio) (int, error) {
+func (r *Runtime) startExec(ctx context.Context, a ExecArgs, dir string, s *stdio) (int, error) {
 	args := append(r.Args(), "--log", logFile, "--log-format", "json",
 		"exec", "--detach", "--process", processFile, "--pid-file", pidFile)
 	if s.console != nil {
@@ -169,11 +169,11 @@ func (r *Runtime) startExec(ctx context.Context, id, dir string, s *stdio) (int,
 	patient, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.options.Timeout)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(startGrace, cancel) })()
-	cmd := exec.CommandContext(patient, args[0], append(args[1:], id)...)
+	cmd := exec.CommandContext(patient, args[0], append(args[1:], a.ID)...)
 	cmd.Dir = dir
 	cmd.WaitDelay = killDelay
 	s.giveTo(cmd)
-	err := cmd.Run()
+	err := runScored(cmd, a.Process.OOMScoreAdj)
 	s.closeChild()
 	if patient.Err() != nil {
 		err = context.DeadlineExceeded
@@ -187,9 +187,31 @@ func (r *Runtime) startExec(ctx context.Context, id, dir string, s *stdio) (int,
 		return 0, r.failure("exec", err, log)
 	}
 	if pidErr != nil {
-		return 0, fmt.Errorf("exec in container %s: %w", id, pidErr)
+		return 0, fmt.Errorf("exec in container %s: %w", a.ID, pidErr)
+	}
+	if a.Process.OOMScoreAdj != nil {
+		scoreProcess(pid, *a.Process.OOMScoreAdj)
 	}
 	return pid, nil
+}
+
+// runScored runs the command with the oom_score_adj that the process is to have.
+// crun's exec ignores the one in the process description: the process would keep
+// the daemon's, by which the kernel spares it when memory is short.
+func runScored(cmd *exec.Cmd, score *int) error {
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	if score != nil {
+		scoreProcess(cmd.Process.Pid, *score)
+	}
+	return cmd.Wait()
+}
+
+// scoreProcess sets a process's oom_score_adj. One that has ended needs none, and a
+// host that refuses a lower score has refused it to the container before.
+func scoreProcess(pid, score int) {
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(score)), 0)
 }
 
 func readPid(file string) (int, error) {

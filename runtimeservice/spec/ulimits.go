@@ -18,6 +18,37 @@ func ulimitNames() []string {
 	}
 }
 
+// defaultUlimits are the limits of containers that the configuration does not
+// name. They are those of a systemd service with LimitCORE and LimitNPROC at
+// infinity. Many programs close or poll every descriptor below their soft limit,
+// so that one is low; servers raise it to the hard one.
+func defaultUlimits() []specs.POSIXRlimit {
+	const unlimited = math.MaxUint64
+	return []specs.POSIXRlimit{
+		{Type: "RLIMIT_AS", Soft: unlimited, Hard: unlimited},
+		{Type: "RLIMIT_CORE", Soft: unlimited, Hard: unlimited},
+		{Type: "RLIMIT_CPU", Soft: unlimited, Hard: unlimited},
+		{Type: "RLIMIT_DATA", Soft: unlimited, Hard: unlimited},
+		{Type: "RLIMIT_FSIZE", Soft: unlimited, Hard: unlimited},
+		{Type: "RLIMIT_MEMLOCK", Soft: 8 << 20, Hard: 8 << 20},
+		{Type: "RLIMIT_NOFILE", Soft: 1024, Hard: 1 << 20},
+		{Type: "RLIMIT_NPROC", Soft: unlimited, Hard: unlimited},
+		{Type: "RLIMIT_RSS", Soft: unlimited, Hard: unlimited},
+		{Type: "RLIMIT_STACK", Soft: 8 << 20, Hard: unlimited},
+	}
+}
+
+// WithDefaultUlimits adds the default limits to the configured ones, so that
+// containers do not get those that the keeper happens to have. Defaults are at
+// most the hard limits of this process: nobody asked for more.
+func WithDefaultUlimits(configured []specs.POSIXRlimit, h Host) []specs.POSIXRlimit {
+	defaults := slices.DeleteFunc(defaultUlimits(), func(l specs.POSIXRlimit) bool {
+		return slices.ContainsFunc(configured, func(c specs.POSIXRlimit) bool { return c.Type == l.Type })
+	})
+	h.RaiseRlimits = false
+	return append(slices.Clone(configured), clampRlimits(defaults, h)...)
+}
+
 // ParseUlimits reads resource limits of the form "name=soft" or "name=soft:hard",
 // as in "nofile=1024:524288"; a number is in the unit of setrlimit(2), "unlimited"
 // is none. Errors are ErrInvalidArgument.
