@@ -59,8 +59,11 @@ func EnsureAppArmor(sc *runtimeapi.LinuxContainerSecurityContext, h Host) error 
 // none. A container that names no profile gets the default one where that is
 // loaded; a privileged one is not confined, whatever it names.
 func appArmorName(sc *runtimeapi.LinuxContainerSecurityContext, h Host) (string, error) {
+	if sc.GetPrivileged() {
+		return "", nil
+	}
 	profile, err := apparmorProfile(sc)
-	if err != nil || sc.GetPrivileged() {
+	if err != nil {
 		return "", err
 	}
 	if !h.AppArmor {

@@ -220,9 +220,13 @@ func deviceNode(host, target string) (node specs.LinuxDevice, ok bool, err error
 }
 
 // ReadSeccomp returns the text of the Localhost seccomp profile that the
-// security context names, and nil where it names none. Profiles of more than
-// 4 MiB are refused.
+// security context names, and nil where it names none or the container is
+// privileged, which no profile is applied to. Profiles of more than 4 MiB are
+// refused.
 func ReadSeccomp(sc *runtimeapi.LinuxContainerSecurityContext) ([]byte, error) {
+	if sc.GetPrivileged() {
+		return nil, nil
+	}
 	profile, err := seccompProfile(sc)
 	if err != nil || profile.GetProfileType() != runtimeapi.SecurityProfile_Localhost {
 		return nil, err

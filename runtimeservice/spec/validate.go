@@ -43,7 +43,7 @@ func ValidatePod(pod *runtimeapi.PodSandboxConfig) error {
 		return invalid("run_as_group without run_as_user")
 	}
 	for _, p := range []*runtimeapi.SecurityProfile{sc.GetSeccomp(), sc.GetApparmor()} {
-		if p != nil {
+		if p != nil && !sc.GetPrivileged() {
 			if _, err := checkProfile("pod", p); err != nil {
 				return err
 			}
@@ -146,15 +146,7 @@ func validateSecurity(sc *runtimeapi.LinuxContainerSecurityContext, pod *runtime
 	if _, ok := runtimeapi.SupplementalGroupsPolicy_name[int32(sc.GetSupplementalGroupsPolicy())]; !ok {
 		return invalid("supplemental groups policy %d", sc.GetSupplementalGroupsPolicy())
 	}
-	for _, p := range slices.Concat(sc.GetMaskedPaths(), sc.GetReadonlyPaths()) {
-		if !path.IsAbs(p) {
-			return invalid("masked or read-only path %q is not absolute", p)
-		}
-	}
-	if _, err := seccompProfile(sc); err != nil {
-		return err
-	}
-	if _, err := apparmorProfile(sc); err != nil {
+	if err := validateConfinement(sc); err != nil {
 		return err
 	}
 	if sc.GetNamespaceOptions() == nil {
@@ -164,6 +156,24 @@ func validateSecurity(sc *runtimeapi.LinuxContainerSecurityContext, pod *runtime
 		return err
 	}
 	return validateUserNamespace(sc.GetNamespaceOptions(), podSC.GetNamespaceOptions())
+}
+
+// validateConfinement checks what a privileged container does not get, and what
+// is ignored for one therefore.
+func validateConfinement(sc *runtimeapi.LinuxContainerSecurityContext) error {
+	if sc.GetPrivileged() {
+		return nil
+	}
+	for _, p := range slices.Concat(sc.GetMaskedPaths(), sc.GetReadonlyPaths()) {
+		if !path.IsAbs(p) {
+			return invalid("masked or read-only path %q is not absolute", p)
+		}
+	}
+	if _, err := seccompProfile(sc); err != nil {
+		return err
+	}
+	_, err := apparmorProfile(sc)
+	return err
 }
 
 // validateNamespaces checks the modes: network and IPC belong to the pod or

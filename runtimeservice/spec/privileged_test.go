@@ -1,0 +1,54 @@
+package spec
+
+import (
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// TestPrivilegedIgnoresConfinement holds that what a privileged container does
+// not get cannot be a reason to refuse it.
+func TestPrivilegedIgnoresConfinement(t *testing.T) {
+	local := runtimeapi.SecurityProfile_Localhost
+	for name, change := range map[string]func(in *ContainerInput){
+		"missing seccomp profile":        func(in *ContainerInput) { security(in).Seccomp = profile(local, "/nonexistent/profile.json") },
+		"seccomp profile without a name": func(in *ContainerInput) { security(in).Seccomp = profile(local, "") },
+		//lint:ignore SA1019 older clients send only this
+		"old seccomp field": func(in *ContainerInput) { security(in).SeccompProfilePath = "localhost/profile.json" },
+		"seccomp on a kernel without it": func(in *ContainerInput) {
+			in.Host.Seccomp = false
+			security(in).Seccomp = profile(runtimeapi.SecurityProfile_RuntimeDefault, "")
+		},
+		"missing AppArmor profile": func(in *ContainerInput) { security(in).Apparmor = profile(local, "mica-no-such-profile") },
+		"AppArmor on a kernel without it": func(in *ContainerInput) {
+			in.Host.AppArmor = false
+			security(in).Apparmor = profile(local, "mica-no-such-profile")
+		},
+		"unknown AppArmor profile": func(in *ContainerInput) { security(in).Apparmor = profile(99, "") },
+		"relative masked path":     func(in *ContainerInput) { security(in).MaskedPaths = []string{"proc/kcore"} },
+		"relative read-only path":  func(in *ContainerInput) { security(in).ReadonlyPaths = []string{"proc/sys"} },
+		"unknown capability": func(in *ContainerInput) {
+			security(in).Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"FLY"}}
+		},
+		"profile of the pod": func(in *ContainerInput) { podSecurity(in).Seccomp = profile(local, "") },
+	} {
+		in := request()
+		security(&in).Privileged, podSecurity(&in).Privileged = true, true
+		change(&in)
+		if err := ValidatePod(in.Pod); err != nil {
+			t.Errorf("%s: pod: %v", name, err)
+		}
+		if text, err := ReadSeccomp(security(&in)); text != nil || err != nil {
+			t.Errorf("%s: read a seccomp profile: %q, %v", name, text, err)
+		}
+		if err := EnsureAppArmor(security(&in), in.Host); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		s, err := Container(in)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else if s.Linux.Seccomp != nil || s.Process.ApparmorProfile != "" || len(s.Linux.MaskedPaths)+len(s.Linux.ReadonlyPaths) > 0 {
+			t.Errorf("%s: confined by %v, %q, %q, %q", name, s.Linux.Seccomp, s.Process.ApparmorProfile, s.Linux.MaskedPaths, s.Linux.ReadonlyPaths)
+		}
+	}
+}
