@@ -171,3 +171,26 @@ func TestOddVolumes(t *testing.T) {
 		}
 	}
 }
+
+// Images made of a store of packages have their /etc behind a link. Its users
+// count, and the pod's files appear in there, read-only root or not.
+func TestOddEtc(t *testing.T) {
+	f := start(t)
+	o := f.oddImages()
+	p := f.runPod(f.podConfig())
+	config := ocispec.ImageConfig{User: "me", Env: []string{"PATH=/bin"}}
+	image := o.pull("etc", config, map[string]string{
+		"etc@": "/store/deep/etc", "store/deep/etc/passwd": "me:x:5:6::/:/bin/sh\n", "store/deep/etc/hosts@": "../../nowhere",
+	})
+	for _, readOnly := range []bool{false, true} {
+		c := f.containerConfig(image, "sh", "-c", "id -u; readlink /etc; cat /etc/hostname; grep -c localhost /store/deep/etc/hosts")
+		c.Linux.SecurityContext.ReadonlyRootfs = readOnly
+		if got, want := f.output(p, c), "5\n/store/deep/etc\n"+p.config.GetHostname()+"\n2\n"; got != want {
+			t.Errorf("read-only %t: printed %q, want %q", readOnly, got, want)
+		}
+	}
+	links := o.pull("links", ocispec.ImageConfig{Env: []string{"PATH=/bin"}}, map[string]string{"proc@": "/store", "sys@": "store", "dev@": "/store", "store/x": ""})
+	if got := f.output(p, f.containerConfig(links, "sh", "-c", "test -c /dev/null && test -d /sys/kernel && readlink /proc/self >/dev/null && echo fine")); got != "fine\n" {
+		t.Errorf("with links for mount points: printed %q", got)
+	}
+}

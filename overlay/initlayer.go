@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,7 +18,8 @@ type initFile struct {
 	target string // of a symbolic link
 }
 
-func initFiles() []initFile {
+// initFiles are the files of an init layer whose image has its /etc at etc.
+func initFiles(etc string) []initFile {
 	return []initFile{
 		{path: "dev", dir: true},
 		{path: "dev/pts", dir: true},
@@ -25,18 +28,19 @@ func initFiles() []initFile {
 		{path: "proc", dir: true},
 		{path: "sys", dir: true},
 		{path: ".dockerenv"},
-		{path: "etc", dir: true},
-		{path: "etc/resolv.conf"},
-		{path: "etc/hosts"},
-		{path: "etc/hostname"},
-		{path: "etc/mtab", target: "/proc/mounts"},
+		{path: etc, dir: true},
+		{path: path.Join(etc, "resolv.conf")},
+		{path: path.Join(etc, "hosts")},
+		{path: path.Join(etc, "hostname")},
+		{path: path.Join(etc, "mtab"), target: "/proc/mounts"},
 	}
 }
 
 // makeInit makes the directory of an init layer on the directories below (top
 // first). The result is what dockerd gets by mounting the layer and making the
 // files in there: a directory of the image is kept as it is, everything else of
-// the same name is replaced.
+// the same name is replaced. Unlike dockerd's, it keeps a symbolic link at /etc
+// that leads to a directory, and has the files of /etc in there.
 func (s *Store) makeInit(id string, below []string) error {
 	if err := os.Mkdir(s.paths.dir(id), 0o710); err != nil {
 		return err
@@ -54,13 +58,24 @@ func (s *Store) makeInit(id string, below []string) error {
 		return err
 	}
 	defer func() { _ = unix.Close(root) }()
-	for _, f := range initFiles() {
+	etc, err := v.initEtc()
+	if err != nil {
+		return fmt.Errorf("find etc: %w", err)
+	}
+	above := parents(etc)
+	for _, dir := range above {
+		if err := v.makeInitFile(root, initFile{path: dir, dir: true}); err != nil {
+			return fmt.Errorf("make %s: %w", dir, err)
+		}
+	}
+	for _, f := range initFiles(etc) {
 		if err := v.makeInitFile(root, f); err != nil {
 			return fmt.Errorf("make %s: %w", f.path, err)
 		}
 	}
 	// Last, because they would get new times by what is made in them.
-	for _, dir := range []string{"etc", "dev/shm", "dev/pts", "dev", "proc", "sys", "."} {
+	slices.Reverse(above)
+	for _, dir := range slices.Concat([]string{etc}, above, []string{"dev/shm", "dev/pts", "dev", "proc", "sys", "."}) {
 		if err := v.describe(dir, root); err != nil {
 			return fmt.Errorf("describe %s: %w", dir, err)
 		}
@@ -86,7 +101,34 @@ func (v *view) describe(p string, root int) error {
 	return copyDirectory(f, p, to)
 }
 
+// initEtc returns the directory that /etc of the image is or leads to, "etc"
+// where it is neither, or where mounts of every container cover it.
+func (v *view) initEtc() (string, error) {
+	dir, err := v.resolveDir("etc")
+	if err != nil {
+		return "", err
+	}
+	top, _, _ := strings.Cut(dir, "/")
+	if dir == "" || slices.Contains([]string{"dev", "proc", "sys"}, top) {
+		return "etc", nil
+	}
+	return dir, nil
+}
+
+// parents returns the directories above a relative path, the highest first.
+func parents(p string) []string {
+	var dirs []string
+	for p = path.Dir(p); p != "."; p = path.Dir(p) {
+		dirs = append(dirs, p)
+	}
+	slices.Reverse(dirs)
+	return dirs
+}
+
 func (v *view) makeInitFile(root int, f initFile) error {
+	if f.path == "." { // an /etc that leads to the root
+		return nil
+	}
 	old, err := v.lookup(f.path)
 	if err != nil {
 		return err

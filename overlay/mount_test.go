@@ -245,7 +245,7 @@ func TestInitLayer(t *testing.T) {
 	}{
 		{"empty image", nil, nil},
 		{"files and links", []entry{
-			symlink("etc", "elsewhere"), dir("elsewhere"), file("dev", "a file"), file(".dockerenv", "old"), symlink("proc", "/"),
+			file("etc", "a file"), dir("elsewhere"), file("dev", "a file"), file(".dockerenv", "old"), symlink("proc", "/"), symlink("sys", "elsewhere"),
 		}, map[string]string{"elsewhere": "dir"}},
 		{"directory instead of file", []entry{dir("etc"), dir("etc/hosts"), file("etc/hosts/x", "1"), file("etc/hostname", "old"), symlink("etc/resolv.conf", "/run/x")}, map[string]string{
 			"etc/hosts": "dir", "etc/hosts/x": "file 1",

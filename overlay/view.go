@@ -17,8 +17,12 @@ const (
 	overlayAttrPrefix = "trusted.overlay."
 )
 
+// maxResolveSteps bounds the components of a path and of the links on its way,
+// each of which is looked up in all layers.
+const maxResolveSteps = 1024
+
 // view answers what a stack of layers shows at a path, without mounting it. It
-// follows no symbolic links. It is for one goroutine.
+// follows no symbolic links but in resolveDir. It is for one goroutine.
 type view struct {
 	roots []int            // open diff directories, top first
 	dirs  map[string][]int // path of a merged directory → indexes of the roots that make it up
@@ -124,6 +128,62 @@ func (v *view) dir(p string) ([]int, error) {
 		v.dirs[p] = parts
 	}
 	return parts, err
+}
+
+// resolveDir returns the directory that p leads to for a process that has the
+// view as its root, "" if that is none, or is too far to seek.
+func (v *view) resolveDir(p string) (string, error) {
+	at, rest, links := ".", p, 0
+	for step := 0; rest != ""; step++ {
+		var name string
+		name, rest, _ = strings.Cut(rest, "/")
+		next := path.Join(at, name)
+		if step == maxResolveSteps || len(name) > maxName || len(next) >= unix.PathMax {
+			return "", nil
+		}
+		if name == "" || name == "." {
+			continue
+		}
+		if name == ".." {
+			at = path.Dir(at)
+			continue
+		}
+		f, err := v.lookup(next)
+		if err != nil || f == nil {
+			return "", err
+		}
+		if f.isDir() {
+			at = next
+			continue
+		}
+		if links++; links > maxLinks || f.stat.Mode&unix.S_IFMT != unix.S_IFLNK {
+			return "", nil
+		}
+		target, err := readLink(f.root, next)
+		if err != nil {
+			return "", err
+		}
+		if path.IsAbs(target) {
+			at = "."
+		}
+		rest = target + "/" + rest
+	}
+	return at, nil
+}
+
+// readLink reads the target of a symbolic link below root.
+func readLink(root int, p string) (string, error) {
+	parent, err := openBeneath(root, path.Dir(p), unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = unix.Close(parent) }()
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(parent, path.Base(p), buf)
+	if err != nil {
+		return "", err
+	}
+	return string(buf[:n]), nil
 }
 
 func isWhiteout(st *unix.Stat_t) bool {
