@@ -33,6 +33,6 @@
 // # Concurrency
 //
 // All methods may be called at any time from any goroutine. Pulls of the same reference with the same credentials are one pull; pulls that share
-// a layer fetch it once. A pull outlives its callers: when all have given up it goes on under its own deadline, and
+// a layer fetch it once, unless another registry sends it slowly. A pull outlives its callers: when all have given up it goes on under its own deadline, and
 // the next caller joins it.
 package imageservice

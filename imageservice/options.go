@@ -29,9 +29,9 @@ type Options struct {
 	Pinned []string `toml:"pinned"`
 	// Concurrency is the number of layers of one image fetched at a time. Default 3.
 	Concurrency int `toml:"concurrency"`
-	// TotalConcurrency is the number of layers fetched at a time by all pulls. Default 6.
+	// TotalConcurrency is the number of layers fetched at a time by all pulls; see slots for what goes beyond it. Default 6.
 	TotalConcurrency int `toml:"total_concurrency"`
-	// StallTimeout is how long a transfer may bring no byte before it is given up and resumed. Default 30 s.
+	// StallTimeout is how long a transfer may be slower than minRate before it is given up and resumed. Default 30 s.
 	StallTimeout time.Duration `toml:"stall_timeout"`
 	// PullTimeout is how long a pull may take in all. Default 1 h.
 	PullTimeout time.Duration `toml:"pull_timeout"`

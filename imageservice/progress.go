@@ -66,8 +66,9 @@ func (c counted) Write(p []byte) (int, error) {
 
 // layerProgress is the live form of LayerProgress; pulls that share a layer share it.
 type layerProgress struct {
-	state atomic.Int32
-	done  atomic.Int64
+	registry string // that the layer is fetched from; "" for one that is not fetched
+	state    atomic.Int32
+	done     atomic.Int64
 }
 
 // pullProgress is the live form of PullProgress.

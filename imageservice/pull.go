@@ -301,26 +301,24 @@ func (j *pullJob) present() int {
 	return len(j.chains)
 }
 
+// layerFlight is a fetch of a layer that pulls share.
+type layerFlight = flight[*overlay.Draft, *layerProgress]
+
 // fetch gets layer i onto the disk, or waits for another pull that does. When the other one fails, perhaps for want of the right
-// credentials, it tries by itself.
+// credentials, it tries by itself; when the other one asks another registry that is slow, it does so beside it.
 func (j *pullJob) fetch(ctx context.Context, i int) (fetchedLayer, error) {
 	for {
 		if err := ctx.Err(); err != nil {
 			return fetchedLayer{}, err
 		}
-		f, started, err := j.service.fetches.join(ctx, flightArgs[*overlay.Draft, *layerProgress]{
-			key:  j.chains[i].String(),
-			info: new(layerProgress),
-			run: func(ctx context.Context, p *layerProgress) (*overlay.Draft, error) {
-				ctx, cancel := context.WithTimeout(ctx, j.service.options().PullTimeout)
-				defer cancel()
-				return j.service.fetchLayer(ctx, layerArgs{source: j.source, blob: j.manifest.layers[i], diffID: j.diffIDs[i], progress: p})
-			},
-		})
+		f, started, err := j.join(ctx, i, "")
 		if err != nil {
 			return fetchedLayer{}, err
 		}
-		j.progress.share(i, f.info)
+		window := j.service.options().StallTimeout / joinWindows
+		if !started && f.info.registry != j.source.registry() && awaitJoined(ctx, f, window, j.manifest.layers[i].Size) {
+			return j.fetchBeside(ctx, i, f)
+		}
 		draft, err := f.wait(ctx)
 		if err == nil {
 			return fetchedLayer{flight: f, draft: draft, own: started}, nil
@@ -330,6 +328,42 @@ func (j *pullJob) fetch(ctx context.Context, i int) (fetchedLayer, error) {
 			return fetchedLayer{}, err
 		}
 	}
+}
+
+// join begins a fetch of layer i or joins the one that runs. beside names a registry for a fetch of its own.
+func (j *pullJob) join(ctx context.Context, i int, beside string) (f *layerFlight, started bool, err error) {
+	f, started, err = j.service.fetches.join(ctx, flightArgs[*overlay.Draft, *layerProgress]{
+		key:  j.chains[i].String() + beside,
+		info: &layerProgress{registry: j.source.registry()},
+		run: func(ctx context.Context, p *layerProgress) (*overlay.Draft, error) {
+			ctx, cancel := context.WithTimeout(ctx, j.service.options().PullTimeout)
+			defer cancel()
+			return j.service.fetchLayer(ctx, layerArgs{source: j.source, blob: j.manifest.layers[i], diffID: j.diffIDs[i], progress: p})
+		},
+	})
+	if err == nil {
+		j.progress.share(i, f.info)
+	}
+	return f, started, err
+}
+
+// fetchBeside fetches layer i from the pull's own registry while slow, which it holds, goes on. The first that succeeds counts.
+func (j *pullJob) fetchBeside(ctx context.Context, i int, slow *layerFlight) (fetchedLayer, error) {
+	own, started, err := j.join(ctx, i, " "+j.source.registry())
+	if err != nil {
+		slow.release()
+		return fetchedLayer{}, err
+	}
+	first, err := awaitFirst(ctx, own, slow)
+	if err != nil {
+		return fetchedLayer{}, err
+	}
+	draft, err := first.wait(ctx)
+	if err != nil {
+		first.release()
+		return fetchedLayer{}, err
+	}
+	return fetchedLayer{flight: first, draft: draft, own: started && first == own}, nil
 }
 
 // commit makes the fetched layers part of the store. Another pull may have done so with some of them, always from the base up.
@@ -384,11 +418,11 @@ type layerArgs struct {
 
 // fetchLayer downloads, decompresses, extracts and checks one layer in one pass. When a host served something else than the blob, the other hosts are asked.
 func (s *Service) fetchLayer(ctx context.Context, a layerArgs) (*overlay.Draft, error) {
-	slots := s.slots.Load()
-	if err := slots.Acquire(ctx, 1); err != nil {
+	registry := siteOf(a.source.registry())
+	if err := s.slots.acquire(ctx, registry); err != nil {
 		return nil, err
 	}
-	defer slots.Release(1)
+	defer s.slots.release(registry)
 	a.progress.state.Store(int32(LayerFetching))
 	draft, err := s.extract(ctx, a)
 	for errdefs.IsDataLoss(err) && len(a.source.hosts) > 1 {

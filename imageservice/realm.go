@@ -55,7 +55,7 @@ func (h *host) tokenService(t target, from locality, realm *url.URL) (tokenServi
 	case scheme == "https" && sameSite(realm.Hostname(), t.url.Hostname()):
 		s.trusted = true
 		s.route = h.ledRoute(realm, from, false)
-	case scheme == "https" && !t.led && h.credentials.brought() && sameSite(realm.Hostname(), h.registryName()):
+	case scheme == "https" && !t.led && h.credentials.brought() && sameSite(realm.Hostname(), serverName(h.registry)):
 		// A mirror passes the registry's challenge on, and the credentials that came with the pull are the registry's.
 		s.trusted = true
 		s.route = h.ledRoute(realm, from, false)
@@ -63,9 +63,9 @@ func (h *host) tokenService(t target, from locality, realm *url.URL) (tokenServi
 	return s, nil
 }
 
-// registryName returns the name of the registry in the reference, without port.
-func (h *host) registryName() string {
-	u := url.URL{Host: h.registry}
+// serverName returns the host of host:port.
+func serverName(hostPort string) string {
+	u := url.URL{Host: hostPort}
 	return u.Hostname()
 }
 

@@ -36,7 +36,7 @@ type Service struct {
 	db           imagedb
 	distribution *distribution
 	usage        *usage
-	slots        atomic.Pointer[semaphore.Weighted] // layers in transfer, of all pulls
+	slots        *slots // layers in transfer, of all pulls
 	pulls        flights[Image, *pullProgress]
 	fetches      flights[*overlay.Draft, *layerProgress]
 	fetched      atomic.Int64        // bytes of layers
@@ -71,7 +71,7 @@ func Open(ctx context.Context, o Options, layers *overlay.Store) (*Service, erro
 		broken:       make(map[digest.Digest]unusable),
 	}
 	s.opts.Store(&o)
-	s.slots.Store(semaphore.NewWeighted(int64(o.TotalConcurrency)))
+	s.slots = newSlots(o.TotalConcurrency)
 	log := klog.FromContext(ctx)
 	s.fetches.drop = func(d *overlay.Draft) {
 		if err := d.Discard(); err != nil {
@@ -91,8 +91,7 @@ func Open(ctx context.Context, o Options, layers *overlay.Store) (*Service, erro
 func (s *Service) options() *Options { return s.opts.Load() }
 
 // Reload takes over every option but Root and Journal. Pulls that run go on under
-// the old ones; while they do, their transfers do not count against the new
-// TotalConcurrency.
+// the old ones, but count against the new TotalConcurrency.
 func (s *Service) Reload(o Options) error {
 	o, err := o.withDefaults()
 	if err != nil {
@@ -100,9 +99,7 @@ func (s *Service) Reload(o Options) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if o.TotalConcurrency != s.options().TotalConcurrency {
-		s.slots.Store(semaphore.NewWeighted(int64(o.TotalConcurrency)))
-	}
+	s.slots.setLimit(o.TotalConcurrency)
 	s.opts.Store(&o)
 	refs := s.repos.byID()
 	for id, img := range s.images { // which are pinned may have changed

@@ -48,6 +48,9 @@ func (s *Service) newSource(ref reference.Named, cred credentialSource) (*source
 	return src, nil
 }
 
+// registry returns the name of the registry that the reference names.
+func (s *source) registry() string { return reference.Domain(s.ref) }
+
 func (s *source) close() {
 	for _, h := range s.hosts {
 		h.close()
@@ -239,7 +242,7 @@ func (h *host) fetch(ctx context.Context, a fetchArgs) (content, error) {
 		return content{}, err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	body := newStallReader(resp.Body, h.stall, cancel)
+	body := newPaceReader(resp.Body, h.stall, cancel)
 	data, err := io.ReadAll(io.LimitReader(body, a.limit+1))
 	if err != nil {
 		return content{}, transferError(ctx, err)

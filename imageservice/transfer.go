@@ -19,28 +19,6 @@ import (
 // resetAfter is how many bytes an attempt must bring, at least, to be no failure in succession.
 const resetAfter = 1 << 20
 
-// errStalled is the cause of death of a transfer that brought no byte for Options.StallTimeout.
-var errStalled = errors.New("no data within the stall time-out")
-
-// stallReader cancels the request that it reads from when a single Read takes too long. Time that the consumer takes does not count.
-type stallReader struct {
-	src     io.Reader
-	timeout time.Duration
-	timer   *time.Timer
-}
-
-func newStallReader(src io.Reader, timeout time.Duration, cancel context.CancelCauseFunc) *stallReader {
-	timer := time.AfterFunc(timeout, func() { cancel(errStalled) })
-	timer.Stop()
-	return &stallReader{src: src, timeout: timeout, timer: timer}
-}
-
-func (r *stallReader) Read(p []byte) (int, error) {
-	r.timer.Reset(r.timeout)
-	defer r.timer.Stop()
-	return r.src.Read(p)
-}
-
 // transferError classes an error of a body: a dead transfer may be resumed, what the caller cancelled may not.
 func transferError(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, errStalled) {
@@ -169,7 +147,7 @@ func (d *download) resume(ctx context.Context, o opener) error {
 		return err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	body := newStallReader(resp.Body, o.stall, cancel)
+	body := newPaceReader(resp.Body, o.stall, cancel)
 	if err := d.skipTo(resp, body); err != nil {
 		return transferError(ctx, err)
 	}
