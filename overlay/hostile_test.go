@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"runtime"
 	"runtime/metrics"
 	"strings"
@@ -348,5 +349,115 @@ func TestLargeHeadersDoNotQueue(t *testing.T) {
 	p.running.Wait()
 	if err := context.Cause(ctx); err != nil {
 		t.Error(err)
+	}
+}
+
+// randomEntries makes entries that meet each other: few names, of any kind, long, deep and through links.
+func randomEntries(r *rand.Rand) []entry {
+	names := []string{"a", "b", "c", strings.Repeat("n", 200)}
+	name := func() string {
+		var parts []string
+		for range 1 + r.IntN(1+r.IntN(12)) {
+			parts = append(parts, names[r.IntN(len(names))])
+		}
+		return strings.Join(parts, "/")
+	}
+	var entries []entry
+	for range 50 + r.IntN(400) {
+		var e entry
+		switch r.IntN(8) {
+		case 0:
+			e = symlink(name(), strings.Repeat("./", r.IntN(1500))+name())
+		case 1:
+			e = hardlink(name(), name())
+		case 2:
+			e = dir(name())
+		case 3:
+			e = file(".wh..wh.plnk/"+names[r.IntN(len(names))], "aside")
+		case 4:
+			n := name()
+			at := strings.LastIndexByte(n, '/') + 1
+			e = file(n[:at]+whiteoutPrefix+n[at:], "")
+		default:
+			e = file(name(), strings.Repeat("x", r.IntN(2000)))
+		}
+		entries = append(entries, e)
+	}
+	return entries
+}
+
+// TestBudgetIsHonest: for layers of any shape, the work that was counted stays within what their bytes
+// may cost, and the memory that is in use is not more than was counted.
+func TestBudgetIsHonest(t *testing.T) {
+	s := memoryStore(t)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	for range 60 {
+		for taken := randomEntries(r); len(taken) > 0; taken = taken[:len(taken)/2] { // until the rest is accepted
+
+			x, err := applyCounted(t, s, buildTar(t, taken...))
+			if err == nil || errdefs.IsInvalidArgument(err) {
+				checkCounts(t, x)
+			} else {
+				t.Error(err)
+			}
+			if err == nil {
+				break
+			}
+		}
+	}
+	noDrafts(t, s)
+}
+
+func applyCounted(t *testing.T, s *Store, data []byte) (*extractor, error) {
+	t.Helper()
+	d := &Draft{CacheID: newID(), store: s}
+	s.setBusy(d.CacheID, true)
+	if err := s.makeDraft(d.CacheID); err != nil {
+		t.Fatal(err)
+	}
+	root, err := unix.Open(s.paths.diff(d.CacheID), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := newExtractor(root, s.paths.dir(d.CacheID))
+	defer x.close()
+	x.record = &recorder{}
+	x.budget.floors, x.budget.received = floors{work: 1 << 30, kept: 1 << 20}, func() int64 { return x.record.total }
+	split := s.paths.writeSet(d.CacheID) + "/" + tarSplitName
+	_, err = s.pipeline(context.Background(), x, bytes.NewReader(data), split)
+	if err == nil {
+		err = x.finish(context.Background(), d, split)
+	}
+	if derr := d.Discard(); derr != nil {
+		t.Error(derr)
+	}
+	return x, err
+}
+
+// checkCounts compares what was counted with what the layer's tree holds.
+func checkCounts(t *testing.T, x *extractor) {
+	t.Helper()
+	if x.budget.work > x.budget.floors.work+workPerByte*x.record.total+maxLinks*maxPath*costStep {
+		t.Errorf("%d units of work for %d bytes", x.budget.work, x.record.total)
+	}
+	var held int64
+	err := x.tree.each(func(n *node) error {
+		held += 120 + int64(len(n.base))
+		for name, c := range n.children {
+			held += 24 + int64(len(name))
+			if c.kind == kindSymlink {
+				held += 120 + int64(len(c.target))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	held += int64(len(x.names.last))*24 + int64(len(x.moved))*32
+	if held > x.budget.kept+1024 {
+		t.Errorf("%d bytes are in use, %d were counted", held, x.budget.kept)
 	}
 }

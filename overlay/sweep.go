@@ -198,6 +198,15 @@ func (s *Store) removeDirectory(id string) error {
 	return removeTree(unix.AT_FDCWD, dir)
 }
 
+// RemoveTree is os.RemoveAll for what a container has filled: a tree of any depth, removed with a bounded
+// number of descriptors. Something mounted in it is an error.
+func RemoveTree(path string) error {
+	if err := removeTree(unix.AT_FDCWD, path); err != nil {
+		return fmt.Errorf("remove %s: %w", path, err)
+	}
+	return nil
+}
+
 // removeTree deletes name below the directory dirfd with all that is in it, but
 // nothing on another mount, which is an error. No such name is none. The tree
 // may be of any depth.

@@ -71,6 +71,7 @@ type unpacker struct {
 	made    map[string]bool // paths of the tar so far
 	dirs    []dirTimes      // to be set at the end, since what goes into them changes them
 	entries int
+	names   int // bytes of names and link targets
 	devices int
 }
 
@@ -127,6 +128,9 @@ func (u *unpacker) run(ctx context.Context, in *tar.Reader) error {
 func (u *unpacker) entry(h *tar.Header, in io.Reader) error {
 	if u.entries++; u.entries > maxEntries {
 		return invalid("more than %d entries", maxEntries)
+	}
+	if u.names += len(h.Name) + len(h.Linkname); u.names > maxNames {
+		return invalid("more than %d bytes of names", maxNames)
 	}
 	name, err := cleanName(h.Name)
 	if err != nil || h.Typeflag == tar.TypeXGlobalHeader {

@@ -287,7 +287,7 @@ func (s *Service) unpackVolumes(ctx context.Context, c *Container) error {
 func emptyDir(dir string) error {
 	names, err := os.ReadDir(dir)
 	for _, n := range names {
-		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, n.Name())))
+		err = errors.Join(err, overlay.RemoveTree(filepath.Join(dir, n.Name())))
 	}
 	return err
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/micarun/mica/internal/failpoint"
 	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/network"
+	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/podns"
 	"github.com/micarun/mica/runtimeservice/spec"
 )
@@ -245,7 +246,7 @@ func (s *Service) eraseContainer(ctx context.Context, c *Container) error {
 			return err
 		}
 	}
-	if err := os.RemoveAll(c.dir); err != nil {
+	if err := overlay.RemoveTree(c.dir); err != nil { // with its volumes
 		return fmt.Errorf("remove record of container %s: %w", c.ID, err)
 	}
 	s.plugins.RemoveContainer(ctx, c.ID)
