@@ -16,6 +16,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/spec"
 )
 
@@ -118,7 +119,7 @@ func (s *Service) removeUnusable(ctx context.Context, id string) error {
 	if err := s.layers.Remove(ctx, id); err != nil {
 		return fmt.Errorf("remove writable layer of %s: %w", id, err)
 	}
-	if err := os.RemoveAll(u.dir); err != nil {
+	if err := overlay.RemoveTree(u.dir); err != nil {
 		return fmt.Errorf("remove unusable record: %w", err)
 	}
 	s.unusable.remove(id)
