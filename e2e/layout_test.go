@@ -13,8 +13,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// documentedPaths returns the paths in the first column of the tables of docs/layout-on-disk.md: those of the data root and those of the state
-// directory. A path without the first one's top directory stands beside the first one of its cell.
+// documentedPaths returns the paths in the first column of the tables of docs/layout-on-disk.md:
+// those of the data root and those of the state directory. A path without the first one's top
+// directory stands beside the first one of its cell.
 func documentedPaths(t *testing.T) (data, state []string) {
 	t.Helper()
 	page, err := os.ReadFile("../docs/layout-on-disk.md")
@@ -66,7 +67,8 @@ func isAbove(dir, documented string) bool {
 	return depth < len(names) && pattern(strings.Join(names[:depth], "/")).MatchString(dir)
 }
 
-// checkDocumented compares what is below a directory with the paths that the page has for it. rare are documented paths that this node need not have.
+// checkDocumented compares what is below a directory with the paths that the page has for it. rare
+// are documented paths that this node need not have.
 func (f *fixture) checkDocumented(root string, documented []string, rare, foreign []string) {
 	f.t.Helper()
 	missing := map[string]bool{}

@@ -160,7 +160,8 @@ type distributionCheck struct {
 	problems []overlay.Problem
 }
 
-// each calls f for the files of a directory and takes down what is wrong with them. A file with a bad name is wrong once.
+// each calls f for the files of a directory and takes down what is wrong with them. A file with a
+// bad name is wrong once.
 func (c *distributionCheck) each(dir string, f func(d digest.Digest, path string) string) error {
 	dir = filepath.Join(dir, string(digest.SHA256))
 	return eachFile(dir, func(name string) error {

@@ -13,7 +13,8 @@ import (
 	"github.com/micarun/mica/internal/jsonfile"
 )
 
-// readFile returns the content of a file, which may have as many bytes as limit. A larger one is errdefs.ErrOutOfRange.
+// readFile returns the content of a file, which may have as many bytes as limit. A larger one is
+// errdefs.ErrOutOfRange.
 func readFile(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {

@@ -139,7 +139,8 @@ func certFiles(dir, registry string) (hostConfig, error) {
 	return h, nil
 }
 
-// parseHosts reads a hosts.toml. Relative file names in it are relative to dir. It also returns which keys have no meaning.
+// parseHosts reads a hosts.toml. Relative file names in it are relative to dir. It also returns
+// which keys have no meaning.
 func parseHosts(data []byte, dir, registry string) (hosts []hostConfig, ignored []string, err error) {
 	f, ignored, err := decodeHosts(data)
 	if err != nil {

@@ -14,7 +14,8 @@ import (
 	"k8s.io/klog/v2/textlogger"
 )
 
-// Every key of containerd's hosts.toml, in every form that containerd accepts, for the server and for a host.
+// Every key of containerd's hosts.toml, in every form that containerd accepts, for the server and
+// for a host.
 func TestEveryKeyOfHostsTOML(t *testing.T) {
 	for name, c := range map[string]struct {
 		toml  string
@@ -112,7 +113,8 @@ func TestUnknownKeysOfHostsTOML(t *testing.T) {
 	}
 }
 
-// What cannot be read is an error of the pull that names the file and, where the file's form is wrong, the line.
+// What cannot be read is an error of the pull that names the file and, where the file's form is
+// wrong, the line.
 func TestBadHostsTOMLIsNamed(t *testing.T) {
 	root := t.TempDir()
 	dir := filepath.Join(root, "registry.example")

@@ -13,8 +13,8 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// decodeHosts reads the tables of a hosts.toml and names the keys that mean nothing here. containerd passes over them as well: a file may have been
-// written for a newer version.
+// decodeHosts reads the tables of a hosts.toml and names the keys that mean nothing here.
+// containerd passes over them as well: a file may have been written for a newer version.
 func decodeHosts(data []byte) (f hostsFile, ignored []string, err error) {
 	decoder := toml.NewDecoder(bytes.NewReader(data))
 	err = decoder.DisallowUnknownFields().Decode(&f)
@@ -45,7 +45,8 @@ type hostNotes struct {
 	ignored []string // keys, with their lines
 }
 
-// saidOnce remembers which files it has logged, so that each is logged once for each content that it has.
+// saidOnce remembers which files it has logged, so that each is logged once for each content that
+// it has.
 type saidOnce struct {
 	mu   sync.Mutex
 	said map[string]digest.Digest // file → content

@@ -14,8 +14,9 @@ import (
 	"github.com/micarun/mica/internal/userid"
 )
 
-// Image is what the store keeps in memory of an image; the configuration stays on disk, see [Service.Detail]. It is a value: the store never changes one
-// that it handed out, and callers must not change its slices.
+// Image is what the store keeps in memory of an image; the configuration stays on disk, see
+// [Service.Detail]. It is a value: the store never changes one that it handed out, and callers must
+// not change its slices.
 type Image struct {
 	ID      digest.Digest   // digest of the configuration
 	Tags    []string        // full references with tag, such as docker.io/library/busybox:latest, sorted
@@ -43,8 +44,9 @@ type Detailed struct {
 	Config ocispec.Image
 }
 
-// UserOrUID returns the configuration's user: a numeric one as uid, any other as name. Both are empty when the image sets
-// none. A number that no user can have is returned as name: no container can be created of it. The group part is not returned.
+// UserOrUID returns the configuration's user: a numeric one as uid, any other as name. Both are
+// empty when the image sets none. A number that no user can have is returned as name: no container
+// can be created of it. The group part is not returned.
 func (i Image) UserOrUID() (uid *int64, name string) {
 	user, _, _ := strings.Cut(i.User, ":")
 	if id, numeric, err := userid.Parse(user); numeric && err == nil {

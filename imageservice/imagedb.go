@@ -53,8 +53,8 @@ func (db imagedb) list() ([]digest.Digest, error) {
 	return ids, nil
 }
 
-// read returns the configuration of an image, checked against its ID. Errors: errdefs.ErrNotFound, errdefs.ErrDataLoss, errdefs.ErrOutOfRange
-// for one over maxConfigSize.
+// read returns the configuration of an image, checked against its ID. Errors: errdefs.ErrNotFound,
+// errdefs.ErrDataLoss, errdefs.ErrOutOfRange for one over maxConfigSize.
 func (db imagedb) read(id digest.Digest) ([]byte, error) {
 	data, err := readFile(filepath.Join(db.contentDir(), id.Encoded()), maxConfigSize)
 	if os.IsNotExist(err) {
@@ -69,8 +69,9 @@ func (db imagedb) read(id digest.Digest) ([]byte, error) {
 	return data, nil
 }
 
-// diffIDs returns the layers that a configuration names, which may be over the limits. A configuration that names none, or more than an image can have, has no
-// layers. errdefs.ErrOutOfRange is one over maxForeignConfigSize, which is not read.
+// diffIDs returns the layers that a configuration names, which may be over the limits. A
+// configuration that names none, or more than an image can have, has no layers.
+// errdefs.ErrOutOfRange is one over maxForeignConfigSize, which is not read.
 func (db imagedb) diffIDs(id digest.Digest) ([]digest.Digest, error) {
 	data, err := readFile(filepath.Join(db.contentDir(), id.Encoded()), maxForeignConfigSize)
 	if err != nil {

@@ -8,14 +8,20 @@ import (
 	"github.com/micarun/mica/internal/jsonlimit"
 )
 
-// Limits on documents whose size a registry or an image's author decides. Images in use are one to three orders of magnitude below them.
+// Limits on documents whose size a registry or an image's author decides. Images in use are one to
+// three orders of magnitude below them.
 const (
-	// maxManifestSize is the size in bytes that registries must at least accept, distribution specification v1.1.
+	// maxManifestSize is the size in bytes that registries must at least accept, distribution
+	// specification v1.1.
 	maxManifestSize = 4 << 20
-	// maxConfigSize leaves room for a configuration that exposes every port of TCP and UDP: some 1.9 MB.
+	// maxConfigSize leaves room for a configuration that exposes every port of TCP and UDP: some
+	// 1.9 MB.
 	maxConfigSize = 2 << 20
-	// maxForeignConfigSize is how large a configuration that another engine left may be for its diff IDs to be read.
+	// maxForeignConfigSize is how large a configuration that another engine left may be for its
+	// diff IDs to be read.
 	maxForeignConfigSize = 32 << 20
+	// maxForeignNesting is how deep encoding/json reads, so that no engine can have such an image.
+	maxForeignNesting = 10000
 	// maxSourcesSize is several times what the maxSources longest sources of a layer take.
 	maxSourcesSize = 256 << 10
 	// maxDigestSize is more than a digest of any algorithm takes.
@@ -58,7 +64,7 @@ func configLimits() jsonlimit.Limits {
 // diffIDLimits bounds the part of a configuration that names its layers.
 func diffIDLimits() jsonlimit.Limits {
 	ids := map[string]jsonlimit.Shape{"diff_ids": {Max: maxLayers}}
-	return jsonlimit.Limits{Depth: maxForeignConfigSize, Values: maxForeignConfigSize, Shape: jsonlimit.Shape{
+	return jsonlimit.Limits{Depth: maxForeignNesting, Values: maxForeignConfigSize, Shape: jsonlimit.Shape{
 		Members: map[string]jsonlimit.Shape{"rootfs": {Members: ids}},
 	}}
 }

@@ -41,7 +41,8 @@ func allocated(f func()) uint64 {
 	return after.TotalAlloc - before.TotalAlloc
 }
 
-// A configuration that grows when it is decoded is refused before that, and what is accepted costs a bounded multiple of its size.
+// A configuration that grows when it is decoded is refused before that, and what is accepted costs
+// a bounded multiple of its size.
 func TestConfigLimits(t *testing.T) {
 	rootfs := `"rootfs":{"type":"layers","diff_ids":["` + someDigest + `"]}`
 	for name, c := range map[string]struct{ data, wantErr string }{
@@ -129,7 +130,8 @@ func TestManifestLimits(t *testing.T) {
 	}
 }
 
-// configWith returns the configuration of an image with the layers of b and a number in it, so that each is another image.
+// configWith returns the configuration of an image with the layers of b and a number in it, so that
+// each is another image.
 func configWith(b built, n int, more string) []byte {
 	rootfs := must(json.Marshal(ocispec.RootFS{Type: "layers", DiffIDs: b.diffIDs}))
 	return fmt.Appendf(nil, `{"os":"linux","architecture":"amd64","config":{"User":"app","Labels":{"n":"%d"}},"rootfs":%s%s}`, n, rootfs, more)
@@ -157,7 +159,8 @@ func readBytes(t testing.TB) int {
 	return 0
 }
 
-// A start with a thousand images reads each configuration once, allocates in proportion to them, and keeps what does not depend on their size.
+// A start with a thousand images reads each configuration once, allocates in proportion to them,
+// and keeps what does not depend on their size.
 func TestStartKeepsLittleOfEachImage(t *testing.T) {
 	const images, size = 1000, 32 << 10
 	e := newEnv(t, nil)
@@ -224,7 +227,8 @@ func BenchmarkStartWithManyImages(b *testing.B) {
 	e.open()
 }
 
-// An image of an adopted data root that is over the limits is left out and reported. Its files and layers stay until someone removes it.
+// An image of an adopted data root that is over the limits is left out and reported. Its files and
+// layers stay until someone removes it.
 func TestStartLeavesOversizedImagesAlone(t *testing.T) {
 	for name, more := range map[string]string{
 		"too many entries": `,"history":[` + repeated(`{}`, 100_000) + `]`,
@@ -275,7 +279,29 @@ func TestStartLeavesOversizedImagesAlone(t *testing.T) {
 	}
 }
 
-// A registry that gives one image a new manifest at each pull does not make the node's records grow for ever.
+// A configuration of nothing but nesting costs neither stack nor memory when its layers are
+// looked for.
+func TestDiffIDsOfNestedConfig(t *testing.T) {
+	e := newEnv(t, nil)
+	id := e.store([]byte(`{"x":` + strings.Repeat("[", maxForeignConfigSize/2)))
+	cost := allocated(func() {
+		if ids, err := e.service.db.diffIDs(id); err != nil || len(ids) > 0 {
+			t.Errorf("diff IDs %v, %v", ids, err)
+		}
+	})
+	if cost > maxForeignConfigSize {
+		t.Errorf("%d bytes of memory", cost)
+	}
+	if err := e.service.Remove(t.Context(), id.String()); err != nil {
+		t.Error(err)
+	}
+	if err := os.Remove(filepath.Join(e.service.db.contentDir(), id.Encoded())); err != nil {
+		t.Error(err)
+	}
+}
+
+// A registry that gives one image a new manifest at each pull does not make the node's records grow
+// for ever.
 func TestDigestsOfAnImageAreBounded(t *testing.T) {
 	e := newEnv(t, nil)
 	b := e.push(e.build(simple("x")), "img", "latest")
@@ -295,7 +321,8 @@ func TestDigestsOfAnImageAreBounded(t *testing.T) {
 	}
 }
 
-// A pull of an image with a configuration over the limits ends before its layers are fetched, and leaves nothing.
+// A pull of an image with a configuration over the limits ends before its layers are fetched, and
+// leaves nothing.
 func TestPullRefusesOversizedConfig(t *testing.T) {
 	e := newEnv(t, nil)
 	b := e.build(simple("x"))

@@ -83,8 +83,9 @@ type rawDocument struct {
 	Annotations map[string]string `json:"annotations"`
 }
 
-// kind returns what a document that is called mediaType is. Docker's and OCI's names of the same kind are mixed up by caches; only what one reader would take for an
-// index and another for a manifest is refused, and what is served as something that is neither.
+// kind returns what a document that is called mediaType is. Docker's and OCI's names of the same
+// kind are mixed up by caches; only what one reader would take for an index and another for a
+// manifest is refused, and what is served as something that is neither.
 func (raw *rawDocument) kind(mediaType string) (kind, error) {
 	called, own := kindOf(mediaType), kindOf(raw.MediaType)
 	if raw.SchemaVersion == 1 || raw.FSLayers != nil || called == schema1Kind || own == schema1Kind {
@@ -118,9 +119,10 @@ func (raw *rawDocument) kind(mediaType string) (kind, error) {
 	return k, nil
 }
 
-// parseDocument decodes a manifest or an index. mediaType is what the registry or the descriptor calls it; for "" or a type that says nothing
-// the content decides. Errors: errdefs.ErrNotImplemented for what is well formed but not supported, errdefs.ErrInvalidArgument, and errdefs.ErrOutOfRange for
-// what exceeds a limit.
+// parseDocument decodes a manifest or an index. mediaType is what the registry or the descriptor
+// calls it; for "" or a type that says nothing the content decides. Errors:
+// errdefs.ErrNotImplemented for what is well formed but not supported, errdefs.ErrInvalidArgument,
+// and errdefs.ErrOutOfRange for what exceeds a limit.
 func parseDocument(mediaType string, data []byte) (document, error) {
 	if err := checkDocument(data, maxManifestSize, manifestLimits()); err != nil {
 		return document{}, fmt.Errorf("decode manifest: %w", err)
@@ -189,7 +191,8 @@ func (d document) checkManifest() error {
 	return nil
 }
 
-// isLayerType tells whether a blob of that type is a layer tar, compressed in whatever way: its bytes decide that. An encrypted layer is none.
+// isLayerType tells whether a blob of that type is a layer tar, compressed in whatever way: its
+// bytes decide that. An encrypted layer is none.
 func isLayerType(mediaType string) bool {
 	base, suffixes, _ := strings.Cut(mediaType, "+")
 	if slices.Contains(strings.Split(suffixes, "+"), "encrypted") {
@@ -256,7 +259,8 @@ func (s *source) entry(ctx context.Context, next ocispec.Descriptor, matcher pla
 	return s.follow(ctx, c, matcher, depth+1)
 }
 
-// fits fetches the configuration of a manifest whose platform no index entry names, and returns errdefs.ErrNotFound when it is for another one.
+// fits fetches the configuration of a manifest whose platform no index entry names, and returns
+// errdefs.ErrNotFound when it is for another one.
 func (s *source) fits(ctx context.Context, d *document, matcher platforms.MatchComparer) error {
 	data, config, err := s.parsedConfig(ctx, *d)
 	if err != nil {
@@ -271,8 +275,8 @@ func namesPlatform(d ocispec.Descriptor) bool {
 	return d.Platform != nil && d.Platform.Architecture != ""
 }
 
-// forPlatform returns the entries of an index to try in turn: the best of those for the platform, or else those that name none, whose
-// configuration decides.
+// forPlatform returns the entries of an index to try in turn: the best of those for the platform,
+// or else those that name none, whose configuration decides.
 func (d document) forPlatform(matcher platforms.MatchComparer) ([]ocispec.Descriptor, error) {
 	var fitting, unnamed []ocispec.Descriptor
 	var offered []string
@@ -314,8 +318,9 @@ func offer(names []string) string {
 	return orDefault(strings.Join(names, ", "), "none")
 }
 
-// checkConfig tells whether a configuration belongs to a manifest and can run on our platform. Where an index entry named the platform, that entry has
-// decided: build tools copy a wrong architecture into the configuration. A configuration without architecture says nothing.
+// checkConfig tells whether a configuration belongs to a manifest and can run on our platform.
+// Where an index entry named the platform, that entry has decided: build tools copy a wrong
+// architecture into the configuration. A configuration without architecture says nothing.
 func (d document) checkConfig(config ocispec.Image, matcher platforms.MatchComparer) error {
 	if len(config.RootFS.DiffIDs) != len(d.layers) {
 		return fmt.Errorf("configuration has %d layers, manifest has %d: %w", len(config.RootFS.DiffIDs), len(d.layers), errdefs.ErrInvalidArgument)

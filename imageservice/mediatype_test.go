@@ -10,7 +10,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Caches serve a document under the other family's name for the same kind, in other capitals or with parameters. All of it is one kind.
+// Caches serve a document under the other family's name for the same kind, in other capitals or
+// with parameters. All of it is one kind.
 func TestMediaTypesOfOneKindAreMixedUp(t *testing.T) {
 	const unnamed = ""
 	manifests := []string{ocispec.MediaTypeImageManifest, dockerManifest}
@@ -47,7 +48,8 @@ func TestMediaTypesOfOneKindAreMixedUp(t *testing.T) {
 				}
 			}
 		}
-		// A type that servers give to any file leaves it to the document's own, and one of something else does not.
+		// A type that servers give to any file leaves it to the document's own, and one of
+		// something else does not.
 		data := []byte(fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,%s}`, own[0], bodies[k]))
 		for _, served := range []string{"text/html", "application/x-thing"} {
 			if _, err := parseDocument(served, data); !errdefs.IsInvalidArgument(err) {

@@ -28,7 +28,8 @@ func wrongAnswers() map[string]func(right []byte) []byte {
 	}
 }
 
-// brokenMirror passes requests on to the registry but for those whose path has the given part, whose answers it changes.
+// brokenMirror passes requests on to the registry but for those whose path has the given part,
+// whose answers it changes.
 func brokenMirror(t *testing.T, registry http.Handler, part string, change func([]byte) []byte) *httptest.Server {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, part) {
@@ -48,7 +49,8 @@ func brokenMirror(t *testing.T, registry http.Handler, part string, change func(
 	return server
 }
 
-// A mirror that answers with something else than what was asked for is passed over, whatever it is and whichever part of the image it is for.
+// A mirror that answers with something else than what was asked for is passed over, whatever it is
+// and whichever part of the image it is for.
 func TestWrongAnswersOfMirrors(t *testing.T) {
 	e := newEnv(t, nil)
 	b := e.push(e.build(imageSpec{layers: []layerSpec{{files: []file{{"etc/", ""}, {"etc/x", incompressible(5000, 1)}}}}}), "app", "")

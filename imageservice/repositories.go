@@ -109,8 +109,8 @@ func (r repositories) of(id digest.Digest) []reference.Named {
 	return list
 }
 
-// boundDigests drops references by digest to the image of ref, within its repository, until maxDigests are left. ref itself stays.
-// A pull of a dropped one finds the image again.
+// boundDigests drops references by digest to the image of ref, within its repository, until
+// maxDigests are left. ref itself stays. A pull of a dropped one finds the image again.
 func (r repositories) boundDigests(ref reference.Named, id digest.Digest) {
 	refs, keep := r[reference.FamiliarName(ref)], reference.FamiliarString(ref)
 	var digests []string

@@ -273,7 +273,8 @@ func (s *Service) Get(ref string) (Image, error) {
 	return img, nil
 }
 
-// Detail is Get with the configuration, which it reads from the disk. Errors: those of Get, and errdefs.ErrDataLoss.
+// Detail is Get with the configuration, which it reads from the disk. Errors: those of Get, and
+// errdefs.ErrDataLoss.
 func (s *Service) Detail(ref string) (Detailed, error) {
 	img, err := s.Get(ref)
 	if err != nil {
@@ -481,7 +482,8 @@ func (s *Service) forget(id digest.Digest) error {
 	return s.db.remove(id)
 }
 
-// live returns the layers that images need, with or without the layers below them. opaque says that there are others.
+// live returns the layers that images need, with or without the layers below them. opaque says that
+// there are others.
 func (s *Service) live() (live []digest.Digest, opaque bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()

@@ -195,7 +195,8 @@ func writeFiles(dir string, files map[string]string) error {
 	return nil
 }
 
-// maxField is more than any file of an entry holds: an ID, a name, a number, or the links to 500 lower directories.
+// maxField is more than any file of an entry holds: an ID, a name, a number, or the links to 500
+// lower directories.
 const maxField = 64 << 10
 
 func readString(path string) (string, error) {

@@ -1,8 +1,9 @@
 // Package jsonlimit bounds JSON documents that someone else wrote, before they are decoded.
 //
-// encoding/json turns two bytes such as {} into a struct of hundreds, matches keys without regard to case, and takes the last of two equal
-// keys. Check reads a document once, allocates nothing that grows with it, and refuses what would cost more than the
-// caller wants to spend or what two readers would understand differently. It does not validate: what it accepts may still be no JSON.
+// encoding/json turns two bytes such as {} into a struct of hundreds, matches keys without regard
+// to case, and takes the last of two equal keys. Check reads a document once, allocates nothing
+// that grows with it, and refuses what would cost more than the caller wants to spend or what two
+// readers would understand differently. It does not validate: what it accepts may still be no JSON.
 package jsonlimit
 
 import (
@@ -22,12 +23,13 @@ type Limits struct {
 	Shape  Shape // of the outermost value
 }
 
-// Shape bounds the value at one place of a document, where it is an array or an object. The zero Shape sets no limit of its own.
+// Shape bounds the value at one place of a document, where it is an array or an object. The zero
+// Shape sets no limit of its own.
 type Shape struct {
 	// Max is how many elements or members the value may have; 0 is no limit.
 	Max int
-	// Distinct refuses an object with two keys that encoding/json takes for the same field: equal, or equal but for case.
-	// It applies to the keys that Members names.
+	// Distinct refuses an object with two keys that encoding/json takes for the same field: equal,
+	// or equal but for case. It applies to the keys that Members names.
 	Distinct bool
 	// Members are the shapes of an object's members by key, without regard to case.
 	Members map[string]Shape
@@ -35,8 +37,9 @@ type Shape struct {
 	Elements *Shape
 }
 
-// Check returns errdefs.ErrOutOfRange for a document that exceeds a limit, and errdefs.ErrInvalidArgument for one with ambiguous keys or an end
-// in the middle of a value. Its cost is linear in the length of data.
+// Check returns errdefs.ErrOutOfRange for a document that exceeds a limit, and
+// errdefs.ErrInvalidArgument for one with ambiguous keys or an end in the middle of a value. Its
+// cost is linear in the length of data.
 func Check(data []byte, l Limits) error {
 	s := scanner{data: data, limits: l}
 	if err := s.value(l.Shape, "the document", 0); err != nil {
@@ -112,7 +115,8 @@ func (s *scanner) members(shape Shape, where string, depth int) error {
 	}
 }
 
-// key reads a member's key and the colon behind it. It returns the name by which the shape knows the member, "" for any other.
+// key reads a member's key and the colon behind it. It returns the name by which the shape knows
+// the member, "" for any other.
 func (s *scanner) key(shape Shape) (string, Shape, error) {
 	if s.next() != '"' {
 		return "", Shape{}, fmt.Errorf("key is not a string at offset %d: %w", s.at, errdefs.ErrInvalidArgument)

@@ -76,7 +76,8 @@ func TestCheckAllocatesNothing(t *testing.T) {
 	}
 }
 
-// What is valid JSON and within the limits is never refused, and what encoding/json decodes never has more than the limits.
+// What is valid JSON and within the limits is never refused, and what encoding/json decodes never
+// has more than the limits.
 func FuzzCheck(f *testing.F) {
 	for _, s := range []string{`{"history":[{},{}]}`, `{"hi\u017ftory":[1,2,3,4]}`, `["\\\"",-1.5e+7,{"":[]}]`, `{"config":{"Labels":{}}}`, `[[[[]]]]`} {
 		f.Add([]byte(s))
