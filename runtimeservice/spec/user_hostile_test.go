@@ -1,16 +1,19 @@
 package spec
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -295,4 +298,49 @@ func (r reference) groups(u User, sc *runtimeapi.LinuxContainerSecurityContext, 
 		}
 	}
 	return u, true
+}
+
+// TestUserFilesThatAreNoFiles holds that only a regular file of bounded size is
+// read, whatever an image has in its place.
+func TestUserFilesThatAreNoFiles(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mknod needs root")
+	}
+	for name, c := range map[string]struct {
+		make func(p string) error
+		says string // "": the user is just not there
+	}{
+		"device":        {func(p string) error { return unix.Mknod(p, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 5))) }, "not a regular file"},
+		"socket":        {func(p string) error { return unix.Mknod(p, unix.S_IFSOCK|0o666, 0) }, "not a regular file"},
+		"link to proc":  {func(p string) error { return os.Symlink("/proc/self/environ", p) }, ""},
+		"link to a tty": {func(p string) error { return os.Symlink("/dev/tty", p) }, ""},
+		"sparse": {func(p string) error {
+			return errors.Join(os.WriteFile(p, []byte("app:x:5:5::/:\n"), 0o644), os.Truncate(p, 10<<30))
+		}, "10737418240 bytes, the limit is 8388608"},
+	} {
+		for _, file := range []string{"passwd", "group"} {
+			root := rootfs(t, map[string]string{"etc/passwd": passwd, "etc/group": group})
+			p := filepath.Join(root, "etc", file)
+			if err := errors.Join(os.Remove(p), c.make(p)); err != nil {
+				t.Fatal(err)
+			}
+			_, err := ResolveUser(t.Context(), root, nil, "app:video")
+			if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%s for /etc/%s: %v, want invalid argument and %q", name, file, err, c.says)
+			}
+		}
+	}
+}
+
+// TestLongLinesOfUserFiles holds that a line is as long as its file allows: a
+// group may have many members.
+func TestLongLinesOfUserFiles(t *testing.T) {
+	root := rootfs(t, map[string]string{
+		"etc/passwd": "long:x:1:1:" + strings.Repeat("g", 1<<20) + ":/:\n" + passwd,
+		"etc/group":  "crowd:x:7:" + strings.Repeat("member,", 300_000) + "app\n" + group,
+	})
+	u, err := ResolveUser(t.Context(), root, nil, "app")
+	if err != nil || u.UID != 1000 || !slices.Contains(u.Additional, 7) {
+		t.Errorf("%+v, %v", u, err)
+	}
 }
