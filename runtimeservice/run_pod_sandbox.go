@@ -136,7 +136,7 @@ func (s *Service) recordPod(r podRequest) (*Pod, error) {
 // is erasePod.
 func (s *Service) buildPod(ctx context.Context, p *Pod) error {
 	journal.Enter(ctx, "make cgroup")
-	if _, err := s.cgroups.EnsureParent(ctx, p.CgroupParent); err != nil {
+	if err := s.makePodCgroup(ctx, p); err != nil {
 		return fmt.Errorf("make cgroup: %w", err)
 	}
 	if err := os.Mkdir(s.podStateDir(p.ID), privateMode); err != nil {

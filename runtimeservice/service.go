@@ -218,6 +218,9 @@ func (s *Service) prepare(ctx context.Context, runtimes map[string]*oci.Runtime)
 	if err := s.prepareDirectories(); err != nil {
 		return err
 	}
+	if err := s.makeOwner(); err != nil {
+		return err
+	}
 	// Pins must reach the mount namespaces that containers are made in.
 	if err := podns.Share(s.statePods()); err != nil {
 		return err

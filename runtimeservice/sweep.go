@@ -170,9 +170,14 @@ func clearDir(dir string) error {
 	return os.RemoveAll(dir)
 }
 
-// strayCgroups finds pod cgroups of ours without a pod.
+// strayCgroups finds cgroups of pods that bear this daemon's mark and have no
+// pod.
 func (s *Service) strayCgroups() ([]leftover, error) {
-	paths, err := s.cgroups.ListPods()
+	owner, err := s.owner()
+	if err != nil {
+		return nil, err
+	}
+	paths, err := s.cgroups.ListPods(owner)
 	var found []leftover
 	for id, path := range paths {
 		if _, getErr := s.pods.get(id); getErr != nil {

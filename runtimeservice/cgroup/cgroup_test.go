@@ -512,7 +512,7 @@ func TestPodsAndInit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if pods, err := m.ListPods(); err != nil || len(pods) != 0 {
+	if pods, err := m.ListPods("me"); err != nil || len(pods) != 0 {
 		t.Errorf("ListPods of an absent parent = %v, %v", pods, err)
 	}
 	pod, err := m.PodParent("", "p1")
@@ -522,7 +522,10 @@ func TestPodsAndInit(t *testing.T) {
 	if _, err := m.EnsureParent(t.Context(), pod); err != nil {
 		t.Fatal(err)
 	}
-	if pods, err := m.ListPods(); err != nil || len(pods) != 1 || pods["p1"] != pod {
+	if err := m.Mark(pod, "me"); err != nil {
+		t.Fatal(err)
+	}
+	if pods, err := m.ListPods("me"); err != nil || len(pods) != 1 || pods["p1"] != pod {
 		t.Errorf("ListPods = %v, %v", pods, err)
 	}
 	procs, err := m.MakeInit(pod)

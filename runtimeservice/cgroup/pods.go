@@ -8,6 +8,8 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // initName is the cgroup of a pod's own init, beside those of its containers:
@@ -47,9 +49,37 @@ func (m *Manager) RemoveInit(ctx context.Context, parent string) error {
 	return nil
 }
 
-// ListPods returns the cgroups of pods below the default parent, by the pod's
-// ID: those that PodParent names for pods without a cgroup_parent.
-func (m *Manager) ListPods() (map[string]string, error) {
+// ownerXattr names the daemon that made a pod's cgroup. Containers cannot change it: trusted
+// attributes need CAP_SYS_ADMIN in the initial user namespace, and a writable cgroup mount.
+const ownerXattr = "trusted.mica.owner"
+
+// Mark writes into a cgroup, in every hierarchy that has it, whose it is. ListPods finds no others.
+// A kernel without attributes on cgroups is no error: nothing is found there.
+func (m *Manager) Mark(path, owner string) error {
+	if err := checkPath(path); err != nil {
+		return err
+	}
+	for _, dir := range m.mode.dirs(path) {
+		err := unix.Lsetxattr(dir, ownerXattr, []byte(owner), 0)
+		if err != nil && !gone(err) && !errors.Is(err, unix.ENOTSUP) && !errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("mark cgroup %s: %w", path, err)
+		}
+	}
+	return nil
+}
+
+// marked says whether a directory bears the owner's mark.
+func marked(dir, owner string) bool {
+	value := make([]byte, 256) // an owner is shorter, and one that is not is another
+	n, err := unix.Lgetxattr(dir, ownerXattr, value)
+	return err == nil && owner != "" && string(value[:n]) == owner
+}
+
+// ListPods returns the cgroups of pods below the default parent that bear the
+// owner's mark, by the pod's ID: of those that PodParent names for pods without
+// a cgroup_parent. What else is there may be another daemon's, or hold pods of
+// the kubelet's.
+func (m *Manager) ListPods(owner string) (map[string]string, error) {
 	const anyPod = "anypod"
 	like, err := m.PodParent("", anyPod)
 	if err != nil {
@@ -64,7 +94,7 @@ func (m *Manager) ListPods() (map[string]string, error) {
 		}
 		for _, e := range entries {
 			id := strings.TrimSuffix(strings.TrimPrefix(e.Name(), prefix), suffix)
-			if e.IsDir() && e.Name() == prefix+id+suffix {
+			if e.IsDir() && e.Name() == prefix+id+suffix && marked(filepath.Join(dir, e.Name()), owner) {
 				pods[id] = path.Join(path.Dir(like), e.Name())
 			}
 		}

@@ -7,6 +7,9 @@ import (
 )
 
 func TestListPodsInvertsPodParent(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("trusted attributes need root")
+	}
 	for _, driver := range []Driver{Cgroupfs, Systemd} {
 		t.Run(string(driver), func(t *testing.T) {
 			root := t.TempDir()
@@ -22,11 +25,44 @@ func TestListPodsInvertsPodParent(t *testing.T) {
 				if err := os.MkdirAll(filepath.Join(root, want[id]), 0o755); err != nil {
 					t.Fatal(err)
 				}
+				if err := m.Mark(want[id], "me"); err != nil {
+					t.Fatal(err)
+				}
 			}
-			got, err := m.ListPods()
+			got, err := m.ListPods("me")
 			if err != nil || len(got) != 2 || got["aa"] != want["aa"] || got["bb"] != want["bb"] {
 				t.Errorf("ListPods = %v, %v; want %v", got, err, want)
 			}
 		})
+	}
+}
+
+// TestListPodsLeavesOthersAlone holds that what bears another mark, or none, is not found: another
+// daemon's pods, and those of a kubelet below a parent that is also the default one.
+func TestListPodsLeavesOthersAlone(t *testing.T) {
+	m, path := real(t)
+	m, err := New(m.mode, Options{DefaultParent: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, owner := range map[string]string{"mine": "me", "another": "other", "burstable": "", "longer": "me too"} {
+		if _, err := m.EnsureParent(t.Context(), path+"/"+name); err != nil {
+			t.Fatal(err)
+		}
+		if owner == "" {
+			continue
+		}
+		if err := m.Mark(path+"/"+name, owner); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if pods, err := m.ListPods("me"); err != nil || len(pods) != 1 || pods["mine"] != path+"/mine" {
+		t.Errorf("ListPods = %v, %v; want mine alone", pods, err)
+	}
+	if pods, err := m.ListPods(""); err != nil || len(pods) != 0 {
+		t.Errorf("ListPods of nobody = %v, %v", pods, err)
+	}
+	if err := m.Mark(path+"/none", "me"); err != nil {
+		t.Errorf("Mark of an absent cgroup = %v", err)
 	}
 }

@@ -72,7 +72,10 @@ func TestSystemdSlices(t *testing.T) {
 			t.Fatalf("EnsureParent, call %d = %v, %v", i+1, created, err)
 		}
 	}
-	if pods, err := m.ListPods(); err != nil || len(pods) != 1 || pods["pod1"] != pod {
+	if err := m.Mark(pod, "me"); err != nil {
+		t.Fatal(err)
+	}
+	if pods, err := m.ListPods("me"); err != nil || len(pods) != 1 || pods["pod1"] != pod {
 		t.Errorf("ListPods = %v, %v", pods, err)
 	}
 	if !m.mode.V2 {

@@ -1,0 +1,52 @@
+package runtimeservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/micarun/mica/internal/jsonfile"
+)
+
+// ownerRecord identifies a data root. The cgroups of its pods bear the ID, so that a daemon with
+// another data root and the same default parent leaves them alone.
+type ownerRecord struct{ ID string }
+
+func (s *Service) ownerFile() string { return filepath.Join(s.opts.DataDir, "cri", "owner.json") }
+
+// owner is the ID of the data root, "" for one that no daemon has served yet.
+func (s *Service) owner() (string, error) {
+	var rec ownerRecord
+	err := jsonfile.Read(s.ownerFile(), &rec)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("read ID of the data root: %w", err)
+	}
+	return rec.ID, nil
+}
+
+// makeOwner gives the data root an ID where it has none that can be read. A new ID has no cgroups,
+// so that those of the old one are left alone.
+func (s *Service) makeOwner() error {
+	if id, err := s.owner(); err == nil && id != "" {
+		return nil
+	}
+	if err := jsonfile.WriteSync(s.ownerFile(), ownerRecord{ID: newID()[:32]}); err != nil {
+		return fmt.Errorf("write ID of the data root: %w", err)
+	}
+	return nil
+}
+
+// makePodCgroup makes the pod's cgroup, and marks one that is Mica's own. A daemon that dies in
+// between has the pod's record.
+func (s *Service) makePodCgroup(ctx context.Context, p *Pod) error {
+	if _, err := s.cgroups.EnsureParent(ctx, p.CgroupParent); err != nil || !p.OwnCgroup {
+		return err
+	}
+	owner, err := s.owner()
+	if err != nil {
+		return err
+	}
+	return s.cgroups.Mark(p.CgroupParent, owner)
+}
