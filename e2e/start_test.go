@@ -202,6 +202,7 @@ func TestStartWithDamagedPods(t *testing.T) {
 		t.Errorf("serving after %s, not within %s", served, limit)
 	}
 	f.checkUntouched(whole)
+	f.checkUnusable()
 	// What is not repaired or torn down by now is named by the check.
 	out, _ := f.Mica(f.ctx, "check")
 	for i, d := range list {
@@ -211,6 +212,9 @@ func TestStartWithDamagedPods(t *testing.T) {
 		if named := strings.Contains(out, v.id) || strings.Contains(out, v.container); named && !strings.HasPrefix(d.name, "truncated") && !strings.HasPrefix(d.name, "writable layer") {
 			t.Errorf("without its %s the check goes on to name the pod: %s", d.name, out)
 		}
+		if kept := exists(filepath.Join(f.Data, "image/overlay2/layerdb/mounts", v.container)); strings.HasPrefix(d.name, "truncated") && !kept {
+			t.Errorf("with a %s the container's writable layer is deleted", d.name)
+		}
 		if strings.Contains(fate, "exec fails") {
 			t.Errorf("without its %s: %s", d.name, fate)
 		}
@@ -219,6 +223,30 @@ func TestStartWithDamagedPods(t *testing.T) {
 		f.no(f.RemovePod(f.ctx, v.id))
 	}
 	f.checkUntouched(whole)
+}
+
+// checkUnusable holds that the node tells of records that it cannot use: here of a pod, of
+// its container, and of another container.
+func (f *fixture) checkUnusable() {
+	f.t.Helper()
+	count, err := f.Metric(f.ctx, "mica_unusable_records")
+	f.no(err)
+	if count != 3 {
+		f.t.Errorf("mica_unusable_records is %v, want 3", count)
+	}
+	status, err := f.Runtime.Status(f.ctx, false)
+	f.no(err)
+	for _, c := range status.Status.Conditions {
+		if c.Type == "RecordsUsable" && !c.Status && strings.Contains(c.Message, "record.json") {
+			return
+		}
+	}
+	f.t.Errorf("conditions do not tell of unusable records: %v", status.Status.Conditions)
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // A pod that has lost its network namespace while no daemon ran, with a container that

@@ -12,7 +12,12 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
 )
+
+// collectWorkers is how many pods are detached at a time: plugins mostly wait for the
+// kernel, and one that hangs does not hold up the others.
+const collectWorkers = 8
 
 // GC takes away what belongs to no pod of live: every other attachment is
 // detached, plugins of CNI 1.1.0 and later are asked to collect (GC) what is not
@@ -29,15 +34,21 @@ func (n *Network) GC(ctx context.Context, live []string) error {
 		return fmt.Errorf("collect networks: %w", err)
 	}
 	alive := n.alive(live)
-	errs := []error{}
-	for _, id := range ids {
+	errs := make([]error, len(ids)) // by the pod's index
+	var group errgroup.Group
+	group.SetLimit(collectWorkers)
+	for i, id := range ids {
 		if alive(id) {
 			continue
 		}
-		if err := n.collect(ctx, id, alive); err != nil {
-			errs = append(errs, fmt.Errorf("collect network of pod %s: %w", id, err))
-		}
+		group.Go(func() error {
+			if err := n.collect(ctx, id, alive); err != nil {
+				errs[i] = fmt.Errorf("collect network of pod %s: %w", id, err)
+			}
+			return nil
+		})
 	}
+	_ = group.Wait()
 	errs = append(errs, n.collectPlugins(ctx, alive), n.collectLeases(ctx, alive), n.collectRules(ctx, alive))
 	return errors.Join(errs...)
 }

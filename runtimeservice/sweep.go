@@ -28,7 +28,6 @@ type sweepStage int
 const (
 	processStage sweepStage = iota // what runs
 	fileStage                      // what it ran in
-	sweepStages                    // how many there are
 )
 
 // sweep removes what no record claimed before the first request was served: found, and
@@ -37,20 +36,24 @@ const (
 // plugins find by them what they have made.
 func (s *Service) sweep(ctx context.Context, found []leftover) {
 	ctx, op := s.journal.Begin(ctx, "sweep", journal.Subject{})
-	log := klog.FromContext(ctx)
-	for stage := range sweepStages {
-		s.removeLeftovers(ctx, found, stage)
-		if stage != processStage {
-			continue
-		}
-		if err := s.network.GC(ctx, s.mayHaveNetwork()); err != nil && ctx.Err() == nil {
-			log.Error(err, "Network leftovers stay until the next start")
-		}
+	journal.Enter(ctx, "remove processes")
+	s.removeLeftovers(ctx, found, processStage)
+	journal.Enter(ctx, "collect networks")
+	networkErr := s.bounded(ctx, func(ctx context.Context) error { return s.network.GC(ctx, s.mayHaveNetwork()) })
+	journal.Enter(ctx, "remove files and cgroups")
+	s.removeLeftovers(ctx, found, fileStage)
+	journal.Enter(ctx, "collect layers")
+	err := errors.Join(networkErr, s.bounded(ctx, s.images.Sweep))
+	if op.End(err); err != nil && ctx.Err() == nil {
+		klog.FromContext(ctx).Error(err, "Leftovers of networks or layers stay until the next start")
 	}
-	if err := s.images.Sweep(ctx); err != nil && ctx.Err() == nil {
-		log.Error(err, "Layers that nothing needs stay until the next start")
-	}
-	op.End(nil)
+}
+
+// bounded calls f with the time-out of a tear-down.
+func (s *Service) bounded(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, s.opts.TeardownTimeout)
+	defer cancel()
+	return f(ctx)
 }
 
 // removeLeftovers removes those of one stage at the same time, each under a deadline of
