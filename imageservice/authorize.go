@@ -17,7 +17,8 @@ import (
 	"oras.land/oras-go/v2/registry/remote/auth"
 )
 
-// maxTokenSize bounds the answer of a token service. It holds one token twice at most, and servers take 16 KiB of header.
+// maxTokenSize bounds the answer of a token service. It holds one token twice at most, and servers
+// take 16 KiB of header.
 const maxTokenSize = 128 << 10
 
 // tokenStalls bounds a request for a token, with all redirects, in stall time-outs.
@@ -37,8 +38,8 @@ type grant struct {
 	value string     // "": none is needed so far
 }
 
-// of returns the grant for a target. What the client shows to a server because hosts.toml or the reference names it is
-// not shown to the same server because another server redirects to it.
+// of returns the grant for a target. What the client shows to a server because hosts.toml or the
+// reference names it is not shown to the same server because another server redirects to it.
 func (g *grants) of(t target) *grant {
 	key := fmt.Sprint(origin(t.url), " ", t.led)
 	g.mu.Lock()
@@ -70,8 +71,9 @@ type authorizeArgs struct {
 	challenges []challenge
 }
 
-// authorize gets the Authorization header that the challenges ask for; "" if they name no scheme that is known, or want
-// credentials and there are none. One request at a time asks for it, the others use what it got.
+// authorize gets the Authorization header that the challenges ask for; "" if they name no scheme
+// that is known, or want credentials and there are none. One request at a time asks for it, the
+// others use what it got.
 func (h *host) authorize(ctx context.Context, a authorizeArgs) (string, error) {
 	select {
 	case a.grant.renewing <- struct{}{}:
@@ -90,8 +92,8 @@ func (h *host) authorize(ctx context.Context, a authorizeArgs) (string, error) {
 	return value, nil
 }
 
-// answer follows the best challenge: a token is worth less to a thief than a password. A token service that may not be
-// asked leaves Basic.
+// answer follows the best challenge: a token is worth less to a thief than a password. A token
+// service that may not be asked leaves Basic.
 func (h *host) answer(ctx context.Context, a authorizeArgs) (string, error) {
 	cred, err := h.credentialFor(ctx, a.target)
 	if err != nil {
@@ -121,8 +123,9 @@ func (h *host) answer(ctx context.Context, a authorizeArgs) (string, error) {
 	return "", refused
 }
 
-// credentialFor returns what the target's own server may learn. To a server that another one redirects to, that is
-// what docker_config, or the address in the pull's credentials, has for the server by name, and only over TLS.
+// credentialFor returns what the target's own server may learn. To a server that another one
+// redirects to, that is what docker_config, or the address in the pull's credentials, has for the
+// server by name, and only over TLS.
 func (h *host) credentialFor(ctx context.Context, t target) (auth.Credential, error) {
 	verified := t.url.Scheme == "https" && !h.skipVerify
 	switch {
@@ -194,7 +197,8 @@ func (h *host) tokenForm(a tokenArgs) url.Values {
 	return form
 }
 
-// askToken sends one request to a token service: a GET with a password or without, a POST with an identity token.
+// askToken sends one request to a token service: a GET with a password or without, a POST with an
+// identity token.
 func (h *host) askToken(ctx context.Context, s tokenService, form url.Values, cred auth.Credential) (*http.Response, locality, error) {
 	u := *s.url
 	method, body := http.MethodGet, ""

@@ -19,7 +19,8 @@ type challenge struct {
 	params map[string]string // keys in lower case; the first of equal keys counts
 }
 
-// challengesOf reads all challenges of an answer. They may come in several header lines, and several in one line.
+// challengesOf reads all challenges of an answer. They may come in several header lines, and
+// several in one line.
 func challengesOf(h http.Header) []challenge {
 	var list []challenge
 	for _, line := range h.Values("WWW-Authenticate") {
@@ -31,8 +32,8 @@ func challengesOf(h http.Header) []challenge {
 	return list
 }
 
-// parseChallenges reads one header line. It accepts more than the grammar: missing commas between parameters, and what
-// it cannot read is passed over.
+// parseChallenges reads one header line. It accepts more than the grammar: missing commas between
+// parameters, and what it cannot read is passed over.
 func parseChallenges(line string) []challenge {
 	var list []challenge
 	s := challengeScanner{rest: line}
@@ -115,7 +116,8 @@ func (s *challengeScanner) value() string {
 	return b.String()
 }
 
-// skipToken68 passes over the data that some schemes, such as Negotiate, have instead of parameters.
+// skipToken68 passes over the data that some schemes, such as Negotiate, have instead of
+// parameters.
 func (s *challengeScanner) skipToken68() {
 	t := challengeScanner{rest: strings.TrimLeft(s.rest, " \t")}
 	if t.take(isToken68Byte) == "" {

@@ -8,7 +8,8 @@ import (
 	"strings"
 )
 
-// locality says how near to the node an address is. A server may lead the node as near as the server itself is.
+// locality says how near to the node an address is. A server may lead the node as near as the
+// server itself is.
 type locality int
 
 // Greater is nearer.
@@ -19,8 +20,8 @@ const (
 	restricted          // link-local, metadata of clouds, multicast: nothing that a registry may lead to
 )
 
-// restrictedPrefixes are addresses at which clouds answer metadata and credentials to the node, besides link-local ones,
-// and addresses that no server has.
+// restrictedPrefixes are addresses at which clouds answer metadata and credentials to the node,
+// besides link-local ones, and addresses that no server has.
 func restrictedPrefixes() []netip.Prefix {
 	return []netip.Prefix{
 		netip.MustParsePrefix("100.100.100.200/32"), // Alibaba Cloud
@@ -40,7 +41,8 @@ func privatePrefixes() []netip.Prefix {
 	}
 }
 
-// localityOf returns how near an address is. An IPv6 address that stands for an IPv4 address counts as that.
+// localityOf returns how near an address is. An IPv6 address that stands for an IPv4 address counts
+// as that.
 func localityOf(addr netip.Addr) locality {
 	addr = embeddedIPv4(addr.WithZone("").Unmap())
 	in := func(prefixes []netip.Prefix) bool {
@@ -63,7 +65,8 @@ func localityOf(addr netip.Addr) locality {
 	return public
 }
 
-// embeddedIPv4 returns the address behind a NAT64 (RFC 6052) or 6to4 (RFC 3056) address, and any other one as it is.
+// embeddedIPv4 returns the address behind a NAT64 (RFC 6052) or 6to4 (RFC 3056) address, and any
+// other one as it is.
 func embeddedIPv4(addr netip.Addr) netip.Addr {
 	if !addr.Is6() {
 		return addr
@@ -87,9 +90,9 @@ func localityOfConn(address string) locality {
 	return localityOf(ap.Addr())
 }
 
-// literalLocality returns how near the host of a URL is as far as its text says: names count as public. It is for requests
-// that a proxy makes for the node, where nothing is known about the address. A number that some resolvers read as an
-// IPv4 address counts as restricted.
+// literalLocality returns how near the host of a URL is as far as its text says: names count as
+// public. It is for requests that a proxy makes for the node, where nothing is known about the
+// address. A number that some resolvers read as an IPv4 address counts as restricted.
 func literalLocality(u *url.URL) locality {
 	host := u.Hostname()
 	if addr, err := netip.ParseAddr(host); err == nil {

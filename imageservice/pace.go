@@ -8,15 +8,15 @@ import (
 	"time"
 )
 
-// minRate is how many bytes a second a transfer must bring, averaged over a stall time-out, or it counts as dead. A link of
-// 20 KB/s that six transfers share gives each three times as much.
+// minRate is how many bytes a second a transfer must bring, averaged over a stall time-out, or it
+// counts as dead. A link of 20 KB/s that six transfers share gives each three times as much.
 const minRate = 1 << 10
 
 // errStalled is the cause of death of a transfer that is slower than minRate.
 var errStalled = errors.New("slower than 1 KiB/s for the whole stall time-out")
 
-// paceReader cancels the request that it reads from when that is slower than minRate. Time between reads, which the
-// consumer takes, does not count.
+// paceReader cancels the request that it reads from when that is slower than minRate. Time between
+// reads, which the consumer takes, does not count.
 type paceReader struct {
 	src    io.Reader
 	window time.Duration // of waiting, in which need bytes must arrive
@@ -46,16 +46,16 @@ func (r *paceReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// joinRate is how many bytes a second another registry's transfer of a layer must bring for a pull to wait for it instead of
-// asking its own registry. A registry that serves a node brings a hundred times as much; one transfer too many is the
-// cost on a slow link.
+// joinRate is how many bytes a second another registry's transfer of a layer must bring for a pull
+// to wait for it instead of asking its own registry. A registry that serves a node brings a hundred
+// times as much; one transfer too many is the cost on a slow link.
 const joinRate = 128 << 10
 
 // joinWindows is in how many parts of a stall time-out the rate of a joined transfer is measured.
 const joinWindows = 3
 
-// awaitJoined waits for the fetch that another registry's pull has begun. slow tells that it is given up as too slow, still
-// running; total is the size of its blob.
+// awaitJoined waits for the fetch that another registry's pull has begun. slow tells that it is
+// given up as too slow, still running; total is the size of its blob.
 func awaitJoined(ctx context.Context, f *layerFlight, window time.Duration, total int64) (slow bool) {
 	ticker := time.NewTicker(window)
 	defer ticker.Stop()

@@ -29,9 +29,9 @@ func withheldFrom(realm, registry *url.URL) error {
 		withoutQuery(realm.String()), registry.Host)}
 }
 
-// tokenService judges the realm that the server of t, or a token service that redirects, named. Credentials are for the
-// server itself, for the same host or site over TLS, and for what hosts.toml lists. Any other service may be asked
-// for an anonymous token.
+// tokenService judges the realm that the server of t, or a token service that redirects, named.
+// Credentials are for the server itself, for the same host or site over TLS, and for what
+// hosts.toml lists. Any other service may be asked for an anonymous token.
 func (h *host) tokenService(t target, from locality, realm *url.URL) (tokenService, error) {
 	s := tokenService{url: realm, route: h.ledRoute(realm, from, h.skipVerify)}
 	scheme := strings.ToLower(realm.Scheme)
@@ -56,7 +56,8 @@ func (h *host) tokenService(t target, from locality, realm *url.URL) (tokenServi
 		s.trusted = true
 		s.route = h.ledRoute(realm, from, false)
 	case scheme == "https" && !t.led && h.credentials.brought() && sameSite(realm.Hostname(), serverName(h.registry)):
-		// A mirror passes the registry's challenge on, and the credentials that came with the pull are the registry's.
+		// A mirror passes the registry's challenge on, and the credentials that came with the pull
+		// are the registry's.
 		s.trusted = true
 		s.route = h.ledRoute(realm, from, false)
 	}
@@ -69,8 +70,8 @@ func serverName(hostPort string) string {
 	return u.Hostname()
 }
 
-// sameSite tells whether two names belong to one registrable domain. Names without a public suffix and addresses are only
-// equal to themselves.
+// sameSite tells whether two names belong to one registrable domain. Names without a public suffix
+// and addresses are only equal to themselves.
 func sameSite(a, b string) bool {
 	if strings.EqualFold(a, b) {
 		return true

@@ -15,7 +15,8 @@ import (
 )
 
 const (
-	// maxDiscard is how much of the body of an answer that nobody needs is read, so that its connection can be used again.
+	// maxDiscard is how much of the body of an answer that nobody needs is read, so that its
+	// connection can be used again.
 	maxDiscard = 4 << 10
 	// discardTimeout bounds that reading. A new connection takes less time than a slow body.
 	discardTimeout = time.Second
@@ -36,8 +37,8 @@ type target struct {
 	tls     bool     // no URL so far is of plain HTTP
 }
 
-// follow sends a request and follows the redirects of the answers. At each host it authenticates as that host asks for
-// and as far as the target allows.
+// follow sends a request and follows the redirects of the answers. At each host it authenticates as
+// that host asks for and as far as the target allows.
 func (h *host) follow(ctx context.Context, r request, t target) (*http.Response, error) {
 	for range maxRedirects + 1 {
 		t.tls = t.tls && t.url.Scheme == "https"
@@ -58,8 +59,8 @@ func (h *host) follow(ctx context.Context, r request, t target) (*http.Response,
 	return nil, fmt.Errorf("%s %s: more than %d redirects: %w", r.method, withoutQuery(t.url.String()), maxRedirects, errdefs.ErrUnknown)
 }
 
-// redirected returns the target of a redirect. A chain that has left the host does not become the host's again when
-// it leads back, because another server chose the URL.
+// redirected returns the target of a redirect. A chain that has left the host does not become the
+// host's again when it leads back, because another server chose the URL.
 func (t target) redirected(next *url.URL, from locality) target {
 	sameOrigin := origin(next) == origin(t.url)
 	t.led = t.led || !sameOrigin
@@ -92,7 +93,8 @@ func redirectOf(resp *http.Response) (*url.URL, error) {
 	return u, nil
 }
 
-// ask sends one request. If the server wants authentication it does as the server says and sends the request again.
+// ask sends one request. If the server wants authentication it does as the server says and sends
+// the request again.
 func (h *host) ask(ctx context.Context, r request, t target) (*http.Response, locality, error) {
 	if t.foreign {
 		return h.send(ctx, r, t, "")
@@ -115,7 +117,8 @@ func (h *host) ask(ctx context.Context, r request, t target) (*http.Response, lo
 	return h.send(ctx, r, t, value)
 }
 
-// send sends one request with what the target may learn: headers of hosts.toml are for the host alone.
+// send sends one request with what the target may learn: headers of hosts.toml are for the host
+// alone.
 func (h *host) send(ctx context.Context, r request, t target, authorization string) (*http.Response, locality, error) {
 	req, err := http.NewRequestWithContext(ctx, r.method, t.url.String(), nil)
 	if err != nil {
@@ -166,7 +169,8 @@ func listed(list []string, u *url.URL) bool {
 	})
 }
 
-// discard closes the body of an answer. It reads the rest of a small one first, so that the connection can be used again.
+// discard closes the body of an answer. It reads the rest of a small one first, so that the
+// connection can be used again.
 func discard(resp *http.Response) {
 	timer := time.AfterFunc(discardTimeout, func() { _ = resp.Body.Close() })
 	_, _ = io.CopyN(io.Discard, resp.Body, maxDiscard)

@@ -18,12 +18,13 @@ import (
 const (
 	dialTimeout = 15 * time.Second
 	tlsTimeout  = 15 * time.Second
-	// maxHeaderSize bounds the header of an answer. Tokens and signed URLs in headers have some KiB.
+	// maxHeaderSize bounds the header of an answer. Tokens and signed URLs in headers have some
+	// KiB.
 	maxHeaderSize = 256 << 10
 )
 
-// route says with which TLS settings and to which addresses a request goes. Requests of different routes share no
-// connection, because a connection keeps what it was allowed.
+// route says with which TLS settings and to which addresses a request goes. Requests of different
+// routes share no connection, because a connection keeps what it was allowed.
 type route struct {
 	own        bool     // to the host itself, with everything that hosts.toml says about it
 	nearest    locality // of the addresses that it may lead to
@@ -74,7 +75,8 @@ func (t *transports) open(r route) *http.Transport {
 	}
 }
 
-// tlsConfig returns the host's settings for the host itself. Client certificates are for no other server.
+// tlsConfig returns the host's settings for the host itself. Client certificates are for no other
+// server.
 func (t *transports) tlsConfig(r route) *tls.Config {
 	if r.own {
 		return t.tls
@@ -140,8 +142,9 @@ func (t *transports) roundTrip(req *http.Request, r route) (*http.Response, loca
 	return resp, from, nil
 }
 
-// ledRoute is the route to a URL that a server at from named. A private address of a server that is not in a private
-// network itself is only reached over verified TLS: the server there proves to be the one that the URL names.
+// ledRoute is the route to a URL that a server at from named. A private address of a server that is
+// not in a private network itself is only reached over verified TLS: the server there proves to be
+// the one that the URL names.
 func (h *host) ledRoute(u *url.URL, from locality, skipVerify bool) route {
 	r := route{nearest: from, authority: true, skipVerify: skipVerify}
 	if from == public && u.Scheme == "https" && !skipVerify {

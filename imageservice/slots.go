@@ -9,13 +9,13 @@ import (
 	"golang.org/x/net/publicsuffix"
 )
 
-// slotOvercommit bounds the layers in transfer when many registries hold the limit, in multiples of the limit. It bounds the
-// memory of the node: a transfer has a decompressor and its buffers.
+// slotOvercommit bounds the layers in transfer when many registries hold the limit, in multiples of
+// the limit. It bounds the memory of the node: a transfer has a decompressor and its buffers.
 const slotOvercommit = 4
 
-// slots limits the layers in transfer of all pulls. A registry with none in transfer gets a slot although the limit is
-// reached, and the next free one goes to the registry that holds the fewest: slow registries do not hold the pulls
-// of others.
+// slots limits the layers in transfer of all pulls. A registry with none in transfer gets a slot
+// although the limit is reached, and the next free one goes to the registry that holds the fewest:
+// slow registries do not hold the pulls of others.
 type slots struct {
 	mu      sync.Mutex // guards the fields below
 	limit   int
@@ -100,8 +100,8 @@ func (s *slots) admits(registry string) bool {
 	return s.total < s.limit || s.held[registry] == 0 && s.total < slotOvercommit*s.limit
 }
 
-// siteOf names what counts as one registry for the slots: a registrable domain, whose owner can make any number of names
-// below it, or else a host.
+// siteOf names what counts as one registry for the slots: a registrable domain, whose owner can
+// make any number of names below it, or else a host.
 func siteOf(registry string) string {
 	u := serverName(registry)
 	if site, err := publicsuffix.EffectiveTLDPlusOne(strings.ToLower(u)); err == nil {
