@@ -1,0 +1,121 @@
+package hostile
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/binary"
+	"strings"
+)
+
+// huge is the size of a file that is much larger than its blob.
+const huge = 10 << 30
+
+// streams attack decompression.
+func streams() []Image {
+	begin := item{kind: tar.TypeReg, name: "zeros", size: huge}.bytes()
+	return []Image{
+		{Name: "gzip-10gb", Quick: true, build: layered(func() packed { return packed{zeroMember(begin, 600), unhashed()} })},
+		{Name: "gzip-10gb-members", build: layered(func() packed { return (&packer{}).add(begin, 1).add(make([]byte, 16<<20), 600).whole() })},
+		{Name: "gzip-after-the-end", build: layered(func() packed { return (&packer{}).add(make([]byte, 16<<20), 600).whole() })},
+		{Name: "gzip-empty-members", Quick: true, build: layered(emptyMembers)},
+		{Name: "gzip-long-name", build: layered(longGzipName)},
+		{Name: "zstd-10gb", Quick: true, build: layered(func() packed { return packed{zstdZeros(begin, 128<<20, 600), unhashed()} })},
+		{Name: "zstd-300gb", build: layered(func() packed { return packed{zstdZeros(begin, 8<<20, 18_000), unhashed()} })},
+		{Name: "zstd-window-512mb", build: layered(func() packed { return packed{zstdZeros(begin, 512<<20, 600), unhashed()} })},
+		{Name: "zstd-window-2gb", build: layered(func() packed { return packed{zstdZeros(begin, 2<<30, 600), unhashed()} })},
+		{Name: "zstd-empty-frames", build: layered(emptyFrames)},
+		{Name: "zstd-skipped-frames", build: layered(skippedFrames)},
+		{Name: "zstd-windows-in-parallel", Quick: true, build: manyWindows},
+	}
+}
+
+// emptyMembers stand before, in and after a small tar.
+func emptyMembers() packed {
+	empty := gzipped(nil)
+	p := hashed()
+	p.addMember(empty, 100_000)
+	p.add(item{kind: tar.TypeReg, name: "f"}.bytes(), 1)
+	p.addMember(empty, 1_000_000/len(empty)*8)
+	return p.end()
+}
+
+// longGzipName has a header with a file name of eight megabytes.
+func longGzipName() packed {
+	p := hashed()
+	p.add(append(item{kind: tar.TypeReg, name: "f"}.bytes(), make([]byte, 2*block)...), 1)
+	plain := p.whole()
+	named := append([]byte{0x1f, 0x8b, 8, 8, 0, 0, 0, 0, 0, 255}, strings.Repeat("n", 8<<20)...)
+	named = append(named, 0)
+	return packed{append(named, plain.data[10:]...), plain.diffID}
+}
+
+// zstdMagic begins a frame, skippable one of those that decoders pass over.
+var (
+	zstdMagic = []byte{0x28, 0xb5, 0x2f, 0xfd}
+	skippable = []byte{0x50, 0x2a, 0x4d, 0x18}
+)
+
+// zstdZeros is a frame with the window that begins with data and goes on with times × 16 MiB of zeros.
+func zstdZeros(data []byte, window, times int) []byte {
+	out := bytes.NewBuffer(zstdHeader(window))
+	out.Write(zstdBlock(0, len(data), false))
+	out.Write(data)
+	// A block of type 1 is one byte and how often it comes, at most 128 KiB.
+	zeros := append(zstdBlock(1, 128<<10, false), 0)
+	for range times * 128 {
+		out.Write(zeros)
+	}
+	out.Write(zstdBlock(0, 0, true))
+	return out.Bytes()
+}
+
+// zstdHeader begins a frame: no checksum, no dictionary, no content size.
+func zstdHeader(window int) []byte {
+	exponent := 0
+	for 1<<(10+exponent+1) <= window {
+		exponent++
+	}
+	return append(bytes.Clone(zstdMagic), 0, byte(exponent<<3))
+}
+
+func zstdBlock(kind, size int, last bool) []byte {
+	h := uint32(size<<3 | kind<<1)
+	if last {
+		h |= 1
+	}
+	return binary.LittleEndian.AppendUint32(nil, h)[:3]
+}
+
+// zstdFrame is a frame with data that is not compressed.
+func zstdFrame(data []byte, window int) []byte {
+	out := append(zstdHeader(window), zstdBlock(0, len(data), true)...)
+	return append(out, data...)
+}
+
+func emptyFrames() packed {
+	p := hashed()
+	p.add(append(item{kind: tar.TypeReg, name: "f"}.bytes(), make([]byte, 2*block)...), 1)
+	plain := append(item{kind: tar.TypeReg, name: "f"}.bytes(), make([]byte, 2*block)...)
+	out := bytes.Repeat(zstdFrame(nil, 128<<20), 1_000_000)
+	return packed{append(out, zstdFrame(plain, 1<<10)...), p.whole().diffID}
+}
+
+func skippedFrames() packed {
+	plain := append(item{kind: tar.TypeReg, name: "f"}.bytes(), make([]byte, 2*block)...)
+	skipped := append(bytes.Clone(skippable), 0, 0, 0, 0)
+	out := append(zstdFrame(plain, 1<<10), bytes.Repeat(skipped, 1_200_000)...)
+	return packed{out, hashed().add(plain, 1).whole().diffID}
+}
+
+// manyWindows has layers that each want a large window and fill it.
+func manyWindows(p *parts) error {
+	for range 40 {
+		l := packed{zstdZeros(item{kind: tar.TypeReg, name: "zeros", size: 256 << 20}.bytes(), 128<<20, 16), unhashed()}
+		// No two layers are the same blob.
+		l.data = append(l.data, zstdFrame([]byte{byte(len(p.manifest.Layers))}, 1<<10)...)
+		if err := p.layer(l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
