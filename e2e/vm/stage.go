@@ -48,6 +48,9 @@ func stage(ctx context.Context, s settings, share string) (imageDir string, err 
 	if _, err := output(ctx, "make", "-C", root, "build", "BIN="+bin); err != nil {
 		return "", err
 	}
+	if err := os.CopyFS(filepath.Join(share, "systemd"), os.DirFS(filepath.Join(root, "packaging", "systemd"))); err != nil {
+		return "", fmt.Errorf("copy units: %w", err)
+	}
 	if len(s.command) == 0 {
 		err = s.stageTests(ctx, root, tests, bin)
 	}
@@ -115,6 +118,7 @@ func (s settings) job() string {
 	for _, p := range kernelTests() {
 		fmt.Fprintf(&b, "package_tests %s\n", quoted([]string{p.name, p.run}))
 	}
+	b.WriteString("units\n")
 	for _, n := range s.nodes {
 		fmt.Fprintf(&b, "smoke %s\n", quoted([]string{n.driver, n.runtime, s.run}))
 		if s.critest != "" {

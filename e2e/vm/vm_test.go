@@ -47,12 +47,14 @@ func TestJob(t *testing.T) {
 	calls := strings.TrimPrefix(s.job(), steps)
 	script := `
 package_tests() { echo "package $#"; }
+units() { echo units; }
 smoke() { echo "smoke $*"; }
 conformance() { echo "conformance $# $*"; }
 summary() { echo summary; }
 ` + calls
 	out, err := exec.CommandContext(t.Context(), "sh", "-euc", script).CombinedOutput()
-	want := strings.Repeat("package 2\n", len(kernelTests())) + `smoke systemd runc ^(A|B)$
+	want := strings.Repeat("package 2\n", len(kernelTests())) + `units
+smoke systemd runc ^(A|B)$
 conformance 4 systemd runc -ginkgo.focus a b
 smoke cgroupfs crun ^(A|B)$
 conformance 4 cgroupfs crun -ginkgo.focus a b
