@@ -28,11 +28,19 @@ import (
 // Limits of an archive.
 const (
 	maxEntries  = 1 << 20
+	maxFiles    = 1 << 15 // that are unpacked; CRIU writes some ten for a process
 	maxName     = 255
-	maxMetadata = 8 << 20   // bytes of a file that is read as a whole
-	maxNesting  = 64        // arrays and objects of such a file in each other
-	maxValues   = 1 << 18   // values of such a file; a specification with a seccomp profile has some thousand
-	maxWindow   = 128 << 20 // bytes that zstd may want to look back
+	maxMetadata = 8 << 20  // bytes of a file that is read as a whole
+	maxNesting  = 64       // arrays and objects of such a file in each other
+	maxValues   = 1 << 18  // values of such a file; a specification with a seccomp profile has some thousand
+	maxWindow   = 32 << 20 // bytes that zstd may want to look back; its levels up to 19 want 8 MiB
+)
+
+// A compressed archive may hold freeExpansion bytes, and maxExpansion more for each compressed byte.
+// Memory that was never written to compresses well, and CRIU leaves it out.
+const (
+	freeExpansion = 1 << 30
+	maxExpansion  = 100
 )
 
 // Archive is a checkpoint to read from. The methods may be called one after the
@@ -130,10 +138,13 @@ func (a *Archive) Unpack(ctx context.Context, dir string, limit int64) error {
 		return fmt.Errorf("unpack checkpoint archive %s: %w", a.name, err)
 	}
 	defer func() { _ = root.Close() }()
-	images := false
+	images, files := false, 0
 	err = a.each(ctx, func(e entry) error {
 		if !wanted(e.name) {
 			return nil
+		}
+		if files++; files > maxFiles {
+			return invalid("it has more than %d files", maxFiles)
 		}
 		if limit -= e.size; limit < 0 {
 			return invalid("it holds more than may be unpacked")
@@ -249,12 +260,11 @@ func (a *Archive) eachEntry(ctx context.Context, f func(entry) error) error {
 		return err
 	}
 	defer func() { _ = stream.Close() }()
-	plain, err := decompress(reader{ctx, stream})
+	counted, err := expand(reader{ctx, stream})
 	if err != nil {
 		return err
 	}
-	defer func() { _ = plain.Close() }()
-	counted := &counter{from: plain}
+	defer func() { _ = counted.Close() }()
 	in := tar.NewReader(counted)
 	end := int64(0) // of the entry before
 	for range maxEntries {
@@ -269,7 +279,11 @@ func (a *Archive) eachEntry(ctx context.Context, f func(entry) error) error {
 			return tarError(err)
 		}
 		end = counted.n
-		if h.Typeflag == tar.TypeReg && !sparse(h) {
+		if sparse(h) {
+			if err := counted.grow(h.Size); err != nil {
+				return err
+			}
+		} else if h.Typeflag == tar.TypeReg {
 			end += (h.Size + tarBlock - 1) / tarBlock * tarBlock
 		}
 		name, err := entryName(h.Name)
@@ -289,18 +303,62 @@ func (a *Archive) eachEntry(ctx context.Context, f func(entry) error) error {
 // tarBlock is the size of a header, and of the least of what ends a tar.
 const tarBlock = 512
 
-// counter counts what is read of a tar, to tell one that was cut between two
-// entries, which archive/tar takes for a whole one.
+// expansion is what an archive decompresses to. It counts bytes, to tell an archive that was cut
+// between two entries, which archive/tar takes for a whole one, and to end one that grows without
+// bound.
+type expansion struct {
+	plain      io.ReadCloser
+	compressed *counter
+	n          int64
+	holes      int64 // bytes of sparse files, which the archive does not contain
+}
+
+// counter counts what is read, and keeps the error that ended it.
 type counter struct {
 	from io.Reader
 	n    int64
+	err  error
 }
 
 func (c *counter) Read(p []byte) (int, error) {
 	n, err := c.from.Read(p)
 	c.n += int64(n)
+	if err != nil && !errors.Is(err, io.EOF) {
+		c.err = err
+	}
 	return n, err
 }
+
+func expand(in io.Reader) (*expansion, error) {
+	compressed := &counter{from: in}
+	plain, err := decompress(compressed)
+	return &expansion{plain: plain, compressed: compressed}, err
+}
+
+func (e *expansion) Read(p []byte) (int, error) {
+	n, err := e.plain.Read(p)
+	e.n += int64(n)
+	if err := e.grow(0); err != nil {
+		return n, err
+	}
+	// An error that the disk did not make is the archive's.
+	if err != nil && !errors.Is(err, io.EOF) && e.compressed.err == nil {
+		err = fmt.Errorf("the archive is damaged: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return n, err
+}
+
+// grow adds holes.
+func (e *expansion) grow(holes int64) error {
+	const most = 1 << 60 // far above the limit, and two of them are no overflow
+	e.holes = min(e.holes, most) + min(holes, most)
+	if e.n+e.holes > freeExpansion+maxExpansion*e.compressed.n {
+		return invalid("it holds more than %d bytes and %d times its own size", freeExpansion, maxExpansion)
+	}
+	return nil
+}
+
+func (e *expansion) Close() error { return e.plain.Close() }
 
 // sparse says whether an entry's size is not that of what the tar holds of it.
 func sparse(h *tar.Header) bool {
@@ -329,6 +387,9 @@ func entryName(name string) (string, error) {
 
 // tarError marks what is wrong with the archive itself.
 func tarError(err error) error {
+	if errdefs.IsInvalidArgument(err) {
+		return err
+	}
 	for _, is := range []error{io.ErrUnexpectedEOF, tar.ErrHeader, tar.ErrFieldTooLong, gzip.ErrHeader, gzip.ErrChecksum, zstd.ErrMagicMismatch, zstd.ErrCRCMismatch, zstd.ErrWindowSizeExceeded, zstd.ErrDecoderSizeExceeded} {
 		if errors.Is(err, is) {
 			return fmt.Errorf("the archive is damaged: %w: %w", err, errdefs.ErrInvalidArgument)
@@ -347,7 +408,7 @@ func OpenTar(ctx context.Context, dir, name string) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	plain, err := decompress(reader{ctx, f})
+	plain, err := expand(reader{ctx, f})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", name, err), f.Close())
 	}
@@ -377,7 +438,7 @@ func decompress(in io.Reader) (io.ReadCloser, error) {
 		}
 		return z, nil
 	case isZstd(magic):
-		z, err := zstd.NewReader(buffered, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderMaxMemory(maxWindow))
+		z, err := zstd.NewReader(buffered, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderMaxMemory(maxWindow))
 		if err != nil {
 			return nil, tarError(err)
 		}
