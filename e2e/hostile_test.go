@@ -36,7 +36,7 @@ const (
 const hostileEnv = "MICA_E2E_HOSTILE"
 
 // hostileWait ends a call that does not come to an end.
-const hostileWait = time.Minute
+const hostileWait = 3 * time.Minute
 
 // limitNamed is what an error says that names a limit.
 var limitNamed = regexp.MustCompile(`(?i)\b(more|larger|longer|deeper|wider|above|over|exceed\w*|most|limit\w*|too (many|large|long|deep|big|small|short))\b`)
@@ -83,6 +83,32 @@ func TestHostileImages(t *testing.T) {
 				t.Fatal(err)
 			}
 			j.image(t, image)
+		})
+	}
+	j.works()
+}
+
+// TestHostileArchives creates containers of checkpoint archives that attack one limit each.
+func TestHostileArchives(t *testing.T) {
+	j := startJudge(t)
+	j.needCriu()
+	for _, archive := range hostile.Archives() {
+		if !hostileWanted(archive.Name, archive.Quick) {
+			continue
+		}
+		t.Run(archive.Name, func(t *testing.T) {
+			data, err := archive.Bytes()
+			if err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join(t.TempDir(), "checkpoint.tar")
+			if err := os.WriteFile(path, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			// An archive within the limits lacks CRIU's images.
+			image := hostile.Image{Name: archive.Name, Says: "images of CRIU|is missing|damaged"}
+			t.Cleanup(func() { j.tidy(t, path) })
+			j.within(t, j.run(t, image, j.containerConfig(path)))
 		})
 	}
 	j.works()
@@ -160,7 +186,7 @@ func (j *judge) image(t *testing.T, image hostile.Image) {
 	total = total.max(j.run(t, image, config))
 	if image.Volume {
 		config := j.containerConfig(busyboxImage, "ls", "-U", "/volume")
-		config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/volume", Image: &runtimeapi.ImageSpec{Image: name}}}
+		config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/volume", Readonly: true, Image: &runtimeapi.ImageSpec{Image: name}}}
 		total = total.max(j.run(t, image, config))
 	}
 	total = total.max(j.restart(t, image.Name))
@@ -323,8 +349,10 @@ func (j *judge) tidy(t *testing.T, image string) {
 			t.Error(err)
 		}
 	}
-	if err := j.Images.RemoveImage(j.ctx, &runtimeapi.ImageSpec{Image: image}); err != nil {
-		t.Error(err)
+	if !filepath.IsAbs(image) {
+		if err := j.Images.RemoveImage(j.ctx, &runtimeapi.ImageSpec{Image: image}); err != nil {
+			t.Error(err)
+		}
 	}
 	if out, err := j.Mica(j.ctx, "check"); err != nil {
 		t.Errorf("%v: %s", err, out)

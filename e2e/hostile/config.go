@@ -35,9 +35,13 @@ func configs() []Image {
 		{Name: "volumes", Quick: true, build: configured(func(c *ocispec.ImageConfig) { c.Volumes = set(100_000, "/v%d") })},
 		{Name: "volumes-more", build: configured(func(c *ocispec.ImageConfig) { c.Volumes = set(450_000, "/v%d") })},
 		{Name: "ports", build: configured(func(c *ocispec.ImageConfig) { c.ExposedPorts = set(400_000, "%d/tcp") })},
-		{Name: "command-storm", Quick: true, build: configured(func(c *ocispec.ImageConfig) { c.Cmd = append([]string{"true"}, slices.Repeat([]string{"a"}, 1_500_000)...) })},
+		{Name: "command-storm", Quick: true, build: configured(func(c *ocispec.ImageConfig) {
+			c.Cmd = append([]string{"true"}, slices.Repeat([]string{"a"}, 1_500_000)...)
+		})},
 		{Name: "command-large", build: configured(func(c *ocispec.ImageConfig) { c.Cmd = []string{"true", strings.Repeat("a", 7<<20)} })},
-		{Name: "entrypoint-storm", build: configured(func(c *ocispec.ImageConfig) { c.Entrypoint = append([]string{"true"}, slices.Repeat([]string{"a"}, 1_500_000)...) })},
+		{Name: "entrypoint-storm", build: configured(func(c *ocispec.ImageConfig) {
+			c.Entrypoint = append([]string{"true"}, slices.Repeat([]string{"a"}, 1_500_000)...)
+		})},
 		{Name: "user-large", build: configured(func(c *ocispec.ImageConfig) { c.User = strings.Repeat("u", 7<<20) })},
 		{Name: "directory-large", build: configured(func(c *ocispec.ImageConfig) { c.WorkingDir = strings.Repeat("/d", 3<<20) })},
 		{Name: "signal-large", build: configured(func(c *ocispec.ImageConfig) { c.StopSignal = strings.Repeat("S", 7<<20) })},
