@@ -3,14 +3,21 @@ package hostile
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// maxConfig is close below what the daemon reads of a configuration. The name of an image is in it too.
-const maxConfig = 8<<20 - 64<<10
+const (
+	// maxConfig is a configuration that is far larger than the daemon reads.
+	maxConfig = 8<<20 - 64<<10
+	// almostConfig is close below what the daemon reads.
+	almostConfig = 2<<20 - 16<<10
+	// most is how many entries the daemon takes of most lists.
+	most = 4096
+)
 
 // zeroID is a digest as JSON has it.
 var zeroID = `"sha256:` + strings.Repeat("0", 64) + `"`
@@ -31,11 +38,11 @@ func configs() []Image {
 		{Name: "env-same", build: configured(func(c *ocispec.ImageConfig) { c.Env = slices.Repeat([]string{"A=1"}, 1_000_000) })},
 		{Name: "env-large", build: configured(func(c *ocispec.ImageConfig) { c.Env = []string{"A=" + strings.Repeat("a", 4<<20)} })},
 		{Name: "env-empty", build: configured(func(c *ocispec.ImageConfig) { c.Env = slices.Repeat([]string{""}, 2_000_000) })},
-		{Name: "labels", Quick: true, build: configured(func(c *ocispec.ImageConfig) { c.Labels = keys(400_000, "") })},
+		{Name: "labels", build: configured(func(c *ocispec.ImageConfig) { c.Labels = keys(400_000, "") })},
 		{Name: "volumes", Quick: true, build: configured(func(c *ocispec.ImageConfig) { c.Volumes = set(100_000, "/v%d") })},
 		{Name: "volumes-more", build: configured(func(c *ocispec.ImageConfig) { c.Volumes = set(450_000, "/v%d") })},
 		{Name: "ports", build: configured(func(c *ocispec.ImageConfig) { c.ExposedPorts = set(400_000, "%d/tcp") })},
-		{Name: "command-storm", Quick: true, build: configured(func(c *ocispec.ImageConfig) {
+		{Name: "command-storm", build: configured(func(c *ocispec.ImageConfig) {
 			c.Cmd = append([]string{"true"}, slices.Repeat([]string{"a"}, 1_500_000)...)
 		})},
 		{Name: "command-large", build: configured(func(c *ocispec.ImageConfig) { c.Cmd = []string{"true", strings.Repeat("a", 7<<20)} })},
@@ -46,6 +53,34 @@ func configs() []Image {
 		{Name: "directory-large", build: configured(func(c *ocispec.ImageConfig) { c.WorkingDir = strings.Repeat("/d", 3<<20) })},
 		{Name: "signal-large", build: configured(func(c *ocispec.ImageConfig) { c.StopSignal = strings.Repeat("S", 7<<20) })},
 		{Name: "architecture-large", build: func(p *parts) error { p.config.Architecture = strings.Repeat("a", 7<<20); return nil }},
+	}
+}
+
+// fullConfigs have as much of everything as the daemon takes.
+func fullConfigs() []Image {
+	const share = almostConfig / most // bytes of one entry, with what JSON adds
+	ports := set(1<<16, "%d/tcp")
+	maps.Copy(ports, set(1<<16, "%d/udp"))
+	return []Image{
+		{Name: "full-history", build: padded("history", "[", `{"created_by":"`+strings.Repeat("h", share-20)+`"},`, "{}]", almostConfig-share*2)},
+		{Name: "full-text", build: raw("x", `"`+strings.Repeat("a", almostConfig)+`"`)},
+		{Name: "full-env", Quick: true, build: configured(func(c *ocispec.ImageConfig) { c.Env = many(most, "V%d="+strings.Repeat("v", share-16)) })},
+		{Name: "full-env-same", build: configured(func(c *ocispec.ImageConfig) {
+			c.Env = slices.Repeat([]string{"V=" + strings.Repeat("v", share-16)}, most)
+		})},
+		{Name: "full-env-one", build: configured(func(c *ocispec.ImageConfig) { c.Env = []string{"A=" + strings.Repeat("a", almostConfig)} })},
+		{Name: "full-labels", Quick: true, build: configured(func(c *ocispec.ImageConfig) { c.Labels = keys(most, strings.Repeat("v", share-16)) })},
+		{Name: "full-ports", Quick: true, build: configured(func(c *ocispec.ImageConfig) { c.ExposedPorts = ports })},
+		{Name: "full-volumes", Quick: true, build: configured(func(c *ocispec.ImageConfig) { c.Volumes = set(1024, "/v%d") })},
+		{Name: "full-volumes-deep", Quick: true, build: configured(func(c *ocispec.ImageConfig) { c.Volumes = set(1024, "/%d"+strings.Repeat("/d", 980)) })},
+		{Name: "full-command", build: configured(func(c *ocispec.ImageConfig) {
+			c.Cmd = append([]string{"true"}, slices.Repeat([]string{strings.Repeat("a", share-16)}, most-1)...)
+		})},
+		{Name: "full-command-one", build: configured(func(c *ocispec.ImageConfig) { c.Cmd = []string{"true", strings.Repeat("a", almostConfig)} })},
+		{Name: "full-user", build: configured(func(c *ocispec.ImageConfig) { c.User = strings.Repeat("u", almostConfig) })},
+		{Name: "full-directory", Quick: true, build: configured(func(c *ocispec.ImageConfig) { c.WorkingDir = strings.Repeat("/d", almostConfig/2) })},
+		{Name: "full-signal", build: configured(func(c *ocispec.ImageConfig) { c.StopSignal = strings.Repeat("S", almostConfig) })},
+		{Name: "full-architecture", Says: "cannot run on this platform", build: func(p *parts) error { p.config.Architecture = strings.Repeat("a", almostConfig); return nil }},
 	}
 }
 

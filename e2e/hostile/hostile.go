@@ -135,7 +135,7 @@ func layered(make func() packed) func(*parts) error {
 // Images are all attacks.
 func Images() []Image {
 	var all []Image
-	for _, kind := range [][]Image{configs(), manifests(), entries(), headers(), streams(), users()} {
+	for _, kind := range [][]Image{configs(), fullConfigs(), manifests(), fullManifests(), entries(), headers(), streams(), users()} {
 		all = append(all, kind...)
 	}
 	return all

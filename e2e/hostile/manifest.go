@@ -18,14 +18,14 @@ func manifests() []Image {
 	empty := `{"mediaType":"","digest":"sha256:` + strings.Repeat("0", 64) + `","size":1},`
 	return []Image{
 		{Name: "index-entries", Quick: true, build: index(maxManifest, empty)},
-		{Name: "index-100k-entries", build: index(100_000*len(empty)-64, empty)},
+		{Name: "index-90k-entries", build: index(9<<20, empty)},
 		{Name: "index-empty-entries", build: index(maxManifest, "{},")},
 		{Name: "index-platforms", build: index(maxManifest, `{"platform":{"os":"s","architecture":"a"},"digest":"sha256:`+strings.Repeat("0", 64)+`"},`)},
 		{Name: "index-of-our-platform", build: index(maxManifest, fmt.Sprintf(`{"platform":{"os":"linux","architecture":%q},"digest":"sha256:%064d"},`, runtime.GOARCH, 0))},
 		{Name: "manifest-empty-layers", build: manifest(`"config":{},"layers":[`, "{},", "{}]", maxManifest)},
 		{Name: "manifest-100k-layers", Quick: true, build: layers(60_000, false)},
 		{Name: "layer-10k-times", build: layers(10_000, false)},
-		{Name: "layer-480-times", Quick: true, build: layers(480, true)},
+		{Name: "layer-480-times", build: layers(480, true)},
 		{Name: "annotations", build: manifestOf(func(m *ocispec.Manifest) { m.Annotations = keys(200_000, "") })},
 		{Name: "annotation-large", build: manifestOf(func(m *ocispec.Manifest) {
 			m.Annotations = map[string]string{"io.kubernetes.cri-o.annotations.checkpoint.name": strings.Repeat("a", 3<<20)}
@@ -37,6 +37,15 @@ func manifests() []Image {
 		{Name: "manifest-nested", build: func(p *parts) error { p.rawManifest = []byte(strings.Repeat("[", maxManifest)); return nil }},
 		{Name: "manifest-unknown", build: manifest(`"config":{},"layers":[],"x":[`, "0,", "0]", maxManifest)},
 		{Name: "manifest-of-zeros", build: func(p *parts) error { p.rawManifest = make([]byte, 9<<20); return nil }},
+	}
+}
+
+// fullManifests have as much of everything as the daemon takes.
+func fullManifests() []Image {
+	return []Image{
+		{Name: "full-index", Quick: true, build: index(maxManifest-8<<10, fmt.Sprintf(`{"platform":{"os":"linux","architecture":"arm"},"digest":"sha256:%064d","annotations":{"x":"%s"}},`, 0, strings.Repeat("x", 4000))), Says: "404|only for"},
+		{Name: "full-annotations", build: manifestOf(func(m *ocispec.Manifest) { m.Annotations = keys(most, strings.Repeat("v", 1000)) })},
+		{Name: "full-index-unnamed", build: index(1000*100, fmt.Sprintf(`{"digest":"sha256:%064d","size":7},`, 0)), Says: "404"},
 	}
 }
 
