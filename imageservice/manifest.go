@@ -335,5 +335,5 @@ func checkPlatform(p ocispec.Platform, matcher platforms.MatchComparer) error {
 	if p.Architecture == "" || matcher.Match(p) {
 		return nil
 	}
-	return fmt.Errorf("image is for %s and cannot run on this platform: %w", platforms.Format(p), errdefs.ErrNotFound)
+	return fmt.Errorf("image is for %.100s and cannot run on this platform: %w", platforms.Format(p), errdefs.ErrNotFound)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/continuity/fs"
 	"github.com/containerd/errdefs"
 	securejoin "github.com/cyphar/filepath-securejoin"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	crierrors "k8s.io/cri-api/pkg/errors"
 	"k8s.io/klog/v2"
@@ -149,7 +150,11 @@ func (s *Service) imageVolumes(ctx context.Context, a specArgs) ([]spec.Mount, e
 			return nil, fmt.Errorf("volume %s: %w", dest, err)
 		}
 		dir := filepath.Join(a.c.dir, volumesDir, strconv.Itoa(i))
-		if err := fillVolume(a.pod, dir, a.rootfs, dest); err != nil {
+		err := fillVolume(a.pod, dir, a.rootfs, dest)
+		if errors.Is(err, unix.ENAMETOOLONG) {
+			return nil, fmt.Errorf("volume %.64q: a path of %d bytes is too long in the root file system: %w", dest, len(dest), errdefs.ErrInvalidArgument)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("volume %s: %w", dest, err)
 		}
 		mounts = append(mounts, spec.Mount{Source: dir, Destination: dest, Relabel: true})

@@ -71,8 +71,9 @@ func fullConfigs() []Image {
 		{Name: "full-env-one", build: configured(func(c *ocispec.ImageConfig) { c.Env = []string{"A=" + strings.Repeat("a", almostConfig)} })},
 		{Name: "full-labels", Quick: true, build: configured(func(c *ocispec.ImageConfig) { c.Labels = keys(most, strings.Repeat("v", share-16)) })},
 		{Name: "full-ports", Quick: true, build: configured(func(c *ocispec.ImageConfig) { c.ExposedPorts = ports })},
-		{Name: "full-volumes", Quick: true, build: configured(func(c *ocispec.ImageConfig) { c.Volumes = set(1024, "/v%d") })},
-		{Name: "full-volumes-deep", Quick: true, build: configured(func(c *ocispec.ImageConfig) { c.Volumes = set(1024, "/%d"+strings.Repeat("/d", 980)) })},
+		{Name: "full-volumes", Quick: true, build: configured(func(c *ocispec.ImageConfig) { c.Volumes = set(128, "/v%d") })},
+		{Name: "full-volumes-deep", Quick: true, build: configured(func(c *ocispec.ImageConfig) { c.Volumes = set(128, "/%d"+strings.Repeat("/d", 2000)) })},
+		{Name: "full-volumes-large", build: configured(func(c *ocispec.ImageConfig) { c.Volumes = set(1, "/%d"+strings.Repeat("/d", almostConfig/2-16)) })},
 		{Name: "full-command", build: configured(func(c *ocispec.ImageConfig) {
 			c.Cmd = append([]string{"true"}, slices.Repeat([]string{strings.Repeat("a", share-16)}, most-1)...)
 		})},

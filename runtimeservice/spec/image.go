@@ -26,7 +26,7 @@ func ValidateImage(image ocispec.ImageConfig) error {
 // ImageVolumes returns where an image wants volumes, as clean absolute paths,
 // sorted and without duplicates. Relative paths count from the root, and an
 // empty one is none. As the container's root filesystem and /proc cannot be
-// volumes, they are ErrInvalidArgument, as are more than 128. /dev, /sys and what
+// volumes, they are ErrInvalidArgument, as are more than 128 and paths of more than 4096 bytes. /dev, /sys and what
 // is below them can be: the images of systemd have /sys/fs/cgroup.
 func ImageVolumes(image ocispec.ImageConfig) ([]string, error) {
 	if len(image.Volumes) > maxImageVolumes {
@@ -36,6 +36,9 @@ func ImageVolumes(image ocispec.ImageConfig) ([]string, error) {
 	for _, raw := range slices.Sorted(maps.Keys(image.Volumes)) {
 		if raw == "" {
 			continue
+		}
+		if len(raw) > maxPath {
+			return nil, invalid("volume of the image has a path of %d bytes, more than %d", len(raw), maxPath)
 		}
 		volume := path.Join("/", raw)
 		switch {

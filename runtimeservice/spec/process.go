@@ -123,6 +123,9 @@ func workingDir(in ContainerInput) (string, error) {
 	if strings.ContainsRune(in.Config.GetWorkingDir()+in.Image.WorkingDir, 0) {
 		return "", invalid("working directory holds a NUL byte")
 	}
+	if n := max(len(in.Config.GetWorkingDir()), len(in.Image.WorkingDir)); n > maxPath {
+		return "", invalid("working directory has %d bytes, more than %d", n, maxPath)
+	}
 	if dir := in.Config.GetWorkingDir(); dir != "" {
 		if !path.IsAbs(dir) {
 			return "", invalid("working directory %q is not absolute", dir)

@@ -12,6 +12,10 @@ import (
 // maxHostname is HOST_NAME_MAX of sethostname(2).
 const maxHostname = 64
 
+// maxPath is PATH_MAX of the kernel. An OCI runtime makes missing directories one by one, and does not
+// end within minutes for a path of a million.
+const maxPath = 4096
+
 // maxMappings is how many mappings the kernel takes, user_namespaces(7).
 const maxMappings = 340
 
@@ -109,6 +113,8 @@ func validateLog(c *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig
 func validateMount(m *runtimeapi.Mount) error {
 	dst := m.GetContainerPath()
 	switch {
+	case max(len(dst), len(m.GetHostPath()), len(m.GetImageSubPath())) > maxPath:
+		return invalid("mount %.64q: a path of it has more than %d bytes", dst, maxPath)
 	case !path.IsAbs(dst) || path.Clean(dst) == "/" || strings.ContainsRune(dst, 0):
 		return invalid("mount: container path %q", dst)
 	case m.GetImage() != nil && m.GetHostPath() != "":
