@@ -8,6 +8,7 @@
 # make cluster-down   ends that of make cluster and leaves nothing behind
 # make node-e2e       the Kubernetes project's own tests of a node
 # make vm     end-to-end tests on an emulated Debian with cgroup v2, systemd and AppArmor
+# make hostile  pulls and runs every image that attacks a limit, and prints what that cost
 # make deb    builds the Debian package
 # More targets: lint race fuzz crash bench critest images clean.
 
@@ -97,6 +98,12 @@ lint:
 	cd e2e/cluster && $(GO) vet ./... && $(GO) run $(STATICCHECK) ./...
 	@unformatted=$$($(GO) run $(GOFUMPT) -l $$(git ls-files '*.go')); \
 	if [[ -n $$unformatted ]]; then printf 'not gofumpt-formatted:\n%s\n' "$$unformatted"; exit 1; fi
+
+# Hostile images and archives, all of them; `make test` runs the sharpest. CASES is a regular expression of their names.
+CASES ?= all
+.PHONY: hostile
+hostile: packages-test
+	MICA_E2E_HOSTILE='$(CASES)' $(GO) test -count=1 -v -timeout $(TEST_TIMEOUT) $(TESTFLAGS) -run '^TestHostile' ./e2e
 
 # Every fuzz target in turn, for FUZZTIME each.
 .PHONY: fuzz
