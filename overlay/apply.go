@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -161,7 +162,7 @@ func tarError(err error) error {
 		return err
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return fmt.Errorf("tar is truncated: %w: %w", err, errdefs.ErrInvalidArgument)
-	case errors.Is(err, tar.ErrHeader), errors.Is(err, tar.ErrFieldTooLong):
+	case errors.Is(err, tar.ErrHeader), errors.Is(err, tar.ErrFieldTooLong), strings.HasPrefix(err.Error(), "archive/tar: "):
 		return fmt.Errorf("tar is malformed: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	return err
