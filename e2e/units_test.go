@@ -35,10 +35,13 @@ func TestServiceUnits(t *testing.T) {
 		t.Logf("%s", f.machine("systemd-analyze", "security", "--no-pager", "--threshold=96", unit+".service"))
 		holders[unit] = strings.TrimSpace(f.machine("systemctl", "show", "--property=MainPID", "--value", unit))
 	}
-	p := f.runPod(f.podConfig())
+	podConfig := f.podConfig()
+	podConfig.Linux.SecurityContext = &runtimeapi.LinuxSandboxSecurityContext{
+		Privileged: true, NamespaceOptions: &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE},
+	}
+	p := f.runPod(podConfig)
 	config := f.containerConfig(toolsImage, "sh", "-c", "sleep 1000")
 	config.Linux.SecurityContext.Privileged = true
-	p.config.Linux.SecurityContext = &runtimeapi.LinuxSandboxSecurityContext{Privileged: true}
 	id := f.start(p, config)
 	want := f.rights("/proc/1/status")
 	for name, pid := range map[string]string{"the daemon": holders["micad"], "the keeper": holders["mica-keeper"], "a privileged container": f.pidOf(id)} {
@@ -79,7 +82,8 @@ func startUnits(t *testing.T) *fixture {
 	f.machine("systemctl", "daemon-reload")
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Log(f.machine("journalctl", "--no-pager", "-n", "100", "-u", "micad", "-u", "mica-keeper"))
+			out, err := exec.Command("journalctl", "--no-pager", "-n", "100", "-u", "micad", "-u", "mica-keeper").CombinedOutput()
+			t.Logf("%s%v", out, err)
 		}
 	})
 	f.machine("systemctl", "start", "mica-keeper", "micad")
