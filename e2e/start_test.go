@@ -237,7 +237,7 @@ func (f *fixture) checkUnusable() {
 	status, err := f.Runtime.Status(f.ctx, false)
 	f.no(err)
 	for _, c := range status.Status.Conditions {
-		if c.Type == "RecordsUsable" && !c.Status && strings.Contains(c.Message, "record.json") {
+		if c.Type == "RecordsUsable" && !c.Status && strings.HasPrefix(c.Message, "3 records cannot be used") {
 			return
 		}
 	}
