@@ -140,3 +140,46 @@ func TestUmaskDoesNotReachContainers(t *testing.T) {
 		})
 	}
 }
+
+// Process 1 of a shared PID namespace does not run from the program's file on the
+// host: containers of the pod can open its /proc/1/exe.
+func TestInitRunsFromNoHostFile(t *testing.T) {
+	f := start(t)
+	keeper, err := f.KeeperPid()
+	f.no(err)
+	for name, p := range map[string]pod{"pod": f.runPod(f.podConfig()), "pod with a user namespace": f.userPod()} {
+		config := f.containerConfig(busyboxImage, "sleep", "600")
+		config.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+		if users := p.config.Linux.SecurityContext; users != nil {
+			config.Linux.SecurityContext.NamespaceOptions.UsernsOptions = users.NamespaceOptions.UsernsOptions
+		}
+		f.start(p, config)
+		inits := 0
+		for _, pid := range childrenOf(t, keeper) {
+			if comm, _ := os.ReadFile(filepath.Join("/proc", pid, "comm")); string(comm) != "mica-init\n" {
+				continue
+			}
+			inits++
+			if exe, err := os.Readlink(filepath.Join("/proc", pid, "exe")); err != nil || !strings.HasPrefix(exe, "/memfd:") {
+				t.Errorf("%s: process 1 runs from %q, %v", name, exe, err)
+			}
+		}
+		if inits == 0 {
+			t.Errorf("%s: no process 1 was found", name)
+		}
+	}
+}
+
+func childrenOf(t *testing.T, pid int) []string {
+	t.Helper()
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var children []string
+	for _, list := range lists {
+		text, _ := os.ReadFile(list)
+		children = append(children, strings.Fields(string(text))...)
+	}
+	return children
+}
