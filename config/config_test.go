@@ -171,6 +171,8 @@ func TestBadFilesAreRefused(t *testing.T) {
 		"driver":             {"[cgroups]\ndriver = \"x\"\n", "cgroups.driver: \"x\""},
 		"open streaming":     {"[cri.streaming]\naddress = \"192.0.2.1:1\"\n", "cri.streaming.address: 192.0.2.1 is not loopback"},
 		"long socket":        {"[cri]\nsocket = \"/" + strings.Repeat("x", 110) + "\"\n", "cri.socket: "},
+		"long state_dir":     {"state_dir = \"/" + strings.Repeat("x", 92) + "\"\n[cri]\nsocket = \"/short\"\n", "state_dir: "},
+		"long NRI socket":    {"[nri]\nsocket = \"/" + strings.Repeat("x", 107) + "\"\n", "nri.socket: "},
 		"ulimits":            {"[pods]\nulimits = [\"files=1\"]\n", "pods.ulimits: "},
 		"images":             {"[images]\nplatform = \"a/b/c/d/e\"\n", "images.platform"},
 	} {

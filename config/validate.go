@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/micarun/mica/internal/unixsock"
 	"github.com/micarun/mica/runtimeservice/cgroup"
 )
 
@@ -21,6 +22,7 @@ func (c Config) Validate() error {
 		c.Log.validate(),
 		c.Metrics.validate(),
 		under("cri", c.Resolved().CRI.Validate()),
+		c.validateSockets(),
 		c.validateCgroups(),
 		absolute("network.conf_dir", c.Network.ConfDir),
 		under("images", c.Images.Validate()),
@@ -34,6 +36,22 @@ func (c Config) Validate() error {
 		eachAbsolute("cdi.dirs", c.CDI.Dirs),
 		eachAbsolute("hooks.dirs", c.Hooks.Dirs),
 	)
+}
+
+// maxSocketPath is what sun_path of unix(7) holds, less its terminating zero.
+const maxSocketPath = 107
+
+// validateSockets refuses paths that no socket can be bound at. The keeper's and the consoles'
+// sockets are bound by short names, however long the state directory's is.
+func (c Config) validateSockets() error {
+	var admin, plugins error
+	if socket := c.AdminSocket(); len(socket) > unixsock.MaxPath {
+		admin = fmt.Errorf("state_dir: the socket %q in it is longer than %d bytes", socket, unixsock.MaxPath)
+	}
+	if socket := c.NRI.Socket; len(socket) > maxSocketPath {
+		plugins = fmt.Errorf("nri.socket: %q is longer than %d bytes", socket, maxSocketPath)
+	}
+	return errors.Join(admin, plugins)
 }
 
 func (c Config) validateRuntimes() error {
