@@ -128,11 +128,23 @@ func start(dir string) error {
 	return nil
 }
 
+// processName is what ps shows. The kernel allows 15 bytes.
+const processName = "mica-keeper"
+
+// nameProcess sets the name of the whole process. start executes /proc/self/exe,
+// and the kernel takes the name from the path: "exe".
+func nameProcess() {
+	if err := os.WriteFile("/proc/self/comm", []byte(processName), 0); err != nil {
+		log.Printf("set process name: %v", err)
+	}
+}
+
 // serve is the keeper. It ends neither by a hang-up nor by a terminal: only
 // by SIGTERM or a client's word.
 func serve(dir string, resume, ready int) error {
 	debug.SetGCPercent(25)
 	runtime.GOMAXPROCS(2)
+	nameProcess()
 	log.SetFlags(log.LstdFlags | log.LUTC | log.Lmsgprefix)
 	log.SetPrefix("mica-keeper: ")
 	// Caught and dropped, not ignored: containers would inherit that.

@@ -252,6 +252,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 		t.Fatalf("exit = %+v", exit)
 	}
 	pid := n.keeperPid()
+	n.checkProcessName(pid)
 	at, err := n.client.Attach(t.Context(), a.ID, AttachArgs{Stdin: true})
 	if err != nil {
 		t.Fatal(err)
@@ -278,6 +279,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 	if now := n.keeperPid(); now != pid {
 		t.Errorf("keeper was %d, is %d", pid, now)
 	}
+	n.checkProcessName(pid)
 	if exit := n.exit(ended); exit.Code != 4 {
 		t.Errorf("exit told by the new program = %+v", exit)
 	}
@@ -287,6 +289,15 @@ func TestUpgradeUnderLoad(t *testing.T) {
 	lines := readLog(t, a.LogPath)
 	if len(lines) != lots+1 || lines[0].text != "attached" || lines[lots].text != fmt.Sprint(lots) {
 		t.Errorf("%d lines in the log", len(lines))
+	}
+}
+
+// checkProcessName checks what ps shows as the keeper's command.
+func (n *node) checkProcessName(pid int) {
+	n.t.Helper()
+	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil || string(name) != "mica-keeper\n" {
+		n.t.Errorf("process name of keeper %d = %q, %v; want mica-keeper", pid, name, err)
 	}
 }
 
