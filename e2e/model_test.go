@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/internal/testseed"
 )
 
 // modelSteps is how many random operations the model test makes.
@@ -30,10 +32,8 @@ type model struct {
 // listed, a refused call has none, and the daemon's death changes nothing.
 func TestLifeCycleModel(t *testing.T) {
 	f := start(t)
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
 	m := &model{
-		fixture: f, random: rand.New(rand.NewPCG(seed, 0)), configs: map[string]pod{}, ready: map[string]bool{},
+		fixture: f, random: testseed.New(t), configs: map[string]pod{}, ready: map[string]bool{},
 		states: map[string]runtimeapi.ContainerState{}, containers: map[string]string{},
 	}
 	f.pull(busyboxImage)

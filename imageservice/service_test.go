@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,6 +20,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/micarun/mica/internal/testseed"
 	"github.com/micarun/mica/overlay"
 )
 
@@ -633,7 +633,7 @@ func TestModel(t *testing.T) {
 	}
 	model := map[string]digest.Digest{} // full tag → ID
 	present := map[digest.Digest]bool{}
-	random := rand.New(rand.NewPCG(1, 2))
+	random := testseed.New(t)
 	for step := range 150 {
 		b := images[random.IntN(len(images))]
 		tag := fmt.Sprintf("t%d", random.IntN(4))

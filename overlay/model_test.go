@@ -12,6 +12,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/micarun/mica/internal/testseed"
 )
 
 // model is what a store should hold.
@@ -24,9 +26,7 @@ type model struct {
 // TestModel does random work on a store and on maps. After every step both
 // agree, and after every few Check finds nothing and the store can be reopened.
 func TestModel(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	r := rand.New(rand.NewPCG(seed, 0))
+	r := testseed.New(t)
 	s := newStore(t)
 	m := &model{layers: map[digest.Digest]digest.Digest{}, rws: map[string]digest.Digest{}, holds: map[digest.Digest]func(){}}
 	for step := range 200 {
