@@ -1,20 +1,12 @@
-# make run    builds everything and leaves a pod running on a node of its own
-# make stop   ends that node and leaves nothing behind
-# make test   unit, golden, script and end-to-end tests
-# make cluster        starts a Kubernetes cluster on Mica and leaves it running
-# make cluster-test   the tests of a cluster of their own
-# make cluster-soak   a mixed workload for ten minutes; no program may log an error
-# make cluster-bench  a node full of pods, beside containerd
-# make cluster-down   ends that of make cluster and leaves nothing behind
-# make node-e2e       the Kubernetes project's own tests of a node
-# make vm     end-to-end tests on an emulated Debian with cgroup v2, systemd and AppArmor
-# make hostile  pulls and runs every image that attacks a limit, and prints what that cost
-# make deb    builds the Debian package
-# More targets: lint race fuzz crash bench critest images clean.
+# Mica's targets; `make help` lists them from the comments behind their names.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 GO ?= go
 CC := gcc
@@ -51,63 +43,67 @@ test race crash: export MICA_E2E_RUNTIME = $(RUNTIME)
 RACE ?=
 
 .PHONY: build
-build:
+build: ## build the programs into BIN
 	@mkdir -p $(BIN)
 	CGO_ENABLED=0 $(GO) build -buildvcs=auto -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
 	$(if $(RACE),$(GO) build -race -o $(BIN)/micad ./cmd/micad)
 	$(CC) -Os -s -static -nostdlib -o $(BIN)/mica-init cmd/mica-init/init.c
 
-# The Debian package, in OUT.
 OUT ?= $(BIN)
 .PHONY: deb
-deb: build
+deb: build ## build the Debian package into OUT
 	packaging/deb/build $(BIN) $(OUT)
 
+# What builds for the other architecture, too.
+RELEASE_PACKAGES := git gcc gcc-aarch64-linux-gnu libc6-dev-arm64-cross dpkg-dev
+.PHONY: release
+release: packages-release ## build tarballs, Debian packages, module lists and checksums for amd64 and arm64 into OUT/release
+	packaging/release $(OUT)/release
+
 .PHONY: images
-images: packages-node
+images: packages-node ## build the test images
 	$(GO) run ./e2e/cmd/imagebox build
 
 .PHONY: run
-run: packages-node build
+run: packages-node build ## start a node of its own with a pod and leave both running; IMAGE= names another image
 	$(GO) build -o $(BIN)/ ./e2e/cmd/...
 	$(BIN)/demo run -bin $(BIN) $(if $(IMAGE),-image '$(IMAGE)')
 
 .PHONY: stop
-stop:
+stop: ## end the node of make run and leave nothing behind
 	@mkdir -p $(BIN)
 	$(GO) build -o $(BIN)/ ./e2e/cmd/... ./cmd/...
 	$(BIN)/demo stop -bin $(BIN)
 
 .PHONY: test
-test: packages-test
+test: packages-test ## run unit, golden, script and end-to-end tests
 	$(GO) test -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./...
 
 .PHONY: race
-race: packages-test
+race: packages-test ## run the same tests with the race detector, in the daemon as well
 	MICA_E2E_RACE=1 $(GO) test -race -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./...
 
-# The daemon killed at each of its fail points.
 .PHONY: crash
-crash: packages-test
+crash: packages-test ## kill the daemon at each of its fail points
 	$(GO) test -count=1 -timeout $(TEST_TIMEOUT) $(TESTFLAGS) -run '^TestCrash' ./e2e
 
 .PHONY: lint
-lint:
+lint: ## vet, staticcheck and formatting
 	$(GO) vet ./...
+	GOARCH=arm64 $(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 	cd e2e/cluster && $(GO) vet ./... && $(GO) run $(STATICCHECK) ./...
 	@unformatted=$$($(GO) run $(GOFUMPT) -l $$(git ls-files '*.go')); \
 	if [[ -n $$unformatted ]]; then printf 'not gofumpt-formatted:\n%s\n' "$$unformatted"; exit 1; fi
 
-# Hostile images and archives, all of them; `make test` runs the sharpest. CASES is a regular expression of their names.
+# CASES is a regular expression of the cases' names.
 CASES ?= all
 .PHONY: hostile
-hostile: packages-test
+hostile: packages-test ## pull and run every image that attacks a limit and print what that cost; make test runs the sharpest
 	MICA_E2E_HOSTILE='$(CASES)' $(GO) test -count=1 -v -timeout $(TEST_TIMEOUT) $(TESTFLAGS) -run '^TestHostile' ./e2e
 
-# Every fuzz target in turn, for FUZZTIME each.
 .PHONY: fuzz
-fuzz:
+fuzz: ## run every fuzz target for FUZZTIME
 	@$(GO) list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./... | while read -r package; do \
 		for target in $$($(GO) test -list '^Fuzz' "$$package" | grep '^Fuzz' || true); do \
 			echo "fuzz $$package $$target"; \
@@ -115,9 +111,8 @@ fuzz:
 		done; \
 	done
 
-# Side by side with Debian's containerd; prints a table.
 .PHONY: bench
-bench: packages-bench build
+bench: packages-bench build ## measure side by side with Debian's containerd and print a table
 	$(GO) run ./e2e/bench -bin $(BIN)
 
 # The CRI conformance tool of the Kubernetes project, given as a binary.
@@ -127,7 +122,7 @@ CRITEST_FLAGS ?=
 SEED ?= 0
 PARALLEL ?= 1
 .PHONY: critest
-critest: packages-test build
+critest: packages-test build ## run the conformance tool CRITEST; SEED=, PARALLEL=, RUNTIME=
 	$(GO) build -o $(BIN)/ ./e2e/cmd/...
 	$(if $(filter-out 1,$(PARALLEL)),GOBIN=$(BIN) $(GO) install $(GINKGO))
 	$(BIN)/critest -bin $(BIN) -critest '$(CRITEST)' -runtime '$(RUNTIME)' -seed $(SEED) -parallel $(PARALLEL) -- $(CRITEST_FLAGS)
@@ -135,36 +130,34 @@ critest: packages-test build
 # With CRITEST, the conformance tool runs there as well. VM_FLAGS: see e2e/vm.
 VM_FLAGS ?=
 .PHONY: vm
-vm: packages-vm
+vm: packages-vm ## run end-to-end tests on an emulated Debian with cgroup v2, systemd and AppArmor
 	$(GO) build -o $(BIN)/vm ./e2e/vm
 	$(BIN)/vm $(if $(CRITEST),-critest '$(CRITEST)' -critest-flags '$(CRITEST_FLAGS)') $(VM_FLAGS)
 
 # The kubelet, the control plane and etcd are built once, which takes ten minutes.
 .PHONY: cluster
-cluster: packages-cluster build build-cluster
+cluster: packages-cluster build build-cluster ## start a Kubernetes cluster of NODES nodes on Mica and leave it running
 	$(BIN)/cluster up -bin $(BIN) -root $(CURDIR) -nodes $(NODES)
 
 .PHONY: cluster-down
-cluster-down:
+cluster-down: ## end the cluster and leave nothing behind
 	@mkdir -p $(BIN)
 	@$(MAKE) -s build build-cluster
 	$(BIN)/cluster down -bin $(BIN)
 
 .PHONY: cluster-test
-cluster-test: packages-cluster build build-cluster
+cluster-test: packages-cluster build build-cluster ## run the tests of a cluster of their own
 	cd e2e/cluster && MICA_BIN=$(BIN) $(GO) test -count=1 -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./...
 
-# A mixed workload for SOAK, which fails by what kubelets and daemons log.
 SOAK ?= 10m
 .PHONY: cluster-soak
-cluster-soak: packages-cluster build build-cluster
+cluster-soak: packages-cluster build build-cluster ## run a mixed workload for SOAK; no program may log an error
 	cd e2e/cluster && MICA_BIN=$(BIN) $(GO) test -count=1 -v -timeout $(TEST_TIMEOUT) -run '^TestSoak$$' . -soak $(SOAK)
 
-# A node full of pods, on Mica and on CONTAINERD, turn by turn; prints a table.
 CONTAINERD ?= containerd
 ROUNDS ?= 3
 .PHONY: cluster-bench
-cluster-bench: packages-cluster-bench build build-cluster
+cluster-bench: packages-cluster-bench build build-cluster ## fill a node with pods, on Mica and on CONTAINERD in turn
 	cd e2e/cluster && $(GO) run ./cmd/bench -bin $(BIN) -containerd '$(CONTAINERD)' -rounds $(ROUNDS)
 
 # FOCUS and NODE_E2E_SKIP are regular expressions of specs; logs and reports are in REPORT.
@@ -173,7 +166,7 @@ NODE_E2E_SKIP ?= \[Serial\]|\[Flaky\]|\[Slow\]
 NODE_E2E_PARALLEL ?= 8
 REPORT ?= $(BIN)/node-e2e
 .PHONY: node-e2e
-node-e2e: packages-cluster build build-cluster
+node-e2e: packages-cluster build build-cluster ## run the Kubernetes project's own tests of a node
 	$(BIN)/node-e2e -bin $(BIN) -root $(CURDIR) -focus '$(FOCUS)' -skip '$(NODE_E2E_SKIP)' \
 		-parallel $(NODE_E2E_PARALLEL) -runtime '$(RUNTIME)' -report $(REPORT)
 
@@ -183,10 +176,10 @@ build-cluster:
 	cd e2e/cluster && $(GO) build -o $(BIN)/ ./cmd/...
 
 .PHONY: clean
-clean:
+clean: ## remove BIN
 	rm -rf $(BIN)
 
-.PHONY: packages-node packages-test packages-bench packages-cluster packages-cluster-bench packages-vm
+.PHONY: packages-node packages-test packages-bench packages-cluster packages-cluster-bench packages-vm packages-release
 packages-node:
 	@e2e/install-packages $(NODE_PACKAGES)
 packages-test:
@@ -200,3 +193,5 @@ packages-cluster-bench:
 	@e2e/install-packages $(CLUSTER_PACKAGES) containerd
 packages-vm:
 	@e2e/install-packages $(VM_PACKAGES)
+packages-release:
+	@e2e/install-packages $(RELEASE_PACKAGES)
