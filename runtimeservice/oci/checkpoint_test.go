@@ -13,7 +13,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 )
 
-// script makes an executable that stands in for a runtime.
+// script writes a shell script that acts as the runtime.
 func script(t *testing.T, name, body string) *Runtime {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)
@@ -47,7 +47,7 @@ func TestCheckpointErrors(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "runc checkpoint: criu failed") {
 		t.Errorf("Checkpoint of a failing runtime = %v", err)
 	}
-	// The runtime's own time-out does not bound it; the caller's does.
+	// The runtime's own time-out does not bound Checkpoint; the caller's does.
 	slow := script(t, "runc", "exec sleep 1000")
 	slow.options.Timeout = time.Nanosecond
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -68,7 +68,7 @@ func TestCanCheckpoint(t *testing.T) {
 	for _, tc := range []struct {
 		name, runtime, version string
 		features               features.Features
-		reason                 string // "" for yes
+		reason                 string // "" if it can
 	}{
 		{"runc says yes", "runc", "", annotated(runcCheckpoint, "true"), ""},
 		{"runc says no", "runc", "", annotated(runcCheckpoint, "false"), "built without"},
@@ -76,7 +76,7 @@ func TestCanCheckpoint(t *testing.T) {
 		{"crun says yes", "crun", "", annotated(crunCheckpoint, "true"), ""},
 		{"old crun with", "crun", "crun version 1.8.1\n+SYSTEMD +CRIU +YAJL", features.Features{}, ""},
 		{"old crun without", "crun", "crun version 1.8.1\n+SYSTEMD +YAJL", features.Features{}, "without CRIU"},
-		{"another", "runsc", "", features.Features{}, "does not say"},
+		{"another", "runsc", "", features.Features{}, "does not report"},
 		{"another that says yes", "youki", "", annotated(runcCheckpoint, "true"), ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -14,27 +14,27 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// maxMessage bounds the text of a runtime's error, in bytes.
+// maxMessage bounds the text of a runtime's error message, in bytes.
 const maxMessage = 4096
 
-// killDelay is how long after its deadline a runtime's output is waited for.
+// killDelay bounds the wait for a runtime's output after its deadline or its exit.
 const killDelay = time.Second
 
-// run runs a subcommand and returns its standard output. An error carries the
-// runtime's own message.
+// run runs a subcommand within Options.Timeout and returns its standard output. The error contains
+// the runtime's own message.
 func (r *Runtime) run(ctx context.Context, stdin []byte, subcommand ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.options.Timeout)
 	defer cancel()
 	return r.exec(ctx, runArgs{stdin: stdin}, subcommand...)
 }
 
-// runArgs are what one run of the runtime gets besides its command line.
+// runArgs are the inputs of one run of the runtime, besides its command line.
 type runArgs struct {
 	stdin []byte
 	env   []string // added to this process's own
 }
 
-// exec is run that only ctx bounds.
+// exec is run without Options.Timeout: only ctx bounds it.
 func (r *Runtime) exec(ctx context.Context, a runArgs, subcommand ...string) ([]byte, error) {
 	args := append(r.Args(), "--log-format", "json")
 	args = append(args, subcommand...)
@@ -58,8 +58,8 @@ func (r *Runtime) exec(ctx context.Context, a runArgs, subcommand ...string) ([]
 	return stdout.Bytes(), nil
 }
 
-// start starts cmd such that the reaper leaves it to cmd.Wait; release comes
-// after that.
+// start starts cmd and reserves its exit status for cmd.Wait, so that the reaper does not collect
+// it. The caller calls release after cmd.Wait.
 func (r *Runtime) start(cmd *exec.Cmd) (release func(), err error) {
 	if r.options.Reaper != nil {
 		return r.options.Reaper.Start(cmd)
@@ -67,7 +67,7 @@ func (r *Runtime) start(cmd *exec.Cmd) (release func(), err error) {
 	return func() {}, cmd.Start()
 }
 
-// failure makes the error of a subcommand from how it ended and what it logged.
+// failure builds a subcommand's error from its exit status and its log.
 func (r *Runtime) failure(subcommand string, err error, log []byte) error {
 	name := r.handler.Type
 	if name == "" {
@@ -89,7 +89,7 @@ func (r *Runtime) failure(subcommand string, err error, log []byte) error {
 	return fmt.Errorf("%s %s: %s", name, subcommand, text)
 }
 
-// classOf recognises the messages of runc and crun that callers act upon.
+// classOf maps messages of runc and crun to the error classes that callers act on.
 func classOf(text string) error {
 	text = strings.ToLower(text)
 	switch {
@@ -103,8 +103,8 @@ func classOf(text string) error {
 	return nil
 }
 
-// message takes the errors out of a runtime's log: the "msg" of its JSON
-// lines of level error and above, else the text as it is.
+// message extracts the errors from a runtime's log: the "msg" of its JSON lines of level error and
+// above. Without such lines it returns the whole text.
 func message(log []byte) string {
 	var errs []string
 	for line := range bytes.Lines(log) {

@@ -19,15 +19,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// killTimeout is how long a killed exec process may take to vanish.
+// killTimeout bounds the wait for a killed exec process to exit.
 const killTimeout = 5 * time.Second
 
-// startGrace is how much longer than the caller a runtime may take to start a
-// process, which is then killed in good order.
+// startGrace is how long the runtime may continue after the caller's deadline. The runtime then has
+// time to write the pid file, by which the process is found and killed.
 const startGrace = 5 * time.Second
 
-// The names in an exec's directory. The runtime runs inside of it, because
-// the path of a socket may have 107 bytes only.
+// Names in an exec's directory. The runtime's working directory is that directory, because a socket
+// path is limited to 107 bytes.
 const (
 	processFile = "process.json"
 	pidFile     = "pid"
@@ -37,48 +37,47 @@ const (
 
 // ExecArgs describes a process to run in a running container.
 type ExecArgs struct {
-	// ID is the container's.
+	// ID is the container's ID.
 	ID string
-	// Process is what runs; Process.Terminal decides about a terminal.
+	// Process is the process to run. Process.Terminal selects a terminal instead of pipes.
 	Process *specs.Process
-	// Stdin is copied to the process until EOF; nil means /dev/null. If it
-	// is an io.Closer it is closed when the process has ended, which must
-	// end a Read that hangs.
+	// Stdin is copied to the process until EOF; nil means /dev/null. If Stdin is an io.Closer, it
+	// is closed after the process has ended. Close must then interrupt a blocked Read.
 	Stdin io.Reader
-	// Stdout and Stderr take the output; nil discards it. With a terminal
-	// everything goes to Stdout. Without one, an *os.File of the three is
-	// given to the process as it is.
+	// Stdout and Stderr receive the output; nil discards it. With a terminal all output goes to
+	// Stdout. Without a terminal, Stdin, Stdout or Stderr that is an *os.File is passed to the
+	// process directly.
 	Stdout, Stderr io.Writer
-	// UID and GID own the pipes between the process and the caller, so that
-	// the process may open them again as /dev/stdout: the root of the
-	// container's user namespace.
+	// UID and GID become the owner of the pipes between the process and the caller, so that the
+	// process can open them as /dev/stdout. Set them to the host IDs of root in the container's
+	// user namespace.
 	UID, GID int
-	// OutputUntil says how long Wait waits for output that something else holds open when the
-	// process has ended: until the channel is closed, which the end of the container should do.
-	// nil is for callers that want an answer soon, and so is a terminal, which the jobs of a shell
-	// hold open: Wait waits while output keeps coming, for some seconds at most.
+	// OutputUntil bounds how long Wait waits for output that another process still holds open after
+	// the exec process has ended. Wait then reads until the channel is closed; close it when the
+	// container ends. With nil, or with a terminal (a shell's background jobs keep it open), Wait
+	// continues only while output keeps coming, for a few seconds at most.
 	OutputUntil <-chan struct{}
 }
 
-// ExecProcess is a process that Exec has started. Wait must be called exactly
-// once; the other methods may be called at any time by anybody.
+// ExecProcess is a process started by Exec. Call Wait exactly once. All methods are safe for
+// concurrent use.
 type ExecProcess struct {
 	pid   int
 	pidfd *os.File
 	stdio *stdio
-	until <-chan struct{} // OutputUntil, nil with a terminal
+	until <-chan struct{} // OutputUntil, nil for a terminal
 	// unfreeze is Options.Unfreeze.
 	unfreeze func(pids []int) error
 
-	exited chan struct{} // closed when the process is reaped; code and err are set before
+	exited chan struct{} // closed when the process is reaped; code and err are set first
 	code   int
 	err    error
 }
 
-// Exec starts a process in a running container and returns when it runs.
-// ctx bounds the start only. ErrNotFound and ErrFailedPrecondition tell that
-// the container does not exist or does not run; any other error carries the
-// runtime's message, for example that the command was not found.
+// Exec starts a process in a running container and returns once it runs. ctx bounds the start only.
+// Exec returns ErrNotFound if the container does not exist and ErrFailedPrecondition if it is not
+// running. It returns ErrInvalidArgument without a Process or an Options.Reaper. Other errors contain
+// the runtime's message, for example that the command was not found.
 func (r *Runtime) Exec(ctx context.Context, a ExecArgs) (*ExecProcess, error) {
 	if a.Process == nil || r.options.Reaper == nil {
 		return nil, fmt.Errorf("exec in container %s: no process or no reaper: %w", a.ID, errdefs.ErrInvalidArgument)
@@ -89,13 +88,13 @@ func (r *Runtime) Exec(ctx context.Context, a ExecArgs) (*ExecProcess, error) {
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", a.ID, err)
 	}
-	defer func() { _ = os.RemoveAll(dir) }() // the next start takes what stays
+	defer func() { _ = os.RemoveAll(dir) }() // a leftover is removed by the first Exec after a restart
 	s, err := newStdio(a, dir)
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", a.ID, err)
 	}
-	// From here no child is reaped until the new process, which becomes ours
-	// when the runtime exits, has an owner.
+	// Reap no child until the new process has an owner: it becomes a child of this process when the
+	// runtime exits.
 	release := r.options.Reaper.Hold()
 	defer release()
 	pid, err := r.startExec(ctx, a, dir, s)
@@ -110,7 +109,7 @@ func (r *Runtime) Exec(ctx context.Context, a ExecArgs) (*ExecProcess, error) {
 	owned := r.options.Reaper.Own(pid)
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		_ = unix.Kill(pid, unix.SIGKILL) // still ours, as nobody reaps
+		_ = unix.Kill(pid, unix.SIGKILL) // the PID is still valid, since Hold stops reaping
 		s.close()
 		owned()
 		return nil, fmt.Errorf("exec in container %s: open pidfd of %d: %w", a.ID, pid, err)
@@ -127,7 +126,7 @@ func (r *Runtime) Exec(ctx context.Context, a ExecArgs) (*ExecProcess, error) {
 	return p, nil
 }
 
-// abandon kills a process that nobody will wait for.
+// abandon kills a process whose caller gets an error instead of the process.
 func (p *ExecProcess) abandon() error {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	cancel(nil)
@@ -137,7 +136,7 @@ func (p *ExecProcess) abandon() error {
 	return nil
 }
 
-// execDir makes the directory of one exec and writes the process into it.
+// execDir makes the directory of one exec and writes the process description into it.
 func (r *Runtime) execDir(p *specs.Process) (string, error) {
 	text, err := json.Marshal(p)
 	if err != nil {
@@ -156,16 +155,16 @@ func (r *Runtime) execDir(p *specs.Process) (string, error) {
 	return dir, nil
 }
 
-// startExec runs the runtime's exec, which leaves the process behind, and
-// returns its pid.
+// startExec runs the runtime's exec command in detached mode and returns the PID of the new
+// process.
 func (r *Runtime) startExec(ctx context.Context, a ExecArgs, dir string, s *stdio) (int, error) {
 	args := append(r.Args(), "--log", logFile, "--log-format", "json",
 		"exec", "--detach", "--process", processFile, "--pid-file", pidFile)
 	if s.console != nil {
 		args = append(args, "--console-socket", consoleFile)
 	}
-	// A runtime that is killed at the wrong moment leaves a process behind
-	// that nobody knows, so it gets a little longer than the caller.
+	// A runtime killed at the wrong moment leaves behind a process with an unknown PID. It may
+	// therefore run a little past the caller's deadline.
 	patient, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.options.Timeout)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(startGrace, cancel) })()
@@ -181,7 +180,7 @@ func (r *Runtime) startExec(ctx context.Context, a ExecArgs, dir string, s *stdi
 	pid, pidErr := readPid(filepath.Join(dir, pidFile))
 	if err != nil {
 		if pidErr == nil {
-			_ = unix.Kill(pid, unix.SIGKILL) // an orphan of ours, not yet reaped: we hold
+			_ = unix.Kill(pid, unix.SIGKILL) // the PID is still valid, since Hold stops reaping
 		}
 		log, _ := os.ReadFile(filepath.Join(dir, logFile))
 		return 0, r.failure("exec", err, log)
@@ -195,9 +194,9 @@ func (r *Runtime) startExec(ctx context.Context, a ExecArgs, dir string, s *stdi
 	return pid, nil
 }
 
-// runScored runs the command with the oom_score_adj that the process is to have.
-// crun's exec ignores the one in the process description: the process would keep
-// the daemon's, by which the kernel spares it when memory is short.
+// runScored runs the command with the oom_score_adj of the process to start. crun's exec ignores
+// the value in the process description. The process would otherwise inherit the daemon's value,
+// which protects it from the OOM killer.
 func runScored(cmd *exec.Cmd, score *int) error {
 	if err := cmd.Start(); err != nil {
 		return err
@@ -208,8 +207,8 @@ func runScored(cmd *exec.Cmd, score *int) error {
 	return cmd.Wait()
 }
 
-// scoreProcess sets a process's oom_score_adj. One that has ended needs none, and a
-// host that refuses a lower score has refused it to the container before.
+// scoreProcess sets a process's oom_score_adj. It ignores errors: the process may have ended, and a
+// host that refuses to lower the score has also refused it for the container.
 func scoreProcess(pid, score int) {
 	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(score)), 0)
 }
@@ -226,7 +225,7 @@ func readPid(file string) (int, error) {
 	return pid, nil
 }
 
-// reap collects the process when it ends.
+// reap waits for the process to end and stores its exit code.
 func (p *ExecProcess) reap(r *Runtime, owned func()) {
 	defer owned()
 	defer close(p.exited)
@@ -234,15 +233,14 @@ func (p *ExecProcess) reap(r *Runtime, owned func()) {
 	p.code, p.err = status.Code, err
 }
 
-// Pid is the process ID on the host.
+// Pid returns the process ID on the host.
 func (p *ExecProcess) Pid() int { return p.pid }
 
-// Wait returns the exit code when the process has ended and its output is
-// copied. What a surviving child still holds open is waited for as
-// ExecArgs.OutputUntil says, read as far as it was written by then, and closed.
-// A process that died by a signal gives 128 + its number. When ctx ends before
-// the process, the process and everything it left behind in its session is
-// killed and ctx's error returned.
+// Wait waits for the process to end and its output to be copied, and returns the exit code. A
+// process killed by a signal gives 128 + the signal's number. If a child of the process still holds
+// the output open, Wait waits as ExecArgs.OutputUntil says, reads what was written by then, and
+// closes it. If ctx ends before the process does, Wait kills the process and all processes of its
+// session, and returns ctx's error.
 func (p *ExecProcess) Wait(ctx context.Context) (int, error) {
 	defer p.stdio.close()
 	defer p.pidfd.Close()
@@ -253,7 +251,7 @@ func (p *ExecProcess) Wait(ctx context.Context) (int, error) {
 		select {
 		case <-p.exited:
 		case <-time.After(killTimeout):
-			err = errors.Join(err, fmt.Errorf("process %d does not die", p.pid))
+			err = errors.Join(err, fmt.Errorf("process %d did not exit after SIGKILL", p.pid))
 		}
 		return 0, errors.Join(context.Cause(ctx), err)
 	}
@@ -266,8 +264,8 @@ func (p *ExecProcess) Wait(ctx context.Context) (int, error) {
 	return p.code, nil
 }
 
-// Signal sends sig to every process of the exec's session. ErrNotFound tells
-// that the process has ended.
+// Signal sends sig to every process in the exec's session. It returns ErrNotFound if the exec
+// process has ended.
 func (p *ExecProcess) Signal(sig syscall.Signal) error {
 	select {
 	case <-p.exited:
@@ -285,8 +283,8 @@ func (p *ExecProcess) Signal(sig syscall.Signal) error {
 	return errors.Join(append(errs, ignoreGone(p.signalLeader(sig)))...)
 }
 
-// signalLeader goes through the pidfd, which can never mean another process.
-// ESRCH tells that it has ended.
+// signalLeader sends sig through the pidfd, which cannot refer to a reused PID. It returns ESRCH if
+// the process has ended.
 func (p *ExecProcess) signalLeader(sig syscall.Signal) error {
 	raw, err := p.pidfd.SyscallConn()
 	if err != nil {
@@ -299,8 +297,8 @@ func (p *ExecProcess) signalLeader(sig syscall.Signal) error {
 	return send
 }
 
-// kill kills the session. The leader is stopped first and killed last: as
-// long as it is there, its number names this session and no other.
+// kill kills all processes of the session. It stops the leader first and kills it last: while the
+// leader exists, the kernel cannot reuse its PID as the ID of another session.
 func (p *ExecProcess) kill() (err error) {
 	if err := p.signalLeader(syscall.SIGSTOP); err != nil {
 		return ignoreGone(err)
@@ -320,7 +318,7 @@ func (p *ExecProcess) kill() (err error) {
 		if err := p.unfreeze(append(pids, p.pid)); err != nil || len(pids) == 0 {
 			return err
 		}
-		time.Sleep(time.Millisecond) // the next look finds what was forked meanwhile
+		time.Sleep(time.Millisecond) // the next iteration finds processes forked meanwhile
 	}
 	return fmt.Errorf("session of process %d: %w", p.pid, context.DeadlineExceeded)
 }
@@ -332,8 +330,8 @@ func ignoreGone(err error) error {
 	return err
 }
 
-// Resize sets the size of the terminal in characters. Without a terminal it
-// is ErrFailedPrecondition.
+// Resize sets the terminal's size in characters. Without a terminal, or after Wait has
+// returned, it returns ErrFailedPrecondition.
 func (p *ExecProcess) Resize(width, height uint16) error {
 	return p.stdio.resize(width, height)
 }

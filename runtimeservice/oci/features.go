@@ -10,14 +10,14 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 )
 
-// ShallowBinds is set among the annotations of a runtime's features if it binds
-// only the source's own mount, and none below it, when a container in a user
-// namespace asks for a recursive bind mount: crun before 1.9.
+// ShallowBinds is a features annotation for runtimes (crun before 1.9) with this limitation: in a
+// container with a user namespace, a recursive bind mount covers only the source's own mount and
+// none of the mounts below it.
 const ShallowBinds = "run.mica.shallow-binds"
 
-// Features returns what the runtime says it supports. For a crun without the
-// features command it is what that version is known to support; for any other
-// runtime without it, nothing optional.
+// Features returns the features that the runtime reports. For a crun without the features command
+// it returns what that version is known to support. For any other runtime without the command it
+// returns no optional features.
 func (r *Runtime) Features(ctx context.Context) (features.Features, error) {
 	out, err := r.run(ctx, nil, "features")
 	if err == nil {
@@ -40,9 +40,9 @@ func (r *Runtime) Features(ctx context.Context) (features.Features, error) {
 	return features.Features{}, nil
 }
 
-// crunFeatures is the fallback table by crun's release notes: recursive mount
-// options came with 1.4, the features command itself with 1.9, as did bind
-// mounts that are recursive in user namespaces too.
+// crunFeatures lists a crun version's features according to its release notes. Recursive mount
+// options were added in 1.4. 1.9 added the features command and recursive bind mounts in user
+// namespaces.
 func crunFeatures(version string) features.Features {
 	yes := true
 	f := features.Features{
@@ -71,7 +71,7 @@ func crunFeatures(version string) features.Features {
 	return f
 }
 
-// versionNumbers reads "crun version 1.8.1".
+// versionNumbers parses "crun version 1.8.1".
 func versionNumbers(text string) (major, minor int) {
 	fields := strings.Fields(text)
 	if len(fields) == 0 {

@@ -1,16 +1,14 @@
-// Package oci drives an OCI runtime (runc, crun or one that takes the same
-// command line) for containers that already exist.
+// Package oci runs an OCI runtime (runc, crun or one with the same command line) on containers that
+// already exist.
 //
-// It runs state, update, pause, resume, checkpoint and exec, asks for versions and
-// features, and probes which of several runtimes works on this host. It does
-// not create, start or delete pods' containers: the keeper does, with the
-// argument prefix that Args returns, because the keeper has to be their
-// parent. Exec sessions are children of this process, which must be a
+// It runs state, update, pause, resume, checkpoint and exec, queries versions and features, and
+// probes which of several runtimes works on this host. It does not create, start or delete the
+// containers of pods. The keeper does so, with the argument prefix that Args returns, because the
+// keeper has to be their parent. Exec sessions are children of this process, which must be a
 // subreaper (internal/reaper).
 //
-// On disk there is, per exec and only while it starts, a directory in
-// Options.WorkDir with the process description, the pid file, the runtime's
-// log and the console socket.
+// On disk, each exec has a directory in Options.WorkDir while it starts. The directory holds the
+// process description, the pid file, the runtime's log and the console socket.
 package oci
 
 import (
@@ -28,48 +26,46 @@ import (
 // defaultTimeout bounds one run of the OCI runtime.
 const defaultTimeout = 2 * time.Minute
 
-// Handler names an OCI runtime that can be configured for a RuntimeClass.
+// Handler describes an OCI runtime that can be configured for a RuntimeClass.
 type Handler struct {
-	// Name is the RuntimeClass handler, "" for the default.
+	// Name is the RuntimeClass handler, "" for the default runtime.
 	Name string
-	// Path is the executable, absolute or found in PATH.
+	// Path is the executable, absolute or looked up in PATH.
 	Path string
-	// Type is "runc" or "crun" for the dialect of the command line; ""
-	// takes it from the base name of Path.
+	// Type is the command line's dialect, "runc" or "crun". "" means that it is taken from the base
+	// name of Path.
 	Type string
 	// Root is the directory for the runtime's own state (--root).
 	Root string
-	// Options are further global command-line flags.
+	// Options are additional global command-line flags.
 	Options []string
 }
 
-// Options says how a Runtime is driven.
+// Options configures a Runtime.
 type Options struct {
 	// SystemdCgroup passes --systemd-cgroup.
 	SystemdCgroup bool
-	// WorkDir holds the short-lived files of exec sessions; it must be
-	// this Runtime's alone, on a tmpfs for speed. What is in it before the
-	// first Exec is removed. "" means Handler.Root + ".exec", beside the
-	// runtime's own directory.
+	// WorkDir holds the short-lived files of exec sessions, preferably on a tmpfs for speed. No
+	// other Runtime may use it: the first Exec removes everything in it. "" means Handler.Root +
+	// ".exec", next to the runtime's own directory.
 	WorkDir string
-	// Reaper collects exec processes, which become children of this process.
-	// It is needed for Exec only.
+	// Reaper collects exec processes, which become children of this process. Only Exec needs it.
 	Reaper *reaper.Reaper
-	// Unfreeze moves killed processes out of frozen cgroups, without which they do not die on
-	// cgroup v1. nil where the kernel ends frozen processes itself.
+	// Unfreeze moves killed processes out of frozen cgroups. On cgroup v1 they do not exit
+	// otherwise. It may be nil where the kernel ends frozen processes itself (v2).
 	Unfreeze func(pids []int) error
-	// Timeout bounds one run of the runtime, two minutes where zero.
+	// Timeout bounds one run of the runtime; 0 means two minutes.
 	Timeout time.Duration
 }
 
-// Runtime drives one OCI runtime. It is safe for concurrent use.
+// Runtime runs one OCI runtime. It is safe for concurrent use.
 type Runtime struct {
 	handler     Handler
 	options     Options
 	makeWorkDir func() error // runs once, at the first exec
 }
 
-// New returns the driver for h. It runs nothing.
+// New returns a Runtime for h. It does not run the executable.
 func New(h Handler, o Options) *Runtime {
 	h.Type = cmp.Or(h.Type, dialect(h.Path))
 	if o.WorkDir == "" {
@@ -82,8 +78,7 @@ func New(h Handler, o Options) *Runtime {
 	return &Runtime{handler: h, options: o, makeWorkDir: sync.OnceValue(func() error { return emptyDir(o.WorkDir) })}
 }
 
-// emptyDir makes a directory, or removes what a process that was killed left
-// in it.
+// emptyDir makes an empty directory, removing any leftovers of a killed daemon.
 func emptyDir(dir string) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return err
@@ -91,7 +86,7 @@ func emptyDir(dir string) error {
 	return os.MkdirAll(dir, 0o700)
 }
 
-// dialect guesses the type from an executable's name, such as "crun-1.27".
+// dialect guesses the type from the name of an executable, such as "crun-1.27".
 func dialect(path string) string {
 	for _, name := range []string{"crun", "runc"} {
 		if strings.Contains(filepath.Base(path), name) {
@@ -101,11 +96,11 @@ func dialect(path string) string {
 	return ""
 }
 
-// Handler returns what the runtime was made with, its type filled in.
+// Handler returns the handler that New was given, with its type filled in.
 func (r *Runtime) Handler() Handler { return r.handler }
 
-// Args returns the argument vector up to the subcommand: the executable and
-// the global flags. The caller may change it.
+// Args returns the command line up to the subcommand: the executable and the global flags. The
+// caller may modify the slice.
 func (r *Runtime) Args() []string {
 	args := []string{r.handler.Path}
 	if r.handler.Root != "" {

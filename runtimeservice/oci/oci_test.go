@@ -29,13 +29,13 @@ import (
 
 const busybox = "/bin/busybox"
 
-// crunEnv makes this test binary use crun: it is set where the test runs
-// itself in a mount namespace that crun accepts.
+// crunEnv selects crun. The test sets it when it runs its own binary in a mount namespace that crun
+// accepts.
 const crunEnv = "MICA_TEST_OCI_RUNTIME"
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// container is a running container and the runtime that runs it.
+// container is a running container and its runtime.
 type container struct {
 	*Runtime
 	id   string
@@ -43,7 +43,7 @@ type container struct {
 	work string // the runtime's WorkDir
 }
 
-// newContainer runs a container that sleeps, to be removed at the end.
+// newContainer runs a container that sleeps. The end of the test removes it.
 func newContainer(t testing.TB) container {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -64,7 +64,7 @@ func newContainer(t testing.TB) container {
 	dir := t.TempDir()
 	c := container{
 		id: "mica-ocitest-" + strconv.FormatUint(rand.Uint64(), 36), root: filepath.Join(dir, "bundle/rootfs"),
-		// A socket in here has a longer path than a socket address holds.
+		// A socket in this directory has a path too long for a socket address.
 		work: filepath.Join(dir, strings.Repeat("long", 30)),
 	}
 	c.Runtime = New(Handler{Path: path, Root: filepath.Join(dir, "state")}, Options{WorkDir: c.work, Reaper: r})
@@ -146,8 +146,7 @@ func (c container) do(t testing.TB, a ExecArgs) (int, error) {
 	return p.Wait(t.Context())
 }
 
-// processes returns how many processes in the container have arg on their
-// command line.
+// processes returns how many processes in the container have arg in their command line.
 func (c container) processes(t testing.TB, arg string) int {
 	t.Helper()
 	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -160,7 +159,7 @@ func (c container) processes(t testing.TB, arg string) int {
 		if err != nil || !slices.Contains(strings.Split(string(text), "\x00"), arg) {
 			continue
 		}
-		// Another run of these tests may have the same commands.
+		// Another run of these tests may use the same commands.
 		cgroups, err := os.ReadFile(filepath.Join(filepath.Dir(file), "cgroup"))
 		if err == nil && strings.Contains(string(cgroups), c.id) {
 			n++
@@ -212,8 +211,8 @@ func TestExec(t *testing.T) {
 	}
 }
 
-// TestExecOutputIsComplete reads more than a pipe holds, slowly, and at the end as
-// slowly as on a machine that has other things to do.
+// TestExecOutputIsComplete reads more output than a pipe holds, slowly, and at the end as slowly as
+// on a busy machine.
 func TestExecOutputIsComplete(t *testing.T) {
 	c := newContainer(t)
 	const lines = 100000
@@ -250,8 +249,8 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
-// TestExecSurvivor holds that a child which keeps the output open neither
-// delays the result nor loses what was written before.
+// TestExecSurvivor holds that a child that keeps the output open neither delays the result nor
+// loses earlier output.
 func TestExecSurvivor(t *testing.T) {
 	c := newContainer(t)
 	for _, script := range []string{
@@ -274,9 +273,8 @@ func TestExecSurvivor(t *testing.T) {
 	}
 }
 
-// TestExecTimeoutKillsAll holds that the end of ctx leaves nothing behind:
-// not the process, not its children, not those in other process groups, not
-// those that made sessions of their own, not those that ignore signals.
+// TestExecTimeoutKillsAll holds that the end of ctx kills every process of the exec: the process,
+// its children, those in other process groups or sessions, and those that ignore signals.
 func TestExecTimeoutKillsAll(t *testing.T) {
 	c := newContainer(t)
 	ready := make(chan struct{})
@@ -394,7 +392,7 @@ func TestExecTerminalSurvivor(t *testing.T) {
 	}
 }
 
-// TestExecFiles gives descriptors straight to the process.
+// TestExecFiles passes descriptors directly to the process.
 func TestExecFiles(t *testing.T) {
 	c := newContainer(t)
 	dir := t.TempDir()
@@ -553,8 +551,8 @@ func TestFeatures(t *testing.T) {
 	}
 }
 
-// TestProbe holds that a candidate is chosen by running it, and that the
-// reasons against the others are told.
+// TestProbe holds that a candidate is chosen by running it, and that the reasons against the others
+// are returned.
 func TestProbe(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("containers need root")
@@ -579,8 +577,8 @@ func TestProbe(t *testing.T) {
 	awaitCgroups(t, before)
 }
 
-// awaitCgroups waits until no probe has a cgroup that is not among before: those
-// of other processes' probes go by themselves.
+// awaitCgroups waits until there are no cgroups of probes except those in before, which belong to
+// probes of other processes.
 func awaitCgroups(t *testing.T, before []string) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
@@ -603,8 +601,8 @@ func cgroupsOf(t *testing.T) []string {
 	return found
 }
 
-// stub makes a runtime of a shell script that gets the container's ID as $id
-// and the subcommand as $1, in a directory of its own.
+// stub makes a runtime from a shell script, in a directory of its own. The script gets the
+// container's ID as $id and the subcommand as $1.
 func stub(t *testing.T, script string) *Runtime {
 	t.Helper()
 	dir := t.TempDir()
@@ -616,8 +614,8 @@ func stub(t *testing.T, script string) *Runtime {
 	return New(Handler{Path: path, Root: dir}, Options{Timeout: 10 * time.Second})
 }
 
-// TestPauseWaits holds that Pause does not return while the kernel still
-// freezes, whatever the runtime does.
+// TestPauseWaits holds that Pause does not return before the kernel has frozen the container, even
+// if the runtime does not wait.
 func TestPauseWaits(t *testing.T) {
 	r := stub(t, `
 case $1 in
@@ -649,8 +647,8 @@ func TestPauseOfWhatDoesNotFreeze(t *testing.T) {
 	}
 }
 
-// TestProbePrefersCrunWhereItRuns asks for crun first: on a hybrid cgroup
-// host crun refuses and says why.
+// TestProbePrefersCrunWhereItRuns probes crun first. On a host with hybrid cgroups, crun refuses to
+// run and reports why.
 func TestProbePrefersCrunWhereItRuns(t *testing.T) {
 	if _, err := exec.LookPath("crun"); err != nil || os.Geteuid() != 0 {
 		t.Skipf("needs root and crun: %v", err)
@@ -666,8 +664,8 @@ func TestProbePrefersCrunWhereItRuns(t *testing.T) {
 	}
 }
 
-// TestWithCrun runs this package's tests with crun, in a mount namespace
-// without the unified hierarchy.
+// TestWithCrun runs this package's tests with crun, in a mount namespace without the unified
+// hierarchy.
 func TestWithCrun(t *testing.T) {
 	if os.Getenv(crunEnv) != "" {
 		t.Skip("already with crun")
@@ -721,8 +719,7 @@ func TestArgs(t *testing.T) {
 	}
 }
 
-// BenchmarkExec is the whole of an exec; BenchmarkPlainExec what the OCI
-// runtime alone takes for it.
+// BenchmarkExec measures a whole exec; BenchmarkPlainExec only the OCI runtime's part.
 func BenchmarkExec(b *testing.B) {
 	c := newContainer(b)
 	for b.Loop() {

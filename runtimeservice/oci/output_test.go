@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// What a command leaves behind with its output open, such as the tee of a shell's process
-// substitution, may write a little later than the command ends.
+// A process that a command leaves behind with its output open, such as the tee of a shell's process
+// substitution, may write shortly after the command has ended.
 func TestExecTakesLateOutput(t *testing.T) {
 	c := newContainer(t)
 	for name, a := range map[string]ExecArgs{
@@ -25,7 +25,7 @@ func TestExecTakesLateOutput(t *testing.T) {
 	}
 }
 
-// The end of the container, or of the caller's patience, is the end of the output.
+// The wait for output ends with the container or with the caller's context.
 func TestExecOutputEnds(t *testing.T) {
 	c := newContainer(t)
 	const script = "echo first; sleep 98764 &"
@@ -47,7 +47,7 @@ func TestExecOutputEnds(t *testing.T) {
 	<-p.exited
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
-	// The kernel may hand out both ends in either order: what counts is that the call ends.
+	// The kernel may deliver the two ends in either order. The test checks only that the call ends.
 	if code, err := p.Wait(ctx); err == nil && (code != 0 || !strings.HasPrefix(out.String(), "first")) {
 		t.Errorf("caller gave up: exec = %d, %v, output %q", code, err, out.String())
 	}

@@ -16,28 +16,26 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// probeTimeout bounds the run of one candidate, and its clean-up.
+// probeTimeout bounds one candidate's run, and separately its clean-up.
 const probeTimeout = 45 * time.Second
 
-// ProbeArgs says what a probe runs.
+// ProbeArgs describes the container that a probe runs.
 type ProbeArgs struct {
-	// WorkDir takes the probe's bundle and state; what the probe makes in it
-	// is removed.
+	// WorkDir holds the probe's bundle and state. The probe removes what it makes there.
 	WorkDir string
-	// Binary is a statically linked executable and Args its arguments after
-	// the zeroth. It must exit with status 0.
+	// Binary is a statically linked executable, Args its arguments without argv[0]. It must exit
+	// with status 0.
 	Binary string
 	Args   []string
 	// SystemdCgroup is as in Options.
 	SystemdCgroup bool
-	// CgroupsPath is where the probe container runs; "" takes a new cgroup
-	// at the top.
+	// CgroupsPath is the probe container's cgroup; "" means a new cgroup at the top of the tree.
 	CgroupsPath string
 }
 
-// Probe returns the first candidate that can really run a container on this
-// host, its Path made absolute, and for every candidate before it the reason
-// why not. When none can, the Handler is zero and there is an error for each.
+// Probe runs a container with each candidate in turn and returns the first one that works on this
+// host, with an absolute Path. The errors say why each earlier candidate failed. If no candidate
+// works, the returned Handler is zero.
 func Probe(ctx context.Context, candidates []Handler, a ProbeArgs) (Handler, []error) {
 	var errs []error
 	for _, h := range candidates {
@@ -57,7 +55,7 @@ func Probe(ctx context.Context, candidates []Handler, a ProbeArgs) (Handler, []e
 	return Handler{}, errs
 }
 
-// probe runs one container of h, with state of its own, to its end.
+// probe runs one container to its end with h, in a state directory of its own.
 func probe(ctx context.Context, h Handler, a ProbeArgs) (err error) {
 	binary, err := filepath.EvalSymlinks(a.Binary)
 	if err != nil {
@@ -81,12 +79,12 @@ func probe(ctx context.Context, h Handler, a ProbeArgs) (err error) {
 	_, err = r.run(ctx, nil, "run", "--bundle", dir, id)
 	_, derr := r.run(context.WithoutCancel(ctx), nil, "delete", "--force", id)
 	if errdefs.IsNotFound(derr) || err != nil {
-		derr = nil // a run that went well has deleted it; one that failed says why
+		derr = nil // a successful run has deleted the container; after a failed one, err is the cause
 	}
 	return errors.Join(err, derr)
 }
 
-// writeProbeBundle writes a bundle whose root holds nothing but the binary,
+// writeProbeBundle writes a bundle with an empty root file system, into which the binary is
 // bind-mounted.
 func writeProbeBundle(dir, id string, a ProbeArgs) error {
 	if err := os.Mkdir(filepath.Join(dir, "rootfs"), 0o755); err != nil {
@@ -109,7 +107,7 @@ func probeSpec(dir, id string, a ProbeArgs) *specs.Spec {
 	}
 	exe := "/" + filepath.Base(a.Binary)
 	return &specs.Spec{
-		Version:  "1.0.2", // crun before 1.9 refuses any newer one
+		Version:  "1.0.2", // crun before 1.9 refuses newer versions
 		Hostname: "probe",
 		Root:     &specs.Root{Path: filepath.Join(dir, "rootfs")},
 		Process:  &specs.Process{Args: append([]string{exe}, a.Args...), Cwd: "/", NoNewPrivileges: true},

@@ -7,10 +7,9 @@ import (
 	"strings"
 )
 
-// sessionOf returns the living processes that belong to the session of
-// leader, or descend from it, without leader itself. OCI runtimes start every
-// exec as the leader of a new session (setsid(2)); descendants that made
-// sessions of their own are found while their parents live.
+// sessionOf returns the running processes of the leader's session and the leader's descendants,
+// without the leader itself. OCI runtimes start every exec as the leader of a new session
+// (setsid(2)). Descendants in sessions of their own are found as long as their parents run.
 func sessionOf(leader int) ([]int, error) {
 	dir, err := os.Open("/proc")
 	if err != nil {
@@ -30,7 +29,7 @@ func sessionOf(leader int) ([]int, error) {
 		}
 		text, err := os.ReadFile("/proc/" + name + "/stat")
 		if err != nil {
-			continue // it ended meanwhile
+			continue // it has ended
 		}
 		stat, err := parseStat(string(text))
 		if err != nil {
@@ -53,8 +52,8 @@ func sessionOf(leader int) ([]int, error) {
 	return members, nil
 }
 
-// descends follows the parents, which were read one after the other and may
-// therefore form a ring.
+// descends follows the chain of parents. These were read one after the other, so PID reuse may form
+// a cycle.
 func descends(parents map[int]int, pid, from int) bool {
 	for range len(parents) {
 		parent, ok := parents[pid]
@@ -74,8 +73,8 @@ type procStat struct {
 	dead            bool
 }
 
-// parseStat reads /proc/<pid>/stat (proc_pid_stat(5)): the name in brackets
-// may hold anything, so fields count from the last bracket.
+// parseStat parses /proc/<pid>/stat (proc_pid_stat(5)). The process name in brackets may contain
+// any character, so fields are counted from the last bracket.
 func parseStat(text string) (procStat, error) {
 	_, rest, ok := cutLast(text, ") ")
 	fields := strings.Fields(rest)

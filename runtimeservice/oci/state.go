@@ -12,16 +12,13 @@ import (
 )
 
 const (
-	// statePaused is the one state that runtimes add to those of the
-	// specification.
+	// statePaused is a state that runtimes use in addition to the specification's.
 	statePaused specs.ContainerState = "paused"
-	// maxPauseWait is the longest pause between two looks at a container that
-	// is being frozen.
+	// maxPauseWait is the longest interval between two checks whether a container is frozen.
 	maxPauseWait = 50 * time.Millisecond
 )
 
-// Version returns the first line of the runtime's --version, such as
-// "runc version 1.1.5".
+// Version returns the first line of the runtime's --version, such as "runc version 1.1.5".
 func (r *Runtime) Version(ctx context.Context) (string, error) {
 	out, err := r.run(ctx, nil, "--version")
 	if err != nil {
@@ -31,8 +28,8 @@ func (r *Runtime) Version(ctx context.Context) (string, error) {
 	return strings.TrimSpace(line), nil
 }
 
-// State returns the runtime's own view of a container; ErrNotFound where it
-// does not know it.
+// State returns the runtime's own state of a container. It returns ErrNotFound if the runtime does
+// not know the container.
 func (r *Runtime) State(ctx context.Context, id string) (specs.State, error) {
 	out, err := r.run(ctx, nil, "state", id)
 	if err != nil {
@@ -45,9 +42,9 @@ func (r *Runtime) State(ctx context.Context, id string) (specs.State, error) {
 	return s, nil
 }
 
-// Update changes the CPU, memory and pids limits of a container. The others
-// are ErrInvalidArgument, because not every runtime's update command takes
-// them: huge page and unified limits go through cgroup.Manager.SetResources.
+// Update changes the CPU, memory and pids limits of a container. For any other limit it returns
+// ErrInvalidArgument, because not every runtime's update command supports it. Huge page and unified
+// limits are set by cgroup.Manager.SetResources.
 func (r *Runtime) Update(ctx context.Context, id string, res *specs.LinuxResources) error {
 	if len(res.HugepageLimits) > 0 || len(res.Unified) > 0 || len(res.Devices) > 0 || res.Network != nil || len(res.Rdma) > 0 {
 		return fmt.Errorf("update container %s: only CPU, memory and pids limits: %w", id, errdefs.ErrInvalidArgument)
@@ -60,8 +57,8 @@ func (r *Runtime) Update(ctx context.Context, id string, res *specs.LinuxResourc
 	return err
 }
 
-// Pause freezes a container and returns when none of its processes runs any
-// more. After an error the container may be frozen or on its way there.
+// Pause freezes a container and returns when none of its processes runs any more. After an error,
+// the container may be frozen or about to be.
 func (r *Runtime) Pause(ctx context.Context, id string) error {
 	if _, err := r.run(ctx, nil, "pause", id); err != nil {
 		return err
@@ -69,8 +66,8 @@ func (r *Runtime) Pause(ctx context.Context, id string) error {
 	return r.awaitPaused(ctx, id)
 }
 
-// awaitPaused waits until the runtime says that a container is paused. The
-// kernel freezes in its own time, and crun does not wait for it.
+// awaitPaused waits until the runtime reports the container as paused. The kernel freezes
+// asynchronously, and crun does not wait for it.
 func (r *Runtime) awaitPaused(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, r.options.Timeout)
 	defer cancel()

@@ -19,33 +19,31 @@ import (
 )
 
 const (
-	// drainGrace is how long after the end of a process more of its output is waited for, when
-	// something else holds it open and nothing comes. A child that copies the output, such as
-	// tee(1), can be throttled for most of a period of the CPU controller, 100 ms by default, and
+	// drainGrace is how long to wait for more output after the process has ended, if another
+	// process holds the output open and writes nothing. A child that copies the output, such as
+	// tee(1), can be throttled by the CPU controller for most of a period (100 ms by default), and
 	// more than once before it writes.
 	drainGrace = 500 * time.Millisecond
-	// drainLimit bounds all such waits of one process, since a child can write for ever.
+	// drainLimit bounds the sum of these waits, since a child can write for ever.
 	drainLimit = 5 * time.Second
-	// drainWrite is how long the last of the output may take to be written when the caller has
-	// given up.
+	// drainWrite bounds the writing of the last output after the caller's context has ended.
 	drainWrite = time.Second
 )
 
-// consoleTimeout is how long a runtime that has exited may take to have sent
-// the terminal.
+// consoleTimeout bounds the wait for the terminal's descriptor after the runtime has exited.
 const consoleTimeout = 10 * time.Second
 
-// stdio is the standard streams of an exec process: the child's ends, our
-// ends and what copies between them and the caller.
+// stdio is the standard streams of an exec process: the child's ends, this process's ends, and the
+// goroutines that copy between them and the caller.
 type stdio struct {
-	child  [3]*os.File // given to the runtime; nil is /dev/null
-	ours   []*os.File  // those of child that we have to close
+	child  [3]*os.File // passed to the runtime; nil means /dev/null
+	ours   []*os.File  // elements of child that this process has to close
 	stdin  io.Reader   // copied to input
 	input  *os.File
 	output []*output
 
-	console *net.UnixListener // where the terminal will come from
-	stdout  io.Writer         // of the terminal
+	console *net.UnixListener // receives the terminal's descriptor
+	stdout  io.Writer         // receives the terminal's output
 
 	mu  sync.Mutex // guards tty
 	tty *os.File
@@ -77,7 +75,7 @@ func newStdio(a ExecArgs, dir string) (*stdio, error) {
 	return s, nil
 }
 
-// pipes makes the pipes that are needed.
+// pipes makes the pipes that the exec needs.
 func (s *stdio) pipes(a ExecArgs) error {
 	if f, ok := a.Stdin.(*os.File); ok {
 		s.child[0] = f
@@ -111,7 +109,8 @@ func (s *stdio) pipes(a ExecArgs) error {
 	return nil
 }
 
-// own gives both ends of a pipe to the container's root.
+// own changes the owner of a pipe, which both ends share, to root in the container's user
+// namespace.
 func (a ExecArgs) own(end *os.File) error {
 	if a.UID == 0 && a.GID == 0 {
 		return nil
@@ -119,8 +118,7 @@ func (a ExecArgs) own(end *os.File) error {
 	return end.Chown(a.UID, a.GID)
 }
 
-// giveTo hands the child's ends to a command; the streams that nobody wants
-// are /dev/null.
+// giveTo sets the child's ends as the command's streams. Streams without one stay /dev/null.
 func (s *stdio) giveTo(cmd *exec.Cmd) {
 	if s.child[0] != nil {
 		cmd.Stdin = s.child[0]
@@ -133,8 +131,8 @@ func (s *stdio) giveTo(cmd *exec.Cmd) {
 	}
 }
 
-// listenConsole listens for the terminal, by way of a descriptor of the
-// directory, as its path may be too long for a socket address.
+// listenConsole listens for the terminal's descriptor. It uses a path below /proc/self/fd, since
+// the directory's own path may be too long for a socket address.
 func listenConsole(dir string) (*net.UnixListener, error) {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -150,7 +148,7 @@ func listenConsole(dir string) (*net.UnixListener, error) {
 	return l, nil
 }
 
-// acceptConsole takes the terminal that the runtime has sent before it exited.
+// acceptConsole receives the terminal that the runtime sent before it exited.
 func (s *stdio) acceptConsole(ctx context.Context) error {
 	deadline := time.Now().Add(consoleTimeout)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
@@ -211,7 +209,7 @@ func receiveFile(conn *net.UnixConn) (*os.File, error) {
 	return os.NewFile(uintptr(fds[0]), "terminal"), nil
 }
 
-// start starts copying.
+// start starts the copying goroutines.
 func (s *stdio) start() {
 	for _, o := range s.output {
 		go o.copy()
@@ -220,15 +218,15 @@ func (s *stdio) start() {
 		return
 	}
 	go func() {
-		_, _ = io.Copy(s.input, s.stdin) // an error means that one side has gone
+		_, _ = io.Copy(s.input, s.stdin) // an error means that one side is closed
 		if s.console == nil {
 			_ = s.input.Close()
 		}
 	}()
 }
 
-// copy copies until EOF or, after drain has set a deadline, until everything
-// is copied that was in the pipe then.
+// copy copies until EOF. After drain has set a deadline, it copies what is in the pipe at that time
+// and returns.
 func (o *output) copy() {
 	defer close(o.done)
 	_, err := io.Copy(o.to, counter{o})
@@ -241,13 +239,13 @@ func (o *output) copy() {
 	_ = o.from.SetReadDeadline(time.Time{})
 }
 
-// terminalHolds is more than the kernel keeps between the ends of a terminal, of which
-// it tells only the part that it has got ready for reading.
+// terminalHolds is more than the kernel buffers in a terminal. The kernel reports only the part of
+// the buffer that is ready to be read.
 const terminalHolds = 64 << 10
 
-// rest copies what is in the pipe or terminal at this moment and little more, as a
-// surviving child may write for ever. It reads without a deadline, which could pass
-// while the writing takes its time, and without waiting.
+// rest copies what is in the pipe or terminal now and little more, since a surviving child may
+// write for ever. It uses non-blocking reads instead of a deadline, which could pass during a slow
+// write.
 func (o *output) rest() error {
 	raw, err := o.from.SyscallConn()
 	if err != nil {
@@ -271,7 +269,7 @@ func (o *output) rest() error {
 	return nil
 }
 
-// readNow reads what is there; nothing without an error when nothing is.
+// readNow reads what is available without blocking. It returns 0 and no error if there is nothing.
 func readNow(raw syscall.RawConn, to []byte) (n int, err error) {
 	cerr := raw.Control(func(fd uintptr) {
 		for n, err = -1, unix.EINTR; err == unix.EINTR; {
@@ -289,7 +287,7 @@ func readNow(raw syscall.RawConn, to []byte) (n int, err error) {
 	return n, nil
 }
 
-// inPipe returns how many bytes can be read.
+// inPipe returns the number of bytes that can be read.
 func inPipe(raw syscall.RawConn) (n int, err error) {
 	cerr := raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
 	if err != nil {
@@ -298,8 +296,8 @@ func inPipe(raw syscall.RawConn) (n int, err error) {
 	return n, errors.Join(cerr, err)
 }
 
-// counter counts what is read of an output. It also hides *os.File's WriteTo, which would not stop
-// at a deadline alike on every kernel.
+// counter counts the bytes read from an output. It also hides *os.File's WriteTo, which does not
+// stop at a deadline on every kernel.
 type counter struct{ o *output }
 
 func (c counter) Read(p []byte) (int, error) {
@@ -308,9 +306,10 @@ func (c counter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// drain waits until the output of an ended process is copied. What something else holds open is
-// awaited until the channel is closed, and then, or at once where it is nil, as long as output
-// keeps coming, within drainLimit. When ctx ends, what is there by then is all.
+// drain waits until an ended process's output is copied. If another process holds the output open,
+// drain waits until the channel is closed. After that, or at once if the channel is nil, it waits
+// while output keeps coming, up to drainLimit. When ctx ends, it copies only what is available
+// then.
 func (s *stdio) drain(ctx context.Context, until <-chan struct{}) error {
 	copied := make(chan struct{})
 	go func() { // ends at the latest when the outputs are closed
@@ -348,7 +347,7 @@ func (s *stdio) drain(ctx context.Context, until <-chan struct{}) error {
 	return nil
 }
 
-// awaitSilence waits until everything is copied, or nothing has come for drainGrace.
+// awaitSilence waits until all output is copied or none has come for drainGrace.
 func (s *stdio) awaitSilence(ctx context.Context, copied <-chan struct{}) {
 	limit := time.Now().Add(drainLimit)
 	for seen := s.read(); time.Now().Before(limit); {
@@ -367,7 +366,7 @@ func (s *stdio) awaitSilence(ctx context.Context, copied <-chan struct{}) {
 	}
 }
 
-// read returns how many bytes of output have been read.
+// read returns the number of bytes of output read so far.
 func (s *stdio) read() (n int64) {
 	for _, o := range s.output {
 		n += o.read.Load()
@@ -375,7 +374,7 @@ func (s *stdio) read() (n int64) {
 	return n
 }
 
-// closeChild closes our copies of the child's ends.
+// closeChild closes this process's copies of the child's ends.
 func (s *stdio) closeChild() {
 	for _, f := range s.ours {
 		_ = f.Close()
@@ -383,7 +382,7 @@ func (s *stdio) closeChild() {
 	s.ours = nil
 }
 
-// close closes everything that is ours and ends the copying.
+// close closes all of this process's ends and so stops the copying.
 func (s *stdio) close() {
 	for _, o := range s.output {
 		_ = o.from.Close()
@@ -406,7 +405,7 @@ func (s *stdio) resize(width, height uint16) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.tty == nil {
-		return fmt.Errorf("resize terminal: there is none: %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("resize terminal: no terminal: %w", errdefs.ErrFailedPrecondition)
 	}
 	raw, err := s.tty.SyscallConn()
 	if err != nil {
