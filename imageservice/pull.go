@@ -141,6 +141,9 @@ func (s *Service) pull(ctx context.Context, ref reference.Named, cred credential
 		return Image{}, err
 	}
 	j := &pullJob{service: s, source: src, progress: p, manifest: manifest, diffIDs: config.RootFS.DiffIDs, chains: chainIDs(config.RootFS.DiffIDs)}
+	for range src.hosts {
+		j.allowances = append(j.allowances, s.layers.NewAllowance())
+	}
 	img, err := s.finishPull(ctx, j, top.digest, imageFacts{data, manifest.checkpoint})
 	if err != nil {
 		// Some layers may have been committed.
@@ -238,6 +241,9 @@ type pullJob struct {
 	manifest document
 	diffIDs  []digest.Digest
 	chains   []digest.Digest
+	// allowances are what the layers may take together, by how many hosts have served something else than the blob
+	// before: what these sent must not count against the image.
+	allowances []*overlay.Allowance
 }
 
 // fetchedLayer is a layer on disk that is not part of the store yet, or has become so meanwhile.
@@ -304,8 +310,8 @@ func (j *pullJob) present() int {
 // layerFlight is a fetch of a layer that pulls share.
 type layerFlight = flight[*overlay.Draft, *layerProgress]
 
-// fetch gets layer i onto the disk, or waits for another pull that does. When the other one fails, perhaps for want of the right
-// credentials, it tries by itself; when the other one asks another registry that is slow, it does so beside it.
+// fetch gets layer i onto the disk, or waits for another pull that does, and whose allowance pays for it. When the other one fails,
+// perhaps for want of the right credentials or because its other layers took the allowance, it tries by itself; when the other one asks another registry that is slow, it does so beside it.
 func (j *pullJob) fetch(ctx context.Context, i int) (fetchedLayer, error) {
 	for {
 		if err := ctx.Err(); err != nil {
@@ -338,7 +344,9 @@ func (j *pullJob) join(ctx context.Context, i int, beside string) (f *layerFligh
 		run: func(ctx context.Context, p *layerProgress) (*overlay.Draft, error) {
 			ctx, cancel := context.WithTimeout(ctx, j.service.options().PullTimeout)
 			defer cancel()
-			return j.service.fetchLayer(ctx, layerArgs{source: j.source, blob: j.manifest.layers[i], diffID: j.diffIDs[i], progress: p})
+			return j.service.fetchLayer(ctx, layerArgs{
+				source: j.source, allowances: j.allowances, blob: j.manifest.layers[i], diffID: j.diffIDs[i], progress: p,
+			})
 		},
 	})
 	if err == nil {
@@ -410,10 +418,11 @@ func (j *pullJob) remember(fetched []fetchedLayer) error {
 
 // layerArgs says which layer to fetch.
 type layerArgs struct {
-	source   *source
-	blob     ocispec.Descriptor
-	diffID   digest.Digest
-	progress *layerProgress
+	source     *source
+	allowances []*overlay.Allowance // one for each host of source
+	blob       ocispec.Descriptor
+	diffID     digest.Digest
+	progress   *layerProgress
 }
 
 // fetchLayer downloads, decompresses, extracts and checks one layer in one pass. When a host served something else than the blob, the other hosts are asked.
@@ -426,7 +435,7 @@ func (s *Service) fetchLayer(ctx context.Context, a layerArgs) (*overlay.Draft, 
 	a.progress.state.Store(int32(LayerFetching))
 	draft, err := s.extract(ctx, a)
 	for errdefs.IsDataLoss(err) && len(a.source.hosts) > 1 {
-		a.source = a.source.withoutFirst()
+		a.source, a.allowances = a.source.withoutFirst(), a.allowances[1:]
 		bad := err
 		if draft, err = s.extract(ctx, a); err != nil {
 			err = fmt.Errorf("%w; before: %v", err, bad)
@@ -456,7 +465,7 @@ func (s *Service) extract(ctx context.Context, a layerArgs) (*overlay.Draft, err
 		pipe.finish(err)
 		downloaded <- err
 	}()
-	draft, err := s.apply(ctx, pipe)
+	draft, err := s.apply(ctx, pipe, a.allowances[0])
 	if isDiskError(err) {
 		cancel()
 	} else {
@@ -488,11 +497,11 @@ func isDiskError(err error) bool {
 	return false
 }
 
-func (s *Service) apply(ctx context.Context, blob io.Reader) (*overlay.Draft, error) {
+func (s *Service) apply(ctx context.Context, blob io.Reader, image *overlay.Allowance) (*overlay.Draft, error) {
 	tar, err := s.decompress(ctx, blob)
 	if err != nil {
 		return nil, err
 	}
 	defer tar.Close()
-	return s.layers.Apply(ctx, tar)
+	return s.layers.ApplyWithin(ctx, image, tar)
 }

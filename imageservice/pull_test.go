@@ -30,6 +30,7 @@ import (
 	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/micarun/mica/internal/testregistry"
+	"github.com/micarun/mica/overlay"
 )
 
 // backgroundOf is for checks after the test's context has ended.
@@ -753,6 +754,7 @@ func (e *env) job(t *testing.T, name string, b built) *pullJob {
 	return &pullJob{
 		service: e.service, source: src, progress: &pullProgress{ref: reference.FamiliarString(ref)},
 		manifest: manifest, diffIDs: b.diffIDs, chains: chainIDs(b.diffIDs),
+		allowances: []*overlay.Allowance{e.layers.NewAllowance()},
 	}
 }
 

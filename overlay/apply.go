@@ -36,18 +36,32 @@ import (
 // behind. When ctx ends, Apply ends with it, as soon as a Read of the input that
 // is under way returns: bind the input to the same context.
 func (s *Store) Apply(ctx context.Context, in io.Reader) (*Draft, error) {
+	return s.ApplyWithin(ctx, s.NewAllowance(), in)
+}
+
+// ApplyWithin is [Store.Apply] for one of the layers of an image, which share an allowance.
+func (s *Store) ApplyWithin(ctx context.Context, image *Allowance, in io.Reader) (*Draft, error) {
 	if err := s.checkOpen(); err != nil {
 		return nil, fmt.Errorf("apply layer: %w", err)
 	}
-	d := &Draft{CacheID: newID(), store: s}
+	tar, ok := in.(Decompressed)
+	if !ok {
+		counted := &countedInput{Reader: in}
+		in, tar = counted, counted
+	}
+	d := &Draft{CacheID: newID(), store: s, budget: image.newBudget(tar.Received, tar.ByteCost())}
 	s.setBusy(d.CacheID, true)
 	if err := s.apply(ctx, d, in); err != nil {
 		return nil, errors.Join(fmt.Errorf("apply layer: %w", err), d.Discard())
 	}
+	d.budget.shrink(d.implied.kept())
 	return d, nil
 }
 
 func (s *Store) apply(ctx context.Context, d *Draft, in io.Reader) error {
+	if err := d.budget.spend(costLayer); err != nil {
+		return err
+	}
 	if err := s.makeDraft(d.CacheID); err != nil {
 		return fmt.Errorf("make draft: %w", err)
 	}
@@ -55,14 +69,8 @@ func (s *Store) apply(ctx context.Context, d *Draft, in io.Reader) error {
 	if err != nil {
 		return fmt.Errorf("open draft: %w", err)
 	}
-	x := newExtractor(root, s.paths.dir(d.CacheID))
+	x := newExtractor(root, s.paths.dir(d.CacheID), d.budget)
 	defer x.close()
-	x.record = &recorder{}
-	x.budget.floors = s.floors
-	x.budget.received = func() int64 { return x.record.total }
-	if r, ok := in.(Received); ok {
-		x.budget.received = r.Received
-	}
 	split := filepath.Join(s.paths.writeSet(d.CacheID), tarSplitName)
 	if d.DiffID, err = s.pipeline(ctx, x, in, split); err != nil {
 		return err
@@ -178,6 +186,9 @@ func (x *extractor) trailer() error {
 		x.pack.segment(buf[:n])
 		if total += n; total > maxTrailer {
 			return invalid("read trailer: more than %d bytes behind the end of the archive", maxTrailer)
+		}
+		if err := x.countInput(); err != nil {
+			return fmt.Errorf("read trailer: %w", err)
 		}
 		if errors.Is(err, io.EOF) {
 			return nil

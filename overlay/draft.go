@@ -28,6 +28,7 @@ type Draft struct {
 
 	store   *Store
 	implied impliedDir // directories that the tar did not list
+	budget  *budget    // of memory, for implied
 
 	mu   sync.Mutex // held while the draft is committed or discarded
 	done bool
@@ -44,6 +45,7 @@ func (d *Draft) discardLocked() error {
 	if d.done {
 		return nil
 	}
+	d.budget.leave()
 	err := errors.Join(d.store.removeRetired(d.CacheID), os.RemoveAll(d.store.paths.writeSet(d.CacheID)))
 	if err != nil {
 		return fmt.Errorf("discard draft %s: %w", d.CacheID, err)
@@ -311,6 +313,7 @@ func (s *Store) publish(plan []planned) (again bool, err error) {
 		s.layers[p.ID] = p.Layer
 		delete(s.busy, p.CacheID)
 		p.draft.done = true
+		p.draft.budget.leave()
 		if err := failpoint.Hit("overlay.commit.published"); err != nil {
 			return false, err
 		}

@@ -33,7 +33,7 @@ type extractor struct {
 	record  *recorder
 	pack    *packer
 	writers *writers
-	budget  budget
+	budget  *budget
 
 	last       string // name of the last entry, for errors
 	header     []byte // raw headers of the current entry; the packer reads them too
@@ -48,19 +48,30 @@ type extractor struct {
 	sparse, size                  int64
 }
 
-func newExtractor(root int, dir string) *extractor {
+func newExtractor(root int, dir string, b *budget) *extractor {
 	tree := newDir(nil, ".")
 	tree.implied = true
 	x := &extractor{
-		root: root, dir: dir, shadow: -1, tree: tree, names: newNameTable(),
+		root: root, dir: dir, shadow: -1, tree: tree, names: newNameTable(), record: &recorder{}, budget: b,
 		files: [2]*node{{kind: kindOther}, {kind: kindOther, hides: true}},
 	}
-	x.dirs = newDirCache(root, &x.budget)
+	x.dirs = newDirCache(root, x.budget)
 	return x
 }
 
-// count keeps the layer within its limits. length is that of the entry's name.
-func (x *extractor) count(length int) error {
+// countEntry keeps the layer within its limits at an entry. length is that of the entry's name.
+func (x *extractor) countEntry(length int) error {
+	if err := x.countInput(); err != nil {
+		return err
+	}
+	if err := x.countHeaders(); err != nil {
+		return err
+	}
+	return x.countName(length)
+}
+
+// countName adds one more name, listed or implied.
+func (x *extractor) countName(length int) error {
 	x.budget.entries++
 	x.bytesOfNames += length
 	switch {
@@ -84,9 +95,7 @@ func (x *extractor) countHeaders() error {
 
 // countInput adds what was read since the last call.
 func (x *extractor) countInput() error {
-	read := x.record.total - x.budget.content
-	x.budget.content = x.record.total
-	return x.budget.spend(read * costContent)
+	return x.budget.read(x.record.total - x.budget.content)
 }
 
 // file returns the node of a file.
@@ -106,7 +115,7 @@ func (x *extractor) entry(h *tar.Header) error {
 	if err := context.Cause(x.pack.ctx); err != nil {
 		return err
 	}
-	if err := errors.Join(x.countInput(), x.countHeaders(), x.count(len(h.Name))); err != nil {
+	if err := x.countEntry(len(h.Name)); err != nil {
 		return err
 	}
 	// The entry follows its headers, and possibly its content.
@@ -243,7 +252,7 @@ func (x *extractor) resolve(dir string) (place, error) {
 	case x.parent.dir != nil && dir == x.parentName:
 		return x.parent, nil
 	}
-	w := walker{root: x.tree, makeDir: x.imply, budget: &x.budget}
+	w := walker{root: x.tree, makeDir: x.imply, budget: x.budget}
 	n, err := w.directory(dir)
 	if err != nil {
 		return place{}, err
@@ -265,7 +274,7 @@ func (x *extractor) imply(parent *node, base string) (*node, error) {
 	if len(base) > maxName {
 		return nil, invalid("a component of the name has %d bytes, the limit is %d", len(base), maxName)
 	}
-	if err := errors.Join(checkPath(parent, base), x.count(parent.pathLength(base))); err != nil {
+	if err := errors.Join(checkPath(parent, base), x.countName(parent.pathLength(base))); err != nil {
 		return nil, err
 	}
 	base = strings.Clone(base)
@@ -530,7 +539,7 @@ func (x *extractor) linkTarget(target string) (place, *node, error) {
 		return place{}, nil, err
 	}
 	dir, base := path.Split(name)
-	w := walker{root: x.tree, budget: &x.budget}
+	w := walker{root: x.tree, budget: x.budget}
 	n, err := w.directory(path.Clean(dir))
 	if err != nil {
 		return place{}, nil, err

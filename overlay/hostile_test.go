@@ -28,10 +28,11 @@ type received struct {
 }
 
 func (r *received) Received() int64 { return r.count.Load() }
+func (r *received) ByteCost() int64 { return 0 }
 
-type countedInput struct{ *received }
+type receivedInput struct{ *received }
 
-func (c countedInput) Read(p []byte) (int, error) {
+func (c receivedInput) Read(p []byte) (int, error) {
 	n, err := c.in.Read(p)
 	c.count.Add(int64(n))
 	return n, err
@@ -40,7 +41,7 @@ func (c countedInput) Read(p []byte) (int, error) {
 func newReceived(tb testing.TB, blob []byte) *received {
 	tb.Helper()
 	r := &received{in: bytes.NewReader(blob)}
-	d, err := zstd.NewReader(countedInput{r}, zstd.WithDecoderConcurrency(1))
+	d, err := zstd.NewReader(receivedInput{r}, zstd.WithDecoderConcurrency(1))
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -421,12 +422,12 @@ func applyCounted(t *testing.T, s *Store, data []byte) (*extractor, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x := newExtractor(root, s.paths.dir(d.CacheID))
+	in := &countedInput{Reader: bytes.NewReader(data)}
+	d.budget = newAllowance(floors{work: 1 << 30, kept: 1 << 20}).newBudget(in.Received, in.ByteCost())
+	x := newExtractor(root, s.paths.dir(d.CacheID), d.budget)
 	defer x.close()
-	x.record = &recorder{}
-	x.budget.floors, x.budget.received = floors{work: 1 << 30, kept: 1 << 20}, func() int64 { return x.record.total }
 	split := s.paths.writeSet(d.CacheID) + "/" + tarSplitName
-	_, err = s.pipeline(context.Background(), x, bytes.NewReader(data), split)
+	_, err = s.pipeline(context.Background(), x, in, split)
 	if err == nil {
 		err = x.finish(context.Background(), d, split)
 	}
@@ -439,7 +440,7 @@ func applyCounted(t *testing.T, s *Store, data []byte) (*extractor, error) {
 // checkCounts compares what was counted with what the layer's tree holds.
 func checkCounts(t *testing.T, x *extractor) {
 	t.Helper()
-	if x.budget.work > x.budget.floors.work+workPerByte*x.record.total+maxLinks*maxPath*costStep {
+	if x.budget.work > x.budget.image.floors.work+workPerByte*x.record.total+maxLinks*maxPath*costStep {
 		t.Errorf("%d units of work for %d bytes", x.budget.work, x.record.total)
 	}
 	var held int64

@@ -19,91 +19,45 @@ const (
 // Processor time that extraction takes for one thing, in nanoseconds. The figures are rounded
 // measurements on a server of 2020; only their proportions matter.
 const (
-	costEntry     = 20_000 // parse a header, make the file, set owner, mode and times
-	costAttribute = 5_000  // set an extended attribute
-	costFragment  = 5_000  // write a fragment of a sparse file
-	costStep      = 100    // look up one component of a path
-	costHeader    = 15     // parse, encode and compress a byte of headers
-	costRecord    = 30     // do so with a byte beyond the first plainHeaders of an entry: PAX records
-	costContent   = 2      // decompress, hash, check and write a byte of the tar
+	costLayer     = 1_000_000 // make, parse, sync and publish a layer, whatever it holds
+	costEntry     = 20_000    // parse a header, make the file, set owner, mode and times
+	costAttribute = 5_000     // set an extended attribute
+	costFragment  = 5_000     // write a fragment of a sparse file
+	costStep      = 100       // look up one component of a path
+	costHeader    = 15        // parse, encode and compress a byte of headers
+	costRecord    = 30        // do so with a byte beyond the first plainHeaders of an entry: PAX records
+	costContent   = 2         // decompress, hash, check and write a byte of the tar
 )
 
 // plainHeaders is what the headers of an ordinary entry take.
 const plainHeaders = 3 * tarBlock
 
-// The work of a layer may grow with the bytes that were transferred for it. Legitimate layers stay
-// below 100 ns a byte; a layer of 10 MB may take ten seconds, whatever its compression.
+// The work of an image may grow with the bytes that were transferred for its layers. Legitimate
+// layers stay below 100 ns a byte; an image of 10 MB may take ten seconds, whatever its compression.
 const (
-	workFloor   = 6_000_000_000 // nanoseconds that every layer may take
+	workFloor   = 6_000_000_000 // nanoseconds that every image may take
 	workPerByte = 400           // nanoseconds more for each transferred byte
+
+	smallImage = 10_000_000 // bytes of the largest image that has no more than that
+	slowRatio  = 20         // to which a layer in a slow format may be compressed, however large it is
 )
 
 // The memory for names and link targets may grow with the transferred bytes too. Entries of real
 // layers take 50 bytes of a compressed tar or more.
 const (
-	keptFloor   = 32 << 20  // bytes that every layer may need
-	keptPerByte = 2         // bytes more for each transferred byte
+	keptFloor   = 32 << 20  // bytes that the layers of an image may need at a time
+	keptPerByte = 2         // bytes more for each byte that was transferred for these layers
 	maxKept     = 256 << 20 // bytes for any layer
 
-	keptFile = 96  // a name and its hash
-	keptLink = 192 // a symbolic link without its target
-	keptDir  = 384 // a directory with its table of names
+	keptFile    = 96  // a name and its hash
+	keptLink    = 192 // a symbolic link without its target
+	keptDir     = 384 // a directory with its table of names
+	keptImplied = 64  // a directory without an entry, until the layer is committed
 )
 
 // maxLookups bounds how many directories of the layers below one Commit opens to describe what its
 // tars only imply. Ten seconds of processor time are the usual cost of so many.
 const maxLookups = 1 << 22
-
-// Received is implemented by inputs of [Store.Apply] that were decompressed. It returns how many
-// bytes were transferred for what has been read so far, and may be called by any goroutine.
-type Received interface{ Received() int64 }
-
-// floors are what every layer may take, however few bytes were transferred for it, and the lookups of
-// a Commit.
-type floors struct {
-	work, kept int64
-	lookups    int
-}
-
-// budget adds up what a layer costs. It is for one goroutine.
-type budget struct {
-	floors   floors
-	received func() int64
-
-	work, kept                       int64
-	entries, steps, headers, content int64
-}
-
-// spend adds processor time.
-func (b *budget) spend(cost int64) error {
-	if b.work += cost; b.work <= b.floors.work {
-		return nil
-	}
-	received := b.received()
-	if b.work <= b.floors.work+received*workPerByte {
-		return nil
-	}
-	return invalid("the layer takes more work than its %d bytes may: %d entries, %d path components, %d bytes of headers, %d bytes in all",
-		received, b.entries, b.steps, b.headers, b.content)
-}
-
-func (b *budget) step(n int) error {
-	b.steps += int64(n)
-	return b.spend(int64(n) * costStep)
-}
-
-// keep adds memory that stays in use until the layer is complete.
-func (b *budget) keep(size int) error {
-	if b.kept += int64(size); b.kept <= b.floors.kept {
-		return nil
-	}
-	received := b.received()
-	if b.kept <= min(maxKept, b.floors.kept+received*keptPerByte) {
-		return nil
-	}
-	return invalid("the names and link targets of the layer need more memory than its %d bytes may: %d bytes for %d entries",
-		received, b.kept, b.entries)
-}
 
 // lookups counts the directories that one Commit opens in the layers below.
 type lookups struct{ left int }

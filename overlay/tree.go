@@ -221,3 +221,12 @@ func impliedBelow(n *node) (d impliedDir, any bool) {
 	}
 	return d, d.implied || len(d.children) > 0
 }
+
+// kept returns how much memory the directories take.
+func (d impliedDir) kept() int64 {
+	kept := int64(keptImplied + len(d.base))
+	for _, c := range d.children {
+		kept += c.kept()
+	}
+	return kept
+}

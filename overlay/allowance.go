@@ -1,0 +1,188 @@
+package overlay
+
+import (
+	"io"
+	"sync"
+	"sync/atomic"
+)
+
+// Decompressed is implemented by inputs of [Store.Apply] that were decompressed. Any goroutine may
+// call its methods.
+type Decompressed interface {
+	// Received returns how many bytes were transferred for what has been read so far.
+	Received() int64
+	// ByteCost returns the nanoseconds of processor time that a byte of output takes beyond what
+	// it takes with gzip.
+	ByteCost() int64
+}
+
+// floors are what every image may take, however few bytes were transferred for it, and the lookups of
+// a Commit.
+type floors struct {
+	work, kept int64
+	lookups    int
+}
+
+// Allowance is what the layers of one image may take together: processor time for all of them, and
+// memory for those that are not committed yet. It consists of a floor and of what the transferred bytes
+// of its layers add. Any number of [Store.ApplyWithin] calls may share it at the same time.
+type Allowance struct {
+	floors floors
+	work   atomic.Int64 // of all layers
+	kept   atomic.Int64 // of the layers in live
+	may    atomic.Int64 // work that was found to be allowed; it only grows
+
+	mu   sync.Mutex // guards what follows
+	live map[*budget]struct{}
+	done transferred // for layers that are no longer in live
+}
+
+// transferred is what layers have received: bytes, and bytes times their byteCost.
+type transferred struct{ bytes, weighed int64 }
+
+func (t *transferred) add(b *budget) {
+	n := b.received()
+	t.bytes += n
+	t.weighed += n * b.byteCost
+}
+
+// mayWork returns how much work these bytes may cost. Beyond those of a small image, the bytes of
+// formats that take long to decompress add what that costs at slowRatio.
+func (t transferred) mayWork() int64 {
+	may := t.bytes * workPerByte
+	if t.bytes > smallImage {
+		may += int64(float64(t.weighed) * slowRatio * (1 - smallImage/float64(t.bytes)))
+	}
+	return may
+}
+
+// NewAllowance returns the allowance of an image.
+func (s *Store) NewAllowance() *Allowance { return newAllowance(s.floors) }
+
+func newAllowance(f floors) *Allowance {
+	a := &Allowance{floors: f, live: map[*budget]struct{}{}}
+	a.may.Store(f.work)
+	return a
+}
+
+// received returns what was transferred for all layers, and for those in live.
+func (a *Allowance) received() (all, live transferred) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for b := range a.live {
+		live.add(b)
+	}
+	return transferred{a.done.bytes + live.bytes, a.done.weighed + live.weighed}, live
+}
+
+// allows reports whether the layers may have taken so much work.
+func (a *Allowance) allows(work int64) bool {
+	if work <= a.may.Load() {
+		return true
+	}
+	all, _ := a.received()
+	may := a.floors.work + all.mayWork()
+	a.may.Store(max(may, a.may.Load())) // a smaller value of another layer only costs a calculation
+	return work <= may
+}
+
+// holds reports whether the layers may need so much memory at a time.
+func (a *Allowance) holds(kept int64) bool {
+	if kept <= a.floors.kept {
+		return true
+	}
+	_, live := a.received()
+	return kept <= a.floors.kept+live.bytes*keptPerByte
+}
+
+// budget adds up what one layer takes of its image's allowance. Its methods are for one goroutine.
+type budget struct {
+	image    *Allowance
+	received func() int64 // for any goroutine
+	byteCost int64        // of decompression, beyond what costContent has of it
+
+	work, kept                       int64
+	entries, steps, headers, content int64
+}
+
+// newBudget begins the budget of a layer, which ends with leave.
+func (a *Allowance) newBudget(received func() int64, byteCost int64) *budget {
+	b := &budget{image: a, received: received, byteCost: byteCost}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.live[b] = struct{}{}
+	return b
+}
+
+// leave gives back the memory of a layer that is committed or discarded. It may be called again.
+func (b *budget) leave() {
+	a := b.image
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if _, ok := a.live[b]; !ok {
+		return
+	}
+	delete(a.live, b)
+	a.done.add(b)
+	a.kept.Add(-b.kept)
+}
+
+// shrink gives back all memory of a complete layer but some.
+func (b *budget) shrink(to int64) {
+	b.image.kept.Add(to - b.kept)
+	b.kept = to
+}
+
+// spend adds processor time.
+func (b *budget) spend(cost int64) error {
+	b.work += cost
+	if work := b.image.work.Add(cost); b.image.allows(work) {
+		return nil
+	}
+	all, _ := b.image.received()
+	return invalid("the layers of the image take more work than %d s and %d ns for each of their %d bytes; this layer takes %d ms: "+
+		"%d entries, %d path components, %d bytes of headers, %d bytes in all",
+		b.image.floors.work/1e9, workPerByte, all.bytes, b.work/1e6, b.entries, b.steps, b.headers, b.content)
+}
+
+func (b *budget) step(n int) error {
+	b.steps += int64(n)
+	return b.spend(int64(n) * costStep)
+}
+
+// read adds content that was read.
+func (b *budget) read(n int64) error {
+	b.content += n
+	return b.spend(n * (costContent + b.byteCost))
+}
+
+// keep adds memory that stays in use until the layer is complete.
+func (b *budget) keep(size int) error {
+	b.kept += int64(size)
+	if kept := b.image.kept.Add(int64(size)); b.kept <= maxKept && b.image.holds(kept) {
+		return nil
+	}
+	_, live := b.image.received()
+	return invalid("the names and link targets of the image's layers need more memory than %d MiB and %d bytes for each of their %d bytes, "+
+		"or those of one more than %d MiB; this layer needs %d bytes for %d entries",
+		b.image.floors.kept>>20, keptPerByte, live.bytes, maxKept>>20, b.kept, b.entries)
+}
+
+// countedInput counts what is read of an input that was not decompressed.
+type countedInput struct {
+	io.Reader
+	count atomic.Int64
+}
+
+// Read implements io.Reader.
+func (c *countedInput) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.count.Add(int64(n))
+	return n, err
+}
+
+// Received implements [Decompressed].
+func (c *countedInput) Received() int64 { return c.count.Load() }
+
+// ByteCost implements [Decompressed].
+func (c *countedInput) ByteCost() int64 { return 0 }
