@@ -350,8 +350,8 @@ func TestCheckWithoutDaemon(t *testing.T) {
 	for _, want := range []string{
 		filepath.Join(f.Data, "cri", "containers", running) + ": record cannot be used: its pod: ",
 		filepath.Join(f.State, "pods", p.id) + ": state directory without a record",
-		filepath.Join(f.Data, "network", "attachments", p.id) + ".json: attachment of no pod",
-		"lease of \"" + p.id + "\"",
+		filepath.Join(f.Data, "network", "attachments", p.id) + ".json: attachment without a pod",
+		"lease of unknown pod \"" + p.id + "\"",
 		f.CgroupParent() + "/" + p.id + ": cgroup without a record",
 	} {
 		if err == nil || !strings.Contains(out, want) {

@@ -13,17 +13,16 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// podInterface is the interface of every pod.
+// podInterface is the interface name in every pod.
 const podInterface = "eth0"
 
-// Add attaches a pod and returns what it got. After an error nothing of the
-// attachment is left, unless the error says so; then the record of it is, and
-// Del or GC take it away.
+// Add attaches a pod and returns its addresses and interfaces. If it fails, it removes everything
+// again. If that fails too, the error says so and the record stays, so that Del or GC can finish.
 //
-// Errors: errdefs.ErrUnavailable if there is no network, ErrAlreadyExists if the
-// pod is attached, ErrInvalidArgument for a pod that cannot be, ErrPluginMissing,
-// context.DeadlineExceeded after Options.Timeout, and a *types.Error of the CNI
-// library for what a plugin reported.
+// Errors: errdefs.ErrUnavailable without a usable network configuration, ErrAlreadyExists if the
+// pod is attached, ErrInvalidArgument for an invalid pod, ErrPluginMissing,
+// context.DeadlineExceeded after Options.Timeout, and *types.Error of the CNI library for an error
+// that a plugin reported.
 func (n *Network) Add(ctx context.Context, pod Pod) (Result, error) {
 	c := n.current()
 	list, err := c.ready()
@@ -50,8 +49,7 @@ func (n *Network) Add(ctx context.Context, pod Pod) (Result, error) {
 	return result, nil
 }
 
-// attach records and makes an attachment, taking away what an earlier attempt
-// that was interrupted has left.
+// attach removes the leftovers of an interrupted attempt, writes the record and runs ADD.
 func (n *Network) attach(ctx context.Context, c *conf, rec record) (Result, error) {
 	if err := n.clear(ctx, rec.PodID); err != nil {
 		return Result{}, err
@@ -72,7 +70,7 @@ func (n *Network) attach(ctx context.Context, c *conf, rec record) (Result, erro
 		return result, nil
 	}
 	if undo := n.detach(context.WithoutCancel(ctx), rec); undo != nil {
-		return Result{}, fmt.Errorf("%w; taking it away again: %w", err, undo)
+		return Result{}, fmt.Errorf("%w; detach again: %w", err, undo)
 	}
 	return Result{}, err
 }
@@ -87,19 +85,20 @@ func (n *Network) execAdd(ctx context.Context, list *libcni.NetworkConfigList, r
 	return parseResult(got, rec.Interface)
 }
 
-// clear makes sure that a pod is not attached.
+// clear removes the leftovers of an interrupted attempt. A pod that is attached is
+// errdefs.ErrAlreadyExists.
 func (n *Network) clear(ctx context.Context, id string) error {
 	old, err := n.records.read(id)
 	if err == nil && n.attached(old) {
 		return errdefs.ErrAlreadyExists
 	}
 	if err := n.forget(ctx, Pod{ID: id}); err != nil {
-		return fmt.Errorf("take away an earlier attempt: %w", err)
+		return fmt.Errorf("remove earlier attempt: %w", err)
 	}
 	return nil
 }
 
-// attached reports whether the attachment of a record was made to its end.
+// attached reports whether the ADD of a record completed.
 func (n *Network) attached(rec record) bool {
 	list, err := rec.list()
 	if err != nil || !isNamespace(rec.NetNS) {
@@ -109,15 +108,14 @@ func (n *Network) attached(rec record) bool {
 	return err == nil && result != nil
 }
 
-// Del detaches a pod, by the configuration and arguments that it was attached
-// with; only pod.ID is looked at. A pod that is not attached is success, as is a
-// network namespace that is gone. Of a pod whose attachment is lost from the disk,
-// but not its namespace, plugins are asked to delete what pod and the configuration
-// in use describe.
+// Del detaches a pod with the configuration and arguments that are on record. Normally it uses only
+// pod.ID. It succeeds if the pod is not attached or its network namespace is gone. If the pod's
+// files are lost but its namespace exists, plugins run DEL for the configuration in use and the
+// fields of pod.
 //
-// If the executable of a plugin is missing, the other plugins run, leases of
-// host-local are given back, and the error holds ErrPluginMissing; the record
-// stays, and a later Del or GC runs the plugin if it is there again.
+// If the executable of a plugin is missing, Del runs the other plugins, releases host-local's
+// leases and returns ErrPluginMissing. The record stays, so that a later Del or GC runs the plugin
+// once it is installed again.
 func (n *Network) Del(ctx context.Context, pod Pod) error {
 	end, err := n.begin(ctx, pod.ID)
 	if err != nil {
@@ -131,8 +129,8 @@ func (n *Network) Del(ctx context.Context, pod Pod) error {
 	return nil
 }
 
-// forget detaches a pod by its record, or, if that is lost or torn, by what
-// libcni keeps of it, or by the pod itself.
+// forget detaches a pod by its record. If the record is missing or corrupt, it uses libcni's cache,
+// and if that is empty, the fields of pod.
 func (n *Network) forget(ctx context.Context, pod Pod) error {
 	rec, err := n.records.read(pod.ID)
 	if err == nil {
@@ -143,7 +141,7 @@ func (n *Network) forget(ctx context.Context, pod Pod) error {
 		return fmt.Errorf("read cached attachments: %w", cacheErr)
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		klog.FromContext(ctx).Error(err, "Attachment record unusable, detaching by the cached result", "podID", pod.ID)
+		klog.FromContext(ctx).Error(err, "Cannot read attachment record, detaching pod by the cached result", "podID", pod.ID)
 	}
 	for _, a := range cached {
 		if err := n.detach(ctx, record{
@@ -160,20 +158,20 @@ func (n *Network) forget(ctx context.Context, pod Pod) error {
 	return n.records.remove(pod.ID)
 }
 
-// detachUnknown runs DEL with the configuration in use for a pod of which no file is
-// left. A DEL of what was never added is success.
+// detachUnknown runs DEL with the configuration in use for a pod without any files. A DEL for a pod
+// that was never added succeeds.
 func (n *Network) detachUnknown(ctx context.Context, pod Pod) error {
 	if !hasInterface(pod.NetNS, podInterface) {
 		return nil // it was never attached
 	}
 	rec, err := n.reconstruct(pod)
 	if errdefs.IsUnavailable(err) {
-		return nil // no network is configured: nothing is known at all
+		return nil // without a configuration there is nothing to run DEL with
 	}
 	if err != nil {
 		return err
 	}
-	klog.FromContext(ctx).Info("Detaching by the configuration in use: no record is left", "pod", pod.String())
+	klog.FromContext(ctx).Info("Detaching pod by the configuration in use: its record is lost", "pod", pod.String())
 	return n.detach(ctx, rec)
 }
 
@@ -187,8 +185,8 @@ func hasInterface(netNS, name string) bool {
 	return err == nil
 }
 
-// detach runs DEL for a record with a deadline of its own, and removes the
-// record if every plugin succeeded.
+// detach runs DEL for a record under its own deadline. It removes the record if every plugin
+// succeeded.
 func (n *Network) detach(ctx context.Context, rec record) error {
 	ctx, cancel := context.WithTimeout(ctx, n.opts.Timeout)
 	defer cancel()
@@ -213,7 +211,7 @@ func (n *Network) detach(ctx context.Context, rec record) error {
 	}
 	switch {
 	case err != nil && missing != nil:
-		// Not all that can be done is done, so this is no ErrPluginMissing.
+		// A plugin that exists failed, so this must not be ErrPluginMissing.
 		return fmt.Errorf("%w; %v", err, missing)
 	case err != nil:
 		return err
@@ -223,8 +221,7 @@ func (n *Network) detach(ctx context.Context, rec record) error {
 	return n.records.remove(rec.PodID)
 }
 
-// hostLocal returns where the networks of list keep leases, if it is in files
-// of host-local.
+// hostLocal returns the lease directories of the plugins in list that use host-local.
 func hostLocal(list *libcni.NetworkConfigList) []leases {
 	var found []leases
 	for _, p := range list.Plugins {
@@ -235,7 +232,7 @@ func hostLocal(list *libcni.NetworkConfigList) []leases {
 			IPAM struct{ DataDir string }
 		}
 		if json.Unmarshal(p.Bytes, &plugin) != nil {
-			continue // libcni has parsed it: cannot be
+			continue // impossible: libcni has parsed it
 		}
 		d := DefaultNetwork{Name: list.Name, DataDir: plugin.IPAM.DataDir}
 		if d.DataDir == "" {
@@ -246,10 +243,9 @@ func hostLocal(list *libcni.NetworkConfigList) []leases {
 	return found
 }
 
-// Check asks the plugins whether the attachment of a pod still is as they made
-// it; only pod.ID is looked at. Configurations older than CNI 0.4.0, and those
-// that disable it, have no check and succeed. A pod that is not attached is
-// errdefs.ErrNotFound.
+// Check asks the plugins whether the pod's attachment is still as they made it. It uses only
+// pod.ID. It succeeds without a check for configurations older than CNI 0.4.0 and those that
+// disable it. A pod that is not attached is errdefs.ErrNotFound.
 func (n *Network) Check(ctx context.Context, pod Pod) error {
 	end, err := n.begin(ctx, pod.ID)
 	if err != nil {
@@ -283,8 +279,7 @@ func (n *Network) check(ctx context.Context, id string) error {
 	return plainError(err)
 }
 
-// plainError drops what libcni says around the error of a plugin, which the
-// error says itself.
+// plainError strips libcni's wrapping from a plugin's error, which repeats what the error says.
 func plainError(err error) error {
 	var plugin *pluginError
 	if errors.As(err, &plugin) {
@@ -293,8 +288,8 @@ func plainError(err error) error {
 	return err
 }
 
-// isNamespace reports whether path is a pinned namespace, and not the plain file
-// that a reboot leaves of one.
+// isNamespace reports whether path is a pinned namespace, and not the plain file that remains of a
+// pin after a reboot.
 func isNamespace(path string) bool {
 	const nsfsMagic = 0x6e736673 // linux/magic.h
 	var st unix.Statfs_t

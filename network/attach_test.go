@@ -33,8 +33,8 @@ func commands(t testing.TB, log string) string {
 	return strings.Join(strings.Fields(read(t, log)), " ")
 }
 
-// bridged is a conflist of bridge and host-local like the default network's,
-// with more plugins after them.
+// bridged returns a conflist with bridge and host-local, like the default network's, followed by
+// more plugins.
 func (n *node) bridged(version string, more ...string) string {
 	d := n.opts.Default
 	plugins := append([]string{fmt.Sprintf(
@@ -43,8 +43,8 @@ func (n *node) bridged(version string, more ...string) string {
 	return fmt.Sprintf(`{"cniVersion":%q,"name":%q,"plugins":[%s]}`, version, d.Name, strings.Join(plugins, ","))
 }
 
-// pass is the body of a plugin that hands on the result of the one before.
-// libcni writes keys in order: what follows prevResult is cut off.
+// pass is the body of a plugin that returns the previous plugin's result. libcni writes keys in
+// sorted order; sed cuts off the keys after prevResult.
 const pass = `[ $CNI_COMMAND != ADD ] || sed -e 's/.*"prevResult"://' -e 's/,"runtimeConfig":.*//' -e 's/,"type":"[a-z]*"}$//' $log.ADD`
 
 func TestPluginsAreToldWhatKubernetesTells(t *testing.T) {
@@ -102,7 +102,7 @@ func TestPluginsAreToldWhatKubernetesTells(t *testing.T) {
 			t.Errorf("environment lacks %s", want)
 		}
 	}
-	// DEL is told the same, although it is asked with the ID only.
+	// DEL gets the same arguments, although the caller passes only the ID.
 	must(t, n.Del(t.Context(), Pod{ID: pod.ID}))
 	told.RuntimeConfig = nil
 	must(t, json.Unmarshal([]byte(read(t, log+".DEL")), &told))
@@ -142,7 +142,7 @@ func contains(list []string, item string) bool {
 	return false
 }
 
-// Between ADD and DEL everything may change; the attachment goes all the same.
+// Del works although the configuration, the records or the namespace changed since Add.
 func TestDelAfter(t *testing.T) {
 	for name, meanwhile := range map[string]func(n *node, pod Pod){
 		"nothing": func(*node, Pod) {},
@@ -194,7 +194,7 @@ func TestDelAfter(t *testing.T) {
 			for range 2 {
 				must(t, n.Del(t.Context(), Pod{ID: pod.ID}))
 			}
-			// newNode looks for what is left.
+			// newNode checks for leftovers.
 		})
 	}
 }
@@ -219,14 +219,14 @@ func TestAddTwice(t *testing.T) {
 	}
 }
 
-// A crash in the middle of ADD leaves the record and whatever the plugins had
-// made so far. The next Add clears that up first.
+// A crash during ADD leaves the record and part of the attachment. The next Add removes these
+// first.
 func TestAddAfterInterruptedAdd(t *testing.T) {
 	n := newNode(t, nil)
 	pod := newPod(t)
 	_, err := n.Add(t.Context(), pod)
 	must(t, err)
-	must(t, os.RemoveAll(filepath.Join(n.opts.CacheDir, "results"))) // written last
+	must(t, os.RemoveAll(filepath.Join(n.opts.CacheDir, "results"))) // libcni writes the result last
 	n.restart()
 	n.add(pod)
 	if held := n.leased(); len(held) != 1 {
@@ -262,8 +262,8 @@ func TestAddRefuses(t *testing.T) {
 	}
 }
 
-// The second plugin of two fails: the first one's work is taken back, and the
-// error says who failed, where, for which pod.
+// The second of two plugins fails: Add undoes the first, and its error names the plugin, the stage
+// and the pod.
 func TestAddThatFailsMidway(t *testing.T) {
 	n := newNode(t, nil)
 	log := n.script("fails", `[ $CNI_COMMAND != ADD ] || { echo '{"cniVersion":"1.0.0","code":11,"msg":"not today","details":"try later"}'; exit 1; }`)
@@ -292,14 +292,14 @@ func TestAddThatFailsMidway(t *testing.T) {
 	}
 }
 
-// What cannot be taken back is kept on record and said.
+// If the undo fails too, the record stays and the error says so.
 func TestAddThatFailsAndDelThatFails(t *testing.T) {
 	n := newNode(t, nil)
 	n.script("fails", "echo broken >&2; exit 3")
 	n.configure("10.conflist", n.bridged("1.0.0", `{"type":"fails"}`))
 	pod := newPod(t)
 	_, err := n.Add(t.Context(), pod)
-	if err == nil || !strings.Contains(err.Error(), "plugin fails: ADD: exit status 3: broken; taking it away again: plugin fails: DEL: exit status 3: broken") {
+	if err == nil || !strings.Contains(err.Error(), "plugin fails: ADD: exit status 3: broken; detach again: plugin fails: DEL: exit status 3: broken") {
 		t.Errorf("Add = %v", err)
 	}
 	if err := n.Del(t.Context(), pod); err == nil {
@@ -309,8 +309,8 @@ func TestAddThatFailsAndDelThatFails(t *testing.T) {
 	must(t, n.Del(t.Context(), pod))
 }
 
-// hanging configures a plugin that never returns from ADD and starts another process;
-// the file that is returned tells both IDs once it runs.
+// hanging configures a plugin that starts a child process and never returns from ADD. It writes
+// both process IDs to the returned file.
 func (n *node) hanging() (pids string) {
 	pids = filepath.Join(n.t.TempDir(), "pids")
 	n.script("hangs", "[ $CNI_COMMAND != ADD ] || { sleep 1000 & echo $! $$ >"+pids+".new; mv "+pids+".new "+pids+"; wait; }")
@@ -318,8 +318,8 @@ func (n *node) hanging() (pids string) {
 	return pids
 }
 
-// checkKilled wants err to tell of the plugin's end for the given reason, and its
-// processes gone.
+// checkKilled expects err to say that the plugin was killed for the given reason, and its processes
+// to be gone.
 func (n *node) checkKilled(err, reason error, pids string) {
 	n.t.Helper()
 	if !errors.Is(err, reason) || !strings.Contains(err.Error(), "plugin hangs: ADD: killed") {
@@ -352,8 +352,8 @@ func TestPluginThatHangs(t *testing.T) {
 	}
 }
 
-// The deadline of Add is the one of its clearing up as well, which on a busy machine
-// may be too short for that; a later Del is not in such a hurry.
+// Add's undo has the same timeout as Add. On a busy machine it may be too short; then a later Del
+// with a longer timeout removes the rest.
 func TestPluginThatHangsTooLong(t *testing.T) {
 	for timeout := 500 * time.Millisecond; ; timeout *= 2 {
 		n := newNode(t, func(o *Options) { o.Timeout = timeout })
@@ -364,7 +364,7 @@ func TestPluginThatHangsTooLong(t *testing.T) {
 		n.restart()
 		must(t, n.Del(t.Context(), pod))
 		if _, statErr := os.Stat(pids); statErr != nil && errors.Is(err, context.DeadlineExceeded) && timeout < 20*time.Second {
-			continue // the plugins before it took all the time
+			continue // the timeout ended before this plugin ran
 		}
 		n.checkKilled(err, context.DeadlineExceeded, pids)
 		if held := n.leased(); len(held) != 0 {
@@ -374,7 +374,7 @@ func TestPluginThatHangsTooLong(t *testing.T) {
 	}
 }
 
-// gone reports whether a process has ended; an orphan may wait for its reaper.
+// gone reports whether a process has exited; a zombie counts.
 func gone(pid int) bool {
 	if unix.Kill(pid, 0) != nil {
 		return true
@@ -429,7 +429,7 @@ func TestMissingPlugin(t *testing.T) {
 				t.Errorf("Del = %v, want ErrPluginMissing naming it", err)
 			}
 			if held := n.leased(); len(held) != 0 {
-				t.Errorf("leases held for want of a plugin: %v", held)
+				t.Errorf("leases not released although only a plugin is missing: %v", held)
 			}
 			if err := n.GC(t.Context(), nil); !errors.Is(err, ErrPluginMissing) {
 				t.Errorf("GC = %v", err)
@@ -440,7 +440,8 @@ func TestMissingPlugin(t *testing.T) {
 	}
 }
 
-// A missing plugin is no excuse for one that is there and fails.
+// Del reports the failure of a plugin that exists, not ErrPluginMissing, if another plugin is
+// missing.
 func TestMissingPluginAndFailingOne(t *testing.T) {
 	n := newNode(t, nil)
 	n.script("gone", pass)
@@ -464,7 +465,7 @@ func TestPluginBeingInstalled(t *testing.T) {
 	log := n.script("late", pass)
 	n.configure("10.conflist", n.bridged("1.0.0", `{"type":"late"}`))
 	path := filepath.Join(n.opts.BinDirs[0], "late")
-	// Only the executable proper is refused while it is written.
+	// ETXTBSY concerns only the executable itself, not a script.
 	script := path + ".sh"
 	must(t, os.Rename(path, script))
 	must(t, os.WriteFile(path, []byte(read(t, "/bin/cat")), 0o755))
@@ -490,7 +491,7 @@ func TestPluginBeingInstalled(t *testing.T) {
 	must(t, n.Del(t.Context(), pod))
 }
 
-// Old plugins speak old versions.
+// Plugins with old CNI versions work.
 func TestOldVersions(t *testing.T) {
 	for _, version := range []string{"", "0.2.0", "0.3.1", "0.4.0", "1.0.0"} {
 		t.Run("version "+version, func(t *testing.T) {
@@ -522,11 +523,11 @@ func TestHostPortsWithoutPortmapAreIgnored(t *testing.T) {
 		must(t, n.Del(t.Context(), pod))
 	}
 	if said != 1 {
-		t.Errorf("said %d times", said)
+		t.Errorf("logged %d times, want once", said)
 	}
 }
 
-// Without host ports portmap need not run; with them it runs, and at DEL too.
+// portmap runs only for pods with host ports, and then for DEL as well.
 func TestPortmapRunsOnlyForHostPorts(t *testing.T) {
 	for ports, want := range map[int]string{0: "", 1: "ADD CHECK DEL"} {
 		n := newNode(t, nil)
@@ -557,7 +558,7 @@ func TestCheckSeesDamage(t *testing.T) {
 	}
 }
 
-// The bandwidth plugin makes an interface of its own on the node.
+// The bandwidth plugin creates an interface on the node, too.
 func TestBandwidth(t *testing.T) {
 	n := newNode(t, nil)
 	n.configure("10.conflist", n.bridged("1.0.0", `{"type":"bandwidth","capabilities":{"bandwidth":true}}`))

@@ -10,8 +10,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 )
 
-// verboseResult and what it consists of have the field names of containerd's
-// cniResult, which tools read.
+// verboseResult and its parts have the field names of containerd's cniResult, which tools read.
 type verboseResult struct {
 	Interfaces map[string]*verboseInterface
 	DNS        []types.DNS
@@ -25,9 +24,8 @@ type verboseInterface struct {
 
 type verboseIP struct{ IP, Gateway string }
 
-// Attachment returns what the plugins answered when the pod with that ID was
-// attached, as JSON in the shape that containerd gives it (cniResult), and nil
-// for a pod that is not attached.
+// Attachment returns the plugins' result of the pod's ADD as JSON, in the shape of containerd's
+// cniResult. It returns nil for a pod that is not attached.
 func (n *Network) Attachment(id string) (json.RawMessage, error) {
 	rec, err := n.records.read(id)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -44,7 +42,7 @@ func (n *Network) Attachment(id string) (json.RawMessage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read result of %s: %w", rec, err)
 	}
-	if got == nil { // the attachment is just being made or taken away
+	if got == nil { // an ADD or DEL is in progress
 		return nil, nil
 	}
 	result, err := types100.NewResultFromResult(got)

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// The executables of the plugins are what these measure for the most part.
+// These benchmarks mostly measure the plugins' executables.
 
 func benchmarkAdd(b *testing.B, ports ...PortMapping) {
 	n := newNode(b, nil)

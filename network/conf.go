@@ -19,23 +19,23 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// conf is one loaded configuration. It never changes.
+// conf is a loaded configuration. It is immutable.
 type conf struct {
-	// list is the network, nil if there is none; err then says why. Its Bytes
-	// hold all plugins, also those that come from files of their own.
+	// list is the network. If it is nil, err says why. Its Bytes hold all plugins, including those
+	// read from separate files.
 	list *libcni.NetworkConfigList
 	err  error
-	// source is the file of the network, "" for the default network.
+	// source is the file that the network was read from; "" for the default network.
 	source string
-	// broken are the files that were passed over, each error naming one.
+	// broken has one error for each invalid file, which names the file.
 	broken []error
 }
 
-// confExtensions are those of the files that are looked at.
+// confExtensions are the extensions of network configuration files.
 var confExtensions = []string{".conf", ".conflist", ".json"}
 
-// loadConf reads dir: the lexically first valid file is the network. Without
-// any file, valid or not, the default network is, if there is one.
+// loadConf reads the network from the lexically first valid file in dir. If dir has no such files
+// at all, it uses the default network, if there is one.
 func loadConf(dir string, def *DefaultNetwork) *conf {
 	files, err := libcni.ConfFiles(dir, confExtensions)
 	if err != nil {
@@ -46,7 +46,7 @@ func loadConf(dir string, def *DefaultNetwork) *conf {
 	for _, file := range files {
 		list, err := loadFile(file)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // gone since it was listed
+			continue // removed since it was listed
 		}
 		if err == nil {
 			err = c.use(list, file)
@@ -79,7 +79,7 @@ func (c *conf) useDefault(def DefaultNetwork) error {
 	return c.use(list, "")
 }
 
-// use checks what libcni does not, and takes list as the network.
+// use validates what libcni does not, and makes list the network.
 func (c *conf) use(list *libcni.NetworkConfigList, source string) error {
 	if err := utils.ValidateNetworkName(list.Name); err != nil {
 		return fmt.Errorf("network name: %w", err)
@@ -93,7 +93,7 @@ func (c *conf) use(list *libcni.NetworkConfigList, source string) error {
 		}
 	}
 	if list.CNIVersion == "" {
-		list.CNIVersion = "0.1.0" // the specification's first, without the key
+		list.CNIVersion = "0.1.0" // the first version, which had no such key
 	}
 	newer, err := version.GreaterThan(list.CNIVersion, version.Current())
 	if err != nil {
@@ -109,9 +109,9 @@ func (c *conf) use(list *libcni.NetworkConfigList, source string) error {
 	return nil
 }
 
-// loadFile reads a file of one plugin (*.conf, *.json) or of a list of them.
-// What makes a list is its key "plugins": tools write both under all three
-// names, and *.conflist may name its plugins by a directory instead.
+// loadFile reads a file with one plugin (*.conf, *.json) or a list of plugins. The key "plugins"
+// marks a list, whatever the extension, because tools write both under all three extensions. A
+// *.conflist may have a directory of plugins instead.
 func loadFile(file string) (*libcni.NetworkConfigList, error) {
 	data, err := os.ReadFile(file)
 	if err != nil {
@@ -128,8 +128,7 @@ func loadFile(file string) (*libcni.NetworkConfigList, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The list of one is made here and not by libcni, whose function for it
-	// is deprecated.
+	// libcni's function that makes a list of one plugin is deprecated.
 	one, err := json.Marshal(map[string]any{
 		"name":       plugin.Network.Name,
 		"cniVersion": plugin.Network.CNIVersion,
@@ -141,7 +140,7 @@ func loadFile(file string) (*libcni.NetworkConfigList, error) {
 	return libcni.NetworkConfFromBytes(one)
 }
 
-// inline returns list as JSON that needs no other file.
+// inline returns list as JSON that refers to no other file.
 func inline(list *libcni.NetworkConfigList) ([]byte, error) {
 	whole := map[string]any{}
 	if err := json.Unmarshal(list.Bytes, &whole); err != nil {
@@ -158,7 +157,8 @@ func inline(list *libcni.NetworkConfigList) ([]byte, error) {
 	return json.Marshal(whole)
 }
 
-// ready returns the network, or why there is none as errdefs.ErrUnavailable.
+// ready returns the network. If there is none, the error has the reason and is
+// errdefs.ErrUnavailable.
 func (c *conf) ready() (*libcni.NetworkConfigList, error) {
 	if c.err != nil {
 		return nil, fmt.Errorf("network not ready: %w: %w", c.err, errdefs.ErrUnavailable)
@@ -166,8 +166,8 @@ func (c *conf) ready() (*libcni.NetworkConfigList, error) {
 	return c.list, nil
 }
 
-// missing returns the plugins of list, also those for addresses, that have no
-// executable, as an error that holds ErrPluginMissing, and the rest of the list.
+// missing returns the plugins of list whose executables exist. The error wraps ErrPluginMissing for
+// each executable that does not exist, IPAM plugins included.
 func (n *Network) missing(list *libcni.NetworkConfigList) (present []*libcni.PluginConfig, err error) {
 	var errs []error
 	for _, plugin := range list.Plugins {
@@ -184,7 +184,7 @@ func (n *Network) missing(list *libcni.NetworkConfigList) (present []*libcni.Plu
 	return present, errors.Join(errs...)
 }
 
-// reload loads the configuration and logs what changed by it.
+// reload loads the configuration and logs changes.
 func (n *Network) reload(ctx context.Context) {
 	c := loadConf(n.opts.ConfDir, n.opts.Default)
 	n.mu.Lock()
@@ -196,7 +196,7 @@ func (n *Network) reload(ctx context.Context) {
 	log := klog.FromContext(ctx)
 	for _, err := range c.broken {
 		if n.once(err.Error()) {
-			log.Error(err, "Network configuration passed over")
+			log.Error(err, "Ignoring invalid network configuration")
 		}
 	}
 	switch {

@@ -25,7 +25,7 @@ func TestLoadConf(t *testing.T) {
 	for name, test := range map[string]struct {
 		files  map[string]string
 		def    *DefaultNetwork
-		want   string // network, "" for none
+		want   string // the network's name, "" for none
 		broken int
 	}{
 		"empty directory":                 {},
@@ -176,7 +176,7 @@ func TestInfo(t *testing.T) {
 	n.configure("05.conflist", "{")
 	n.configure("10.conflist", listA)
 	info := n.Info()
-	if !strings.HasPrefix(info.LastLoadStatus, "OK, but passed over: ") || !strings.Contains(info.LastLoadStatus, "05.conflist") {
+	if !strings.HasPrefix(info.LastLoadStatus, "OK, but ignored: ") || !strings.Contains(info.LastLoadStatus, "05.conflist") {
 		t.Errorf("LastLoadStatus = %q", info.LastLoadStatus)
 	}
 	var got struct {
@@ -257,14 +257,14 @@ func TestUpdateRuntimeConfig(t *testing.T) {
 	if c := n.current(); c.list.Name != "cluster" || c.source != written {
 		t.Errorf("loaded %s from %s", c.list.Name, c.source)
 	}
-	// Somebody else's configuration is not competed with.
+	// A configuration from another source is left alone.
 	must(t, os.Remove(written))
 	n.configure("10-a.conflist", listA)
 	must(t, n.UpdateRuntimeConfig(t.Context(), "10.3.0.0/24"))
 	if left := files(t, n.opts.ConfDir); len(left) != 1 {
 		t.Errorf("files: %v", left)
 	}
-	// A template that gives no conflist is not written.
+	// A template that renders no valid conflist is not written.
 	must(t, os.Remove(filepath.Join(n.opts.ConfDir, "10-a.conflist")))
 	must(t, os.WriteFile(file, []byte(`{"name":"{{.PodCIDR}}"`), 0o600))
 	if err := n.UpdateRuntimeConfig(context.Background(), "10.3.0.0/24"); !errors.Is(err, errdefs.ErrInvalidArgument) {

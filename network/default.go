@@ -10,23 +10,21 @@ import (
 	"github.com/containernetworking/cni/pkg/utils"
 )
 
-// DefaultNetwork is the embedded network: a bridge with addresses of host-local,
-// masquerading and host ports, run by the plugins bridge, host-local and
-// portmap of BinDirs.
+// DefaultNetwork is the embedded network: a bridge with host-local addresses, masquerading and host
+// ports. It needs the plugins bridge, host-local and portmap in BinDirs.
 type DefaultNetwork struct {
 	// Name is the network's name. Default: mica.
 	Name string
 	// Bridge is the name of the bridge interface. Default: mica0.
 	Bridge string
-	// Subnet is the IPv4 subnet of the pods, of which the bridge takes the
-	// first address. Default: 10.88.0.0/16.
+	// Subnet is the IPv4 subnet of the pods; the bridge gets its first address. Default:
+	// 10.88.0.0/16.
 	Subnet netip.Prefix
-	// Subnet6 is an IPv6 subnet beside it; the zero value is none.
+	// Subnet6 is an additional IPv6 subnet; the zero value means none.
 	Subnet6 netip.Prefix
-	// DataDir holds the leases, as host-local writes them.
-	// Default: leases below the CacheDir.
+	// DataDir holds host-local's leases. Default: the directory leases in CacheDir.
 	DataDir string
-	// MTU of the pods' interfaces; 0 is the kernel's choice.
+	// MTU is the MTU of the pods' interfaces; 0 means the kernel's default.
 	MTU int
 }
 
@@ -52,7 +50,7 @@ func (d DefaultNetwork) complete(cacheDir string) (DefaultNetwork, error) {
 	if err := utils.ValidateInterfaceName(d.Bridge); err != nil {
 		return d, invalid("bridge", d.Bridge)
 	}
-	// Two addresses are the subnet's own, one is the bridge's.
+	// Two addresses are the network and broadcast address, one is the bridge's.
 	if !d.Subnet.Addr().Is4() || d.Subnet.Bits() > 30 || d.Subnet != d.Subnet.Masked() {
 		return d, invalid("subnet", d.Subnet)
 	}
@@ -73,10 +71,9 @@ func (d DefaultNetwork) subnets() []netip.Prefix {
 	return []netip.Prefix{d.Subnet}
 }
 
-// conflist is the network as the plugins read it, in a version that those of
-// Debian 12 (1.1.1) know. Masquerading is not left to the bridge plugin, which
-// makes an iptables chain for each pod and leaves it behind when the pod's
-// namespace went first; see [DefaultNetwork.masquerade].
+// conflist returns the network as a conflist, in a version that the plugins of Debian 12 (1.1.1)
+// support. Masquerading is not left to the bridge plugin: it creates an iptables chain per pod and
+// leaks it if the pod's namespace is removed first; see [DefaultNetwork.masquerade].
 func (d DefaultNetwork) conflist() ([]byte, error) {
 	var ranges [][]map[string]any
 	var routes []map[string]any
@@ -107,5 +104,5 @@ func (d DefaultNetwork) conflist() ([]byte, error) {
 	})
 }
 
-// leases is where host-local keeps the leases of the network.
+// leases returns the directory in which host-local keeps the network's leases.
 func (d DefaultNetwork) leases() leases { return leases{filepath.Join(d.DataDir, d.Name)} }

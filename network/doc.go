@@ -1,24 +1,21 @@
-// Package network gives every pod its network: it wires the pod's network
-// namespace by CNI plugins, and takes the wiring away again.
+// Package network attaches pods to their network: it runs CNI plugins on a pod's network namespace,
+// and runs them again to detach the pod.
 //
-// It uses the configuration that an operator or a cluster add-on puts into the
-// configuration directory, and, where there is none, an embedded default
-// network: a bridge with masquerading and host ports. It does not make network
-// namespaces (runtimeservice/podns does), and a pod's resolver configuration and
-// host names are not its business, nor are services or policies.
+// It uses the CNI configuration that an operator or a cluster add-on puts into the configuration
+// directory. Without one it uses an embedded default network: a bridge with masquerading and host
+// ports. It does not create network namespaces (runtimeservice/podns does), and does not handle
+// resolver configuration, host names, services or network policies.
 //
 // Invariants:
 //
-//   - An attachment is recorded before the first plugin runs, with the whole
-//     configuration that it is made by. Whatever happens afterwards (a failed or
-//     killed plugin, a crash, a restart, another configuration), the record is
-//     enough to take it away by the same plugins with the same arguments.
-//   - A record goes only when every plugin has confirmed.
-//   - Operations on one pod run one after the other, those on different pods in
-//     parallel. Every operation has a deadline; at its end the plugins and all
-//     their children are killed.
-//   - Nothing of this package is in the pod's way after a restart: the state is
-//     on disk, the network in the kernel.
+//   - An attachment is recorded before its first plugin runs, with its whole configuration. The
+//     record is enough to remove the attachment by the same plugins with the same arguments, whatever
+//     happens in between: a failed or killed plugin, a crash, a restart, a changed configuration.
+//   - A record is removed only after every plugin has confirmed its DEL.
+//   - Operations on one pod run one after the other, those on different pods in parallel. Every
+//     operation has a deadline, at which its plugins and all their children are killed.
+//   - A restart of the daemon does not disturb attached pods: their state is on disk, and their
+//     network is in the kernel.
 //
 // On disk, below Options.CacheDir:
 //
@@ -27,13 +24,11 @@
 //	leases/<network>/<address>                leases of the default network, as the
 //	                                          plugin host-local writes them
 //
-// In the kernel, beside the pods' own wiring: the default network keeps its bridge
-// and the nftables tables mica-<network> until [Network.RemoveDefault]. Plugins
-// leave behind, by their design, ip_forward switched on and the empty chains
-// CNI-HOSTPORT-{DNAT,MASQ,SETMARK} of portmap with the rules that lead into them;
-// they are shared with other runtimes of the node and stay.
+// In the kernel, beside the pods' own interfaces and rules, the default network keeps its bridge and
+// the nftables tables mica-<network> until [Network.RemoveDefault]. Plugins leave some state behind
+// by design: ip_forward stays on, and portmap's empty chains CNI-HOSTPORT-{DNAT,MASQ,SETMARK} stay
+// with the rules that lead to them. Other runtimes on the node may share these, so Mica keeps them.
 //
-// The records are not synced to stable storage one by one: after a power cut the
-// network namespaces are gone anyhow, and [Network.GC] gives back the leases of
-// the default network by the lease files alone.
+// Records are not synced to stable storage one by one. A power failure ends all network namespaces
+// anyway, and [Network.GC] releases the leases of the default network by the lease files alone.
 package network

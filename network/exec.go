@@ -21,16 +21,15 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// ErrPluginMissing is in the error of every operation that needs a plugin of
-// which there is no executable. After a Del with this error everything is taken
-// away that can be without the plugin, so it need not hold up a pod's removal.
-// It is an errdefs.ErrFailedPrecondition.
+// ErrPluginMissing is wrapped by the error of every operation that needs a plugin without an
+// executable. If Del returns it, everything that does not need the plugin is removed, so the pod's
+// removal may continue. It wraps errdefs.ErrFailedPrecondition.
 var ErrPluginMissing = fmt.Errorf("plugin executable not found: %w", errdefs.ErrFailedPrecondition)
 
-// maxPluginOutput bounds what a plugin may print to each of its outputs.
+// maxPluginOutput limits each of a plugin's stdout and stderr.
 const maxPluginOutput = 1 << 20
 
-// killDelay bounds the wait for the outputs of a plugin that was killed.
+// killDelay bounds the wait for the output of a killed plugin.
 const killDelay = 2 * time.Second
 
 // pluginError is an error of one plugin.
@@ -45,18 +44,18 @@ func (e *pluginError) Error() string {
 
 func (e *pluginError) Unwrap() error { return e.err }
 
-// executables is the invoke.Exec that runs plugins as processes, each in a
-// process group of its own, which is killed as a whole when the context ends. A
-// plugin is killed with this process; what it has started itself is found by
-// the next Open.
+// executables is the invoke.Exec that runs each plugin as a process in its own process group. When
+// the context ends, it kills the group. When the daemon dies, the kernel kills the plugin; children
+// of the plugin are found by the next daemon.
 type executables struct {
 	version.PluginDecoder
-	cacheDir string // of the network, as the mark of its plugins
+	cacheDir string // the network's, which marks its plugins
 }
 
 var _ invoke.Exec = (*executables)(nil)
 
-// FindInPath returns the path of a plugin's executable.
+// FindInPath returns the path of a plugin's executable. It returns ErrPluginMissing if there is
+// none.
 func (*executables) FindInPath(plugin string, dirs []string) (string, error) {
 	path, err := invoke.FindInPath(plugin, dirs)
 	if err != nil {
@@ -65,9 +64,8 @@ func (*executables) FindInPath(plugin string, dirs []string) (string, error) {
 	return path, nil
 }
 
-// ExecPlugin runs one plugin and returns what it printed. Its errors are
-// pluginErrors; that of a plugin that reported by the protocol holds a
-// *types.Error.
+// ExecPlugin runs one plugin and returns its stdout. Every error is a *pluginError; it wraps a
+// *types.Error if the plugin reported one on stdout.
 func (e *executables) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	command := command(environ)
 	if out, ok := passThrough(path, command, stdin); ok {
@@ -98,7 +96,7 @@ func runPlugin(ctx context.Context, path string, stdin []byte, environ []string)
 			return stdout.buf.Bytes(), nil
 		case ctx.Err() != nil:
 			return nil, fmt.Errorf("killed: %w", context.Cause(ctx))
-		case errors.Is(err, syscall.ETXTBSY): // being installed just now
+		case errors.Is(err, syscall.ETXTBSY): // the executable is being installed
 			if err := sleep(ctx, 100*time.Millisecond); err != nil {
 				return nil, fmt.Errorf("executable is being written: %w", err)
 			}
@@ -108,16 +106,16 @@ func runPlugin(ctx context.Context, path string, stdin []byte, environ []string)
 	}
 }
 
-// runOnThread runs cmd on a thread that lasts as long as cmd does: the kernel sends the
-// signal of a parent's death when the thread ends that started the child.
+// runOnThread runs cmd on a locked thread: the kernel sends the parent-death signal when the thread
+// that started the child exits, and a locked thread lives as long as cmd.
 func runOnThread(cmd *exec.Cmd) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	return cmd.Run()
 }
 
-// exitError is what a plugin that ended with err said about it: a CNI error on
-// stdout, or else anything on its outputs.
+// exitError returns the CNI error that a failed plugin wrote to stdout, or else err with the
+// plugin's output.
 func exitError(err error, stdout, stderr *limitedBuffer) error {
 	var said types.Error
 	if json.Unmarshal(stdout.buf.Bytes(), &said) == nil && said.Msg != "" {
@@ -155,7 +153,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// limitedBuffer is a buffer that refuses to grow beyond maxPluginOutput.
+// limitedBuffer is a buffer whose Write fails beyond maxPluginOutput.
 type limitedBuffer struct{ buf bytes.Buffer }
 
 func (b *limitedBuffer) Write(p []byte) (int, error) {

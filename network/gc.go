@@ -15,15 +15,17 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// collectWorkers is how many pods are detached at a time: plugins mostly wait for the
-// kernel, and one that hangs does not hold up the others.
+// collectWorkers is the number of pods that are detached concurrently. Plugins mostly wait for the
+// kernel, and a plugin that hangs does not delay the other pods.
 const collectWorkers = 8
 
-// GC takes away what belongs to no pod of live: every other attachment is
-// detached, plugins of CNI 1.1.0 and later are asked to collect (GC) what is not
-// attached, leases of the default network that nobody holds are given back, and
-// rules of the packet filter are removed that plugins made for pods that are gone.
-// Pods that were added since Open and not deleted count as live.
+// GC removes everything that belongs to none of the live pods. It detaches every other attachment
+// and runs the GC command of plugins of CNI 1.1.0 and later. It releases leases of the default and
+// the configured network and removes the packet filter rules that plugins left behind for pods that
+// are gone. Pods that were added since Open and not deleted count as live.
+//
+// An attachment that cannot be removed does not stop the rest; the error names each one. Each
+// attachment is bounded by ctx and Options.Timeout.
 //
 // One attachment that cannot be taken away does not keep the others; the error
 // names each of them. ctx and Options.Timeout for each attachment bound the
@@ -53,7 +55,7 @@ func (n *Network) GC(ctx context.Context, live []string) error {
 	return errors.Join(errs...)
 }
 
-// known returns every pod that has a record or a cached result.
+// known returns the IDs of all pods that have a record or a cached result.
 func (n *Network) known() ([]string, error) {
 	ids, err := n.records.ids()
 	if err != nil {
@@ -70,8 +72,8 @@ func (n *Network) known() ([]string, error) {
 	return slices.Compact(ids), nil
 }
 
-// alive returns the test that GC goes by. A pod that is added while it runs
-// passes it.
+// alive returns the predicate by which GC keeps pods: those of live, and those that were added
+// since Open, even while GC runs.
 func (n *Network) alive(live []string) func(id string) bool {
 	set := make(map[string]bool, len(live))
 	for _, id := range live {
@@ -84,7 +86,7 @@ func (n *Network) alive(live []string) func(id string) bool {
 	}
 }
 
-// collect detaches one pod, unless it came to life while waiting for it.
+// collect detaches one pod, unless it was added while collect waited for its lock.
 func (n *Network) collect(ctx context.Context, id string, alive func(string) bool) error {
 	end, err := n.begin(ctx, id)
 	if err != nil {
@@ -97,8 +99,8 @@ func (n *Network) collect(ctx context.Context, id string, alive func(string) boo
 	return n.forget(ctx, Pod{ID: id})
 }
 
-// collectPlugins runs the GC command of the network, where it has one. The
-// network is taken to be Mica's alone, as the CNI specification has it.
+// collectPlugins runs the GC command of the network, if it supports GC. Mica assumes that no other
+// runtime uses the network, as the CNI specification requires.
 func (n *Network) collectPlugins(ctx context.Context, alive func(string) bool) error {
 	c := n.current()
 	if c.err != nil || c.list.DisableGC {
@@ -116,7 +118,8 @@ func (n *Network) collectPlugins(ctx context.Context, alive func(string) bool) e
 }
 
 func (n *Network) execGC(ctx context.Context, list *libcni.NetworkConfigList, alive func(string) bool) error {
-	// Not in the queue, where one operation that hangs would hold up all that come later.
+	// TryAcquire, because Acquire would queue: behind an operation that hangs, it would block all
+	// later operations.
 	for !n.gate.TryAcquire(gateWidth) {
 		if err := sleep(ctx, 20*time.Millisecond); err != nil {
 			return fmt.Errorf("wait for other operations: %w", err)
@@ -136,8 +139,8 @@ func (n *Network) execGC(ctx context.Context, list *libcni.NetworkConfigList, al
 	return n.cni.GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: valid})
 }
 
-// collectLeases gives back the leases of the default network and of the configured one,
-// also those that have no record because power failed.
+// collectLeases releases the leases of dead pods in the default and the configured network,
+// including leases whose record was lost in a power failure.
 func (n *Network) collectLeases(ctx context.Context, alive func(string) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, n.opts.Timeout)
 	defer cancel()
@@ -152,10 +155,9 @@ func (n *Network) collectLeases(ctx context.Context, alive func(string) bool) er
 	return errors.Join(errs...)
 }
 
-// RemoveDefault takes away what the default network keeps between pods: the
-// bridge and the masquerading. It is idempotent, does nothing without a default
-// network, and refuses with errdefs.ErrFailedPrecondition while pods are
-// attached. The next Add makes both again.
+// RemoveDefault removes what the default network keeps between pods: the bridge and the
+// masquerading rules. It is idempotent and does nothing without a default network. While pods are
+// attached it returns errdefs.ErrFailedPrecondition. The next Add creates both again.
 func (n *Network) RemoveDefault(context.Context) error {
 	if n.opts.Default == nil {
 		return nil

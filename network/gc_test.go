@@ -24,19 +24,19 @@ func TestGC(t *testing.T) {
 		must(t, err)
 	}
 	must(t, podns.Unpin(filepath.Dir(rebooted.NetNS)))
-	// A lease whose record was lost in a power cut.
+	// A lease whose record was lost in a power failure.
 	d, err := n.opts.Default.complete(n.opts.CacheDir)
 	must(t, err)
 	orphan := filepath.Join(d.leases().dir, d.Subnet.Addr().Next().Next().Next().Next().Next().Next().Next().Next().String())
 	must(t, os.WriteFile(orphan, []byte(strings.Repeat("e", 64)+"\r\neth0"), 0o600))
 
-	n.restart() // the pods of before are claimed by nobody now
+	n.restart() // clears the claims of earlier pods
 	_, err = n.Add(t.Context(), fresh)
 	must(t, err)
 	if held := n.leased(); len(held) != 5 {
 		t.Fatalf("leases before GC: %v", held)
 	}
-	// Whoever made the list did not know of the fresh pod yet.
+	// The caller's list is older than the pod fresh.
 	must(t, n.GC(t.Context(), []string{live.ID}))
 	want := []string{live.ID + ".json", fresh.ID + ".json"}
 	if diff := cmp.Diff(want, files(t, filepath.Join(n.opts.CacheDir, "attachments"))); diff != "" {
@@ -56,7 +56,7 @@ func TestGC(t *testing.T) {
 	must(t, n.Del(t.Context(), fresh))
 }
 
-// One attachment that cannot be taken away does not keep the others.
+// An attachment that cannot be removed does not stop the rest.
 func TestGCGoesOn(t *testing.T) {
 	n := newNode(t, nil)
 	stuck, other := newPod(t), newPod(t)
@@ -77,8 +77,8 @@ func TestGCGoesOn(t *testing.T) {
 	must(t, n.GC(t.Context(), nil))
 }
 
-// Plugins of CNI 1.1.0 are told which attachments are valid and asked for their
-// status; older ones never see the new commands.
+// Plugins of CNI 1.1.0 get STATUS, and GC with the valid attachments; older plugins never get these
+// commands.
 func TestNewCommands(t *testing.T) {
 	for _, version := range []string{"1.0.0", "1.1.0"} {
 		t.Run(version, func(t *testing.T) {
@@ -160,17 +160,17 @@ func TestStraysAreFoundWithoutBeingOpen(t *testing.T) {
 		return paths
 	}
 	if got := strays(first.ID, second.ID); got != nil {
-		t.Errorf("pods that live have the strays %q", got)
+		t.Errorf("strays of live pods: %q", got)
 	}
 	want := []string{second.ID + ".json", address.String()}
 	if diff := cmp.Diff(want, strays(first.ID)); diff != "" {
-		t.Errorf("strays of a pod that is gone (-want +got):\n%s", diff)
+		t.Errorf("strays of a removed pod (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff(want, strays(first.ID)); diff != "" {
-		t.Errorf("the first look changed something (-want +got):\n%s", diff)
+		t.Errorf("the first call changed something (-want +got):\n%s", diff)
 	}
 	must(t, n.Del(t.Context(), second))
 	if got := strays(first.ID); got != nil {
-		t.Errorf("a detached pod leaves the strays %q", got)
+		t.Errorf("strays of a detached pod: %q", got)
 	}
 }

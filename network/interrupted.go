@@ -13,21 +13,20 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// markVariable is in the environment of every plugin, and of what the plugin starts: the
-// cache directory of the network that runs it. By it the next start finds the plugins that
-// a killed daemon has left.
+// markVariable is set in the environment of every plugin and is inherited by its children. Its
+// value is the network's cache directory. By it, a new daemon finds plugins that a killed daemon
+// left running.
 const markVariable = "MICA_CNI_CACHE_DIR"
 
-// interrupted is a process of a plugin that an earlier daemon started.
+// interrupted is a plugin process that an earlier daemon started.
 type interrupted struct {
 	pid     int
-	command string // of CNI
+	command string // CNI_COMMAND
 	netNS   string
 }
 
-// leftPlugins returns the processes of plugins that run for this network, by the ID of
-// their pod. All of them began before Open: it is called once, before the first plugin that
-// works for a pod of an earlier run.
+// leftPlugins returns the plugin processes of this network by pod ID. It is called once, before
+// this daemon runs a plugin for a pod of an earlier one.
 func (n *Network) leftPlugins() map[string][]interrupted {
 	dirs, err := filepath.Glob("/proc/[0-9]*/environ")
 	if err != nil {
@@ -44,8 +43,8 @@ func (n *Network) leftPlugins() map[string][]interrupted {
 	return left
 }
 
-// pluginEnvironment returns the variables of a process that tell what plugin it is of. It
-// is empty for a process that is gone, and for a zombie.
+// pluginEnvironment returns the environment of a plugin process. It is empty for other processes,
+// for one that has exited, and for a zombie.
 func pluginEnvironment(pid int) map[string]string {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 	if err != nil || !bytes.Contains(data, []byte(markVariable+"=")) {
@@ -60,9 +59,9 @@ func pluginEnvironment(pid int) map[string]string {
 	return env
 }
 
-// endInterrupted ends what is left of plugins that an earlier daemon ran for the pod, so
-// that none of them works beside the DEL. A pod that was attached to the end keeps
-// processes of its ADD: a plugin may have left a helper on purpose.
+// endInterrupted kills plugin processes that an earlier daemon left for the pod, so that none of
+// them runs concurrently with DEL. If the pod's ADD completed, processes of the ADD stay: a plugin
+// may have left a helper on purpose.
 func (n *Network) endInterrupted(ctx context.Context, rec record) error {
 	n.leftOnce.Do(func() { n.left = n.leftPlugins() })
 	for _, p := range n.left[rec.PodID] {
@@ -71,13 +70,13 @@ func (n *Network) endInterrupted(ctx context.Context, rec record) error {
 		}
 		klog.FromContext(ctx).Info("Killing a plugin that an earlier daemon left", "pid", p.pid, "command", p.command, "pod", rec.String())
 		if err := n.endProcess(ctx, rec.PodID, p.pid); err != nil {
-			return fmt.Errorf("end plugin of an earlier daemon, process %d: %w", p.pid, err)
+			return fmt.Errorf("kill plugin process %d of an earlier daemon: %w", p.pid, err)
 		}
 	}
 	return nil
 }
 
-// endProcess kills the process, if it still is the plugin's, and waits until it is gone.
+// endProcess kills the process, if it still is the pod's plugin, and waits for its exit.
 func (n *Network) endProcess(ctx context.Context, id string, pid int) error {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err == unix.ESRCH {

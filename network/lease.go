@@ -14,14 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// leases is a directory of the IPAM plugin host-local: one file for each leased
-// address, named by it, holding the container ID and, on a second line, the
-// interface; and a file lock that is locked (flock) during changes.
+// leases is a directory of the IPAM plugin host-local. It has one file per leased address, named
+// after the address; the file holds the container ID and, on a second line, the interface. A file
+// named lock is locked (flock) during changes.
 type leases struct{ dir string }
 
-// release gives back every lease whose container drop returns true for. A
-// directory that is not there has no leases. It waits for the lock until ctx
-// ends.
+// release removes every lease for whose container ID drop returns true. A missing directory has no
+// leases. release waits for the lock until ctx ends.
 func (l leases) release(ctx context.Context, drop func(id string) bool) error {
 	unlock, err := l.lock(ctx)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -56,7 +55,7 @@ func (l leases) release(ctx context.Context, drop func(id string) bool) error {
 	return errors.Join(errs...)
 }
 
-// lock takes the lock that host-local takes.
+// lock acquires the lock that host-local uses.
 func (l leases) lock(ctx context.Context) (unlock func(), err error) {
 	if _, err := os.Stat(l.dir); err != nil {
 		return nil, err

@@ -7,19 +7,19 @@ import (
 
 // podLocks serializes the operations on each pod. The zero value is ready.
 type podLocks struct {
-	// mu guards locks and the users of each. It is held for no longer than a
-	// look, and never while waiting for a pod.
+	// mu guards locks and the users of each. It is never held while waiting for a pod.
 	mu    sync.Mutex
 	locks map[string]*podLock
 }
 
-// podLock is the lock of one pod, held by whoever has put a value into held.
+// podLock is the lock of one pod. A holder has put a value into held; users counts holders and
+// waiters.
 type podLock struct {
 	held  chan struct{}
 	users int
 }
 
-// lock waits for the pod until ctx ends.
+// lock waits for the pod's lock until ctx ends.
 func (p *podLocks) lock(ctx context.Context, id string) (unlock func(), err error) {
 	p.mu.Lock()
 	if p.locks == nil {

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// results removes what libcni keeps of a pod.
+// dropResults removes libcni's cached results of a pod.
 func (n *node) dropResults(id string) {
 	n.t.Helper()
 	found, err := filepath.Glob(filepath.Join(n.opts.CacheDir, "results", "*"+id+"*"))
@@ -39,25 +39,25 @@ func TestRepairOfALostAttachment(t *testing.T) {
 	} {
 		take()
 		if what := n.Lacks(pod.ID); what == "" {
-			t.Errorf("without its %s the pod lacks nothing", name)
+			t.Errorf("Lacks reports nothing without the %s", name)
 		}
 		result, err := n.Repair(t.Context(), pod)
 		if err != nil || len(result.IPs) == 0 || result.IPs[0] != got.IPs[0] {
 			t.Errorf("without its %s: Repair = %v, %v, want the address %s", name, result.IPs, err, got.IPs[0])
 		}
 		if what := n.Lacks(pod.ID); what != "" {
-			t.Errorf("after the repair of its %s the pod lacks its %s", name, what)
+			t.Errorf("after the repair of the %s, Lacks reports the %s", name, what)
 		}
 	}
 	must(t, os.WriteFile(lease, []byte("another\r\neth0"), 0o600))
 	if _, err := n.Repair(t.Context(), pod); !errors.Is(err, errdefs.ErrAlreadyExists) {
-		t.Errorf("Repair of an address that another pod has = %v", err)
+		t.Errorf("Repair of a pod whose address is leased to another pod = %v", err)
 	}
 	must(t, os.WriteFile(lease, []byte(pod.ID+"\r\neth0"), 0o600))
 	must(t, n.Del(t.Context(), pod))
 }
 
-// A pod whose files are all lost, but not its namespace, is detached.
+// Del detaches a pod whose files are all lost but whose namespace exists.
 func TestDelOfAPodWithoutFiles(t *testing.T) {
 	n := newNode(t, nil)
 	pod := newPod(t)
@@ -111,8 +111,7 @@ func names(owners []ruleOwner) []string {
 	return all
 }
 
-// Plugins of a killed daemon are ended before the DEL; what an ADD that went well has left
-// running is not.
+// Del first kills plugins of a killed daemon, but keeps what a completed ADD left running.
 func TestPluginsOfAKilledDaemonEnd(t *testing.T) {
 	n := newNode(t, nil)
 	attached, half := newPod(t), newPod(t)
@@ -137,7 +136,7 @@ func TestPluginsOfAKilledDaemonEnd(t *testing.T) {
 	}
 }
 
-// plugin starts a process as if it were a plugin's, of a daemon before this one.
+// plugin starts a process that looks like a plugin of an earlier daemon.
 func (n *node) plugin(pod Pod, command string) *exec.Cmd {
 	n.t.Helper()
 	cmd := exec.Command("sleep", "1000")

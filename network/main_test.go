@@ -23,8 +23,8 @@ import (
 	"github.com/micarun/mica/runtimeservice/podns"
 )
 
-// The tests are a node: TestMain runs them in a network namespace of their own,
-// where bridges, rules and sysctls of the plugins touch nobody and end with it.
+// TestMain runs the tests in their own network namespace, as a node. Bridges, rules and sysctls of
+// the plugins affect nothing else and are removed with the namespace.
 const nodeVariable = "MICA_NETWORK_TEST_NODE"
 
 func TestMain(m *testing.M) {
@@ -65,7 +65,7 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// eventually waits until ok, which is asked again and again, is true.
+// eventually polls until ok returns true.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(30 * time.Second)
@@ -79,14 +79,14 @@ func eventually(t testing.TB, what string, ok func() bool) {
 
 var counter atomic.Int32
 
-// node is a Network under test with directories of its own.
+// node is a Network under test with its own directories.
 type node struct {
 	*Network
 	t    testing.TB
 	opts Options
 }
 
-// newNode opens a network. At the end of the test nothing of it may be left.
+// newNode opens a network. At the end of the test it checks that nothing of it remains.
 func newNode(t testing.TB, change func(*Options)) *node {
 	t.Helper()
 	needNode(t)
@@ -156,7 +156,7 @@ func (n *node) checkLeaks(before []string) {
 		t.Errorf("leases left: %v", held)
 	}
 	var after []string
-	for range 1000 { // the kernel takes links down after their namespace
+	for range 1000 { // the kernel removes links asynchronously after their namespace
 		if after = links(t); len(after) <= len(before) {
 			break
 		}
@@ -191,7 +191,7 @@ func files(t testing.TB, dir string) []string {
 	return names
 }
 
-// leased returns the addresses that the default network has lent.
+// leased returns the leased addresses of the default network.
 func (n *node) leased() []string {
 	n.t.Helper()
 	if n.opts.Default == nil {
@@ -217,8 +217,8 @@ func run(t testing.TB, name string, args ...string) string {
 	return string(out)
 }
 
-// newPod pins the namespaces of a pod. At the end of the test its pins go; a
-// test that adds it deletes it.
+// newPod pins the namespaces of a pod and removes the pins at the end of the test. A test that adds
+// the pod must delete it.
 func newPod(t testing.TB) Pod {
 	t.Helper()
 	i := counter.Add(1)
@@ -234,7 +234,7 @@ func newPod(t testing.TB) Pod {
 	}
 }
 
-// add attaches a pod until the end of the test.
+// add attaches a pod and detaches it at the end of the test.
 func (n *node) add(pod Pod) Result {
 	n.t.Helper()
 	result, err := n.Add(n.t.Context(), pod)
@@ -243,7 +243,7 @@ func (n *node) add(pod Pod) Result {
 	return result
 }
 
-// attached is a new pod that is attached until the end of the test.
+// attached attaches a new pod and detaches it at the end of the test.
 func (n *node) attached(ports ...PortMapping) (Pod, netip.Addr) {
 	n.t.Helper()
 	pod := newPod(n.t)
@@ -251,8 +251,8 @@ func (n *node) attached(ports ...PortMapping) (Pod, netip.Addr) {
 	return pod, n.add(pod).IPs[0]
 }
 
-// serve answers TCP connections to port inside a namespace with the address
-// that they come from.
+// serve accepts TCP connections on a port inside a namespace and answers each with its source
+// address.
 func serve(t testing.TB, ns string, port int) {
 	t.Helper()
 	var listener net.Listener
@@ -276,7 +276,7 @@ func serve(t testing.TB, ns string, port int) {
 	t.Cleanup(func() { _ = listener.Close(); <-done })
 }
 
-// ask connects from a namespace and returns what a server of [serve] says.
+// ask connects from a namespace and returns the answer of a server of [serve].
 func ask(ns, address string) (answer string, err error) {
 	err = podns.Do(ns, func() error {
 		c, err := net.DialTimeout("tcp", address, 3*time.Second)
@@ -293,8 +293,8 @@ func ask(ns, address string) (answer string, err error) {
 	return answer, err
 }
 
-// script installs a plugin written in sh into the first plugin directory. It
-// keeps the input of each command in <dir>/<name>.<command>.
+// script installs a shell script as a plugin in the first plugin directory. The plugin saves the
+// input of each command in <dir>/<name>.<command>.
 func (n *node) script(name, body string) (log string) {
 	n.t.Helper()
 	return writeScript(n.t, n.opts.BinDirs[0], name, body)
@@ -315,8 +315,8 @@ func read(t testing.TB, path string) string {
 	return string(data)
 }
 
-// configure writes a file into the configuration directory and waits until the
-// network has read it.
+// configure writes a file into the configuration directory and waits until the network has loaded
+// it.
 func (n *node) configure(name, text string) {
 	n.t.Helper()
 	before := n.current()

@@ -13,10 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// masquerade makes what pods send out of their subnet leave with the node's
-// address: one nftables table per address family, with one rule, for all pods.
-// It looks first and changes only what is not as it must be: taking a rule out
-// makes the kernel wait for an RCU grace period, looking costs 0.1 ms.
+// masquerade makes traffic that leaves the pods' subnet use the node's address: one nftables table
+// per address family, with one rule for all pods. It reads first and writes only if something
+// differs: removing a rule makes the kernel wait for an RCU grace period, reading takes 0.1 ms.
 func (d DefaultNetwork) masquerade() error {
 	for _, subnet := range d.subnets() {
 		conn := &nftables.Conn{}
@@ -43,14 +42,14 @@ func (d DefaultNetwork) masquerade() error {
 	return nil
 }
 
-// isOnlyRule reports whether a chain consists of rule, by the comment. Not being
-// able to say is no.
+// isOnlyRule reports whether a chain consists of rule alone, going by the rule's comment. If the
+// chain cannot be read, it returns false.
 func isOnlyRule(conn *nftables.Conn, rule *nftables.Rule) bool {
 	rules, err := conn.GetRules(rule.Table, rule.Chain)
 	return err == nil && len(rules) == 1 && bytes.Equal(rules[0].UserData, rule.UserData)
 }
 
-// unmasquerade takes the tables away. It is idempotent.
+// unmasquerade removes the tables. It is idempotent.
 func (d DefaultNetwork) unmasquerade() error {
 	for _, subnet := range d.subnets() {
 		conn := &nftables.Conn{}
@@ -70,7 +69,7 @@ func (d DefaultNetwork) table(subnet netip.Prefix) *nftables.Table {
 	return &nftables.Table{Name: "mica-" + d.Name, Family: family}
 }
 
-// masqueradeRule is, in nft's words,
+// masqueradeRule is, in nft's syntax,
 //
 //	ip saddr <subnet> ip daddr != <subnet> ip daddr != 224.0.0.0/4 masquerade
 //

@@ -14,65 +14,62 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// Options say where a [Network] finds its configuration and keeps its state.
-// ConfDir and CacheDir are required.
+// Options says where a [Network] finds its configuration and keeps its state. ConfDir and CacheDir
+// are required.
 type Options struct {
-	// ConfDir is watched for network configurations (*.conflist, *.conf,
-	// *.json); the lexically first valid one is used. It is made if it is
-	// not there.
+	// ConfDir is watched for network configurations (*.conflist, *.conf, *.json); the lexically
+	// first valid one is used. Open creates the directory if it is missing.
 	ConfDir string
 	// BinDirs are searched in order for plugin executables.
 	// Default: /opt/cni/bin, /usr/lib/cni.
 	BinDirs []string
-	// CacheDir holds attachment records and cached results. It must survive
-	// a reboot so that leases can be given back after one.
+	// CacheDir holds attachment records and cached results. It must survive a reboot, so that
+	// leases can be released afterwards.
 	CacheDir string
-	// Default is the embedded network for nodes without any configuration;
-	// nil leaves such a node without a network.
+	// Default is the embedded network of a node without any CNI configuration. If it is nil, such a
+	// node has no network.
 	Default *DefaultNetwork
-	// ConfTemplate is a text/template file from which UpdateRuntimeConfig
-	// writes a conflist into ConfDir; "" writes none.
+	// ConfTemplate is a text/template file from which UpdateRuntimeConfig writes a conflist into
+	// ConfDir; "" disables that.
 	ConfTemplate string
-	// Timeout bounds one ADD, DEL, CHECK or GC of a whole list of plugins.
-	// Default: 2 minutes.
+	// Timeout bounds one ADD, DEL, CHECK or GC of a whole plugin list. Default: 2 minutes.
 	Timeout time.Duration
 	// StatusTimeout bounds one STATUS. Default: 10 seconds.
 	StatusTimeout time.Duration
-	// Exec runs plugins. Default: executables of BinDirs.
+	// Exec runs plugins. Default: the executables in BinDirs.
 	Exec invoke.Exec
 }
 
-// Network attaches pods. All methods are safe for concurrent use; operations
-// on one pod run one after the other.
+// Network attaches pods to their network. Its methods may be called concurrently; operations on the
+// same pod run one after the other.
 type Network struct {
 	opts    Options
 	cni     *libcni.CNIConfig
 	records records
 	watch   *watcher
-	// gate lets any number of ADD, DEL and CHECK through, or one GC of the
-	// plugins, as the CNI specification asks for. It is taken before pods.
+	// gate admits any number of ADD, DEL and CHECK, or one GC of the plugins, as the CNI
+	// specification requires. Lock order: gate, then pods.
 	gate   *semaphore.Weighted
 	pods   podLocks
 	status statusCache
 
-	leftOnce sync.Once // makes left
+	leftOnce sync.Once // fills left
 	left     map[string][]interrupted
 
-	// mu guards what follows. It is held for no longer than a look.
+	// mu guards the fields below. It is never held during I/O.
 	mu sync.Mutex
-	// conf is the configuration in use; what it points to never changes.
+	// conf is the configuration in use. The struct that it points to is never changed.
 	conf *conf
-	// claimed holds the pods that were added since Open and not deleted: GC
-	// leaves them alone, whatever its caller knew when it made its list.
+	// claimed holds the pods that were added since Open and not deleted. GC skips them, even if
+	// they are missing from its caller's list of live pods.
 	claimed map[string]bool
-	// warned holds what was logged already and is not to be logged again.
+	// warned holds the messages that were logged already and must not be repeated.
 	warned map[string]bool
 }
 
-// Open makes the directories, loads the configuration and starts to watch it.
-// No configuration, or a broken one, is not an error here but in
-// [Network.Status]. Options that cannot work are errdefs.ErrInvalidArgument.
-// Logging goes to the logger of ctx for as long as the network is open.
+// Open creates the directories, loads the configuration and starts to watch it. A missing or
+// invalid configuration is no error of Open: [Network.Status] reports it. Invalid options are
+// errdefs.ErrInvalidArgument. The logger of ctx is used until Close.
 func Open(ctx context.Context, opts Options) (*Network, error) {
 	opts, err := opts.complete()
 	if err != nil {
@@ -99,7 +96,7 @@ func Open(ctx context.Context, opts Options) (*Network, error) {
 	return n, nil
 }
 
-// Close ends the watching. Attachments stay as they are, for the next Open.
+// Close stops watching the configuration. Attachments stay, for the next Open.
 func (n *Network) Close() error { return n.watch.close() }
 
 func (o Options) complete() (Options, error) {
@@ -126,10 +123,10 @@ func (o Options) complete() (Options, error) {
 	return o, err
 }
 
-// gateWidth is the number of operations at a time that none ever waits for.
+// gateWidth is the capacity of the gate. GC acquires all of it; any other operation acquires 1.
 const gateWidth = 1 << 30
 
-// begin waits until an operation on a pod may start.
+// begin waits until an operation on the pod may start.
 func (n *Network) begin(ctx context.Context, id string) (end func(), err error) {
 	if err := n.gate.Acquire(ctx, 1); err != nil {
 		return nil, fmt.Errorf("wait for garbage collection: %w", err)
@@ -149,7 +146,7 @@ func (n *Network) current() *conf {
 	return n.conf
 }
 
-// claim keeps GC from a pod, or lets it.
+// claim makes GC skip a pod, or no longer skip it.
 func (n *Network) claim(id string, on bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -160,7 +157,7 @@ func (n *Network) claim(id string, on bool) {
 	}
 }
 
-// once reports whether what was never passed to it before.
+// once reports whether this is the first call with what.
 func (n *Network) once(what string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -13,52 +13,50 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 )
 
-// Pod is what a network needs to know of a pod. ID names the attachment; Del,
-// Check and the records need only it.
+// Pod describes a pod to the network. ID identifies the attachment; usually Del and Check need
+// nothing else.
 type Pod struct {
-	// ID is the pod's ID: the container ID of CNI.
+	// ID is the pod's ID, which is CNI's container ID.
 	ID string
-	// Name, Namespace and UID are Kubernetes' names, passed to the plugins.
+	// Name, Namespace and UID identify the pod in Kubernetes and are passed to the plugins.
 	Name, Namespace, UID string
 	// NetNS is the path of the pinned network namespace. Add needs it.
 	NetNS string
 	// PortMappings are the host ports; those with HostPort 0 are ignored.
 	PortMappings []PortMapping
-	// Annotations are searched for kubernetes.io/ingress-bandwidth and
-	// egress-bandwidth.
+	// Annotations may limit bandwidth (kubernetes.io/ingress-bandwidth and egress-bandwidth), and
+	// are passed to plugins that ask for them.
 	Annotations map[string]string
 	// CgroupParent is passed to plugins that ask for it (cgroupPath).
 	CgroupParent string
 	// DNS is passed to plugins that ask for it.
 	DNS DNS
-	// IPs are addresses asked for; plugins with the capability ips obey.
+	// IPs are requested addresses, for plugins with the capability ips.
 	IPs []netip.Prefix
-	// MAC is the hardware address asked for; plugins with the capability
-	// mac obey.
+	// MAC is the requested hardware address, for plugins with the capability mac.
 	MAC net.HardwareAddr
 }
 
-// PortMapping leads a port of the node to a port of a pod. Its JSON form is
-// that of the CNI capability portMappings.
+// PortMapping forwards a port of the node to a port of a pod. Its JSON form is defined by the CNI
+// capability portMappings.
 type PortMapping struct {
 	// HostPort and ContainerPort are 1 to 65535.
 	HostPort      int32 `json:"hostPort"`
 	ContainerPort int32 `json:"containerPort"`
 	// Protocol is tcp, udp or sctp, in any case; "" is tcp.
 	Protocol string `json:"protocol"`
-	// HostIP is the address of the node that is led; "" is every one.
+	// HostIP is the node's address to forward from; "" means every address.
 	HostIP string `json:"hostIP,omitempty"`
 }
 
-// DNS is a pod's resolver configuration, as the CNI capability dns has it.
+// DNS is a pod's resolver configuration, in the form of the CNI capability dns.
 type DNS struct {
 	Servers  []string `json:"servers,omitempty"`
 	Searches []string `json:"searches,omitempty"`
 	Options  []string `json:"options,omitempty"`
 }
 
-// Capabilities of CNI plugins (CONVENTIONS.md of the CNI project), and the one
-// that containerd added.
+// Capabilities of CNI plugins (CONVENTIONS.md of the CNI project). The last one is containerd's.
 const (
 	portMappings   = "portMappings"
 	bandwidth      = "bandwidth"
@@ -69,7 +67,7 @@ const (
 	podAnnotations = "io.kubernetes.cri.pod-annotations"
 )
 
-// Annotations of a pod that bound its traffic, in bits per second.
+// Annotations that limit a pod's bandwidth, in bits per second.
 const (
 	ingressAnnotation = "kubernetes.io/ingress-bandwidth"
 	egressAnnotation  = "kubernetes.io/egress-bandwidth"
@@ -89,14 +87,14 @@ func podString(namespace, name, id string) string {
 	return fmt.Sprintf("pod %s/%s (%s)", namespace, name, id)
 }
 
-// record checks a pod and returns what its attachment by c needs.
+// record validates a pod and returns the record of its attachment by c.
 func (p Pod) record(c *conf) (record, error) {
-	// What CNI allows for an ID is also what a file name needs, but for dots.
+	// A valid CNI container ID is also a safe file name, except for leading dots.
 	if err := utils.ValidateContainerID(p.ID); err != nil || strings.HasPrefix(p.ID, ".") {
 		return record{}, fmt.Errorf("pod ID %q: %w", p.ID, errdefs.ErrInvalidArgument)
 	}
 	if !isNamespace(p.NetNS) {
-		return record{}, fmt.Errorf("network namespace %q is not there: %w", p.NetNS, errdefs.ErrInvalidArgument)
+		return record{}, fmt.Errorf("network namespace %q does not exist: %w", p.NetNS, errdefs.ErrInvalidArgument)
 	}
 	capabilities, err := p.capabilityArgs()
 	if err != nil {
@@ -114,7 +112,7 @@ func (p Pod) record(c *conf) (record, error) {
 	}, nil
 }
 
-// args are CNI_ARGS as Kubernetes runtimes have always passed them.
+// args returns CNI_ARGS, with the keys that other Kubernetes runtimes pass.
 func (p Pod) args() [][2]string {
 	return [][2]string{
 		{"IgnoreUnknown", "1"},
@@ -125,8 +123,8 @@ func (p Pod) args() [][2]string {
 	}
 }
 
-// capabilityArgs is everything that plugins may ask for by a capability; libcni
-// gives each plugin what it asks for.
+// capabilityArgs returns the arguments of all capabilities; libcni passes each plugin those that it
+// declares.
 func (p Pod) capabilityArgs() (map[string]any, error) {
 	args := map[string]any{}
 	ports, err := p.hostPorts()
@@ -161,7 +159,7 @@ func (p Pod) capabilityArgs() (map[string]any, error) {
 	return args, nil
 }
 
-// hostPorts are the port mappings that lead from a port of the node.
+// hostPorts returns the port mappings with a host port, normalized and validated.
 func (p Pod) hostPorts() ([]PortMapping, error) {
 	var ports []PortMapping
 	for _, m := range p.PortMappings {
@@ -198,8 +196,8 @@ func (m PortMapping) validate() error {
 	return err
 }
 
-// bandwidth are the limits of the pod's annotations, in the JSON form of the
-// capability: bits per second, and bits of burst, which are not limited.
+// bandwidth returns the limits from the pod's annotations in the capability's JSON form: rates in
+// bits per second, and the largest possible bursts, in bits.
 func (p Pod) bandwidth() (map[string]uint64, error) {
 	limits := map[string]uint64{}
 	for annotation, key := range map[string]string{ingressAnnotation: "ingress", egressAnnotation: "egress"} {
@@ -217,8 +215,8 @@ func (p Pod) bandwidth() (map[string]uint64, error) {
 	return limits, nil
 }
 
-// parseRate reads a Kubernetes quantity in the range that Kubernetes documents
-// for bandwidth, 1k to 1P.
+// parseRate parses a Kubernetes quantity between 1k and 1P, the documented range of the
+// annotations.
 func parseRate(text string) (uint64, error) {
 	const least, most = 1e3, 1e15
 	q, err := resource.ParseQuantity(text)
@@ -231,7 +229,7 @@ func parseRate(text string) (uint64, error) {
 	return 0, fmt.Errorf("%q is not in 1k..1P", text)
 }
 
-// hasCapability reports whether a plugin of list has a capability.
+// hasCapability reports whether a plugin of list declares the capability.
 func hasCapability(list *libcni.NetworkConfigList, name string) bool {
 	for _, p := range list.Plugins {
 		if p.Network.Capabilities[name] {

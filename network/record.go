@@ -14,25 +14,25 @@ import (
 	"github.com/micarun/mica/internal/jsonfile"
 )
 
-// record is all that is needed to take an attachment away. It is written
-// before the attachment is made and never changed.
+// record holds everything that is needed to remove an attachment. It is written before the
+// attachment is made and never changed.
 type record struct {
 	PodID     string
-	Name      string // of the pod, for messages
+	Name      string // for messages
 	Namespace string
 	Interface string
 	NetNS     string
-	// Config is the network configuration with all plugins in it.
+	// Config is the network configuration with all its plugins.
 	Config json.RawMessage
-	// Args and CapabilityArgs are what the plugins were told.
+	// Args and CapabilityArgs are the arguments that the plugins got.
 	Args           [][2]string
 	CapabilityArgs map[string]any `json:",omitempty"`
 }
 
-// String names the pod in messages.
+// String returns the pod's name for messages.
 func (r record) String() string { return podString(r.Namespace, r.Name, r.PodID) }
 
-// list is the network configuration of the record.
+// list parses the recorded network configuration.
 func (r record) list() (*libcni.NetworkConfigList, error) {
 	list, err := libcni.NetworkConfFromBytes(r.Config)
 	if err != nil {
@@ -41,8 +41,8 @@ func (r record) list() (*libcni.NetworkConfigList, error) {
 	return list, nil
 }
 
-// runtimeConf is the record in the form that libcni wants. A namespace that is
-// no longer there is left out, as the CNI specification asks for a DEL.
+// runtimeConf returns the record in libcni's form. It leaves out a namespace that no longer exists,
+// as the CNI specification requires for DEL.
 func (r record) runtimeConf() *libcni.RuntimeConf {
 	netns := r.NetNS
 	if !isNamespace(netns) {
@@ -69,7 +69,7 @@ func (r records) write(rec record) error {
 	return nil
 }
 
-// read returns the record of a pod. No record is fs.ErrNotExist.
+// read returns the record of a pod, or fs.ErrNotExist if there is none.
 func (r records) read(id string) (record, error) {
 	var rec record
 	if err := jsonfile.Read(r.path(id), &rec); err != nil {
@@ -80,12 +80,12 @@ func (r records) read(id string) (record, error) {
 
 func (r records) remove(id string) error {
 	if err := os.Remove(r.path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("forget attachment: %w", err)
+		return fmt.Errorf("remove attachment: %w", err)
 	}
 	return nil
 }
 
-// ids returns the pods that have a record, readable or not.
+// ids returns the IDs of all pods with a record, readable or not.
 func (r records) ids() ([]string, error) {
 	entries, err := os.ReadDir(r.dir)
 	if err != nil {

@@ -14,8 +14,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Lacks names what of an attached pod's files is lost: its record or a lease of
-// host-local; "" if nothing is. It only reads files.
+// Lacks names what an attached pod has lost on disk: its record, or a lease of host-local; "" if
+// nothing. It only reads files.
 func (n *Network) Lacks(id string) string {
 	rec, err := n.records.read(id)
 	if err != nil {
@@ -27,7 +27,7 @@ func (n *Network) Lacks(id string) string {
 	}
 	result, err := n.cached(rec)
 	if err != nil {
-		return "" // a DEL goes without, and nothing else is known of leases
+		return "" // DEL works without the cached result, and without it the leases are unknown
 	}
 	for _, l := range hostLocal(list) {
 		for _, ip := range result.IPs {
@@ -39,10 +39,10 @@ func (n *Network) Lacks(id string) string {
 	return ""
 }
 
-// Repair writes again what [Network.Lacks] finds of a pod that is attached: the record by
-// what libcni keeps of the attachment, or else by the configuration in use, and leases by
-// the addresses that the pod has. It returns what the pod got when it was attached. An
-// address that has been leased to another pod meanwhile is errdefs.ErrAlreadyExists.
+// Repair restores what [Network.Lacks] reports for an attached pod. It rebuilds the record from
+// libcni's cache, or else from the configuration in use, and leases from the pod's addresses. It
+// returns the result of the pod's ADD, or only the addresses in the namespace if the cached result
+// is lost. If another pod holds the lease by now, the error is errdefs.ErrAlreadyExists.
 func (n *Network) Repair(ctx context.Context, pod Pod) (Result, error) {
 	end, err := n.begin(ctx, pod.ID)
 	if err != nil {
@@ -86,7 +86,7 @@ func (n *Network) repair(ctx context.Context, pod Pod) (Result, error) {
 	return result, nil
 }
 
-// reconstruct makes the record of a pod whose record is lost or torn.
+// reconstruct rebuilds the record of a pod whose record is missing or corrupt.
 func (n *Network) reconstruct(pod Pod) (record, error) {
 	cached, err := n.cni.GetCachedAttachments(pod.ID)
 	if err != nil {
@@ -107,7 +107,7 @@ func (n *Network) reconstruct(pod Pod) (record, error) {
 	return pod.record(c)
 }
 
-// cached is what the plugins answered when the pod was attached.
+// cached returns the cached result of the pod's ADD.
 func (n *Network) cached(rec record) (Result, error) {
 	list, err := rec.list()
 	if err != nil {
@@ -152,7 +152,7 @@ func addressesIn(netNS, name string) ([]netip.Addr, error) {
 
 func (l leases) path(ip netip.Addr) string { return filepath.Join(l.dir, ip.String()) }
 
-// owner returns the container ID that holds the lease of an address, "" for none.
+// owner returns the container ID that holds the lease of an address; "" if it is not leased.
 func (l leases) owner(ip netip.Addr) (string, error) {
 	data, err := os.ReadFile(l.path(ip))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -167,13 +167,13 @@ func (l leases) holds(ip netip.Addr, id string) bool {
 	return err == nil && owner == id
 }
 
-// take writes the lease of an address that the pod has already, unless another pod
-// has it too.
+// take writes the lease of an address that the pod already uses. A lease of another pod is
+// errdefs.ErrAlreadyExists.
 func (l leases) take(ctx context.Context, ip netip.Addr, rec record) error {
 	if l.holds(ip, rec.PodID) {
 		return nil
 	}
-	if err := os.MkdirAll(l.dir, 0o755); err != nil { // as host-local makes it
+	if err := os.MkdirAll(l.dir, 0o755); err != nil { // host-local's mode
 		return err
 	}
 	unlock, err := l.lock(ctx)
@@ -187,6 +187,6 @@ func (l leases) take(ctx context.Context, ip netip.Addr, rec record) error {
 	case owner != "" && owner != rec.PodID:
 		return fmt.Errorf("lease of %s: held by %s: %w", ip, owner, errdefs.ErrAlreadyExists)
 	}
-	// The form of host-local: container ID and interface.
+	// host-local's format: container ID and interface.
 	return os.WriteFile(l.path(ip), []byte(rec.PodID+"\r\n"+rec.Interface), 0o600)
 }

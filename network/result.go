@@ -11,12 +11,11 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 )
 
-// Result is what an attachment got.
+// Result is the outcome of attaching a pod.
 type Result struct {
 	// IPs are the addresses of the pod's interface, the primary one first.
 	IPs []netip.Addr
-	// Interfaces are all interfaces that the plugins named, those of the
-	// node too.
+	// Interfaces are all interfaces that the plugins reported, including interfaces on the node.
 	Interfaces []Interface
 	// Raw is the CNI result as JSON, in version 1.0.0 or later.
 	Raw json.RawMessage
@@ -25,14 +24,14 @@ type Result struct {
 // Interface is one network interface of a [Result].
 type Interface struct {
 	Name, MAC string
-	// Sandbox is the network namespace of a pod's interface, "" on the node and where the plugin
-	// leaves it out.
+	// Sandbox is the network namespace of a pod's interface. It is "" for an interface on the node,
+	// and if the plugin leaves it out.
 	Sandbox string
 }
 
-// parseResult picks from the result of a whole list what concerns the pod's
-// interface, in the order of the plugins. A result without an address for it is
-// an error: a pod cannot do without.
+// parseResult converts the result of a plugin list and selects the addresses of the pod's
+// interface, in the plugins' order. A result without an address is an error, because a pod needs
+// one.
 func parseResult(got types.Result, ifName string) (Result, error) {
 	r, err := types100.NewResultFromResult(got)
 	if err != nil {
@@ -61,16 +60,17 @@ func parseResult(got types.Result, ifName string) (Result, error) {
 	return result, nil
 }
 
-// belongs reports whether an address of the interface with an index, nil if the
-// plugin did not say, is the pod's. The name of the pod's interface decides, since plugins leave
-// out the network namespace; only one that they list twice is the pod's where they name a
-// namespace. An index without an interface is an error, unless the plugins list none at all.
+// belongs reports whether an address belongs to the pod's interface. index is the address's
+// interface index; nil if the plugin left it out. The interface's name decides, since some plugins
+// leave out the network namespace. If the name is listed twice, with and without a namespace, only
+// the one with a namespace is the pod's. An index without an interface is an error, unless the
+// plugins list no interfaces at all.
 func belongs(index *int, interfaces []Interface, ifName string) (bool, error) {
 	if index == nil || len(interfaces) == 0 {
 		return true, nil
 	}
 	if *index < 0 || *index >= len(interfaces) {
-		return false, fmt.Errorf("its interface %d is not among the %d that the plugins list", *index, len(interfaces))
+		return false, fmt.Errorf("interface index %d is out of range: plugins list %d interfaces", *index, len(interfaces))
 	}
 	i := interfaces[*index]
 	if i.Name != ifName || i.Sandbox != "" {

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// What plugins answer differs in version and care. The pod's interface is eth0.
+// Plugin results differ by version and in completeness. The pod's interface is eth0.
 func TestAddressesOfResults(t *testing.T) {
 	for name, test := range map[string]struct {
 		version, result string
@@ -23,9 +23,9 @@ func TestAddressesOfResults(t *testing.T) {
 		"no interfaces":            {"0.3.0", `"ips":[{"version":"4","address":"10.1.2.3/24"}]`, "10.1.2.3"},
 		"index without interfaces": {"1.0.0", `"ips":[{"interface":0,"address":"10.1.2.3/24"}]`, "10.1.2.3"},
 		"before interfaces":        {"0.2.0", `"ip4":{"ip":"10.1.2.3/24"},"ip6":{"ip":"fd00::3/64"}`, "10.1.2.3 fd00::3"},
-		"index too high":           {"1.0.0", `"interfaces":[{"name":"eth0"}],"ips":[{"interface":7,"address":"10.1.2.3/24"}]`, "10.1.2.3: its interface 7"},
-		"index past the end":       {"1.0.0", `"interfaces":[{"name":"eth0"}],"ips":[{"interface":1,"address":"10.1.2.3/24"}]`, "its interface 1"},
-		"index below zero":         {"1.0.0", `"interfaces":[{"name":"eth0"}],"ips":[{"interface":-1,"address":"10.1.2.3/24"}]`, "its interface -1"},
+		"index too high":           {"1.0.0", `"interfaces":[{"name":"eth0"}],"ips":[{"interface":7,"address":"10.1.2.3/24"}]`, "10.1.2.3: interface index 7"},
+		"index past the end":       {"1.0.0", `"interfaces":[{"name":"eth0"}],"ips":[{"interface":1,"address":"10.1.2.3/24"}]`, "interface index 1"},
+		"index below zero":         {"1.0.0", `"interfaces":[{"name":"eth0"}],"ips":[{"interface":-1,"address":"10.1.2.3/24"}]`, "interface index -1"},
 		"nothing":                  {"1.0.0", `"dns":{}`, "no address"},
 	} {
 		t.Run(name, func(t *testing.T) {

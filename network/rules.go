@@ -13,19 +13,18 @@ import (
 	"strings"
 )
 
-// ruleOwner is the pod that rules of the packet filter were made for, as the plugins
-// write it in the rules' comments.
+// ruleOwner is the pod that packet filter rules belong to, as plugins write it into rule comments.
 type ruleOwner struct{ network, id string }
 
-// ownerComment finds the owner in the comment of a rule as iptables-save prints it. The
-// plugins bridge and ptp write name and id, portmap "dnat" before.
+// ownerComment finds the owner in a rule comment as iptables-save prints it. The plugins bridge and
+// ptp write name and id; portmap puts "dnat" in front.
 var ownerComment = regexp.MustCompile(`name: \\"([^"\\]+)\\" id: \\"([0-9A-Za-z_.-]+)\\"`)
 
-// chains are the chains of the owner: that of masquerading (ipMasq) and that of host
-// ports. The plugins name them so (utils.FormatChainName).
+// chains returns the names of the owner's chains, for masquerading (ipMasq) and for host ports, as
+// the plugins derive them (utils.FormatChainName).
 func (o ruleOwner) chains() []string {
 	sum := sha512.Sum512([]byte(o.network + o.id))
-	const longest = 28 // XT_EXTENSION_MAXNAMELEN without its end
+	const longest = 28 // XT_EXTENSION_MAXNAMELEN less the terminating zero
 	var names []string
 	for _, prefix := range []string{"CNI-", "CNI-DN-", "CNI-SN-"} {
 		names = append(names, (prefix + hex.EncodeToString(sum[:]))[:longest])
@@ -33,7 +32,7 @@ func (o ruleOwner) chains() []string {
 	return names
 }
 
-// natRules returns the lines of the nat table, nil if the tool is not installed.
+// natRules returns the lines of the nat table, or nil if the tool is not installed.
 func natRules(ctx context.Context, tool string) ([]string, error) {
 	out, err := exec.CommandContext(ctx, tool+"-save", "-t", "nat").Output()
 	if errors.Is(err, exec.ErrNotFound) {
@@ -45,7 +44,8 @@ func natRules(ctx context.Context, tool string) ([]string, error) {
 	return strings.Split(string(out), "\n"), nil
 }
 
-// strayRules returns the owners in lines that are of one of the networks and not alive.
+// strayRules returns the owners of rules in lines that belong to one of the networks but to no live
+// pod.
 func strayRules(lines []string, networks []string, alive func(id string) bool) []ruleOwner {
 	var strays []ruleOwner
 	for _, line := range lines {
@@ -60,8 +60,8 @@ func strayRules(lines []string, networks []string, alive func(id string) bool) [
 	return strays
 }
 
-// removal returns the input of iptables-restore that removes the rules and chains of the
-// owners, of which lines are the table.
+// removal returns the iptables-restore input that removes the rules and chains of the owners. lines
+// is the current table.
 func removal(lines []string, owners []ruleOwner) string {
 	var doomed []string
 	for _, o := range owners {
@@ -75,7 +75,7 @@ func removal(lines []string, owners []ruleOwner) string {
 		}
 		fields := strings.Fields(line)
 		if len(fields) < 2 || fields[0] != "-A" || slices.Contains(doomed, fields[1]) {
-			continue // a rule of such a chain goes with it
+			continue // flushing the chain removes its rules
 		}
 		if at := slices.Index(fields, "-j"); at > 0 && at+1 < len(fields) && slices.Contains(doomed, fields[at+1]) {
 			rules = append(rules, "-D "+strings.TrimPrefix(line, "-A "))
@@ -85,9 +85,8 @@ func removal(lines []string, owners []ruleOwner) string {
 	return strings.Join(script, "\n")
 }
 
-// collectRules removes the rules that plugins made for pods that are gone and of which no
-// record is left, such as those of the plugin bridge with ipMasq, which it forgets when the
-// namespace went first.
+// collectRules removes rules of dead pods that no record covers. One source is the bridge plugin
+// with ipMasq, which leaks them if the pod's namespace is removed first.
 func (n *Network) collectRules(ctx context.Context, alive func(string) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, n.opts.Timeout)
 	defer cancel()
@@ -108,8 +107,8 @@ func (n *Network) collectRules(ctx context.Context, alive func(string) bool) err
 	return errors.Join(errs...)
 }
 
-// networkNames are the networks whose pods are all this node's: the configured one and the
-// default. The CNI specification has a network belong to one runtime.
+// networkNames returns the networks that belong to Mica alone: the configured one and the default.
+// In the CNI specification, a network belongs to one runtime.
 func (n *Network) networkNames() []string {
 	var names []string
 	if c := n.current(); c.err == nil && c.list != nil {
@@ -121,9 +120,8 @@ func (n *Network) networkNames() []string {
 	return names
 }
 
-// orForeign returns the test that passes pods of another runtime of the node as well, which
-// uses the same network: by default a runtime's libcni keeps their results in one directory,
-// where Mica has none.
+// orForeign extends alive to pods of another runtime on the node that uses the same network. By
+// default such a runtime's libcni caches results in /var/lib/cni/results, which Mica does not use.
 func orForeign(alive func(id string) bool) func(id string) bool {
 	return func(id string) bool {
 		const results = "/var/lib/cni/results"
@@ -132,7 +130,8 @@ func orForeign(alive func(id string) bool) func(id string) bool {
 	}
 }
 
-// configuredLeases are the directories of host-local of the network in use.
+// configuredLeases returns the host-local directories of the configured network; none for the
+// default network.
 func (n *Network) configuredLeases() []leases {
 	if c := n.current(); c.err == nil && c.list != nil && c.source != "" {
 		return hostLocal(c.list)
@@ -140,8 +139,9 @@ func (n *Network) configuredLeases() []leases {
 	return nil
 }
 
-// LiveStrays finds what Options.Strays cannot: rules of the packet filter, and leases of
-// the configured network, that are of pods that are not among live.
+// LiveStrays finds what Options.Strays cannot see: packet filter rules, and leases of the
+// configured network, whose pod is not in live. It changes nothing. An error of one source does not
+// hide the strays of the others.
 func (n *Network) LiveStrays(ctx context.Context, live []string) ([]Stray, error) {
 	ctx, cancel := context.WithTimeout(ctx, n.opts.Timeout)
 	defer cancel()
@@ -153,7 +153,7 @@ func (n *Network) LiveStrays(ctx context.Context, live []string) ([]Stray, error
 		errs = append(errs, err)
 		for path, id := range leased {
 			if !alive(id) {
-				strays = append(strays, Stray{path, fmt.Sprintf("lease of %q, which is no pod that has a network", id)})
+				strays = append(strays, Stray{path, fmt.Sprintf("lease of unknown pod %q", id)})
 			}
 		}
 	}
@@ -161,7 +161,7 @@ func (n *Network) LiveStrays(ctx context.Context, live []string) ([]Stray, error
 		lines, err := natRules(ctx, tool)
 		errs = append(errs, err)
 		for _, o := range strayRules(lines, n.networkNames(), alive) {
-			strays = append(strays, Stray{tool + " nat " + o.chains()[0], fmt.Sprintf("rules of network %s for %q, which is no pod that has a network", o.network, o.id)})
+			strays = append(strays, Stray{tool + " nat " + o.chains()[0], fmt.Sprintf("rules of network %s for unknown pod %q", o.network, o.id)})
 		}
 	}
 	return strays, errors.Join(errs...)

@@ -18,19 +18,18 @@ import (
 // templateFile is the name of the conflist that UpdateRuntimeConfig writes.
 const templateFile = "10-mica.conflist"
 
-// templateData is what Options.ConfTemplate may use; the names are those of
-// containerd's templates.
+// templateData is the data of Options.ConfTemplate; its field names are those of containerd's
+// templates.
 type templateData struct {
 	PodCIDR       string   // the first of PodCIDRRanges
 	PodCIDRRanges []string // all subnets of the node's pods
-	Routes        []string // one default route for each address family among them
+	Routes        []string // one default route per address family of the subnets
 }
 
-// UpdateRuntimeConfig takes the subnets of the node's pods, separated by commas,
-// and writes a conflist from Options.ConfTemplate into Options.ConfDir, to be
-// loaded as any other. It does nothing without a template, without a subnet, or
-// when the directory has a configuration from somebody else. A text that is not
-// a list of subnets, and a template that does not give a conflist, are
+// UpdateRuntimeConfig renders Options.ConfTemplate with the subnets of the node's pods, separated
+// by commas, and writes the conflist into Options.ConfDir. The watcher loads it like any other
+// file. UpdateRuntimeConfig does nothing without a template or a subnet, or if the directory has
+// another valid configuration. An invalid subnet, or a template that renders no valid conflist, is
 // errdefs.ErrInvalidArgument.
 func (n *Network) UpdateRuntimeConfig(ctx context.Context, podCIDR string) error {
 	if podCIDR == "" || n.opts.ConfTemplate == "" {
@@ -41,9 +40,9 @@ func (n *Network) UpdateRuntimeConfig(ctx context.Context, podCIDR string) error
 		return fmt.Errorf("update pod CIDR: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	file := filepath.Join(n.opts.ConfDir, templateFile)
-	// What is on disk counts, not what the watcher has seen so far.
+	// Read the disk: the watcher may lag behind.
 	if c := loadConf(n.opts.ConfDir, nil); c.err == nil && c.source != file {
-		klog.FromContext(ctx).Info("Network has a configuration, none is written for the pod CIDR", "source", c.source, "podCIDR", podCIDR)
+		klog.FromContext(ctx).Info("Network already has a configuration, not writing one for the pod CIDR", "source", c.source, "podCIDR", podCIDR)
 		return nil
 	}
 	text, err := render(n.opts.ConfTemplate, data)
@@ -89,13 +88,13 @@ func render(file string, data templateData) ([]byte, error) {
 		err = new(conf).use(list, file)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("template %s gives no conflist: %w: %w", file, err, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("template %s renders no conflist: %w: %w", file, err, errdefs.ErrInvalidArgument)
 	}
 	return out.Bytes(), nil
 }
 
-// replaceFile puts text into path by a rename, synced. The temporary file has an
-// extension that makes nobody load it.
+// replaceFile writes text to path by fsync and rename. The temporary file's extension keeps CNI
+// runtimes from loading it.
 func replaceFile(path string, text []byte) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), ".mica-*.tmp")
 	if err != nil {

@@ -10,17 +10,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// InterfaceStats are the counters of one interface since it was made.
+// InterfaceStats holds the counters of one interface since its creation.
 type InterfaceStats struct {
 	Name string
-	// RxBytes and the others are seen from the pod.
+	// Directions are as seen from the pod.
 	RxBytes, RxPackets, RxErrors, RxDropped uint64
 	TxBytes, TxPackets, TxErrors, TxDropped uint64
 }
 
-// Stats returns the counters of every interface but loopback in the network
-// namespace pinned at nsPath, "" being the node's. It costs one netlink socket
-// and one dump, and leaves nothing open. Safe for concurrent use.
+// Stats returns the counters of every interface except loopback in the network namespace pinned at
+// nsPath; "" means the node's. It costs one netlink socket and one dump, and leaves nothing open.
+// It may be called concurrently.
 func Stats(nsPath string) ([]InterfaceStats, error) {
 	stats, err := readStats(nsPath)
 	if err != nil {
@@ -55,8 +55,8 @@ func readStats(nsPath string) ([]InterfaceStats, error) {
 	return stats, nil
 }
 
-// openHandle returns a netlink socket in a namespace. The library moves the
-// calling thread there and back for the time of opening it.
+// openHandle returns a netlink socket in a namespace. The library moves the calling thread into the
+// namespace while it opens the socket.
 func openHandle(nsPath string) (*netlink.Handle, error) {
 	if nsPath == "" {
 		return netlink.NewHandle(unix.NETLINK_ROUTE)
@@ -69,7 +69,7 @@ func openHandle(nsPath string) (*netlink.Handle, error) {
 	return netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 }
 
-// listLinks lists the links, again if they changed meanwhile.
+// listLinks lists the links. It retries a dump that a concurrent change interrupted.
 func listLinks(handle *netlink.Handle) (links []netlink.Link, err error) {
 	const attempts = 5
 	for range attempts {

@@ -12,34 +12,31 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// statusLife is how long the answer of the plugins to STATUS holds.
+// statusLife is how long a STATUS result of the plugins is cached.
 const statusLife = 5 * time.Second
 
-// statusCache is the last answer of the plugins to STATUS. The zero value is
-// none.
+// statusCache caches the plugins' last STATUS result. The zero value is empty.
 type statusCache struct {
-	// mu guards what follows, and is held while plugins run, so that one call
-	// asks them for all. That time is bounded by Options.StatusTimeout.
+	// mu guards the fields below. It is held while plugins run, so that concurrent callers share
+	// one STATUS; Options.StatusTimeout bounds that time.
 	mu   sync.Mutex
 	conf *conf
 	at   time.Time
 	err  error
 }
 
-// Info is what a node's verbose status says about the network.
+// Info is the network part of the node's verbose status.
 type Info struct {
-	// Config is the loaded configuration as JSON, in the shape that
-	// containerd gives it (cniconfig).
+	// Config is the loaded configuration as JSON, in the shape of containerd's cniconfig.
 	Config json.RawMessage
-	// LastLoadStatus is "OK" or the reason why no configuration is loaded
-	// or why files were passed over.
+	// LastLoadStatus is "OK", the reason why no configuration is loaded, or the files that were
+	// ignored and why.
 	LastLoadStatus string
 }
 
-// Status returns nil when pods can be attached, and otherwise the reason, as
-// errdefs.ErrUnavailable: no valid configuration, a plugin without executable
-// (ErrPluginMissing too), or, from CNI 1.1.0 on, a plugin that says so. The
-// plugins are asked at most once in five seconds.
+// Status returns nil if pods can be attached. Otherwise the error is errdefs.ErrUnavailable and has
+// the reason: no valid configuration, a plugin without an executable (also ErrPluginMissing), or,
+// from CNI 1.1.0 on, a plugin that reports it. Plugins are called at most once in five seconds.
 func (n *Network) Status(ctx context.Context) error {
 	c := n.current()
 	list, err := c.ready()
@@ -65,32 +62,30 @@ func (n *Network) pluginStatus(ctx context.Context, c *conf) error {
 	ctx, cancel := context.WithTimeout(ctx, n.opts.StatusTimeout)
 	defer cancel()
 	err := plainError(n.cni.GetStatusNetworkList(ctx, c.list))
-	if ctx.Err() == nil || err == nil { // not what only a hasty caller saw
+	if ctx.Err() == nil || err == nil { // do not cache the caller's own cancellation
 		s.conf, s.at, s.err = c, time.Now(), err
 	}
 	return err
 }
 
-// Info returns the loaded configuration and how loading it went. It does not
-// block.
+// Info returns the loaded configuration and the outcome of loading it. It does not block.
 func (n *Network) Info() Info {
 	c := n.current()
 	info := Info{LastLoadStatus: "OK"}
 	if c.err != nil {
 		info.LastLoadStatus = c.err.Error()
 	} else if len(c.broken) > 0 {
-		info.LastLoadStatus = fmt.Sprintf("OK, but passed over: %v", c.broken)
+		info.LastLoadStatus = fmt.Sprintf("OK, but ignored: %v", c.broken)
 	}
 	data, err := json.Marshal(n.verboseConf(c))
-	if err != nil { // the configuration was JSON: cannot be
+	if err != nil { // impossible: the configuration was JSON
 		data, _ = json.Marshal(err.Error())
 	}
 	info.Config = data
 	return info
 }
 
-// verboseConf and what it consists of have the field names of containerd's
-// status, which tools read.
+// verboseConf and its parts have the field names of containerd's status, which tools read.
 type verboseConf struct {
 	PluginDirs       []string
 	PluginConfDir    string
@@ -134,5 +129,5 @@ func verboseListOf(list *libcni.NetworkConfigList) verboseList {
 	return v
 }
 
-// Strays is [Options.Strays] of this network.
+// Strays calls [Options.Strays] with this network's options.
 func (n *Network) Strays(live []string) ([]Stray, error) { return n.opts.Strays(live) }

@@ -12,16 +12,16 @@ import (
 	"strings"
 )
 
-// Stray is something on the disk that no pod needs.
+// Stray is a leftover on the node that no pod needs.
 type Stray struct {
-	// Path is the file, and What what it is.
+	// Path is its file, or a description of where it is; What says what it is.
 	Path, What string
 }
 
-// Strays finds attachments and, with a default network, leases of pods that are
-// not among live. It only reads files, and so serves a node whose daemon does
-// not run, too. A pod that is just being attached or detached can look like a
-// stray.
+// Strays finds attachment records, and leases of the default network, whose pod is not in live, and
+// records that cannot be read. It only reads files, so it also works while the daemon is stopped. A
+// pod that is being attached or detached at that moment may be reported. Invalid options are
+// errdefs.ErrInvalidArgument.
 func (o Options) Strays(live []string) ([]Stray, error) {
 	o, err := o.complete()
 	if err != nil {
@@ -35,9 +35,9 @@ func (o Options) Strays(live []string) ([]Stray, error) {
 	var strays []Stray
 	for _, id := range ids {
 		if !slices.Contains(live, id) {
-			strays = append(strays, Stray{r.path(id), "attachment of no pod that has a network"})
+			strays = append(strays, Stray{r.path(id), "attachment without a pod"})
 		} else if _, err := r.read(id); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			strays = append(strays, Stray{r.path(id), "attachment that cannot be read: " + err.Error()})
+			strays = append(strays, Stray{r.path(id), "unreadable attachment: " + err.Error()})
 		}
 	}
 	if o.Default == nil {
@@ -46,14 +46,14 @@ func (o Options) Strays(live []string) ([]Stray, error) {
 	leased, err := o.Default.leases().owners()
 	for _, path := range slices.Sorted(maps.Keys(leased)) {
 		if !slices.Contains(live, leased[path]) {
-			strays = append(strays, Stray{path, fmt.Sprintf("lease of %q, which is no pod that has a network", leased[path])})
+			strays = append(strays, Stray{path, fmt.Sprintf("lease of unknown pod %q", leased[path])})
 		}
 	}
 	return strays, err
 }
 
-// owners returns the container IDs that the leases are of, by the path of the
-// lease. A directory that is not there has none.
+// owners returns the container ID of each lease, by the path of the lease file. A missing directory
+// has no leases.
 func (l leases) owners() (map[string]string, error) {
 	entries, err := os.ReadDir(l.dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -70,7 +70,7 @@ func (l leases) owners() (map[string]string, error) {
 		path := filepath.Join(l.dir, e.Name())
 		data, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // given back just now
+			continue // released meanwhile
 		}
 		if err != nil {
 			return nil, fmt.Errorf("read lease: %w", err)

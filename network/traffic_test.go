@@ -15,9 +15,8 @@ import (
 	"github.com/micarun/mica/runtimeservice/podns"
 )
 
-// world is another machine: a namespace joined to the node by a cable. The node
-// is 192.0.2.1 and 2001:db8::1 there, the world 192.0.2.2 and 2001:db8::2, and
-// it knows no way to the pods.
+// world is another machine: a namespace linked to the node by a veth pair. The node is 192.0.2.1
+// and 2001:db8::1, the world 192.0.2.2 and 2001:db8::2. The world has no route to the pods.
 func world(t *testing.T) (ns string) {
 	t.Helper()
 	pod := newPod(t)
@@ -121,7 +120,7 @@ func testTraffic(t *testing.T, n *node, dual bool) {
 	}
 }
 
-// gateway is the bridge's address.
+// gateway returns the bridge's address.
 func (n *node) gateway() string { return n.opts.Default.Subnet.Addr().Next().String() }
 
 func TestHostPortUDP(t *testing.T) {
@@ -149,7 +148,7 @@ func TestHostPortUDP(t *testing.T) {
 	}
 }
 
-// Whoever flushes the node's rules does not cut off the pods that come after.
+// Flushing the node's packet filter does not cut off pods that are added afterwards.
 func TestMasqueradeIsRepaired(t *testing.T) {
 	n := newNode(t, nil)
 	outside := world(t)
@@ -164,7 +163,7 @@ func TestMasqueradeIsRepaired(t *testing.T) {
 		}
 		return answer
 	}
-	ask() // makes the table
+	ask() // creates the table
 	for name, damage := range map[string]func(){
 		"none":        func() {},
 		"table gone":  func() { must(t, d.unmasquerade()) },

@@ -17,32 +17,30 @@ import (
 )
 
 const (
-	// settle is how long the directory must be quiet before it is read, so
-	// that a file written in pieces is read once, whole.
+	// settle is how long the directory must be quiet before it is read, so that a file written in
+	// pieces is read once, complete.
 	settle = 50 * time.Millisecond
-	// retry is how often a directory that went away is looked for.
+	// retry is the interval at which a removed directory is created again.
 	retry = time.Second
 )
 
-// poll is how often the directories are looked at where the kernel does not tell
-// of changes: as quick as somebody who waits for a network expects, and cheap.
+// poll is the polling interval where inotify is unavailable. It is short enough for an operator who
+// waits for a network, and cheap.
 const poll = time.Second
 
-// watcher calls a function after every change in a directory, and makes the
-// directory again when it went away. It has the kernel tell it, or, where the
-// node has no inotify instances or watches left, looks again and again.
+// watcher calls a function after every change in a directory, and recreates the directory if it is
+// removed. It uses inotify, or polling if the node has no inotify instances or watches left.
 type watcher struct {
 	dir    string
-	notify *fsnotify.Watcher // nil where the kernel cannot tell
+	notify *fsnotify.Watcher // nil if inotify is unavailable
 	cancel context.CancelFunc
 	done   sync.WaitGroup
 
-	// mu guards what follows.
+	// mu guards the fields below.
 	mu sync.Mutex
-	// extra is the directory that the plugins of the network come from, "" if
-	// there is none.
+	// extra is the directory with the separate plugin files of the network; "" if there is none.
 	extra string
-	// blind is why the kernel does not tell of all changes; nil if it does.
+	// blind is why inotify does not report all changes; nil if it does.
 	blind error
 }
 
@@ -70,13 +68,13 @@ func newWatcher(dir string) (*watcher, error) {
 	return w, nil
 }
 
-// exhausted says whether the user has no inotify instance (or the process no
-// descriptor) left, or no watch.
+// exhausted reports whether an inotify limit is reached: instances, watches, file descriptors or
+// memory.
 func exhausted(err error) bool {
 	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.ENOMEM)
 }
 
-// start watches until close, calling changed from one goroutine.
+// start watches until close. It calls changed from a single goroutine.
 func (w *watcher) start(ctx context.Context, changed func(context.Context)) {
 	ctx, w.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	w.done.Go(func() { w.run(ctx, changed) })
@@ -114,7 +112,7 @@ func (w *watcher) run(ctx context.Context, changed func(context.Context)) {
 				lost = true
 			}
 			timer.Reset(settle)
-		case <-failures: // events were lost: read the directory
+		case <-failures: // the queue overflowed: read the directory
 			timer.Reset(settle)
 		case <-look.tick():
 			if look.changed() {
@@ -133,13 +131,13 @@ func (w *watcher) run(ctx context.Context, changed func(context.Context)) {
 	}
 }
 
-// find makes the directory again and watches it.
+// find recreates the directory and watches it.
 func (w *watcher) find() bool {
 	return os.MkdirAll(w.dir, 0o755) == nil && w.notify.Add(w.dir) == nil
 }
 
-// follow also watches the directory beside c's file that may hold plugins of
-// its network.
+// follow also watches the directory beside c's file that may hold separate plugin files of the
+// network.
 func (w *watcher) follow(c *conf) {
 	extra := ""
 	if c.list != nil && c.source != "" && !c.list.LoadOnlyInlinedPlugins {
@@ -156,21 +154,20 @@ func (w *watcher) follow(c *conf) {
 		_ = w.notify.Remove(old)
 	}
 	if extra != "" {
-		if err := w.notify.Add(extra); exhausted(err) { // usually it is not there
+		if err := w.notify.Add(extra); exhausted(err) { // the directory usually does not exist
 			w.blind = err
 		}
 	}
 }
 
-// looker looks at a watcher's directories where the kernel does not tell of
-// changes.
+// looker polls a watcher's directories if inotify does not report all changes.
 type looker struct {
 	w      *watcher
-	ticker *time.Ticker // nil where the kernel tells
-	seen   string       // as of the last look
+	ticker *time.Ticker // nil if inotify reports all changes
+	seen   string       // the directories' contents at the last poll
 }
 
-// update begins to look, once, if the kernel does not tell of changes.
+// update starts polling, once, if inotify does not report all changes.
 func (l *looker) update(ctx context.Context) {
 	l.w.mu.Lock()
 	why := l.w.blind
@@ -178,7 +175,7 @@ func (l *looker) update(ctx context.Context) {
 	if why == nil || l.ticker != nil {
 		return
 	}
-	klog.FromContext(ctx).Error(why, "Kernel does not tell of changes of the network configuration, looking for them instead; see fs.inotify.max_user_instances and max_user_watches",
+	klog.FromContext(ctx).Error(why, "Cannot watch the network configuration by inotify, polling it instead; see fs.inotify.max_user_instances and max_user_watches",
 		"dir", l.w.dir, "interval", poll)
 	l.ticker = time.NewTicker(poll)
 	l.seen = l.look()
@@ -197,7 +194,7 @@ func (l *looker) stop() {
 	}
 }
 
-// changed says whether the directories look otherwise than the last time.
+// changed reports whether the directories changed since the last poll.
 func (l *looker) changed() bool {
 	now := l.look()
 	changed := now != l.seen
@@ -205,10 +202,10 @@ func (l *looker) changed() bool {
 	return changed
 }
 
-// look describes every file of the directories, and makes the first where it is
-// gone.
+// look returns a description of every file in the directories. It recreates the configuration
+// directory if it is missing.
 func (l *looker) look() string {
-	_ = os.MkdirAll(l.w.dir, 0o755) // an error shows in the directory's absence
+	_ = os.MkdirAll(l.w.dir, 0o755) // ReadDir below fails, too
 	l.w.mu.Lock()
 	dirs := []string{l.w.dir, l.w.extra}
 	l.w.mu.Unlock()

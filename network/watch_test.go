@@ -14,12 +14,12 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// withoutInotifyEnv is set where the test runs itself in a user namespace that may have no inotify
-// instance, or no watch.
+// withoutInotifyEnv is set when the test re-executes itself in a user namespace without inotify
+// instances or watches.
 const withoutInotifyEnv = "MICA_TEST_WITHOUT_INOTIFY"
 
-// A node whose users have used up inotify still takes in a changed configuration, and says once
-// that it has to look for it.
+// A node without free inotify instances or watches still loads a changed configuration, and logs
+// once that it polls.
 func TestWatchWithoutInotify(t *testing.T) {
 	if os.Getenv(withoutInotifyEnv) != "" {
 		watchBlindly(t)
