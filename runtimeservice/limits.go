@@ -30,21 +30,21 @@ func (u *updatedLimits) with(set updatedLimits) *updatedLimits {
 
 // currentSpec reads the container's specification from a directory and puts the limits into it
 // that are in force.
-func (st ContainerState) currentSpec(dir string) (*specs.Spec, error) {
-	s := new(specs.Spec)
-	if err := jsonfile.Read(filepath.Join(dir, specFile), s); err != nil {
+func (s ContainerState) currentSpec(dir string) (*specs.Spec, error) {
+	spec := new(specs.Spec)
+	if err := jsonfile.Read(filepath.Join(dir, specFile), spec); err != nil {
 		return nil, fmt.Errorf("read specification: %w", err)
 	}
-	if st.Limits == nil {
-		return s, nil
+	if s.Limits == nil {
+		return spec, nil
 	}
-	if score := st.Limits.OOMScoreAdj; score != nil && s.Process != nil {
-		s.Process.OOMScoreAdj = score
+	if score := s.Limits.OOMScoreAdj; score != nil && spec.Process != nil {
+		spec.Process.OOMScoreAdj = score
 	}
-	if s.Linux != nil {
-		s.Linux.Resources = withLimits(s.Linux.Resources, st.Limits.Resources)
+	if spec.Linux != nil {
+		spec.Linux.Resources = withLimits(spec.Linux.Resources, s.Limits.Resources)
 	}
-	return s, nil
+	return spec, nil
 }
 
 // withLimits is old with every limit that now sets. Neither is changed.
