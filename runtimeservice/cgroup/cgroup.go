@@ -1,15 +1,14 @@
-// Package cgroup makes, measures, limits and removes the control groups of
-// pods and containers, on cgroup v1 and v2, by the file system or by systemd.
+// Package cgroup makes, measures, limits and removes the cgroups of pods and containers, on cgroup
+// v1 and v2, directly in the cgroup file system or through systemd.
 //
-// Paths are those of the cgroup file system relative to its root, for example
-// "/kubepods/pod1/<container>", the same in every v1 hierarchy. Only what goes
-// to an OCI runtime as linux.cgroupsPath may look different (ContainerPath).
-// The package makes the parents; the cgroup of a container itself is made by
-// the OCI runtime. Limits are written through github.com/opencontainers/cgroups;
-// counters, which are read often, straight from their files.
+// Paths are relative to the root of the cgroup file system, for example
+// "/kubepods/pod1/<container>", and the same in every v1 hierarchy. Only the linux.cgroupsPath for
+// an OCI runtime may have another form (ContainerPath). The package makes the parent cgroups; the
+// OCI runtime makes the container's own. Limits are written with github.com/opencontainers/cgroups.
+// Counters are read directly from their files, since they are read often.
 //
-// Nothing is kept in memory or on disk besides the cgroups themselves, so a
-// Manager made after a restart sees what the one before made.
+// The package keeps no state in memory or on disk besides the cgroups themselves. After a restart,
+// a new Manager therefore finds the cgroups made before.
 package cgroup
 
 import (
@@ -22,7 +21,7 @@ import (
 	"github.com/opencontainers/cgroups/systemd"
 )
 
-// Driver says who makes cgroups.
+// Driver selects how cgroups are made.
 type Driver string
 
 // The drivers, spelled as in the kubelet's configuration.
@@ -31,27 +30,28 @@ const (
 	Systemd  Driver = "systemd"
 )
 
-// scopePrefix begins the names of container scopes under systemd.
+// scopePrefix begins the names of the containers' systemd scopes.
 const scopePrefix = "mica"
 
-// Options says how a Manager works.
+// Options configures a Manager.
 type Options struct {
-	// Driver is Cgroupfs where empty.
+	// Driver defaults to Cgroupfs.
 	Driver Driver
-	// DefaultParent is the parent of pods that name none: a path for
-	// cgroupfs ("/mica" where empty), a slice for systemd ("mica.slice").
+	// DefaultParent is the parent of pods whose request names none. It is a path for cgroupfs
+	// (default "/mica") and a slice for systemd (default "mica.slice").
 	DefaultParent string
 }
 
-// Manager works on the cgroups of one host. It holds no state but its
-// options and is safe for concurrent use.
+// Manager works on the cgroups of one host. It has no state but its options and is safe for
+// concurrent use.
 type Manager struct {
 	mode    Mode
 	options Options
 }
 
-// New returns a manager for the host's mode. The systemd driver where systemd
-// does not run is ErrFailedPrecondition.
+// New returns a manager for the host's mode. It returns ErrFailedPrecondition for the systemd
+// driver if systemd is not running, and ErrInvalidArgument for an unknown driver or a bad default
+// parent.
 func New(mode Mode, o Options) (*Manager, error) {
 	switch o.Driver {
 	case "":
@@ -67,7 +67,7 @@ func New(mode Mode, o Options) (*Manager, error) {
 	return newManager(mode, o)
 }
 
-// newManager is New without looking at the host.
+// newManager is New without the check that systemd is running.
 func newManager(mode Mode, o Options) (*Manager, error) {
 	if o.DefaultParent == "" {
 		o.DefaultParent = "/mica"
@@ -82,15 +82,15 @@ func newManager(mode Mode, o Options) (*Manager, error) {
 	return m, nil
 }
 
-// Mode returns what New was given.
+// Mode returns the mode that New was given.
 func (m *Manager) Mode() Mode { return m.mode }
 
 // Driver returns the driver in use.
 func (m *Manager) Driver() Driver { return m.options.Driver }
 
-// PodParent returns the cgroup of a pod: CRI's cgroup_parent, or one named
-// after the pod below the default parent. For systemd the last element of
-// cgroup_parent must be a slice, whose name decides about the path.
+// PodParent returns a pod's cgroup: CRI's cgroup_parent, or one named after the pod below the
+// default parent. With systemd, the last element of cgroup_parent must be a slice; its name
+// determines the path. A bad cgroup_parent is ErrInvalidArgument.
 func (m *Manager) PodParent(criParent, podID string) (string, error) {
 	if slices.Contains(strings.Split(criParent, "/"), "..") || strings.ContainsRune(criParent, 0) {
 		return "", fmt.Errorf("cgroup parent %q: %w", criParent, errdefs.ErrInvalidArgument)
@@ -112,8 +112,8 @@ func (m *Manager) PodParent(criParent, podID string) (string, error) {
 	return expanded, nil
 }
 
-// ContainerPath returns the OCI linux.cgroupsPath for a container below a
-// pod's cgroup: "/parent/id" or "parent.slice:mica:id".
+// ContainerPath returns the OCI linux.cgroupsPath of a container below a pod's cgroup:
+// "/parent/id", or "parent.slice:mica:id" with systemd.
 func (m *Manager) ContainerPath(parent, id string) string {
 	if m.options.Driver == Systemd {
 		return path.Base(parent) + ":" + scopePrefix + ":" + id
@@ -121,8 +121,8 @@ func (m *Manager) ContainerPath(parent, id string) string {
 	return path.Join("/", parent, id)
 }
 
-// ContainerDir returns the cgroup in which a container made with
-// ContainerPath(parent, id) lies, for Stats, Pids and the other methods.
+// ContainerDir returns the cgroup of a container made with ContainerPath(parent, id), for Stats,
+// Pids and the other methods.
 func (m *Manager) ContainerDir(parent, id string) string {
 	if m.options.Driver == Systemd {
 		return path.Join("/", parent, scopePrefix+"-"+id+".scope")
@@ -130,7 +130,7 @@ func (m *Manager) ContainerDir(parent, id string) string {
 	return path.Join("/", parent, id)
 }
 
-// checkPath refuses the root and paths that climb.
+// checkPath rejects the root and paths with "..".
 func checkPath(p string) error {
 	if path.Clean("/"+p) == "/" || slices.Contains(strings.Split(p, "/"), "..") || strings.ContainsRune(p, 0) {
 		return fmt.Errorf("cgroup %q: %w", p, errdefs.ErrInvalidArgument)

@@ -22,8 +22,8 @@ import (
 	"github.com/micarun/mica/internal/patience"
 )
 
-// real returns a manager of this host and a cgroup path of the test's own,
-// removed afterwards.
+// real returns a manager of this host and a cgroup path for this test, which the test's end
+// removes.
 func real(t *testing.T) (*Manager, string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -53,7 +53,7 @@ func real(t *testing.T) (*Manager, string) {
 	return m, path
 }
 
-// run starts a shell in the cgroup. It is collected at the end of the test.
+// run starts a shell in the cgroup. The end of the test waits for it.
 func run(t *testing.T, m *Manager, path, script string, prepare ...func(*exec.Cmd)) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("/bin/sh", "-c", "read go; "+script)
@@ -82,8 +82,7 @@ func run(t *testing.T, m *Manager, path, script string, prepare ...func(*exec.Cm
 	return cmd
 }
 
-// eventually waits until f is true, for half a minute at most, or what that is
-// on this machine.
+// eventually waits until f is true, for half a minute at most (scaled to this machine's speed).
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
 	wait := patience.Of(30 * time.Second)
@@ -151,8 +150,7 @@ func TestRemoveParentKeepsBusy(t *testing.T) {
 	}
 }
 
-// TestKillAllForks kills a tree that forks all the time, also in a cgroup
-// below.
+// TestKillAllForks kills a process tree that forks continuously, also in a cgroup below.
 func TestKillAllForks(t *testing.T) {
 	m, path := real(t)
 	for _, p := range []string{path + "/a/b", path + "/c"} {
@@ -289,12 +287,12 @@ func TestSetResourcesRefuses(t *testing.T) {
 	}
 }
 
-// onV2Env is set where the test runs itself on a unified hierarchy.
+// onV2Env is set when the test runs itself on a unified hierarchy.
 const onV2Env = "MICA_TEST_CGROUP_V2"
 
-// TestOnV2 runs the tests of making, listing, killing and removing in a mount
-// namespace whose /sys/fs/cgroup is the unified hierarchy, with whatever
-// controllers the host's v1 ones leave to it.
+// TestOnV2 runs the tests of making, listing, killing and removing in a mount namespace whose
+// /sys/fs/cgroup is the unified hierarchy. Its controllers are those that the host's v1 hierarchies
+// do not use.
 func TestOnV2(t *testing.T) {
 	if os.Geteuid() != 0 || os.Getenv(onV2Env) != "" {
 		t.Skip("needs root, and not to be there already")
@@ -303,7 +301,7 @@ func TestOnV2(t *testing.T) {
 	if err != nil || mode.V2 {
 		t.Skipf("already on v2, or nothing: %v", err)
 	}
-	// Elsewhere are those that a CRIU uses which is at work in other tests.
+	// The other cgroup mounts may belong to a CRIU that runs in another test.
 	script := `umount -l /sys/fs/cgroup || exit 1
 		for elsewhere in $(awk '$3 ~ /^cgroup2?$/ {print $2}' /proc/self/mounts); do umount -l "$elsewhere" || exit 1; done
 		mount -t cgroup2 none /sys/fs/cgroup || exit 1
@@ -504,8 +502,8 @@ func TestUnitConfig(t *testing.T) {
 	}
 }
 
-// TestPodsAndInit holds that a pod's cgroup is found again by its ID and that
-// its init has a leaf of its own in every hierarchy.
+// TestPodsAndInit holds that a pod's cgroup is found by its ID and that its init has a leaf cgroup
+// in every hierarchy.
 func TestPodsAndInit(t *testing.T) {
 	m, path := real(t)
 	m, err := New(m.mode, Options{DefaultParent: path})

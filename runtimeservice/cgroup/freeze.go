@@ -11,18 +11,17 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Freeze stops every process in a cgroup and below and returns when all have
-// stopped, or when ctx ends. What Freeze has begun Thaw undoes, also after an
-// error. A cgroup that does not exist is ErrNotFound, a host that cannot freeze
-// ErrFailedPrecondition.
+// Freeze freezes every process in a cgroup and below. It returns when all are frozen or ctx ends.
+// Thaw undoes Freeze, also after an error. Freeze returns ErrNotFound if the cgroup does not exist
+// and ErrFailedPrecondition if the host cannot freeze.
 func (m *Manager) Freeze(ctx context.Context, path string) error {
 	f, err := m.freezer(path)
 	if err != nil {
 		return fmt.Errorf("freeze cgroup %s: %w", path, err)
 	}
 	err = retry(ctx, func() (bool, error) {
-		// On v1 a process that was just being born or moved can escape: what
-		// is written again counts for it as well.
+		// On v1, a process that is being forked or moved can escape the freezer. Writing the state
+		// again freezes it too.
 		if err := f.write(f.freeze); err != nil {
 			return false, err
 		}
@@ -34,8 +33,7 @@ func (m *Manager) Freeze(ctx context.Context, path string) error {
 	return nil
 }
 
-// Thaw lets the processes of a frozen cgroup go on. One that is not frozen, or
-// no longer there, is no error.
+// Thaw thaws a frozen cgroup. It returns nil if the cgroup is not frozen or does not exist.
 func (m *Manager) Thaw(path string) error {
 	f, err := m.freezer(path)
 	if errdefs.IsNotFound(err) {
@@ -50,8 +48,8 @@ func (m *Manager) Thaw(path string) error {
 	return nil
 }
 
-// Frozen says whether somebody has asked for the cgroup to be frozen. One that
-// does not exist is ErrNotFound.
+// Frozen reports whether the cgroup is set to be frozen, by any program. It returns ErrNotFound if
+// the cgroup does not exist.
 func (m *Manager) Frozen(path string) (bool, error) {
 	f, err := m.freezer(path)
 	if err != nil {
@@ -64,14 +62,14 @@ func (m *Manager) Frozen(path string) (bool, error) {
 	return strings.TrimSpace(string(text)) != f.thawed, nil
 }
 
-// freezer is the kernel's freezer of one cgroup: v1's hierarchy of its own or
-// v2's cgroup.freeze.
+// freezer describes the kernel's freezer of one cgroup: the freezer hierarchy on v1, cgroup.freeze
+// on v2.
 type freezer struct {
-	asked        string // file that takes what is wanted
-	freeze, thaw string // and what is written to it
-	thawed       string // what it says when nobody wants it frozen
-	state        string // file that says what is
-	done         string // a line of it when all processes have stopped
+	asked        string // file for the wanted state
+	freeze, thaw string // the states written to asked
+	thawed       string // content of asked if it is not set to be frozen
+	state        string // file with the actual state
+	done         string // line in state once all processes are frozen
 }
 
 func (m *Manager) freezer(path string) (freezer, error) {

@@ -11,8 +11,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// TestFreeze holds that a frozen cgroup does nothing, those below it neither,
-// and goes on after the thaw as if nothing had been.
+// TestFreeze holds that the processes of a frozen cgroup and of those below stop, and continue
+// after the thaw.
 func TestFreeze(t *testing.T) {
 	m, path := real(t)
 	below := path + "/below"
@@ -35,7 +35,7 @@ func TestFreeze(t *testing.T) {
 	if frozen, err := m.Frozen(path); err != nil || !frozen {
 		t.Errorf("Frozen = %v, %v", frozen, err)
 	}
-	for drained := false; !drained; { // what was written before
+	for drained := false; !drained; { // output written before the freeze
 		select {
 		case <-ticks:
 		case <-time.After(50 * time.Millisecond):
@@ -62,8 +62,7 @@ func TestFreeze(t *testing.T) {
 	}
 }
 
-// ticker runs a process in the cgroup and tells each of its steps, a hundred a
-// second.
+// ticker runs a process in the cgroup and reports each of its steps, a hundred per second.
 func ticker(t *testing.T, m *Manager, path string) <-chan struct{} {
 	t.Helper()
 	ticks := make(chan struct{}, 1000)
@@ -100,7 +99,7 @@ func TestFreezeRefuses(t *testing.T) {
 	run(t, m, path, "exec sleep 1000")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	// The kernel may be faster than the context is looked at.
+	// The kernel may freeze before the context is checked.
 	if err := m.Freeze(ctx, path); err != nil && !errors.Is(err, context.Canceled) {
 		t.Errorf("Freeze after the end of its context = %v", err)
 	}

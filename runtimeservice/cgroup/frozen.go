@@ -12,11 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// KillFrozen kills the processes of a cgroup and below that are frozen, and lets them die. On v1
-// SIGKILL acts only after the thaw: the cgroup and those below are thawed, and out of a frozen
-// ancestor, whose other processes stay frozen, the killed processes are moved. On v2 the kernel
-// ends frozen processes that are killed. It does nothing to a cgroup that is not frozen, and does
-// not wait. A caller that waits repeats it, since the cgroup can be frozen again.
+// KillFrozen kills all processes of a cgroup and below and lets them exit, if any of these cgroups
+// is frozen, also by an ancestor. Otherwise it does nothing. On v1 SIGKILL takes effect only after
+// the thaw. KillFrozen therefore thaws the cgroup and those below. If an ancestor is frozen, it
+// moves the killed processes out, and the ancestor's other processes stay frozen. On v2 it does
+// nothing, since the kernel ends killed processes even if they are frozen. It does not wait. A
+// caller that waits for the processes has to call it repeatedly, since the cgroup can be frozen
+// again.
 func (m *Manager) KillFrozen(path string) error {
 	if err := checkPath(path); err != nil {
 		return err
@@ -31,13 +33,13 @@ func (m *Manager) KillFrozen(path string) error {
 	return nil
 }
 
-// KillOutside kills processes wherever their cgroups are, and lets them die if they are frozen.
-// One that is gone is no error.
+// KillOutside kills processes in any cgroup, also frozen ones. A process that has already exited is
+// no error.
 func (m *Manager) KillOutside(pids []int) error {
 	return errors.Join(killPids(pids), m.Unfreeze(pids))
 }
 
-// frozenAtOrBelow says whether v1's freezer stops processes of the cgroup or below.
+// frozenAtOrBelow reports whether v1's freezer stops processes of the cgroup or below.
 func (m *Manager) frozenAtOrBelow(path string) (bool, error) {
 	frozen := false
 	err := m.eachFreezer(path, func(dir string) error {
@@ -51,8 +53,8 @@ func (m *Manager) frozenAtOrBelow(path string) (bool, error) {
 	return frozen, err
 }
 
-// release lets killed processes die: it thaws the cgroup and those below, and moves the processes
-// out where an ancestor stays frozen.
+// release lets killed processes exit. It thaws the cgroup and those below, and moves the processes
+// out if an ancestor stays frozen.
 func (m *Manager) release(path string, pids []int) error {
 	held := false
 	err := m.eachFreezer(path, func(dir string) error {
@@ -70,8 +72,8 @@ func (m *Manager) release(path string, pids []int) error {
 }
 
 // Unfreeze moves processes that have been killed or stopped by a signal to the root of v1's freezer
-// hierarchy, which nobody can freeze. None of their code runs there. On v2 it does nothing, since
-// the kernel ends frozen processes itself. A process that is gone is no error.
+// hierarchy, which cannot be frozen. None of their code runs there. On v2 it does nothing, since
+// the kernel ends killed processes even if they are frozen. A process that has exited is no error.
 func (m *Manager) Unfreeze(pids []int) error {
 	root := m.mode.Hierarchies["freezer"]
 	if m.mode.V2 || root == "" {
@@ -87,8 +89,8 @@ func (m *Manager) Unfreeze(pids []int) error {
 	return errors.Join(errs...)
 }
 
-// eachFreezer calls f for the directory of the cgroup in v1's freezer hierarchy and for those
-// below, parents first. Directories that are gone, also during f, are left out.
+// eachFreezer calls f for the cgroup's directory in v1's freezer hierarchy and for those below,
+// parents first. It skips directories that are removed meanwhile, also during f.
 func (m *Manager) eachFreezer(path string, f func(dir string) error) error {
 	top := m.mode.dir("freezer", path)
 	if m.mode.V2 || top == "" {
@@ -105,7 +107,7 @@ func (m *Manager) eachFreezer(path string, f func(dir string) error) error {
 	})
 }
 
-// killPids sends SIGKILL. A process that is gone is no error.
+// killPids sends SIGKILL. A process that has exited is no error.
 func killPids(pids []int) error {
 	for _, pid := range pids {
 		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {

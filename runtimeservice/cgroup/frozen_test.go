@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// onV1Freezer is real with a sleeping process in path/pod/c/below, where a v1 freezer is mounted.
+// onV1Freezer is real with a sleeping process in path/pod/c/below, on a host with a v1 freezer.
 func onV1Freezer(t *testing.T) (m *Manager, path string, victim *exec.Cmd) {
 	t.Helper()
 	m, path = real(t)
@@ -37,8 +37,8 @@ func freezeFor(t *testing.T, m *Manager, path string) {
 	})
 }
 
-// TestFrozenProcessesDie holds that a kill ends processes whichever cgroup on the way to them is
-// frozen, and that what else a frozen ancestor holds stays frozen.
+// TestFrozenProcessesDie holds that a kill ends processes if any cgroup on their path is frozen.
+// Other processes of a frozen ancestor stay frozen.
 func TestFrozenProcessesDie(t *testing.T) {
 	for _, frozen := range []string{"/pod/c/below", "/pod/c", "/pod", ""} {
 		for name, kill := range map[string]func(*Manager, string) error{
@@ -91,7 +91,7 @@ func TestKillFrozenSparesWhatRuns(t *testing.T) {
 	}
 }
 
-// TestKillOutside holds that processes die whose frozen cgroup nobody has named.
+// TestKillOutside holds that processes exit even if the caller does not know their frozen cgroup.
 func TestKillOutside(t *testing.T) {
 	m, path, victim := onV1Freezer(t)
 	freezeFor(t, m, path)
@@ -104,7 +104,7 @@ func TestKillOutside(t *testing.T) {
 	}
 }
 
-// TestKillAllOutlastsWhoFreezes freezes a cgroup again and again while it is killed.
+// TestKillAllOutlastsWhoFreezes freezes a cgroup repeatedly while it is being killed.
 func TestKillAllOutlastsWhoFreezes(t *testing.T) {
 	m, path, _ := onV1Freezer(t)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -12,31 +12,27 @@ import (
 	"github.com/opencontainers/cgroups"
 )
 
-// namedSystemd is the controller-less v1 hierarchy in which systemd tracks
-// processes.
+// namedSystemd is the v1 hierarchy without controllers in which systemd tracks processes.
 const namedSystemd = "name=systemd"
 
-// Mode is how cgroups are mounted on this host.
+// Mode describes how cgroups are mounted on this host.
 type Mode struct {
-	// V2 is true where the unified hierarchy stands alone; otherwise the
-	// controllers are in v1 hierarchies.
+	// V2 is true if only the unified hierarchy is used. Otherwise the controllers are in v1
+	// hierarchies.
 	V2 bool
-	// Unified is the mount point of the unified hierarchy, also in hybrid
-	// mode; "" where there is none.
+	// Unified is the mount point of the unified hierarchy, also in hybrid mode. It is "" if there
+	// is none.
 	Unified string
-	// Hierarchies maps each v1 controller (and "name=systemd") to its mount
-	// point. Controllers that are mounted together share one.
+	// Hierarchies maps each v1 controller (and "name=systemd") to its mount point. Controllers that
+	// are mounted together have the same mount point.
 	Hierarchies map[string]string
-	// Controllers are the usable controllers, sorted, in v2's names ("io",
-	// not "blkio").
+	// Controllers are the usable controllers, sorted, by their v2 names ("io", not "blkio").
 	Controllers []string
-	// HugePageSizes are the host's huge page sizes as in the names of the
-	// hugetlb files ("2MB").
+	// HugePageSizes are the host's huge page sizes, as in the names of the hugetlb files ("2MB").
 	HugePageSizes []string
 }
 
-// Detect reads how cgroups are mounted. Where no controllers are usable it is
-// ErrUnavailable.
+// Detect reads how cgroups are mounted. It returns ErrUnavailable if no controllers are usable.
 func Detect() (Mode, error) {
 	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
 	if err != nil {
@@ -50,9 +46,8 @@ func Detect() (Mode, error) {
 	return m, nil
 }
 
-// modeOf tells the mode from the cgroup mounts. Of several mounts of one
-// hierarchy the first counts, as it is the node's own; later ones are copies
-// that somebody bind-mounted.
+// modeOf derives the mode from the cgroup mounts. If a hierarchy is mounted more than once, the
+// first mount is the node's own; later ones are bind mounts of it.
 func modeOf(mounts []*mountinfo.Info) (Mode, error) {
 	m := Mode{Hierarchies: map[string]string{}}
 	for _, mount := range mounts {
@@ -107,8 +102,7 @@ func v1Controllers(hierarchies map[string]string) []string {
 	return out
 }
 
-// roots returns the distinct mount points in which a cgroup has a directory,
-// sorted.
+// roots returns the distinct mount points in which cgroups have directories, sorted.
 func (m Mode) roots() []string {
 	if m.V2 {
 		return []string{m.Unified}
@@ -124,8 +118,8 @@ func (m Mode) roots() []string {
 	return slices.Compact(roots)
 }
 
-// dir returns the absolute directory of a cgroup for a v1 controller, or on
-// v2 its only one; "" where the controller is not mounted.
+// dir returns the absolute directory of a cgroup for a v1 controller, or its only directory on v2.
+// It returns "" if the controller is not mounted.
 func (m Mode) dir(controller, path string) string {
 	root := m.Unified
 	if !m.V2 {

@@ -12,12 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// initName is the cgroup of a pod's own init, beside those of its containers:
-// in cgroup v2 a cgroup that distributes controllers holds no processes.
+// initName is the cgroup of a pod's own init. It is a sibling of the containers' cgroups, since in
+// cgroup v2 a cgroup that distributes controllers may not contain processes.
 const initName = "mica-init"
 
-// MakeInit makes the cgroup for a pod's own init below the pod's cgroup, and
-// returns the absolute cgroup.procs files that move a process into it.
+// MakeInit makes the cgroup of a pod's own init below the pod's cgroup. It returns the absolute
+// cgroup.procs files through which a process is moved into it.
 func (m *Manager) MakeInit(parent string) (procs []string, err error) {
 	if err := checkPath(parent); err != nil {
 		return nil, err
@@ -35,7 +35,8 @@ func (m *Manager) MakeInit(parent string) (procs []string, err error) {
 // InitDir returns the cgroup that MakeInit makes.
 func (m *Manager) InitDir(parent string) string { return path.Join("/", parent, initName) }
 
-// RemoveInit removes what MakeInit made. It is idempotent.
+// RemoveInit removes the cgroup that MakeInit made. It is idempotent. If the cgroup still holds
+// processes after five seconds, or when ctx ends, it returns ErrFailedPrecondition.
 func (m *Manager) RemoveInit(ctx context.Context, parent string) error {
 	if err := checkPath(parent); err != nil {
 		return err
@@ -53,8 +54,9 @@ func (m *Manager) RemoveInit(ctx context.Context, parent string) error {
 // attributes need CAP_SYS_ADMIN in the initial user namespace, and a writable cgroup mount.
 const ownerXattr = "trusted.mica.owner"
 
-// Mark writes into a cgroup, in every hierarchy that has it, whose it is. ListPods finds no others.
-// A kernel without attributes on cgroups is no error: nothing is found there.
+// Mark writes the owner to a cgroup, in every hierarchy that has it. ListPods returns only marked
+// cgroups. If the kernel does not support these attributes on cgroups, Mark returns nil, and
+// ListPods finds nothing.
 func (m *Manager) Mark(path, owner string) error {
 	if err := checkPath(path); err != nil {
 		return err
@@ -68,17 +70,16 @@ func (m *Manager) Mark(path, owner string) error {
 	return nil
 }
 
-// marked says whether a directory bears the owner's mark.
+// marked reports whether a directory is marked with the owner.
 func marked(dir, owner string) bool {
-	value := make([]byte, 256) // an owner is shorter, and one that is not is another
+	value := make([]byte, 256) // owners are shorter; a longer value is not equal
 	n, err := unix.Lgetxattr(dir, ownerXattr, value)
 	return err == nil && owner != "" && string(value[:n]) == owner
 }
 
-// ListPods returns the cgroups of pods below the default parent that bear the
-// owner's mark, by the pod's ID: of those that PodParent names for pods without
-// a cgroup_parent. What else is there may be another daemon's, or hold pods of
-// the kubelet's.
+// ListPods returns the cgroups of pods below the default parent that are marked with the owner, by
+// pod ID. These are the cgroups that PodParent names for pods without a cgroup_parent. Other
+// cgroups there may belong to another daemon or to the kubelet.
 func (m *Manager) ListPods(owner string) (map[string]string, error) {
 	const anyPod = "anypod"
 	like, err := m.PodParent("", anyPod)

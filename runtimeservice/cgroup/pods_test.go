@@ -37,8 +37,8 @@ func TestListPodsInvertsPodParent(t *testing.T) {
 	}
 }
 
-// TestListPodsLeavesOthersAlone holds that what bears another mark, or none, is not found: another
-// daemon's pods, and those of a kubelet below a parent that is also the default one.
+// TestListPodsLeavesOthersAlone holds that cgroups without the owner's mark are not found: another
+// daemon's pods, and the kubelet's pods below a parent that is also the default one.
 func TestListPodsLeavesOthersAlone(t *testing.T) {
 	m, path := real(t)
 	m, err := New(m.mode, Options{DefaultParent: path})

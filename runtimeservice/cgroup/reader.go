@@ -11,22 +11,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reader reads the small files of one cgroup directory after another into one
-// buffer. A file that is absent reads as nothing; the first other error stays
-// in err. It is used by one goroutine.
+// reader reads the small files of a cgroup's directories into one reused buffer. A missing file
+// reads as empty. err holds the first other error. A reader must not be used concurrently.
 type reader struct {
 	dir string
 	buf []byte
 	err error
 }
 
-// open turns to another directory; false where that controller is absent.
+// open selects another directory. It returns false if the controller is absent.
 func (r *reader) open(dir string) bool {
 	r.dir = dir
 	return dir != ""
 }
 
-// read returns the text of a file until the next read; nil where there is none.
+// read returns the text of a file, valid until the next read, and nil if the file does not exist.
 func (r *reader) read(name string) []byte {
 	if r.err != nil {
 		return nil
@@ -34,7 +33,7 @@ func (r *reader) read(name string) []byte {
 	path := r.dir + "/" + name
 	text, err := r.readFile(path)
 	if err != nil {
-		if !gone(err) && !errors.Is(err, unix.EOPNOTSUPP) { // PSI switched off
+		if !gone(err) && !errors.Is(err, unix.EOPNOTSUPP) { // EOPNOTSUPP: PSI is switched off
 			r.err = &fs.PathError{Op: "read", Path: path, Err: err}
 		}
 		return nil
@@ -75,8 +74,8 @@ func ignoringEINTR(f func() (int, error)) (int, error) {
 	}
 }
 
-// number reads a file with one number; "max" and v1's endless limits are
-// MaxUint64. ok is false where there is no such file.
+// number reads a file with one number. "max" and "-1" read as MaxUint64. ok is false if the file
+// does not exist.
 func (r *reader) number(name string) (v uint64, ok bool) {
 	text := bytes.TrimSpace(r.read(name))
 	if len(text) == 0 {
@@ -85,8 +84,8 @@ func (r *reader) number(name string) (v uint64, ok bool) {
 	return r.parse(name, text), r.err == nil
 }
 
-// limit is number with 0 for endless. v1 writes that as the highest multiple
-// of the page size in an int64, or -1.
+// limit is number with 0 for "no limit". v1 represents "no limit" as -1 or as the highest multiple
+// of the page size in an int64.
 func (r *reader) limit(name string) (v uint64, ok bool) {
 	v, ok = r.number(name)
 	if v >= math.MaxInt64-math.MaxUint16 {
@@ -106,7 +105,7 @@ func (r *reader) parse(name string, text []byte) uint64 {
 	return v
 }
 
-// keyed calls f for every "key value" line; false where there is no such file.
+// keyed calls f for every "key value" line. It returns false if the file does not exist.
 func (r *reader) keyed(name string, f func(key []byte, v uint64)) bool {
 	text := r.read(name)
 	for line := range bytes.Lines(text) {
@@ -118,7 +117,7 @@ func (r *reader) keyed(name string, f func(key []byte, v uint64)) bool {
 	return text != nil
 }
 
-// pressure reads a PSI file; nil where there is none.
+// pressure reads a PSI file and returns nil if there is none.
 func (r *reader) pressure(name string) *Pressure {
 	text := r.read(name)
 	if len(text) == 0 {

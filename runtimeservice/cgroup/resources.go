@@ -14,9 +14,9 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// SetResources writes the limits of an existing cgroup; unset fields stay as
-// they are. CPU, memory, pids, huge page and unified fields are known; any
-// other that is set is ErrInvalidArgument, as are unified ones on v1.
+// SetResources writes the limits of an existing cgroup. Unset fields stay unchanged. It supports
+// CPU, memory, pids, huge page and unified fields. Any other field that is set is
+// ErrInvalidArgument, as are unified fields on v1. A missing cgroup is ErrNotFound.
 func (m *Manager) SetResources(path string, r *specs.LinuxResources) error {
 	if err := checkPath(path); err != nil {
 		return err
@@ -56,8 +56,8 @@ func (m *Manager) set(path string, r *cgroups.Resources) error {
 	return manager.Set(r)
 }
 
-// keepSwapOff makes a swap limit of zero the unit's as well. The library only
-// writes it to the cgroup, where systemd lifts it when it reads its units again.
+// keepSwapOff sets a swap limit of zero in the systemd unit too. The library writes it only to the
+// cgroup, and systemd removes it at daemon-reload.
 func (m *Manager) keepSwapOff(path string, r *cgroups.Resources) {
 	const file = "memory.swap.max"
 	if r.MemorySwap <= 0 || r.MemorySwap != r.Memory {
@@ -71,8 +71,8 @@ func (m *Manager) keepSwapOff(path string, r *cgroups.Resources) {
 	r.Unified = unified
 }
 
-// convert turns OCI resources into the library's, which wants v2's CPU weight
-// beside the shares.
+// convert converts OCI resources to the library's form, which needs v2's CPU weight in addition to
+// the shares.
 func convert(r *specs.LinuxResources, v2 bool) (*cgroups.Resources, error) {
 	out := &cgroups.Resources{SkipDevices: true, SkipFreezeOnSet: true}
 	if r == nil {

@@ -10,61 +10,61 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Stats are the counters of a cgroup at one moment. A pointer is nil where
-// the host does not count.
+// Stats are the counters of a cgroup at one time. A pointer is nil if the host does not provide the
+// counter.
 type Stats struct {
-	// Time is when they were read.
+	// Time is when the counters were read.
 	Time time.Time
 	CPU  CPUStats
-	// Memory is nil where the memory controller is absent.
+	// Memory is nil if the memory controller is absent.
 	Memory *MemoryStats
-	// Pids is nil where the pids controller is absent.
+	// Pids is nil if the pids controller is absent.
 	Pids    *PidsStats
 	Hugetlb []HugetlbStats
 	IO      []IOStats
-	// IOPressure is there on cgroup v2 with PSI only, like those in CPU and Memory.
+	// IOPressure is set only on cgroup v2 with PSI, like Pressure in CPU and Memory.
 	IOPressure *Pressure
 }
 
 // CPUStats is processor time. Times are in nanoseconds.
 type CPUStats struct {
 	Usage, User, System uint64
-	// Periods, ThrottledPeriods and ThrottledTime tell of the CFS quota.
+	// Periods, ThrottledPeriods and ThrottledTime belong to the CFS quota.
 	Periods, ThrottledPeriods, ThrottledTime uint64
-	// BurstPeriods and BurstTime tell of the quota's bursts; 0 on kernels
-	// without them (before Linux 5.14).
+	// BurstPeriods and BurstTime belong to the quota's bursts. They are 0 on kernels without bursts
+	// (before Linux 5.14).
 	BurstPeriods, BurstTime uint64
 	Pressure                *Pressure
 }
 
-// MemoryStats is memory in bytes, of the cgroup and those below it.
+// MemoryStats is memory in bytes, including the cgroups below.
 type MemoryStats struct {
-	// Usage is everything charged; WorkingSet is Usage without inactive
-	// file pages, as cAdvisor defines it.
+	// Usage is all memory charged. WorkingSet is Usage without inactive file pages, as cAdvisor
+	// defines it.
 	Usage, WorkingSet uint64
-	// Limit is 0 where there is none.
+	// Limit is 0 if there is none.
 	Limit uint64
-	// MaxUsage is the high-water mark, 0 where not counted.
+	// MaxUsage is the high-water mark, 0 if the kernel does not count it.
 	MaxUsage                    uint64
 	RSS, Cache, MappedFile      uint64
 	ActiveFile, InactiveFile    uint64
 	Dirty, Writeback            uint64
 	KernelUsage                 uint64
 	PageFaults, MajorPageFaults uint64
-	// SwapUsage and SwapLimit (of swap alone; 0 for none) are nil where swap
+	// SwapUsage and SwapLimit count swap alone; a SwapLimit of 0 means none. Both are nil if swap
 	// is not accounted.
 	SwapUsage, SwapLimit *uint64
 	// Failcnt counts how often the limit was hit.
 	Failcnt uint64
-	// OOMKills counts processes that the OOM killer took.
+	// OOMKills counts processes killed by the OOM killer.
 	OOMKills uint64
 	Pressure *Pressure
 }
 
-// PidsStats counts tasks. Limit is 0 where there is none.
+// PidsStats counts tasks. Limit is 0 if there is none.
 type PidsStats struct{ Current, Limit uint64 }
 
-// HugetlbStats is the use of one page size ("2MB"), in bytes.
+// HugetlbStats is the usage of one page size ("2MB"), in bytes.
 type HugetlbStats struct {
 	PageSize                 string
 	Usage, MaxUsage, Failcnt uint64
@@ -77,7 +77,7 @@ type IOStats struct {
 	ReadOps, WriteOps, DiscardOps       uint64
 }
 
-// Pressure is a PSI file: shares in percent, totals in microseconds.
+// Pressure is the content of a PSI file: averages in percent, totals in microseconds.
 type Pressure struct{ Some, Full PressureLine }
 
 // PressureLine is one line of a PSI file.
@@ -86,9 +86,8 @@ type PressureLine struct {
 	Total                uint64
 }
 
-// Stats reads the counters of a cgroup; ErrNotFound where it does not exist.
-// It opens some ten small files and allocates little, so that hundreds of
-// cgroups can be read in a second.
+// Stats reads the counters of a cgroup and returns ErrNotFound if it does not exist. It opens about
+// ten small files and allocates little, so that hundreds of cgroups can be read per second.
 func (m *Manager) Stats(path string) (Stats, error) {
 	if err := m.findable(path); err != nil {
 		return Stats{}, fmt.Errorf("read cgroup %s: %w", path, err)
@@ -106,8 +105,7 @@ func (m *Manager) Stats(path string) (Stats, error) {
 	return s, nil
 }
 
-// findable is ErrNotFound where the cgroup is in none of the hierarchies that
-// are read.
+// findable returns ErrNotFound if the cgroup exists in none of the hierarchies that Stats reads.
 func (m *Manager) findable(path string) error {
 	for _, controller := range []string{"memory", "cpuacct", "cpu", "pids"} {
 		if dir := m.mode.dir(controller, path); dir != "" {
@@ -121,20 +119,19 @@ func (m *Manager) findable(path string) error {
 	return errdefs.ErrNotFound
 }
 
-// MemoryDir returns the absolute directory with a cgroup's memory controller,
-// "" where there is none.
+// MemoryDir returns the absolute directory of a cgroup's memory controller, "" if there is none.
 func (m *Manager) MemoryDir(path string) string { return m.mode.dir("memory", path) }
 
-// OOMKills returns how many processes the kernel's OOM killer has taken from
-// the cgroup at the absolute directory dir (of MemoryDir), on v2 also from
-// those below. A cgroup that is gone is ErrNotFound.
+// OOMKills returns how many processes the OOM killer has killed in the cgroup whose absolute
+// directory is dir (from MemoryDir). On v2 it includes the cgroups below. It returns ErrNotFound if
+// the cgroup does not exist.
 func (m *Manager) OOMKills(dir string) (uint64, error) {
 	r := &reader{}
 	if dir == "" || !r.open(dir) {
 		return 0, fmt.Errorf("read OOM kills of %q: %w", dir, errdefs.ErrNotFound)
 	}
 	kills := uint64(0)
-	file := "memory.oom_control" // oom_kill is there since Linux 4.13
+	file := "memory.oom_control" // has oom_kill since Linux 4.13
 	if m.mode.V2 {
 		file = "memory.events"
 	}

@@ -5,8 +5,8 @@ import (
 	"fmt"
 )
 
-// userHZ is the unit of cpuacct.stat, in ticks per second: the same 100 on
-// every architecture that Go runs on (times(2)).
+// userHZ is the unit of cpuacct.stat in ticks per second. It is 100 on every architecture that Go
+// supports (times(2)).
 const userHZ = 100
 
 func (m *Manager) statsV1(r *reader, path string, s *Stats) {
@@ -62,7 +62,7 @@ func memoryV1(r *reader) *MemoryStats {
 	s.Failcnt, _ = r.number("memory.failcnt")
 	s.KernelUsage, _ = r.number("memory.kmem.usage_in_bytes")
 	var swap uint64
-	// total_ counts the cgroups below as well.
+	// Values with total_ include the cgroups below.
 	fields := map[string]*uint64{
 		"total_inactive_file": &s.InactiveFile, "total_active_file": &s.ActiveFile,
 		"total_dirty": &s.Dirty, "total_writeback": &s.Writeback, "total_rss": &s.RSS, "total_cache": &s.Cache, "total_mapped_file": &s.MappedFile,
@@ -138,7 +138,7 @@ func pick(first bool, a, b *uint64, v uint64) {
 	}
 }
 
-// ioDevice returns the entry for "major:minor", made where absent; nil after
+// ioDevice returns the entry for "major:minor" and adds it if there is none. It returns nil after
 // an error.
 func ioDevice(r *reader, out *[]IOStats, file string, device []byte) *IOStats {
 	major, minor, ok := bytes.Cut(device, []byte(":"))
@@ -161,11 +161,11 @@ func ioDevice(r *reader, out *[]IOStats, file string, device []byte) *IOStats {
 	return &(*out)[len(*out)-1]
 }
 
-// hugetlbFiles are the suffixes of a page size's counters; "" where a cgroup
-// version has none.
+// hugetlbFiles are the suffixes of a page size's counter files. A suffix is "" if the cgroup
+// version has no such file.
 type hugetlbFiles struct{ usage, peak, failcnt string }
 
-// hugetlbStats reads the counters of every page size that the host has.
+// hugetlbStats reads the counters of every huge page size of the host.
 func hugetlbStats(r *reader, sizes []string, files hugetlbFiles) []HugetlbStats {
 	var out []HugetlbStats
 	for _, size := range sizes {

@@ -17,8 +17,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// onSystemd returns a manager of this host with the systemd driver, and a pod's
-// slice of the test's own, removed afterwards.
+// onSystemd returns a manager of this host with the systemd driver, and a pod's slice for this
+// test, which the test's end removes.
 func onSystemd(t *testing.T) (m *Manager, pod string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -53,7 +53,7 @@ func onSystemd(t *testing.T) (m *Manager, pod string) {
 	return m, pod
 }
 
-// file reads a file of a cgroup on v2.
+// file reads a file of a v2 cgroup.
 func (m *Manager) file(t *testing.T, path, name string) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(m.mode.dir("", path), name))
@@ -63,8 +63,8 @@ func (m *Manager) file(t *testing.T, path, name string) string {
 	return strings.TrimSpace(string(text))
 }
 
-// TestSystemdSlices holds that pods are slices whose limits systemd knows, so
-// that it does not take them back when it reads its units again.
+// TestSystemdSlices holds that pods are slices whose limits systemd knows, so that a daemon-reload
+// keeps them.
 func TestSystemdSlices(t *testing.T) {
 	m, pod := onSystemd(t)
 	for i, want := range []bool{true, false} {
@@ -79,7 +79,7 @@ func TestSystemdSlices(t *testing.T) {
 		t.Errorf("ListPods = %v, %v", pods, err)
 	}
 	if !m.mode.V2 {
-		return // what follows reads v2's files
+		return // the rest reads files of v2
 	}
 	limit, quota, period, shares, pids := int64(64<<20), int64(5000), uint64(100000), uint64(512), int64(20)
 	if err := m.SetResources(pod, &specs.LinuxResources{
@@ -104,8 +104,8 @@ func TestSystemdSlices(t *testing.T) {
 	}
 }
 
-// TestSystemdInit holds that a pod's init has a cgroup in its slice that stays
-// when systemd reads its units again, and goes with the pod.
+// TestSystemdInit holds that the cgroup of a pod's init in its slice survives a daemon-reload and
+// is removed with the pod.
 func TestSystemdInit(t *testing.T) {
 	m, pod := onSystemd(t)
 	if _, err := m.EnsureParent(t.Context(), pod); err != nil {
@@ -129,8 +129,7 @@ func TestSystemdInit(t *testing.T) {
 	}
 }
 
-// TestKeepSwapOff holds that a swap limit of zero, and no other, is given to
-// systemd, if the kernel has one.
+// TestKeepSwapOff holds that only a swap limit of zero is passed to systemd, if the kernel has one.
 func TestKeepSwapOff(t *testing.T) {
 	m := &Manager{mode: Mode{V2: true, Unified: "testdata/v2"}}
 	mine := map[string]string{"memory.swap.max": "4096"}

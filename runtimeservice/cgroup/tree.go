@@ -21,13 +21,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// removeTimeout bounds RemoveParent and KillAll: the kernel needs a moment
-// after the last process has gone.
+// removeTimeout bounds RemoveParent, RemoveInit and KillAll. The kernel needs a moment after the
+// last process has exited.
 const removeTimeout = 5 * time.Second
 
-// EnsureParent makes a pod's cgroup in every hierarchy, and says whether it
-// was absent before. In v1's cpuset hierarchy, where a new cgroup may use
-// nothing, it and its parents get what theirs have.
+// EnsureParent makes a pod's cgroup in every hierarchy and reports whether it was absent before. In
+// v1's cpuset hierarchy a new cgroup may use no CPUs and no memory nodes, so it and its parents
+// inherit those of their parents.
 func (m *Manager) EnsureParent(ctx context.Context, path string) (created bool, err error) {
 	if err := checkPath(path); err != nil {
 		return false, err
@@ -47,7 +47,7 @@ func (m *Manager) EnsureParent(ctx context.Context, path string) (created bool, 
 	return created, nil
 }
 
-// exists says whether the cgroup is there in any hierarchy.
+// exists reports whether the cgroup exists in any hierarchy.
 func (m *Manager) exists(path string) bool {
 	return slices.ContainsFunc(m.mode.dirs(path), func(dir string) bool {
 		_, err := os.Stat(dir)
@@ -60,7 +60,7 @@ func (m *Manager) makeDirs(path string) error {
 		return fs2.CreateCgroupPath(m.mode.dir("", path), &cgroups.Cgroup{Resources: &cgroups.Resources{}})
 	}
 	if dir := m.mode.dir("cpuset", path); dir != "" {
-		// -1 is the library's word for "no process".
+		// -1 means "no process" in the library.
 		if err := (&cgroupsv1.CpusetGroup{}).ApplyDir(dir, &cgroups.Resources{}, -1); err != nil {
 			return err
 		}
@@ -73,9 +73,9 @@ func (m *Manager) makeDirs(path string) error {
 	return nil
 }
 
-// RemoveParent removes a cgroup and everything below it from every
-// hierarchy. It is idempotent. A cgroup that still holds processes after five
-// seconds, or when ctx ends, is ErrFailedPrecondition and stays.
+// RemoveParent removes a cgroup and everything below it from every hierarchy. It is idempotent. If
+// the cgroup still holds processes after five seconds, or when ctx ends, it returns
+// ErrFailedPrecondition and the cgroup stays.
 func (m *Manager) RemoveParent(ctx context.Context, path string) error {
 	if err := checkPath(path); err != nil {
 		return err
@@ -115,8 +115,8 @@ func (m *Manager) removeDirs(ctx context.Context, path string) error {
 
 func firstPids(pids []int) []int { return pids[:min(len(pids), 8)] }
 
-// retry calls f with growing pauses until it is done; when ctx ends first the
-// result is that of late.
+// retry calls f with growing pauses until it is done or fails. If ctx ends first, it returns the
+// result of late.
 func retry(ctx context.Context, f func() (done bool, err error), late func() error) error {
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		done, err := f()
@@ -133,8 +133,8 @@ func retry(ctx context.Context, f func() (done bool, err error), late func() err
 	}
 }
 
-// removeTree removes a cgroup directory, those below it first. The files in
-// them belong to the kernel and go with them.
+// removeTree removes a cgroup directory, after those below it. The files in it belong to the kernel
+// and disappear with it.
 func removeTree(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if gone(err) {
@@ -156,14 +156,13 @@ func removeTree(dir string) error {
 	return nil
 }
 
-// gone says whether err means that the cgroup is no more: reads in one that
-// was removed meanwhile give ENODEV.
+// gone reports whether err means that the cgroup does not exist. Reads from a cgroup that is being
+// removed return ENODEV.
 func gone(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV)
 }
 
-// List returns the cgroups at and below prefix in any hierarchy, sorted,
-// parents before children.
+// List returns the cgroups at and below prefix in any hierarchy, sorted, parents before children.
 func (m *Manager) List(prefix string) ([]string, error) {
 	var out []string
 	for _, root := range m.mode.roots() {
@@ -188,8 +187,8 @@ func (m *Manager) List(prefix string) ([]string, error) {
 	return slices.Compact(out), nil
 }
 
-// Pids returns all processes in a cgroup and below, in any hierarchy, sorted;
-// ErrNotFound where it does not exist.
+// Pids returns all processes in a cgroup and below, in any hierarchy, sorted. It returns
+// ErrNotFound if the cgroup does not exist.
 func (m *Manager) Pids(path string) ([]int, error) {
 	if !m.exists(path) {
 		return nil, fmt.Errorf("list processes of cgroup %s: %w", path, errdefs.ErrNotFound)
@@ -197,7 +196,7 @@ func (m *Manager) Pids(path string) ([]int, error) {
 	return m.pids(path)
 }
 
-// pids is Pids with none for a cgroup that does not exist.
+// pids is Pids, but returns no processes for a cgroup that does not exist.
 func (m *Manager) pids(path string) ([]int, error) {
 	var out []int
 	for _, dir := range m.mode.dirs(path) {
@@ -234,16 +233,15 @@ func readPids(file string) ([]int, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", file, err)
 		}
-		if pid != 0 { // 0 stands for a process of another pid namespace
+		if pid != 0 { // 0 means a process outside this PID namespace
 			pids = append(pids, pid)
 		}
 	}
 	return pids, nil
 }
 
-// KillAll kills every process in a cgroup and below and returns when none is
-// left. Processes that cannot die within five seconds, or before ctx ends,
-// are ErrDeadlineExceeded.
+// KillAll kills every process in a cgroup and below and returns when all have exited. If some have
+// not exited within five seconds, or before ctx ends, it returns ErrDeadlineExceeded.
 func (m *Manager) KillAll(ctx context.Context, path string) error {
 	if err := checkPath(path); err != nil {
 		return err
@@ -260,10 +258,10 @@ func (m *Manager) KillAll(ctx context.Context, path string) error {
 	return nil
 }
 
-// killOnce sends SIGKILL to all there are; done when there were none. On v2
-// the kernel does it at once (cgroup.kill, Linux 5.14). On v1 the freezer
-// keeps them from forking meanwhile; the signal takes effect at the thaw, also
-// for those that somebody else has frozen.
+// killOnce sends SIGKILL to all processes. done is true if there were none. On v2 the kernel kills
+// them atomically (cgroup.kill, Linux 5.14). On v1 the freezer keeps them from forking meanwhile,
+// and the signal takes effect at the thaw. killOnce also thaws processes that another program has
+// frozen.
 func (m *Manager) killOnce(path string) (done bool, err error) {
 	pids, err := m.pids(path)
 	if err != nil || len(pids) == 0 {
@@ -273,7 +271,7 @@ func (m *Manager) killOnce(path string) (done bool, err error) {
 		return false, nil
 	}
 	if dir := m.mode.dir("freezer", path); dir != "" && !m.mode.V2 {
-		// If it fails, processes can fork meanwhile, and are found the next time.
+		// If this fails, processes can fork meanwhile. The next call finds the new ones.
 		_ = os.WriteFile(filepath.Join(dir, "freezer.state"), []byte("FROZEN"), 0)
 		defer func() { err = errors.Join(err, m.release(path, pids)) }()
 		if pids, err = m.pids(path); err != nil {
@@ -283,8 +281,7 @@ func (m *Manager) killOnce(path string) (done bool, err error) {
 	return false, killPids(pids)
 }
 
-// startSlice has systemd make the slice of a pod. Its parents come by
-// themselves.
+// startSlice lets systemd make a pod's slice. systemd makes the parents too.
 func (m *Manager) startSlice(p string) error {
 	cg := unitConfig(p)
 	if m.mode.V2 {
@@ -317,9 +314,8 @@ func (m *Manager) stopSlice(p string) error {
 	return manager.Destroy()
 }
 
-// unitConfig names a slice or a container's scope as the library wants it:
-// the parent is the slice whose path is one element shorter, and a scope is
-// named by its prefix and the rest.
+// unitConfig describes a slice or a container's scope in the library's form. The parent is the
+// slice whose path is one element shorter. A scope's name is split into its prefix and the rest.
 func unitConfig(p string) *cgroups.Cgroup {
 	cg := &cgroups.Cgroup{
 		Name: path.Base(p), Parent: path.Base(path.Dir(p)), Systemd: true,
