@@ -7,10 +7,10 @@ import (
 	"strconv"
 )
 
-// DialTCP connects to port on the loopback address of the network namespace
-// pinned at nsPath, "" being the caller's own: first 127.0.0.1, then ::1. The
-// connection works from any goroutine. ctx bounds the connecting; the error
-// names both attempts.
+// DialTCP connects to port on the loopback address of the network namespace pinned at nsPath: first
+// 127.0.0.1, then ::1. An empty nsPath is the caller's namespace. The connection may be used from
+// any goroutine. ctx bounds the connecting. The error contains both attempts. DialTCP is safe for
+// concurrent use.
 func DialTCP(ctx context.Context, nsPath string, port uint16) (net.Conn, error) {
 	var conn net.Conn
 	err := Do(nsPath, func() error {
@@ -30,8 +30,8 @@ func DialTCP(ctx context.Context, nsPath string, port uint16) (net.Conn, error) 
 	return conn, nil
 }
 
-// dialHere connects from the namespace of the calling thread: an address
-// literal is resolved and dialled by the calling goroutine.
+// dialHere connects from the calling thread's namespace. That works because the dialer resolves and
+// dials an address literal on the calling goroutine.
 func dialHere(ctx context.Context, host string, port uint16) (net.Conn, error) {
 	var dialer net.Dialer
 	return dialer.DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(int(port))))

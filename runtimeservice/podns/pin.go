@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Names of the pins in a pod's directory. They are also the names of the
-// namespaces in /proc/<pid>/ns.
+// Names of the pins in a pod's directory, which are also the names of the namespaces in
+// /proc/<pid>/ns.
 const (
 	Net  = "net"
 	IPC  = "ipc"
@@ -22,42 +22,41 @@ const (
 	User = "user"
 )
 
-// Args says which namespaces a pod gets of its own.
+// Args describes the namespaces to make for a pod.
 type Args struct {
-	// Dir is the pod's directory. Pin makes it if it is not there.
+	// Dir is the pod's directory. Pin makes it if it does not exist.
 	Dir string
-	// User, if not nil, asks for a new user namespace, which then owns the
-	// others, and thereby their sysctls and interfaces.
+	// User, if not nil, requests a new user namespace. It owns the other new namespaces, and so
+	// their sysctls and interfaces.
 	User *UserNS
-	// Net, IPC and UTS ask for a new namespace of that kind; the others stay
-	// those of the node and get no pin.
+	// Net, IPC and UTS request a new namespace of that kind. For the others the pod uses the node's
+	// namespace, and there is no pin.
 	Net, IPC, UTS bool
 	// Hostname is set in the new UTS namespace; "" keeps the node's name.
 	Hostname string
-	// Sysctls are set inside, names with dots or slashes, values without the
-	// white space around them. See [CheckSysctls] for those that are allowed,
-	// and [SetInterfaceSysctls] for those that Pin leaves out.
+	// Sysctls are set in the new namespaces. Names may use dots or slashes; white space around
+	// values is removed. See [CheckSysctls] for those that are allowed and [SetInterfaceSysctls]
+	// for those that Pin does not set.
 	Sysctls map[string]string
 }
 
 // UserNS describes a user namespace.
 type UserNS struct {
-	// UIDs and GIDs are its mappings; both must map the ID 0.
+	// UIDs and GIDs are its mappings. Both must map ID 0.
 	UIDs, GIDs []syscall.SysProcIDMap
-	// Holder is a program, with its arguments, that does nothing until the end
-	// of its stdin. The namespaces are made with it, since a process with
-	// threads cannot make user namespaces.
+	// Holder is the command line of a program that waits for the end of its stdin. Pin starts it to
+	// make the namespaces, since a process with threads cannot make user namespaces.
 	Holder []string
 }
 
-// Pin makes the namespaces of args, pins them, sets host name and sysctls, and
-// brings the loopback interface up. A pin that is already there is an error
-// (errdefs.ErrAlreadyExists); a plain file left in its place by a crash is not.
-// After an error none of the pins of args is left.
+// Pin makes the namespaces of args, pins them, sets host name and sysctls, and brings the loopback
+// interface up. It returns errdefs.ErrAlreadyExists if a pin exists; a plain file that a crash left
+// in its place is no error. It returns errdefs.ErrInvalidArgument for sysctls that are not allowed
+// and errdefs.ErrFailedPrecondition for those that the kernel lacks. After an error none of the
+// pins of args is left.
 //
-// It takes about a millisecond, and some more for the child process that a user
-// namespace needs, and does not block, except while the kernel makes the
-// namespaces; ctx is looked at once, before the start.
+// Pin takes about a millisecond, and longer with the child process for a user namespace. It blocks
+// only while the kernel makes the namespaces. It checks ctx only once, at the start.
 func Pin(ctx context.Context, args Args) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -116,8 +115,8 @@ func (a Args) flags() int {
 	return flags
 }
 
-// enter moves the calling thread into new namespaces, sets them up, and pins
-// them last, so that a pin that exists is a namespace that is ready.
+// enter moves the calling thread into new namespaces, sets them up, and pins them last. Therefore a
+// pinned namespace is always ready.
 func (a Args) enter(names []string, sysctls []sysctl) error {
 	if err := unix.Unshare(a.flags()); err != nil {
 		return fmt.Errorf("make namespaces %v: %w", names, err)
@@ -128,7 +127,7 @@ func (a Args) enter(names []string, sysctls []sysctl) error {
 	return a.pin(names, fmt.Sprintf("/proc/self/task/%d/ns", unix.Gettid()))
 }
 
-// setUp prepares the namespaces of args, which the calling thread is in.
+// setUp prepares the namespaces of args, which the calling thread has entered.
 func (a Args) setUp(sysctls []sysctl) error {
 	if a.Net {
 		if err := loopbackUp(); err != nil {
@@ -142,7 +141,7 @@ func (a Args) setUp(sysctls []sysctl) error {
 	}
 	for _, s := range sysctls {
 		if s.ofInterface() {
-			continue // which comes later
+			continue // SetInterfaceSysctls sets it once the interface exists
 		}
 		if err := s.set(); err != nil {
 			return err
@@ -151,7 +150,7 @@ func (a Args) setUp(sysctls []sysctl) error {
 	return nil
 }
 
-// pin pins the namespaces whose files are in the directory from.
+// pin pins the namespaces whose files are in directory from.
 func (a Args) pin(names []string, from string) error {
 	for _, name := range names {
 		if err := unix.Mount(filepath.Join(from, name), filepath.Join(a.Dir, name), "", unix.MS_BIND, ""); err != nil {
@@ -161,8 +160,8 @@ func (a Args) pin(names []string, from string) error {
 	return nil
 }
 
-// loopbackUp brings up the loopback interface of the calling thread's network
-// namespace, where it always has index 1.
+// loopbackUp brings up the loopback interface of the calling thread's network namespace. Its index
+// is always 1.
 func loopbackUp() error {
 	return netlink.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 1}})
 }

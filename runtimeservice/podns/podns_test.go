@@ -30,7 +30,7 @@ func needRoot(t testing.TB) {
 	}
 }
 
-// podDir returns the directory of a pod whose pins go with the test.
+// podDir returns a pod's directory. The end of the test removes its pins.
 func podDir(t testing.TB) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "pod")
@@ -63,7 +63,7 @@ func inode(t testing.TB, path string) uint64 {
 	return st.Ino
 }
 
-// eventually waits until ok, which is asked again and again, is true.
+// eventually waits until ok returns true.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(30 * time.Second)
@@ -88,8 +88,7 @@ func threads(t testing.TB) []string {
 	return ids
 }
 
-// threadsIn counts the threads of this process that are in one of the
-// namespaces with these inode numbers.
+// threadsIn counts this process's threads in any of the namespaces with these inode numbers.
 func threadsIn(t testing.TB, inodes ...uint64) int {
 	t.Helper()
 	n := 0
@@ -160,9 +159,8 @@ func TestPinMakesNamespacesOfThePodsOwn(t *testing.T) {
 	}
 }
 
-// TestPinOwnedByUserNamespace holds that a pod's user namespace owns its other
-// namespaces, which are set up like any pod's, and that nothing holds them but
-// the pins.
+// TestPinOwnedByUserNamespace holds that a pod's user namespace owns its other namespaces, that
+// these are set up like any pod's, and that only the pins keep them alive.
 func TestPinOwnedByUserNamespace(t *testing.T) {
 	needRoot(t)
 	const ioctlUserNS = 0xb701 // NS_GET_USERNS of linux/nsfs.h
@@ -495,10 +493,9 @@ func TestThreadsAreThrownAway(t *testing.T) {
 	}
 }
 
-// The Go runtime parks the main thread instead of ending it, so work that
-// changes the thread must step aside to another one. Only the initialization of
-// a program is certain to run on the main thread, so the test runs this binary
-// again and looks at what [mainThreadProbe] does there.
+// The Go runtime parks the main thread instead of ending it, so work that changes the thread must
+// move to another thread. Only a program's initialization is certain to run on the main thread. The
+// test therefore runs this binary again and checks the result of [mainThreadProbe].
 func TestWorkNeverRunsOnTheMainThread(t *testing.T) {
 	cmd := exec.Command(os.Args[0], "-test.run=^$")
 	cmd.Env = append(os.Environ(), probeVariable+"=1")

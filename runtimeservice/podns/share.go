@@ -7,11 +7,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Share makes root, the parent of the pod directories, a mount point with
-// shared propagation, so that pins made and taken away below it reach every
-// mount namespace that was cloned from this one. It makes the directory if it
-// is not there and is idempotent over restarts: a root that already is a shared
-// mount stays as it is. [Unshare] is its reverse.
+// Share makes root, the parent of the pod directories, a mount point with shared propagation.
+// Adding or removing a pin below root then takes effect in every mount namespace cloned from this
+// one. Share makes the directory if it does not exist. It is idempotent, also after a restart: a
+// root that is already a shared mount stays as it is. [Unshare] undoes it.
 func Share(root string) error {
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return err
@@ -34,6 +33,5 @@ func Share(root string) error {
 	return nil
 }
 
-// Unshare takes the mount of [Share] away, with whatever is still mounted below
-// it. It is idempotent.
+// Unshare removes the mount made by [Share] together with all mounts below it. It is idempotent.
 func Unshare(root string) error { return detach(root) }

@@ -16,10 +16,10 @@ import (
 // sysctl is one kernel parameter: its path below /proc/sys and its value.
 type sysctl struct{ path, value string }
 
-// SetInterfaceSysctls sets the sysctls of args that belong to a network interface other than the
-// loopback one, in the pod's network namespace. Pin leaves them out, since the interface comes with
-// the pod's network. One that the kernel does not know, or of an interface that is not there, is
-// errdefs.ErrFailedPrecondition.
+// SetInterfaceSysctls sets the sysctls of args that belong to a network interface other than
+// loopback, in the pod's network namespace. Pin does not set them, since the interface is added
+// later with the pod's network. If the kernel does not know a sysctl or the interface does not
+// exist, it returns errdefs.ErrFailedPrecondition.
 func SetInterfaceSysctls(args Args) error {
 	all, err := parseSysctls(args.Sysctls, args)
 	if err != nil {
@@ -44,13 +44,13 @@ func SetInterfaceSysctls(args Args) error {
 	})
 }
 
-// ofInterface says whether the parameter is there only while an interface of its own is.
+// ofInterface reports whether the sysctl exists only while its interface (not loopback) exists.
 func (s sysctl) ofInterface() bool {
 	parts := strings.Split(s.path, "/")
 	return len(parts) == 5 && perInterface(parts) && !slices.Contains([]string{"all", "default", "lo"}, parts[3])
 }
 
-// perInterface says whether a path leads below a directory with one entry for each interface.
+// perInterface reports whether a path is below a directory with one entry for each interface.
 func perInterface(parts []string) bool {
 	if len(parts) < 5 || parts[0] != "net" {
 		return false
@@ -85,11 +85,10 @@ func (s sysctl) set() error {
 	return nil
 }
 
-// CheckSysctls reports the first name of args.Sysctls that the namespaces of
-// args do not own, as errdefs.ErrInvalidArgument: setting it would change the
-// node. A pod may set net.* in its own network namespace, kernel.shm*,
-// kernel.msg*, kernel.sem and fs.mqueue.* in its own IPC namespace, and
-// kernel.domainname in its own UTS namespace. Pin checks by itself.
+// CheckSysctls returns errdefs.ErrInvalidArgument for the first name of args.Sysctls that the
+// namespaces of args do not own: setting it would change the node. A pod may set net.* in its own
+// network namespace, kernel.shm*, kernel.msg*, kernel.sem and fs.mqueue.* in its own IPC namespace,
+// and kernel.domainname in its own UTS namespace. Pin makes the same check.
 func CheckSysctls(args Args) error {
 	_, err := parseSysctls(args.Sysctls, args)
 	return err
@@ -109,18 +108,17 @@ func parseSysctls(values map[string]string, args Args) ([]sysctl, error) {
 		if !own {
 			return nil, fmt.Errorf("sysctl %s needs a %s namespace of the pod's own: %w", name, kind, errdefs.ErrInvalidArgument)
 		}
-		// As from a block of YAML, which ends in a newline.
+		// A value from a YAML block scalar ends in a newline.
 		list = append(list, sysctl{path, strings.TrimSpace(value)})
 	}
 	slices.SortFunc(list, func(a, b sysctl) int { return strings.Compare(a.path, b.path) })
 	return list, nil
 }
 
-// sysctlPath turns a name into a path below /proc/sys as sysctl(8) does: the
-// first separator decides which of '.' and '/' separates, the other one is
-// then part of a name (an interface called eth0.100). The name of an interface
-// may have its dots as they are in the other style too: what follows it is one
-// element, so that it is clear where the name ends.
+// sysctlPath converts a name to a path below /proc/sys as sysctl(8) does. The first separator
+// decides whether '.' or '/' separates elements. The other one is then part of a name (an interface
+// called eth0.100). With dots as separators, an interface's name may contain dots too: exactly one
+// element follows it, so that its end is known.
 func sysctlPath(name string) (string, error) {
 	path := name
 	if i := strings.IndexAny(name, "./"); i >= 0 && name[i] == '.' {
@@ -144,8 +142,8 @@ func sysctlPath(name string) (string, error) {
 	return path, nil
 }
 
-// owner returns the kind of namespace that a parameter belongs to and whether
-// the pod of args has one of its own.
+// owner returns the kind of namespace that a sysctl belongs to, and whether the pod of args has its
+// own.
 func owner(path string, args Args) (kind string, own bool) {
 	switch {
 	case strings.HasPrefix(path, "net/"):

@@ -100,7 +100,7 @@ func TestSysctlPathOfInterfaces(t *testing.T) {
 	}
 }
 
-// The interface of a sysctl comes after the namespace.
+// A sysctl's interface is added after the namespace is made.
 func TestInterfaceSysctlsAreSetLater(t *testing.T) {
 	needRoot(t)
 	args := Args{Dir: podDir(t), Net: true, Sysctls: map[string]string{

@@ -8,13 +8,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Do runs f in the network namespace pinned at nsPath, on a thread of its own
-// that ends with f, and returns f's error. An empty nsPath is the namespace of
-// the caller (the node's, for a pod with host networking).
+// Do runs f in the network namespace pinned at nsPath, on a separate thread that ends after f, and
+// returns f's error. An empty nsPath is the caller's namespace (the node's, for a pod with host
+// networking).
 //
-// Sockets that f opens belong to the namespace and may be used anywhere
-// afterwards. Goroutines that f starts run outside of it. Do does not bound
-// the time of f. It is safe for concurrent use.
+// Sockets that f opens belong to the namespace and may be used anywhere afterwards. Goroutines that
+// f starts do not run in the namespace. Do does not limit f's run time. It is safe for concurrent
+// use.
 func Do(nsPath string, f func() error) error {
 	if nsPath == "" {
 		return f()
@@ -32,10 +32,9 @@ func Do(nsPath string, f func() error) error {
 	})
 }
 
-// onThread runs f on an operating system thread that is not the main thread,
-// that runs nothing else meanwhile, and that ends afterwards together with
-// everything that f changed about it. An f that ends its goroutine instead of
-// returning (runtime.Goexit) is an error.
+// onThread runs f on a separate operating system thread, which is never the main thread. The thread
+// runs nothing else meanwhile and ends afterwards, together with all changes that f made to it. If
+// f ends its goroutine instead of returning (runtime.Goexit), onThread returns an error.
 func onThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
@@ -46,10 +45,9 @@ func onThread(f func() error) error {
 	return <-done
 }
 
-// lockedRun locks the calling goroutine to its thread for good, so that the Go
-// runtime ends the thread with the goroutine (runtime.LockOSThread). On the
-// main thread it steps aside: it holds that thread while another goroutine,
-// which then cannot be on it, does the work.
+// lockedRun locks the calling goroutine to its thread for good, so that the Go runtime ends the
+// thread with the goroutine (runtime.LockOSThread). If it is on the main thread, it keeps that
+// thread locked while another goroutine, which is then on another thread, runs f.
 func lockedRun(f func() error) error {
 	runtime.LockOSThread()
 	if unix.Gettid() == unix.Getpid() {

@@ -14,10 +14,9 @@ import (
 // nsfsMagic is the file system type of namespace files (linux/magic.h).
 const nsfsMagic = 0x6e736673
 
-// Unpin takes away every pin in dir, also those half made, and leaves the
-// directory itself and everything else in it. The namespaces end with their
-// last process. It is idempotent: pins, files or the directory not being there
-// is success. It does not wait for the kernel to take the namespaces down.
+// Unpin removes every pin in dir, also half-made ones. It leaves the directory itself and
+// everything else in it. A namespace ends with its last process. Unpin is idempotent: missing pins,
+// files or directories are no error. It does not wait for the kernel to destroy the namespaces.
 func Unpin(dir string) error {
 	return unpin(dir, []string{Net, IPC, UTS, PID, User})
 }
@@ -32,7 +31,7 @@ func unpin(dir string, names []string) error {
 	return errors.Join(errs...)
 }
 
-// unpinFile detaches all mounts from path and removes the file below.
+// unpinFile removes all mounts from path, and then the file.
 func unpinFile(path string) error {
 	if err := detach(path); err != nil {
 		return err
@@ -43,8 +42,8 @@ func unpinFile(path string) error {
 	return nil
 }
 
-// detach takes every mount off path (there is more than one if a crash fell
-// between two attempts). Nothing mounted or no path is success.
+// detach unmounts everything from path. There can be several mounts if a crash occurred between two
+// attempts. If nothing is mounted or path does not exist, it returns nil.
 func detach(path string) error {
 	for {
 		switch err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err {
@@ -57,8 +56,8 @@ func detach(path string) error {
 	}
 }
 
-// Pinned reports whether path is a pin: a mounted namespace file and not the
-// plain file that a crash or a reboot leaves.
+// Pinned reports whether path is a pin: a mounted namespace file, and not the plain file that a
+// crash or a reboot leaves behind.
 func Pinned(path string) (bool, error) {
 	var st unix.Statfs_t
 	err := unix.Statfs(path, &st)
@@ -71,7 +70,8 @@ func Pinned(path string) (bool, error) {
 	return st.Type == nsfsMagic, nil
 }
 
-// touch makes the empty file that a pin is mounted on.
+// touch makes the empty file on which a pin is mounted. It returns ErrAlreadyExists if path is a
+// pin.
 func touch(path string) error {
 	pinned, err := Pinned(path)
 	if err != nil {

@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// makeOwned makes a user namespace and the others in it, by a child process
-// that is made in all of them and ends when they are pinned. Should this process
-// end before, the child reads the end of its stdin and ends too.
+// makeOwned makes a user namespace and the namespaces that it owns. It starts a child process in
+// all of them and pins them; then the child ends. If this process dies first, the child sees the
+// end of its stdin and exits.
 func (a Args) makeOwned(names []string, sysctls []sysctl) (err error) {
 	root, err := a.User.root()
 	if err != nil {
@@ -48,7 +48,7 @@ func (a Args) makeOwned(names []string, sysctls []sysctl) (err error) {
 	return a.pin(names, from)
 }
 
-// ended waits for the end of the holder.
+// ended waits for the holder to exit.
 func ended(holder *exec.Cmd) error {
 	if err := holder.Wait(); err != nil {
 		return fmt.Errorf("hold new namespaces: %w", err)
@@ -56,7 +56,7 @@ func ended(holder *exec.Cmd) error {
 	return nil
 }
 
-// root is the ID that user 0 of the namespace has outside.
+// root returns the ID outside the namespace that UID 0 inside maps to.
 func (u *UserNS) root() (int, error) {
 	if len(u.Holder) == 0 {
 		return 0, fmt.Errorf("make user namespace: no holder: %w", errdefs.ErrInvalidArgument)
@@ -69,11 +69,10 @@ func (u *UserNS) root() (int, error) {
 	return 0, fmt.Errorf("make user namespace: user 0 is not mapped: %w", errdefs.ErrInvalidArgument)
 }
 
-// join takes the calling thread into the namespaces of args in the directory
-// from, but for the user namespace, which no process with threads can enter. It
-// keeps all rights on them, and becomes the root of the user namespace by name:
-// some sysctls look at nothing else (ipc_permissions in ipc/ipc_sysctl.c, Linux
-// 6.1).
+// join moves the calling thread into the namespaces of args whose files are in directory from,
+// except the user namespace, which a process with threads cannot enter. The thread keeps all
+// capabilities and takes the UID of the user namespace's root, since some sysctls check only the
+// UID (ipc_permissions in ipc/ipc_sysctl.c, Linux 6.1).
 func (a Args) join(from string, root int) error {
 	for name, want := range map[string]bool{Net: a.Net, IPC: a.IPC, UTS: a.UTS} {
 		if !want {
@@ -93,7 +92,7 @@ func (a Args) join(from string, root int) error {
 	if err := unix.Prctl(unix.PR_SET_SECUREBITS, noSetuidFixup, 0, 0, 0); err != nil {
 		return fmt.Errorf("keep capabilities: %w", err)
 	}
-	// The raw call changes the calling thread only.
+	// The raw system call changes only the calling thread.
 	keep := ^uintptr(0)
 	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, keep, uintptr(root), keep); errno != 0 {
 		return fmt.Errorf("become root of the user namespace: %w", errno)
