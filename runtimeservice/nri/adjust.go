@@ -11,8 +11,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// adjust changes the specification as plugins want it. Nothing that they ask
-// for is dropped: what this runtime can't do is ErrFailedPrecondition.
+// adjust changes the specification as plugins request. It ignores no request: one that this runtime
+// cannot honour is ErrFailedPrecondition.
 func adjust(s *specs.Spec, a *api.ContainerAdjustment, injectCDI func(*specs.Spec, []string) error) error {
 	if a = a.Strip(); a == nil {
 		return nil
@@ -42,8 +42,8 @@ func adjust(s *specs.Spec, a *api.ContainerAdjustment, injectCDI func(*specs.Spe
 	return nil
 }
 
-// refuse names what would take the container out of this runtime's sight: its
-// cgroup and PID namespace are where its processes are found.
+// refuse rejects adjustments after which this runtime could not find the container's processes any
+// more. It finds them by the cgroup and the PID namespace.
 func refuse(a *api.ContainerAdjustment) error {
 	var errs []error
 	if path := a.GetLinux().GetCgroupsPath(); path != "" {
@@ -57,8 +57,8 @@ func refuse(a *api.ContainerAdjustment) error {
 	return errors.Join(errs...)
 }
 
-// mergeRlimits is limits with those of change in place of others of their type,
-// of which OCI allows only one.
+// mergeRlimits returns limits with those of change. OCI allows only one limit of each type, so a
+// changed limit replaces the old one.
 func mergeRlimits(limits []specs.POSIXRlimit, change []*api.POSIXRlimit) []specs.POSIXRlimit {
 	for _, l := range change {
 		limits = slices.DeleteFunc(limits, func(old specs.POSIXRlimit) bool { return old.Type == l.GetType() })
@@ -67,9 +67,9 @@ func mergeRlimits(limits []specs.POSIXRlimit, change []*api.POSIXRlimit) []specs
 	return limits
 }
 
-// adjustMemory sets what the library's generator leaves out. It limits memory
-// and swap together with every limit of memory; where they were not limited
-// before, which is so where the kernel can't, they still are not.
+// adjustMemory sets the fields that the library's generator leaves out. The generator also limits
+// swap with every memory limit. If swap was not limited before, for example because the kernel does
+// not account it, adjustMemory removes that limit.
 func adjustMemory(s *specs.Spec, before specs.LinuxMemory, m *api.LinuxMemory) {
 	memory := (&generator{spec: s}).memory()
 	if before.Swap == nil {

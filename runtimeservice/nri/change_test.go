@@ -118,7 +118,7 @@ func TestAdjust(t *testing.T) {
 	}
 }
 
-// sameResources takes empty parts of resources for absent ones.
+// sameResources treats empty parts of resources as absent.
 func sameResources(a, b *specs.LinuxResources) bool {
 	return proto.Equal(toMessage(a), toMessage(b))
 }
@@ -229,7 +229,7 @@ func TestPluginsChangeAnUpdate(t *testing.T) {
 	r.await(t, "updated a 20")
 }
 
-// A plugin may ask for changes at any time, also while it answers an event.
+// A plugin may request changes at any time, also while it answers an event.
 func TestUnsolicitedUpdates(t *testing.T) {
 	h := open(t, Options{}, State{Pods: []Pod{pod("p")}, Containers: []Container{container("a", "p")}})
 	h.fail = func(id string) error {

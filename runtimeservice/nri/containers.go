@@ -12,11 +12,11 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// CreateContainer tells of a container that is about to be created and adjusts
-// c.Spec as plugins want it. Before it returns, the changes that they want for
-// other containers are made. It returns the resources that plugins set, nil
-// for none, in CRI's terms. After an error, plugins that accepted the
-// container are told of its end by RemoveContainer or have been already.
+// CreateContainer sends the event before a container is created and adjusts c.Spec as plugins
+// request. It also makes their changes to other containers before it returns. It returns the
+// resources that plugins set, in CRI's form, and nil if they set none. After an error, plugins that
+// accepted the container either have got its stop and removal events, or get them from
+// RemoveContainer.
 func (p *Plugins) CreateContainer(ctx context.Context, c Container) (*runtimeapi.LinuxContainerResources, error) {
 	var answer *api.CreateContainerResponse
 	gathered, evictions := withEvictions(ctx)
@@ -34,7 +34,8 @@ func (p *Plugins) CreateContainer(ctx context.Context, c Container) (*runtimeapi
 			p.endContainer(ctx, pod, msg)
 			return err
 		}
-		// As adjusted, and without what is large and only of use to adjust it.
+		// The container as adjusted, without the seccomp policy: it is large and needed only for
+		// the adjustment.
 		msg = containerMessage(c)
 		msg.Linux.SeccompPolicy = nil
 		p.mu.Lock()
@@ -46,14 +47,14 @@ func (p *Plugins) CreateContainer(ctx context.Context, c Container) (*runtimeapi
 		return nil, err
 	}
 	if err := p.update(ctx, answer.GetUpdate()); err != nil {
-		return nil, fmt.Errorf("change other containers: %w", err)
+		return nil, fmt.Errorf("update other containers: %w", err)
 	}
 	p.evict(ctx, evictions)
 	return toCRI(answer.GetAdjust().GetLinux().GetResources()), nil
 }
 
-// endContainer tells of the end of a container that not every plugin accepted.
-// The caller has the turn.
+// endContainer sends the stop and removal events of a container that not every plugin accepted. The
+// caller holds the turn.
 func (p *Plugins) endContainer(ctx context.Context, pod *api.PodSandbox, c *api.Container) {
 	log := klog.FromContext(ctx).WithValues("id", c.GetId())
 	c = proto.Clone(c).(*api.Container)
@@ -68,9 +69,9 @@ func (p *Plugins) endContainer(ctx context.Context, pod *api.PodSandbox, c *api.
 	}
 }
 
-// PostCreateContainer tells that the container is created.
+// PostCreateContainer sends the event after the container is created. Errors are logged.
 func (p *Plugins) PostCreateContainer(ctx context.Context, id string) {
-	p.report(ctx, "note the creation of container "+id, id, func() error {
+	p.report(ctx, "post-create container "+id, id, func() error {
 		c, pod := p.container(id)
 		if c.GetState() != api.ContainerState_CONTAINER_CREATED {
 			return nil
@@ -79,8 +80,7 @@ func (p *Plugins) PostCreateContainer(ctx context.Context, id string) {
 	})
 }
 
-// StartContainer tells that the container is about to start. An error of a
-// plugin is returned.
+// StartContainer sends the event before the container starts. It returns the error of a plugin.
 func (p *Plugins) StartContainer(ctx context.Context, id string) error {
 	return p.tell(ctx, "start container "+id, func() error {
 		c, pod := p.container(id)
@@ -95,10 +95,10 @@ func (p *Plugins) StartContainer(ctx context.Context, id string) error {
 	})
 }
 
-// PostStartContainer tells that the container runs, unless plugins were told
-// already that it has ended.
+// PostStartContainer sends the event after the container has started, unless plugins already know
+// that it has exited. Errors are logged.
 func (p *Plugins) PostStartContainer(ctx context.Context, id string, pid int, started time.Time) {
-	p.report(ctx, "note the start of container "+id, id, func() error {
+	p.report(ctx, "post-start container "+id, id, func() error {
 		c, pod := p.container(id)
 		if c.GetState() != api.ContainerState_CONTAINER_RUNNING {
 			return nil
@@ -108,9 +108,9 @@ func (p *Plugins) PostStartContainer(ctx context.Context, id string, pid int, st
 	})
 }
 
-// UpdateContainer tells of a change of the container's limits and returns what
-// plugins made of it. Before it returns, the changes that they want for other
-// containers are made. An error of a plugin is returned.
+// UpdateContainer sends the event before the container's limits change and returns the limits as
+// changed by plugins. It also makes their changes to other containers before it returns. It returns
+// the error of a plugin.
 func (p *Plugins) UpdateContainer(ctx context.Context, id string, change *runtimeapi.LinuxContainerResources) (Update, error) {
 	var answer *api.UpdateContainerResponse
 	gathered, evictions := withEvictions(ctx)
@@ -134,21 +134,21 @@ func (p *Plugins) UpdateContainer(ctx context.Context, id string, change *runtim
 			if own, err = updateOf(u); err != nil {
 				return own, err
 			}
-			own.Resources.OomScoreAdj = change.GetOomScoreAdj() // of which plugins are not told
-		case u != nil: // the library answers with nil for a request that stays as it is
+			own.Resources.OomScoreAdj = change.GetOomScoreAdj() // not part of the event
+		case u != nil: // nil if no plugin changed the request
 			others = append(others, u)
 		}
 	}
 	if err := p.update(ctx, others); err != nil {
-		return own, fmt.Errorf("change other containers: %w", err)
+		return own, fmt.Errorf("update other containers: %w", err)
 	}
 	p.evict(ctx, evictions)
 	return own, nil
 }
 
-// PostUpdateContainer tells that the container's limits have changed.
+// PostUpdateContainer sends the event after the container's limits have changed. Errors are logged.
 func (p *Plugins) PostUpdateContainer(ctx context.Context, id string) {
-	p.report(ctx, "note the update of container "+id, id, func() error {
+	p.report(ctx, "post-update container "+id, id, func() error {
 		c, pod := p.container(id)
 		if c == nil {
 			return nil
@@ -157,8 +157,7 @@ func (p *Plugins) PostUpdateContainer(ctx context.Context, id string) {
 	})
 }
 
-// Limited takes in what a container's limits now are, for what plugins are told
-// next. It tells them nothing.
+// Limited stores a container's current limits for the next events. It sends no event.
 func (p *Plugins) Limited(id string, limits *specs.LinuxResources) {
 	if p == nil {
 		return
@@ -175,13 +174,13 @@ func (p *Plugins) Limited(id string, limits *specs.LinuxResources) {
 	})
 }
 
-// StopContainer tells, once, that the container has ended. The changes that
-// plugins want for other containers are made later.
+// StopContainer sends the event, once, that the container has exited. It does not wait for plugins'
+// changes to other containers. Errors are logged.
 func (p *Plugins) StopContainer(ctx context.Context, id string, exit Exit) {
 	p.report(ctx, "stop container "+id, id, func() error { return p.stopContainer(ctx, id, exit) })
 }
 
-// stopContainer is StopContainer for a caller that has the turn.
+// stopContainer is StopContainer for a caller that holds the turn.
 func (p *Plugins) stopContainer(ctx context.Context, id string, exit Exit) error {
 	c, pod := p.container(id)
 	if c == nil || c.State == api.ContainerState_CONTAINER_STOPPED {
@@ -189,7 +188,8 @@ func (p *Plugins) stopContainer(ctx context.Context, id string, exit Exit) error
 	}
 	c = p.change(id, func(c *api.Container) {
 		c.State, c.Pid = api.ContainerState_CONTAINER_STOPPED, 0
-		// A process whose PID namespace it had joined may be gone, and its number another's.
+		// The container may have joined the PID namespace of a process that has exited; the PID may
+		// have been reused.
 		dropPaths(c.GetLinux().GetNamespaces(), "/proc/")
 		c.ExitCode, c.StatusReason, c.StatusMessage = int32(exit.Code), exit.Reason, exit.Message
 		if !exit.At.IsZero() {
@@ -201,7 +201,7 @@ func (p *Plugins) stopContainer(ctx context.Context, id string, exit Exit) error
 	return err
 }
 
-// RemoveContainer tells, once, that the container is removed.
+// RemoveContainer sends the event, once, that the container is removed. Errors are logged.
 func (p *Plugins) RemoveContainer(ctx context.Context, id string) {
 	p.report(ctx, "remove container "+id, id, func() error {
 		if err := p.stopContainer(ctx, id, Exit{}); err != nil {

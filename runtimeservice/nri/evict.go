@@ -11,8 +11,8 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// evictions gathers the evictions that plugins ask for in their answers to one
-// event. The library joins the answers, but leaves these out.
+// evictions collects the evictions that plugins request in their answers to one event. The library
+// merges the answers but drops the evictions.
 type evictions struct {
 	mu   sync.Mutex // guards list
 	list []*api.ContainerEviction
@@ -20,8 +20,8 @@ type evictions struct {
 
 type evictionsKey struct{}
 
-// withEvictions returns a context whose calls of plugins leave their evictions
-// in the second result.
+// withEvictions returns a context for calls of plugins, and the evictions that they request in
+// these calls.
 func withEvictions(ctx context.Context) (context.Context, *evictions) {
 	e := &evictions{}
 	return context.WithValue(ctx, evictionsKey{}, e), e
@@ -57,7 +57,7 @@ func collectEvictions(ctx context.Context, req *ttrpc.Request, resp *ttrpc.Respo
 	return nil
 }
 
-// evict has the gathered containers ended.
+// evict evicts the collected containers.
 func (p *Plugins) evict(ctx context.Context, e *evictions) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -10,12 +10,12 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// generator is what the library applies adjustments by: small edits of a
-// specification, which has a process and a Linux part.
+// generator makes the small edits by which the library applies adjustments. Its specification has a
+// process and a Linux part.
 type generator struct {
 	spec *specs.Spec
-	// env leads from a variable's name to its entry, for the first indexed
-	// entries. The library sets each one again when a plugin changes any.
+	// env maps the names of the first indexed variables to their indexes. The index is needed
+	// because the library sets every variable again when a plugin changes one.
 	env     map[string]int
 	indexed int
 }
@@ -42,7 +42,7 @@ func (g *generator) setEnv(entry string) {
 	name, _, _ := strings.Cut(entry, "=")
 	if g.env == nil || g.indexed != len(g.spec.Process.Env) {
 		g.env = make(map[string]int, len(g.spec.Process.Env))
-		for i, old := range slices.Backward(g.spec.Process.Env) { // of two the first one is replaced
+		for i, old := range slices.Backward(g.spec.Process.Env) { // the first of two equal names is replaced
 			old, _, _ = strings.Cut(old, "=")
 			g.env[old] = i
 		}
@@ -93,7 +93,8 @@ func (g *generator) RemoveDevice(path string) {
 	g.spec.Linux.Devices = slices.DeleteFunc(g.spec.Linux.Devices, func(d specs.LinuxDevice) bool { return d.Path == path })
 }
 
-// AddOrReplaceLinuxNamespace joins the namespace at path, or a new one.
+// AddOrReplaceLinuxNamespace makes the container join the namespace at path, or a new one if path
+// is "".
 func (g *generator) AddOrReplaceLinuxNamespace(ns, path string) error {
 	if err := g.RemoveLinuxNamespace(ns); err != nil {
 		return err

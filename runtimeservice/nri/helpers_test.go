@@ -19,7 +19,7 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// TestMain is a plugin where the plugins under test launch this binary as one.
+// TestMain runs this binary as a plugin if the plugins under test have launched it.
 func TestMain(m *testing.M) {
 	if os.Getenv(api.PluginNameEnvVar) != "" {
 		os.Exit(beLaunched())
@@ -28,8 +28,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// recorder is a plugin that writes down what it is told, and answers as its
-// fields say.
+// recorder is a plugin that records the events it gets and answers as its fields say.
 type recorder struct {
 	stub   stub.Stub
 	joined chan struct{} // closed when Synchronize is called
@@ -131,19 +130,19 @@ func (r *recorder) RemoveContainer(_ context.Context, _ *api.PodSandbox, c *api.
 	return r.note("remove", c.GetId())
 }
 
-// house is plugins with a runtime that writes down what it is asked for.
+// house is plugins with a runtime that records their requests.
 type house struct {
 	*Plugins
 	t *testing.T
 
 	fail func(id string) error
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	updates []Update
 	evicted []string
 }
 
-// open starts plugins on a socket of their own.
+// open starts plugins on a socket for this test.
 func open(t *testing.T, o Options, s State) *house {
 	t.Helper()
 	dir := t.TempDir()
@@ -194,13 +193,13 @@ func (h *house) no(err error) {
 	}
 }
 
-// join connects a plugin and returns when it takes part.
+// join connects a plugin and returns once it has joined.
 func (h *house) join(r *recorder, index string) {
 	h.t.Helper()
 	h.joinPlugin(r, r, index)
 }
 
-// joinPlugin is join for a plugin that has more than a recorder.
+// joinPlugin is join for a plugin that is more than a recorder.
 func (h *house) joinPlugin(plugin any, r *recorder, index string) {
 	h.t.Helper()
 	s, err := stub.New(plugin, stub.WithPluginName("test"), stub.WithPluginIdx(index), stub.WithSocketPath(h.opts.Socket))
@@ -209,12 +208,11 @@ func (h *house) joinPlugin(plugin any, r *recorder, index string) {
 	h.no(s.Start(h.t.Context()))
 	h.t.Cleanup(s.Stop)
 	<-r.joined
-	// The library takes the plugin in after the answer to Synchronize, but lets
-	// no event through in between.
+	// The library adds the plugin after its answer to Synchronize, but sends no event in between.
 	h.no(h.tell(h.t.Context(), "wait", func() error { return nil }))
 }
 
-// await waits until the recorder was told of the event.
+// await waits until the recorder has got the event.
 func (r *recorder) await(t *testing.T, event string) {
 	t.Helper()
 	deadline := time.Now().Add(30 * time.Second)

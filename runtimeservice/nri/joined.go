@@ -10,23 +10,23 @@ import (
 	"github.com/containerd/ttrpc"
 )
 
-// closedWait is how long a look whether a connection is closed may take.
+// closedWait bounds a check whether a connection is closed.
 const closedWait = time.Millisecond
 
-// synchronize is the call that tells a plugin what lives.
+// synchronize is the method that sends a plugin the existing pods and containers.
 const synchronize = "Synchronize"
 
-// Info is what there is to tell of NRI on this node.
+// Info is the state of NRI on this node.
 type Info struct {
 	Enabled bool
-	// Socket is where plugins connect.
+	// Socket is the path where plugins connect.
 	Socket string
-	// Plugins are the names of those that take part, as "NN-name", in the
-	// order in which they are asked.
+	// Plugins are the names of the connected plugins, as "NN-name", in the order in which they get
+	// events.
 	Plugins []string
 }
 
-// Info tells which plugins take part at this moment.
+// Info returns the plugins that are connected now. It is safe for concurrent use.
 func (p *Plugins) Info() Info {
 	if p == nil {
 		return Info{}
@@ -34,23 +34,22 @@ func (p *Plugins) Info() Info {
 	return Info{Enabled: true, Socket: p.opts.Socket, Plugins: p.joined.names()}
 }
 
-// joined knows the plugins that take part, which the library keeps to itself.
-// A plugin joins when it is told what lives: the library makes that call, with
-// the plugin's own client, for one plugin at a time, and then says how it went
-// and what the plugin's name is. The zero value has none.
+// joined tracks the connected plugins, which the library does not expose. A plugin joins with the
+// Synchronize call. The library makes this call for one plugin at a time, through the plugin's own
+// client, and then reports the result and the plugin's name. The zero value has no plugins.
 type joined struct {
 	mu      sync.Mutex    // guards what follows
-	asked   *ttrpc.Client // on which the last such call was made
+	asked   *ttrpc.Client // client of the last Synchronize call
 	members []member
 }
 
-// member is a plugin that has joined, and may have gone since.
+// member is a plugin that has joined. It may have disconnected since.
 type member struct {
 	name   string
 	client *ttrpc.Client // nil for a plugin without a connection
 }
 
-// option makes the library tell j whom it calls.
+// option makes each of the library's clients record its Synchronize calls in j.
 func (j *joined) option() ttrpc.ClientOpts {
 	return func(client *ttrpc.Client) {
 		ttrpc.WithChainUnaryClientInterceptor(func(ctx context.Context, req *ttrpc.Request, resp *ttrpc.Response, _ *ttrpc.UnaryClientInfo, invoke ttrpc.Invoker) error {
@@ -71,7 +70,7 @@ func (j *joined) RecordPluginInvocation(name, operation string, err error) {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	// What lives may take several calls to tell.
+	// The library may split Synchronize into several calls.
 	j.members = slices.DeleteFunc(j.members, func(m member) bool { return m.client == j.asked && m.name == name || m.gone() })
 	j.members = append(j.members, member{name: name, client: j.asked})
 	j.asked = nil
@@ -103,7 +102,7 @@ func (m member) gone() bool {
 	if m.client == nil {
 		return false
 	}
-	// The client tells only those who wait.
+	// The client reports a closed connection only through this wait.
 	ctx, cancel := context.WithTimeout(context.Background(), closedWait)
 	defer cancel()
 	return m.client.UserOnCloseWait(ctx) == nil

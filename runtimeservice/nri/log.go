@@ -8,12 +8,11 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// SetLogger directs what the library logs, in the whole process, to l. It is
-// called before the first Start.
+// SetLogger directs the library's log output to l, for the whole process. Call it before the first
+// Start.
 func SetLogger(l klog.Logger) { nrilog.Set(logger{l}) }
 
-// logger directs the library's log to klog. What it calls information is for
-// debugging here.
+// logger writes the library's log to klog. The library's information level is for debugging here.
 type logger struct{ klog.Logger }
 
 func (l logger) Debugf(_ context.Context, format string, args ...any) {

@@ -8,7 +8,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// podMessage is the protocol's message for a pod.
+// podMessage returns the protocol's message for a pod.
 func podMessage(p Pod) *api.PodSandbox {
 	meta := p.Config.GetMetadata()
 	return &api.PodSandbox{
@@ -22,8 +22,8 @@ func podMessage(p Pod) *api.PodSandbox {
 	}
 }
 
-// containerMessage is the protocol's message for a container as its
-// specification describes it, in state created.
+// containerMessage returns the protocol's message for a container with the given specification, in
+// state created.
 func containerMessage(c Container) *api.Container {
 	msg := &api.Container{
 		Id: c.ID, PodSandboxId: c.PodID, Name: c.Config.GetMetadata().GetName(),
@@ -49,8 +49,7 @@ func containerMessage(c Container) *api.Container {
 	return msg
 }
 
-// existingContainer is the message for a container that plugins of an earlier
-// run of the daemon were told of.
+// existingContainer returns the message for a container that existed before the daemon started.
 func existingContainer(c Container) *api.Container {
 	msg := containerMessage(c)
 	msg.Linux.SeccompPolicy = nil
@@ -61,7 +60,8 @@ func existingContainer(c Container) *api.Container {
 	return msg
 }
 
-// annotations are the container's own and those of the specification.
+// annotations returns the annotations of the container and of the specification, which has
+// priority.
 func annotations(c Container) map[string]string {
 	all := map[string]string{}
 	maps.Copy(all, c.Config.GetAnnotations())
@@ -102,7 +102,7 @@ func rdtMessage(r *specs.LinuxIntelRdt) *api.LinuxRdt {
 	}
 }
 
-// seccompProfile is what was asked for; nothing is to run unconfined.
+// seccompProfile returns the requested profile. Without one the container runs unconfined.
 func seccompProfile(sc *runtimeapi.LinuxContainerSecurityContext) *api.SecurityProfile {
 	asked := sc.GetSeccomp()
 	switch {

@@ -8,26 +8,24 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Options say how plugins are reached. The zero value of a field but Enable
-// means its default.
+// Options configures plugins. A zero value in a field other than Enable means the field's default.
 type Options struct {
 	// Enable switches NRI on.
 	Enable bool
-	// Socket is where plugins connect; /var/run/nri/nri.sock by default.
-	// Whoever may connect can change any container, so its directory is made
-	// for root only.
+	// Socket is the path where plugins connect; /var/run/nri/nri.sock by default. A plugin can
+	// change any container, so the socket's directory is made accessible to root only.
 	Socket string
-	// PluginPath holds executables named NN-name that are started with the
-	// daemon; /opt/nri/plugins by default.
+	// PluginPath is the directory of executables, named NN-name, that the daemon starts;
+	// /opt/nri/plugins by default.
 	PluginPath string
-	// PluginConfigPath holds their configuration files; /etc/nri/conf.d by
+	// PluginConfigPath is the directory of these plugins' configuration files; /etc/nri/conf.d by
 	// default.
 	PluginConfigPath string
 	// RegistrationTimeout bounds the time from a plugin's connection to its
 	// registration; 5 seconds by default.
 	RegistrationTimeout time.Duration
-	// RequestTimeout bounds each call of a plugin; 10 seconds by default. A
-	// change that a plugin wants for a container may take half of it.
+	// RequestTimeout bounds each call of a plugin; 10 seconds by default. A container update
+	// requested by a plugin may take half of it.
 	RequestTimeout time.Duration
 }
 
@@ -49,68 +47,67 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// Update is a change of a container's limits that a plugin wants.
+// Update is a change of a container's limits that a plugin requests.
 type Update struct {
-	// ID is the container's.
+	// ID is the container's ID.
 	ID string
 	// Resources are the limits that CRI knows; zero fields stay as they are.
 	Resources *runtimeapi.LinuxContainerResources
-	// Direct are others, for the cgroup: pids, and of memory the reservation
-	// and the swappiness.
+	// Direct are the limits that CRI does not have and that are written to the cgroup: pids, memory
+	// reservation and swappiness.
 	Direct *specs.LinuxResources
 }
 
-// Runtime is what plugins ask for outside of the container at hand. All
-// functions are safe for concurrent use.
+// Runtime carries out the requests of plugins that go beyond the container of an event. All
+// functions must be safe for concurrent use.
 type Runtime struct {
-	// Update changes the limits of a container that is created or runs, or is
-	// about to be created.
+	// Update changes the limits of a container that runs, is created, or is about to be created.
 	Update func(context.Context, Update) error
-	// Evict ends a container. It returns at once.
+	// Evict ends a container in the background.
 	Evict func(ctx context.Context, id, reason string)
-	// InjectCDI injects devices by name; nil refuses them.
+	// InjectCDI injects devices by name; nil means that such requests are refused.
 	InjectCDI func(s *specs.Spec, devices []string) error
 }
 
-// Pod is what plugins are told of a pod.
+// Pod describes a pod to plugins.
 type Pod struct {
 	ID      string
 	Config  *runtimeapi.PodSandboxConfig
-	Handler string // of the RuntimeClass
+	Handler string // the RuntimeClass's handler
 	IPs     []string
 	// CgroupParent is the cgroup of the pod's containers.
 	CgroupParent string
-	// Namespaces are those that the pod's containers join.
+	// Namespaces are the namespaces that the pod's containers join.
 	Namespaces []specs.LinuxNamespace
-	// Overhead and Resources are those of the whole pod, as last set.
+	// Overhead and Resources are the values of the whole pod, as last set.
 	Overhead, Resources *runtimeapi.LinuxContainerResources
 }
 
-// Container is what plugins are told of a container.
+// Container describes a container to plugins.
 type Container struct {
 	ID, PodID string
 	Config    *runtimeapi.ContainerConfig
 	Spec      *specs.Spec
 	Image     Image
 	Created   time.Time
-	// Started is zero and Pid 0 until the container runs.
+	// Started is zero and Pid 0 before the container runs.
 	Started time.Time
 	Pid     int
 }
 
-// Image is the image of a container: its name as asked for, and the digests of
-// its manifest, "" where that is not known, and of its config.
+// Image is the image of a container: its requested name and the digests of its manifest ("" if
+// unknown) and its config.
 type Image struct{ Name, Digest, ConfigDigest string }
 
-// Exit is how a container ended.
+// Exit describes how a container ended.
 type Exit struct {
 	At              time.Time
 	Code            int
 	Reason, Message string
 }
 
-// State is what lives when the daemon starts.
+// State is the pods and containers that exist when the daemon starts.
 type State struct {
-	Pods       []Pod       // ready ones
+	Pods       []Pod       // ready pods
 	Containers []Container // of these pods, created or running
 }

@@ -10,7 +10,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// pathRecorder writes down the namespaces' paths of each event.
+// pathRecorder records the namespaces' paths of each event.
 type pathRecorder struct{ recorder }
 
 func (r *pathRecorder) paths(event string, namespaces []*api.LinuxNamespace) {
@@ -41,7 +41,7 @@ func (r *pathRecorder) RemoveContainer(_ context.Context, p *api.PodSandbox, c *
 	return nil
 }
 
-// Plugins are given no path of a namespace that is gone, nor one of a process that may be.
+// Plugins get no path of a namespace that is gone, nor of a process that may have exited.
 func TestPathsEndWithTheirNamespaces(t *testing.T) {
 	h := open(t, Options{}, State{})
 	r := &pathRecorder{}

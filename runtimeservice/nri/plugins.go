@@ -20,37 +20,35 @@ import (
 	"github.com/micarun/mica/internal/version"
 )
 
-// runtimeName is how plugins know this runtime.
+// runtimeName is this runtime's name for plugins.
 const runtimeName = "mica"
 
-// Plugins is everything that plugins have to do with. A nil Plugins is NRI
-// switched off: its methods do nothing and return no error. So do events
-// before Start. It is safe for concurrent use.
+// Plugins sends events to plugins and handles their requests. A nil Plugins means that NRI is
+// switched off: its methods do nothing and return no error. The same is true before Start. It is
+// safe for concurrent use.
 type Plugins struct {
 	opts    Options
 	runtime Runtime
 	adapter *adaptation.Adaptation // nil before Start
 
-	// turn is held while plugins are told something, with a block on the
-	// joining of new ones. Taken before mu; what a plugin asks for meanwhile
-	// must not need it.
+	// turn is held while plugins get an event; no plugin can join meanwhile. It is taken before mu.
+	// Requests that plugins make during the event must not need it.
 	turn chan struct{}
 
 	joined joined
 
-	mu sync.Mutex // guards what follows; never around calls
-	// pods and containers are what plugins were told. The messages in them
-	// never change: a change puts a new one in place.
+	mu sync.Mutex // guards the fields below; not held during calls
+	// pods and containers are what plugins know. The messages are immutable: a change replaces the
+	// message.
 	pods       map[string]*api.PodSandbox
 	containers map[string]*api.Container
-	stopped    map[string]bool // IDs of pods that are stopped, but not removed
+	stopped    map[string]bool // IDs of pods that are stopped but not removed
 	closed     bool
 
-	background sync.WaitGroup // updates that go on after the event they answer
+	background sync.WaitGroup // updates that continue after the event that requested them
 }
 
-// New returns plugins that are yet to be started, nil where o does not enable
-// them.
+// New returns plugins that are not started yet, or nil if o does not enable NRI.
 func New(o Options) *Plugins {
 	if !o.Enable {
 		return nil
@@ -61,9 +59,9 @@ func New(o Options) *Plugins {
 	}
 }
 
-// Start launches the installed plugins, tells them what lives, and lets others
-// connect. Where another process serves the socket, plugins can only be
-// launched, which is logged. It is called once, before any event that counts.
+// Start launches the installed plugins, sends them the existing pods and containers, and lets
+// others connect. If another process serves the socket, no plugin can connect, which is logged, and
+// only launched plugins work. Call Start once, before the first event.
 func (p *Plugins) Start(ctx context.Context, s State, r Runtime) error {
 	if p == nil {
 		return nil
@@ -75,7 +73,7 @@ func (p *Plugins) Start(ctx context.Context, s State, r Runtime) error {
 	for _, c := range s.Containers {
 		p.containers[c.ID] = existingContainer(c)
 	}
-	// The library keeps them for the whole process.
+	// The library has these settings once for the whole process.
 	adaptation.SetPluginRegistrationTimeout(p.opts.RegistrationTimeout)
 	adaptation.SetPluginRequestTimeout(p.opts.RequestTimeout)
 	adapter, err := adaptation.New(runtimeName, version.String(), p.synchronize, p.updateUnsolicited, p.adapterOptions(ctx)...)
@@ -98,19 +96,18 @@ func (p *Plugins) adapterOptions(ctx context.Context) []adaptation.Option {
 		adaptation.WithTTRPCOptions([]ttrpc.ClientOpts{ttrpc.WithUnaryClientInterceptor(collectEvictions), p.joined.option()}, nil),
 		adaptation.WithMetrics(&p.joined),
 	}
-	// The library takes the socket away from whoever serves it.
+	// The library would take over a socket that another process serves.
 	dialer := net.Dialer{Timeout: p.opts.RegistrationTimeout}
 	conn, err := dialer.DialContext(ctx, "unix", p.opts.Socket)
 	if err != nil {
 		return options
 	}
 	_ = conn.Close()
-	klog.FromContext(ctx).Error(errdefs.ErrAlreadyExists, "Another process serves the NRI socket, no plugin can connect to this one", "socket", p.opts.Socket)
+	klog.FromContext(ctx).Error(errdefs.ErrAlreadyExists, "Another process serves the NRI socket, plugins cannot connect to this daemon", "socket", p.opts.Socket)
 	return append(options, adaptation.WithDisabledExternalConnections())
 }
 
-// Close ends the launched plugins, closes the socket and waits for updates
-// under way.
+// Close stops the launched plugins, closes the socket and waits for running updates.
 func (p *Plugins) Close() {
 	if p == nil || p.adapter == nil {
 		return
@@ -122,8 +119,8 @@ func (p *Plugins) Close() {
 	p.background.Wait()
 }
 
-// tell runs send while nothing else is told and no plugin joins. what names
-// the event for the error of a ctx that ended before.
+// tell runs send while no other event is sent and no plugin joins. what names the event in errors.
+// If ctx ends before the event's turn, tell returns ctx's error.
 func (p *Plugins) tell(ctx context.Context, what string, send func() error) error {
 	if p == nil || p.adapter == nil {
 		return nil
@@ -131,19 +128,19 @@ func (p *Plugins) tell(ctx context.Context, what string, send func() error) erro
 	select {
 	case p.turn <- struct{}{}:
 	case <-ctx.Done():
-		return fmt.Errorf("tell plugins to %s: wait for the event before it: %w", what, ctx.Err())
+		return fmt.Errorf("notify NRI plugins: %s: wait for earlier events: %w", what, ctx.Err())
 	}
 	defer func() { <-p.turn }()
 	block := p.adapter.BlockPluginSync()
 	defer block.Unblock()
 	if err := send(); err != nil {
-		return fmt.Errorf("tell plugins to %s: %w", what, err)
+		return fmt.Errorf("notify NRI plugins: %s: %w", what, err)
 	}
 	return nil
 }
 
-// report is tell for events whose errors change nothing. There is none, and
-// nothing is waited for, where plugins were never told of the object.
+// report is tell for events whose errors are only logged. It does nothing, and does not wait, if
+// plugins do not know the object.
 func (p *Plugins) report(ctx context.Context, what, id string, send func() error) {
 	if p == nil || !p.told(id) {
 		return
@@ -153,8 +150,8 @@ func (p *Plugins) report(ctx context.Context, what, id string, send func() error
 	}
 }
 
-// synchronize tells joining plugins what the others were told. The library
-// lets no event through meanwhile.
+// synchronize sends joining plugins the pods and containers that the others know. The library
+// blocks events meanwhile.
 func (p *Plugins) synchronize(ctx context.Context, send adaptation.SyncCB) error {
 	updates, err := send(ctx, p.livingPods(), p.livingContainers())
 	if err != nil {
@@ -194,15 +191,14 @@ func (p *Plugins) livingContainers() []*api.Container {
 	return containers
 }
 
-// pod returns what plugins were told of a pod, nil where they were not.
+// pod returns the message of a pod, or nil if plugins do not know it.
 func (p *Plugins) pod(id string) *api.PodSandbox {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.pods[id]
 }
 
-// container returns what plugins were told of a container and its pod, nil
-// where they were not.
+// container returns the messages of a container and its pod, or nil if plugins do not know them.
 func (p *Plugins) container(id string) (*api.Container, *api.PodSandbox) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -210,15 +206,15 @@ func (p *Plugins) container(id string) (*api.Container, *api.PodSandbox) {
 	return c, p.pods[c.GetPodSandboxId()]
 }
 
-// told says whether plugins were told of the pod or container.
+// told reports whether plugins know the pod or container.
 func (p *Plugins) told(id string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.pods[id] != nil || p.containers[id] != nil
 }
 
-// change puts a changed copy in a container's place and returns it. It does
-// nothing where plugins were not told of the container.
+// change replaces a container's message by a changed copy and returns the copy. It does nothing if
+// plugins do not know the container.
 func (p *Plugins) change(id string, f func(*api.Container)) *api.Container {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -232,4 +228,4 @@ func (p *Plugins) change(id string, f func(*api.Container)) *api.Container {
 	return c
 }
 
-var errUnknownPod = errors.New("plugins were not told of its pod")
+var errUnknownPod = errors.New("the container's pod is unknown to plugins")

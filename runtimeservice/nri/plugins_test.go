@@ -116,8 +116,8 @@ func TestEventsComeOnceAndInOrder(t *testing.T) {
 	}
 }
 
-// Whatever exists when a plugin joins is told by Synchronize, whatever comes
-// later by an event, and nothing by both or by none.
+// A plugin that joins gets existing objects by Synchronize and later changes by events. It misses
+// nothing and gets nothing twice.
 func TestLatePluginsSeeEveryContainerOnce(t *testing.T) {
 	const workers, each = 8, 12
 	h := open(t, Options{}, State{Pods: []Pod{pod("p")}})
@@ -197,7 +197,7 @@ func TestWhatLivedBeforeIsSynchronized(t *testing.T) {
 	}
 }
 
-// A plugin that accepted what another one refuses learns that it is gone.
+// A plugin that accepted a pod or container gets its removal if another plugin refuses it.
 func TestRefusedIsTakenBack(t *testing.T) {
 	h := open(t, Options{}, State{})
 	refusing := true
@@ -237,7 +237,7 @@ func TestRefusedIsTakenBack(t *testing.T) {
 }
 
 func TestHangingPluginIsLeftBehind(t *testing.T) {
-	// Time enough for the other plugin, however busy the machine is.
+	// Enough time for the other plugin, even on a busy machine.
 	h := open(t, Options{RequestTimeout: 3 * time.Second}, State{Pods: []Pod{pod("p")}})
 	release := make(chan struct{})
 	hanging := &recorder{refuse: func(event string) error {
@@ -261,7 +261,7 @@ func TestHangingPluginIsLeftBehind(t *testing.T) {
 	}
 }
 
-// Who waits for an event before its own gives up when its context ends.
+// A caller that waits for an earlier event gives up when its context ends.
 func TestWaitingEndsWithTheContext(t *testing.T) {
 	h := open(t, Options{}, State{Pods: []Pod{pod("p")}})
 	release, reached := make(chan struct{}), make(chan struct{})
@@ -285,7 +285,7 @@ func TestWaitingEndsWithTheContext(t *testing.T) {
 	if _, err := h.CreateContainer(ctx, container("a", "p")); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
-	// What plugins never heard of waits for nobody.
+	// An event for an object that plugins do not know does not wait.
 	h.RemoveContainer(t.Context(), "a")
 	close(release)
 	running.Wait()
@@ -312,8 +312,8 @@ func TestStaleSocketIsReplaced(t *testing.T) {
 	open(t, Options{Socket: path}, State{}).join(&recorder{}, "10")
 }
 
-// beLaunched is this binary as an installed plugin: it notes its events in the
-// file that its configuration names.
+// beLaunched runs this binary as an installed plugin. It writes its events to the file that its
+// configuration names.
 func beLaunched() int {
 	p := &launched{}
 	s, err := stub.New(p)

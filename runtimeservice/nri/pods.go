@@ -10,8 +10,8 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// RunPod tells of a pod that is about to be ready. An error of a plugin is
-// returned; those that accepted the pod before are told of its end.
+// RunPod sends the event before a pod becomes ready. It returns the error of a plugin; plugins that
+// accepted the pod before get its stop and removal events.
 func (p *Plugins) RunPod(ctx context.Context, pod Pod) error {
 	return p.tell(ctx, "run pod "+pod.ID, func() error {
 		msg := podMessage(pod)
@@ -26,8 +26,8 @@ func (p *Plugins) RunPod(ctx context.Context, pod Pod) error {
 	})
 }
 
-// UpdatePod tells of resources that are about to be set for the whole pod. An
-// error of a plugin is returned.
+// UpdatePod sends the event before resources are set for the whole pod. It returns the error of a
+// plugin.
 func (p *Plugins) UpdatePod(ctx context.Context, id string, overhead, resources *runtimeapi.LinuxContainerResources) error {
 	return p.tell(ctx, "update pod "+id, func() error {
 		pod := p.pod(id)
@@ -41,9 +41,9 @@ func (p *Plugins) UpdatePod(ctx context.Context, id string, overhead, resources 
 	})
 }
 
-// PostUpdatePod tells of the resources that a pod now has.
+// PostUpdatePod sends the event after a pod's resources have been set. Errors are logged.
 func (p *Plugins) PostUpdatePod(ctx context.Context, id string, overhead, resources *runtimeapi.LinuxContainerResources) {
-	p.report(ctx, "note the update of pod "+id, id, func() error {
+	p.report(ctx, "post-update pod "+id, id, func() error {
 		pod := p.pod(id)
 		if pod == nil {
 			return nil
@@ -57,8 +57,8 @@ func (p *Plugins) PostUpdatePod(ctx context.Context, id string, overhead, resour
 	})
 }
 
-// StopPod tells, once, that the pod's containers have ended and the pod is
-// about to be stopped.
+// StopPod sends the event, once, that the pod's containers have exited and the pod is about to be
+// stopped. Errors are logged.
 func (p *Plugins) StopPod(ctx context.Context, id string) {
 	p.report(ctx, "stop pod "+id, id, func() error {
 		p.mu.Lock()
@@ -75,8 +75,8 @@ func (p *Plugins) StopPod(ctx context.Context, id string) {
 	})
 }
 
-// Unpinned takes in that the pod's namespaces are not to be found any more where they were, for
-// what plugins are told next of the pod and its containers. It tells them nothing.
+// Unpinned removes the paths of the pod's namespaces from the next events of the pod and its
+// containers, since the pins are gone. It sends no event.
 func (p *Plugins) Unpinned(id string) {
 	if p == nil {
 		return
@@ -97,7 +97,7 @@ func (p *Plugins) Unpinned(id string) {
 	}
 }
 
-// dropPaths leaves namespaces without those of their paths that begin with prefix.
+// dropPaths clears the paths of namespaces that begin with prefix.
 func dropPaths(namespaces []*api.LinuxNamespace, prefix string) {
 	for _, ns := range namespaces {
 		if strings.HasPrefix(ns.GetPath(), prefix) {
@@ -106,7 +106,7 @@ func dropPaths(namespaces []*api.LinuxNamespace, prefix string) {
 	}
 }
 
-// RemovePod tells, once, that the stopped pod is removed.
+// RemovePod sends the event, once, that the stopped pod is removed. Errors are logged.
 func (p *Plugins) RemovePod(ctx context.Context, id string) {
 	p.report(ctx, "remove pod "+id, id, func() error {
 		pod := p.pod(id)
@@ -121,8 +121,8 @@ func (p *Plugins) RemovePod(ctx context.Context, id string) {
 	})
 }
 
-// stopContainersOf tells of the end of those of the pod's containers of which
-// it is not told yet. The caller has the turn.
+// stopContainersOf sends the stop event of the pod's containers that have not got one. The caller
+// holds the turn.
 func (p *Plugins) stopContainersOf(ctx context.Context, podID string) {
 	for _, c := range p.livingContainers() {
 		if c.GetPodSandboxId() != podID {
@@ -134,8 +134,8 @@ func (p *Plugins) stopContainersOf(ctx context.Context, podID string) {
 	}
 }
 
-// endPod tells of the end of a pod that not every plugin accepted. The caller
-// has the turn.
+// endPod sends the stop and removal events of a pod that not every plugin accepted. The caller
+// holds the turn.
 func (p *Plugins) endPod(ctx context.Context, pod *api.PodSandbox) {
 	log := klog.FromContext(ctx).WithValues("id", pod.GetId())
 	if err := p.adapter.StopPodSandbox(ctx, &api.StopPodSandboxRequest{Pod: pod}); err != nil {

@@ -10,7 +10,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// fromCRI is the protocol's message for CRI's resources; zero fields are unset.
+// fromCRI returns the protocol's message for CRI's resources. Fields that are zero stay unset.
 func fromCRI(r *runtimeapi.LinuxContainerResources) *api.LinuxResources {
 	if r == nil {
 		return nil
@@ -40,7 +40,7 @@ func fromCRI(r *runtimeapi.LinuxContainerResources) *api.LinuxResources {
 	return out
 }
 
-// toCRI is what CRI can say of r, nil where r sets nothing of it.
+// toCRI returns the part of r that CRI can express, or nil if r sets none of it.
 func toCRI(r *api.LinuxResources) *runtimeapi.LinuxContainerResources {
 	if r = r.Strip(); r == nil {
 		return nil
@@ -61,8 +61,8 @@ func toCRI(r *api.LinuxResources) *runtimeapi.LinuxContainerResources {
 	return out
 }
 
-// updateOf is the change of a living container that a plugin asks for. What a
-// cgroup can't be given any more is ErrFailedPrecondition.
+// updateOf converts a plugin's request to change an existing container. Limits that cannot be
+// changed after the container's creation are ErrFailedPrecondition.
 func updateOf(u *api.ContainerUpdate) (Update, error) {
 	r := u.GetLinux().GetResources()
 	out := Update{ID: u.GetContainerId(), Resources: toCRI(r), Direct: &specs.LinuxResources{}}
@@ -77,7 +77,7 @@ func updateOf(u *api.ContainerUpdate) (Update, error) {
 		"kernel memory and OOM killer": r.GetMemory().GetKernel() != nil || r.GetMemory().GetKernelTcp() != nil || r.GetMemory().GetDisableOomKiller() != nil,
 	} {
 		if asked {
-			return out, fmt.Errorf("%s of a container that exists can't be changed: %w", what, errdefs.ErrFailedPrecondition)
+			return out, fmt.Errorf("%s of an existing container cannot be changed: %w", what, errdefs.ErrFailedPrecondition)
 		}
 	}
 	if pids := r.GetPids(); pids != nil {

@@ -9,20 +9,21 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// updateUnsolicited makes changes that a plugin asks for by itself, and returns
-// those that could not be made.
+// updateUnsolicited makes changes that a plugin requests outside of an event, and returns those
+// that could not be made.
 func (p *Plugins) updateUnsolicited(ctx context.Context, updates []*api.ContainerUpdate) ([]*api.ContainerUpdate, error) {
 	var failed []*api.ContainerUpdate
 	for _, u := range updates {
 		if err := p.updateOne(ctx, u); err != nil {
 			failed = append(failed, u)
-			klog.FromContext(ctx).Error(err, "Change that a plugin wants is not made", "id", u.GetContainerId())
+			klog.FromContext(ctx).Error(err, "Updating container for an NRI plugin failed", "id", u.GetContainerId())
 		}
 	}
 	return failed, nil
 }
 
-// update makes the changes and returns the errors of those that must not fail.
+// update makes the changes and returns the errors of those that a plugin has not marked as allowed
+// to fail.
 func (p *Plugins) update(ctx context.Context, updates []*api.ContainerUpdate) error {
 	var errs []error
 	for _, u := range updates {
@@ -30,7 +31,7 @@ func (p *Plugins) update(ctx context.Context, updates []*api.ContainerUpdate) er
 		switch {
 		case err == nil:
 		case u.GetIgnoreFailure():
-			klog.FromContext(ctx).V(2).Info("Change that a plugin wants is not made", "id", u.GetContainerId(), "reason", err.Error())
+			klog.FromContext(ctx).V(2).Info("Updating container for an NRI plugin failed", "id", u.GetContainerId(), "reason", err.Error())
 		default:
 			errs = append(errs, err)
 		}
@@ -38,8 +39,8 @@ func (p *Plugins) update(ctx context.Context, updates []*api.ContainerUpdate) er
 	return errors.Join(errs...)
 }
 
-// updateLater makes the changes without keeping the caller, which may hold what
-// they wait for.
+// updateLater makes the changes in the background. The caller may hold locks that the changes wait
+// for.
 func (p *Plugins) updateLater(ctx context.Context, updates []*api.ContainerUpdate) {
 	if len(updates) == 0 {
 		return
@@ -52,13 +53,13 @@ func (p *Plugins) updateLater(ctx context.Context, updates []*api.ContainerUpdat
 	}
 	p.background.Go(func() {
 		if err := p.update(ctx, updates); err != nil {
-			klog.FromContext(ctx).Error(err, "Changes that plugins want are not made")
+			klog.FromContext(ctx).Error(err, "Updating containers for NRI plugins failed")
 		}
 	})
 }
 
-// updateOne makes one change, within half of the time that a plugin has for an
-// answer: one that asks from within an event is to learn of a failure.
+// updateOne makes one change, within half of a plugin's time for an answer. A plugin that requests
+// it during an event then still gets the error.
 func (p *Plugins) updateOne(ctx context.Context, u *api.ContainerUpdate) error {
 	ctx, cancel := context.WithTimeout(ctx, p.opts.RequestTimeout/2)
 	defer cancel()
@@ -67,7 +68,7 @@ func (p *Plugins) updateOne(ctx context.Context, u *api.ContainerUpdate) error {
 		err = p.runtime.Update(ctx, own)
 	}
 	if err != nil {
-		return fmt.Errorf("change limits of container %s for a plugin: %w", u.GetContainerId(), err)
+		return fmt.Errorf("update container %s for a plugin: %w", u.GetContainerId(), err)
 	}
 	return nil
 }
