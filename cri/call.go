@@ -14,11 +14,10 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// The verbosity of klog at which calls are logged when they end well. Failed
-// calls are logged at any verbosity, by the rules of call.end.
+// The klog verbosity of successful calls. call.end sets the rules for failed ones.
 const (
-	verbosityChange = 2 // calls that change something
-	verbosityRead   = 4 // calls that kubelet makes every second
+	verbosityChange = 2 // calls that change state
+	verbosityRead   = 4 // calls that read, some of which the kubelet makes every second
 )
 
 // call is one RPC in progress.
@@ -37,8 +36,8 @@ func (s *Server) begin(fullMethod string, streaming bool, req any) *call {
 	return c
 }
 
-// end turns what the handler returned or panicked with into the call's answer,
-// and accounts for it.
+// end converts the handler's error or panic to the error that the client gets, and updates metrics
+// and log.
 func (c *call) end(err error, panicked any) error {
 	if panicked != nil {
 		err = c.server.recovered(c.log, panicked)
@@ -55,7 +54,7 @@ func (c *call) end(err error, panicked any) error {
 	case codes.OK:
 		c.log.V(verbosity).Info("Call done", "took", took)
 	case codes.NotFound, codes.Canceled, codes.Unimplemented:
-		// The client asked for what is not there, or left: nothing is wrong here.
+		// Expected in normal operation: the object does not exist, or the client went away.
 		c.log.V(verbosity).Info("Call refused", "took", took, "err", err)
 	default:
 		c.log.Error(err, "Call failed", "took", took)
@@ -63,7 +62,7 @@ func (c *call) end(err error, panicked any) error {
 	return err
 }
 
-// reads tells whether the call belongs to those that change nothing and come often.
+// reads reports whether the call only reads.
 func (c *call) reads() bool {
 	switch c.method {
 	case "RunPodSandbox", "StopPodSandbox", "RemovePodSandbox",
@@ -76,7 +75,7 @@ func (c *call) reads() bool {
 	return true
 }
 
-// unary is the interceptor of calls with one answer.
+// unary is the interceptor of unary calls.
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (answer any, err error) {
 	c := s.begin(info.FullMethod, false, req)
 	defer func() {
@@ -94,8 +93,8 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	return answer, err
 }
 
-// checkSize refuses a list that does not fit into a message, before gRPC does it
-// in words that help nobody.
+// checkSize rejects a list that exceeds the message limit. gRPC would reject it too, with an error
+// that does not say what to do.
 func (s *Server) checkSize(method string, answer any) error {
 	stream, list := streamOf(method)
 	message, ok := answer.(proto.Message)
@@ -109,7 +108,7 @@ func (s *Server) checkSize(method string, answer any) error {
 	return nil
 }
 
-// streamOf returns the call that gives the list of the named one in many messages.
+// streamOf returns the streaming call that returns the same list as method.
 func streamOf(method string) (string, bool) {
 	stream, ok := map[string]string{
 		"ListPodSandbox":        "StreamPodSandboxes",
@@ -122,7 +121,7 @@ func streamOf(method string) (string, bool) {
 	return stream, ok
 }
 
-// stream is the interceptor of calls with many answers.
+// stream is the interceptor of streaming calls.
 func (s *Server) stream(srv any, inner grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {
 	c := s.begin(info.FullMethod, true, nil)
 	ctx, cancel := s.untilStop(klog.NewContext(inner.Context(), c.log))
@@ -135,8 +134,8 @@ func (s *Server) stream(srv any, inner grpc.ServerStream, info *grpc.StreamServe
 	return err
 }
 
-// serverStream is a gRPC stream with another context. This is the one place that
-// keeps a context in a struct, because grpc.ServerStream hands it out by a method.
+// serverStream is a gRPC stream with another context. It stores a context in a struct because
+// grpc.ServerStream returns it from a method.
 type serverStream struct {
 	grpc.ServerStream
 	ctx context.Context
@@ -145,8 +144,8 @@ type serverStream struct {
 // Context implements grpc.ServerStream.
 func (s *serverStream) Context() context.Context { return s.ctx }
 
-// untilStop returns a context that also ends, with errStopping as its cause, when
-// the server begins to stop.
+// untilStop returns a context that also ends when the server begins to stop; its cause is then
+// errStopping.
 func (s *Server) untilStop(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	go func() {
@@ -161,8 +160,8 @@ func (s *Server) untilStop(ctx context.Context) (context.Context, context.Cancel
 
 func errStopping() error { return status.Error(codes.Unavailable, "the runtime is stopping") }
 
-// recovered logs a panic with its stack and returns the error to answer with. It
-// must be called by the deferred function that recovered.
+// recovered logs a panic with its stack and returns the error for the client. It must be called by
+// the deferred function that recovered.
 func (s *Server) recovered(log klog.Logger, panicked any) error {
 	s.metrics.panics.Inc()
 	log.Error(nil, "Panic", "panic", fmt.Sprint(panicked), "stack", string(debug.Stack()))

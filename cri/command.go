@@ -13,10 +13,10 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 )
 
-// streamsWanted are what a client asked for.
+// streamsWanted is the set of streams that a client requested.
 type streamsWanted struct{ stdin, stdout, stderr, tty bool }
 
-// stdio are the streams of a session; nil where the client did not ask for one.
+// stdio holds the streams of a session; nil for those that the client did not request.
 type stdio struct {
 	in     io.Reader
 	out    io.WriteCloser
@@ -24,13 +24,13 @@ type stdio struct {
 	resize chan remotecommand.TerminalSize
 }
 
-// command is an exec or an attachment that a URL was given out for.
+// command is an exec or attach session for which a URL was issued.
 type command struct {
 	want streamsWanted
 	run  func(context.Context, stdio) error
 }
 
-// command returns the command behind a URL; false if that is a port-forward.
+// command returns the exec or attach session of a request; ok is false for a port-forward.
 func (s *sessions) command(request any) (c command, ok bool) {
 	switch q := request.(type) {
 	case *runtimeapi.ExecRequest:
@@ -49,7 +49,8 @@ func (s *sessions) command(request any) (c command, ok bool) {
 	return c, true
 }
 
-// forwardSizes sends the sizes that arrive on from until the connection or ctx ends.
+// forwardSizes decodes terminal sizes from a stream and sends them on the channel until the
+// connection or ctx ends. It then closes the channel.
 func forwardSizes(ctx context.Context, from io.Reader, to chan<- remotecommand.TerminalSize) {
 	defer close(to)
 	for sizes := json.NewDecoder(from); ; {
@@ -65,8 +66,7 @@ func forwardSizes(ctx context.Context, from io.Reader, to chan<- remotecommand.T
 	}
 }
 
-// sessionStatus is the part of a Kubernetes Status object that says how a session
-// ended.
+// sessionStatus is the part of a Kubernetes Status object that describes how a session ended.
 type sessionStatus struct {
 	Status  string          `json:"status"`
 	Message string          `json:"message,omitempty"`
@@ -84,8 +84,8 @@ type sessionCause struct {
 	Message string `json:"message"`
 }
 
-// outcome is what the error channel carries at the end of a session: a Status
-// object, or before v4 of the protocol the bare text of an error.
+// outcome returns the message for the error channel at the end of a session: a Status object, or,
+// before v4 of the protocol, the text of the error.
 func outcome(err error, protocol string) []byte {
 	if !strings.HasPrefix(protocol, "v4.") && !strings.HasPrefix(protocol, "v5.") {
 		if err == nil {
@@ -109,7 +109,7 @@ func outcome(err error, protocol string) []byte {
 	}
 	text, merr := json.Marshal(status)
 	if merr != nil {
-		return []byte(merr.Error()) // strings and numbers always encode
+		return []byte(merr.Error()) // impossible: strings and numbers always encode
 	}
 	return text
 }

@@ -12,8 +12,8 @@ import (
 	criapierrors "k8s.io/cri-api/pkg/errors"
 )
 
-// toStatus gives err the gRPC code that a CRI client acts on. It is the only
-// place in which that happens. In order of precedence:
+// toStatus converts err to a gRPC status with the code that CRI clients act on. No other code does
+// that. In order of precedence:
 //
 //   - an error that carries a status already keeps its code;
 //   - the sentinels of k8s.io/cri-api keep their text in front and are Unknown,

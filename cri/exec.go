@@ -6,8 +6,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Exec returns the single-use URL on which the command runs once a client
-// connects to it within a minute.
+// Exec returns the single-use URL on which the command runs. A client must connect within a minute.
 func (e *endpoint) Exec(ctx context.Context, req *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
 	if err := e.CheckExec(ctx, req.GetContainerId()); err != nil {
 		return nil, err

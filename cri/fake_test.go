@@ -41,7 +41,7 @@ func (f *fakeImages) PullImage(ctx context.Context, r *runtimeapi.PullImageReque
 	return f.pull(ctx, r)
 }
 
-// ImageFsInfo is what the kubelet's client asks first.
+// The kubelet's client calls ImageFsInfo first.
 func (f *fakeImages) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
 	return &runtimeapi.ImageFsInfoResponse{}, nil
 }
@@ -98,7 +98,7 @@ func (f *fakeRuntime) ServeExec(ctx context.Context, id string, cmd []string, in
 	tty bool, resize <-chan remotecommand.TerminalSize,
 ) error {
 	switch cmd[0] {
-	case "copy": // as many bytes as it is told
+	case "copy": // copies a given number of bytes
 		n, err := strconv.ParseInt(cmd[1], 10, 64)
 		if err != nil {
 			return err
@@ -129,7 +129,7 @@ func (f *fakeRuntime) ServeExec(ctx context.Context, id string, cmd []string, in
 		return errors.New("no such file")
 	case "panic":
 		panic("exec panics")
-	case "sleep": // until it is told to end
+	case "sleep": // until its context ends
 		if out != nil {
 			_, _ = io.WriteString(out, "sleeping")
 		}
@@ -186,7 +186,7 @@ func (f *fakeRuntime) hasEnded(what string) bool {
 	return false
 }
 
-// eventually waits until ok, up to half a minute.
+// eventually polls ok for up to half a minute.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(30 * time.Second)

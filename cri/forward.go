@@ -15,8 +15,8 @@ import (
 // forwarding is one connection to a port of a pod: a pair of streams with the same
 // request ID.
 type forwarding struct {
-	data, errs *spdystream.Stream // nil until they come
-	since      time.Time          // when the first came
+	data, errs *spdystream.Stream // nil until opened
+	since      time.Time          // when the first was opened
 }
 
 func (f *forwarding) end() {
@@ -27,7 +27,7 @@ func (f *forwarding) end() {
 	}
 }
 
-// add takes a stream; false if it is not one that is missing.
+// add adds a stream. It returns false if the stream has an unknown type or is a duplicate.
 func (f *forwarding) add(stream *spdystream.Stream) bool {
 	missing := map[string]**spdystream.Stream{
 		portforward.StreamTypeData:  &f.data,
@@ -40,9 +40,9 @@ func (f *forwarding) add(stream *spdystream.Stream) bool {
 	return true
 }
 
-// forwardOverSPDY serves each pair of streams that the client opens, until the
-// connection ends or the server stops. What has come from a client that goes then
-// still gets a moment to reach the pod.
+// forwardOverSPDY serves each pair of streams that the client opens, until the connection ends or
+// the server stops. When a client disconnects, data that it has sent still gets sessionGrace to
+// reach the pod.
 func (s *streamServer) forwardOverSPDY(ctx context.Context, conn *spdyConn, pod string) {
 	serving, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -82,8 +82,8 @@ func (s *streamServer) forwardOverSPDY(ctx context.Context, conn *spdyConn, pod 
 	}
 }
 
-// pair returns the forwarding that stream completes; nil if it waits among halves for
-// another, or is refused.
+// pair returns the forwarding that stream completes. It returns nil if the other stream is still
+// missing, or if it has rejected stream.
 func pair(halves map[string]*forwarding, stream *spdystream.Stream) *forwarding {
 	if _, err := portOf(stream); err != nil {
 		_ = stream.Reset()
@@ -106,7 +106,7 @@ func pair(halves map[string]*forwarding, stream *spdystream.Stream) *forwarding 
 	return f
 }
 
-// portOf returns the port that a stream is for.
+// portOf returns the port in a stream's headers.
 func portOf(stream *spdystream.Stream) (int32, error) {
 	port, err := strconv.ParseUint(stream.Headers().Get(portforward.PortHeader), 10, 16)
 	if err != nil || port == 0 {
@@ -115,8 +115,8 @@ func portOf(stream *spdystream.Stream) (int32, error) {
 	return int32(port), nil
 }
 
-// requestID names the pair that a stream belongs to. Clients from before there were
-// names open the stream for errors first and the one for data next.
+// requestID identifies the pair that a stream belongs to. Older clients send no request ID; they
+// open the error stream first and the data stream next.
 func requestID(stream *spdystream.Stream) string {
 	if id := stream.Headers().Get(portforward.PortForwardRequestIDHeader); id != "" {
 		return id
@@ -137,6 +137,6 @@ func (s *streamServer) forward(ctx context.Context, pod string, f *forwarding) {
 	}
 	if err != nil {
 		_, _ = io.WriteString(f.errs, fmt.Sprintf("forwarding to port %d of pod %s: %v", port, pod, err))
-		_ = f.data.Reset() // that the data ends here does not mean that it is whole
+		_ = f.data.Reset() // a clean close would suggest that the data is complete
 	}
 }

@@ -4,8 +4,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// identify returns the key-value pairs that tell a request's object in the log.
-// Only names and IDs are picked: requests also carry credentials and environments.
+// identify returns key-value pairs for the log that identify a request's object. It picks only
+// names and IDs: requests also carry credentials and environments.
 func identify(req any) []any {
 	var kv []any
 	add := func(key, value string) {

@@ -7,7 +7,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// metrics are the endpoint's own. They are documented by their help texts.
+// metrics holds the endpoint's metrics. Their help texts document them.
 type metrics struct {
 	duration *prometheus.HistogramVec // by method; unary calls only
 	calls    *prometheus.CounterVec   // by method and code
@@ -21,7 +21,7 @@ func newMetrics() *metrics {
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "mica_cri_call_duration_seconds",
 			Help: "Time that a unary CRI call took, by method.",
-			// From a list of nothing (0.1 ms) over pod starts to pulls (100 s).
+			// From an empty list (0.1 ms) over pod starts to pulls (100 s).
 			Buckets: []float64{.0001, .0003, .001, .003, .01, .03, .1, .3, 1, 3, 10, 30, 100},
 		}, []string{"method"}),
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{

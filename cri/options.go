@@ -11,20 +11,19 @@ import (
 	"github.com/micarun/mica/internal/unixsock"
 )
 
-// Options says where the endpoint listens. The zero value of every field but
-// Socket is its default.
+// Options says where and how the endpoint listens. The zero value of every field except Socket
+// means its default.
 type Options struct {
 	// Socket is the absolute path of the unix socket. Its mode is 0660.
 	Socket string
-	// Group owns the socket beside root: a name or a number. Default: root's group.
+	// Group is the group of the socket: a name or a number. Default: root's group.
 	Group string
-	// MaxMessageBytes bounds one request and one answer. Default: 32 MiB.
+	// MaxMessageBytes limits the size of a request and of a response. Default: 32 MiB.
 	MaxMessageBytes int
-	// StopTimeout is how long calls in progress may go on when the server is told
-	// to stop. Default: 10 s.
+	// StopTimeout is how long calls in progress may continue when the server stops. Default: 10 s.
 	StopTimeout time.Duration
-	// Incoming, when set, derives the context of each call with one answer, such as
-	// from the call's metadata.
+	// Incoming, if set, derives the context of each unary call, for example from the call's
+	// metadata.
 	Incoming func(context.Context) context.Context `toml:"-"`
 	// Streaming is the server behind the URLs of Exec, Attach and PortForward.
 	Streaming StreamingOptions
@@ -32,17 +31,16 @@ type Options struct {
 
 // StreamingOptions says where exec, attach and port-forward streams are served.
 type StreamingOptions struct {
-	// Address is the host:port to listen on, the host being an IP address; port 0
-	// takes any free one. An address that is not loopback needs TLS.
-	// Default: 127.0.0.1:0, which is enough as the kubelet is on the same node.
+	// Address is the IP:port to listen on; port 0 means any free port. An address other than
+	// loopback needs TLS. Default: 127.0.0.1:0, which is enough because the kubelet is on the same
+	// node.
 	Address string
-	// TLSCert and TLSKey name PEM files and switch TLS on.
+	// TLSCert and TLSKey are the paths of PEM files and enable TLS.
 	TLSCert string
 	TLSKey  string
-	// IdleTimeout ends a session on which nothing moves. Default: 4 h.
+	// IdleTimeout ends a session without any traffic. Default: 4 h.
 	IdleTimeout time.Duration
-	// CreationTimeout is how long a SPDY client may take to open its streams.
-	// Default: 30 s.
+	// CreationTimeout is the time in which a SPDY client must open its streams. Default: 30 s.
 	CreationTimeout time.Duration
 }
 
@@ -70,8 +68,8 @@ func setDefault[T comparable](field *T, value T) {
 	}
 }
 
-// Validate reports every option that cannot work. Each line of the error begins
-// with the option's key, relative to the options: "socket", "streaming.address".
+// Validate reports every invalid option. Each line of the error begins with the option's key,
+// relative to the options: "socket", "streaming.address".
 func (o Options) Validate() error {
 	o = o.withDefaults()
 	var problems []error
@@ -99,14 +97,14 @@ func (o StreamingOptions) validate() []error {
 		problems = append(problems, fmt.Errorf("streaming."+key+": "+format, args...))
 	}
 	if (o.TLSCert == "") != (o.TLSKey == "") {
-		bad("tls_cert", "tls_cert and tls_key go together")
+		bad("tls_cert", "tls_cert and tls_key must be set together")
 	}
 	addr, err := netip.ParseAddrPort(o.Address)
 	switch {
 	case err != nil:
 		bad("address", "%q is not IP:port", o.Address)
 	case addr.Addr().IsUnspecified():
-		bad("address", "%s is no address that a URL can name", addr.Addr())
+		bad("address", "%s cannot be used in a URL", addr.Addr())
 	case !addr.Addr().IsLoopback() && o.TLSCert == "":
 		bad("address", "%s is not loopback, so tls_cert and tls_key are needed", addr.Addr())
 	}

@@ -6,8 +6,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// PortForward returns the single-use URL on which the pod's ports can be reached
-// once a client connects to it within a minute.
+// PortForward returns the single-use URL on which the pod's ports can be reached. A client must
+// connect within a minute.
 func (e *endpoint) PortForward(ctx context.Context, req *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
 	if err := e.CheckPortForward(ctx, req.GetPodSandboxId()); err != nil {
 		return nil, err

@@ -22,11 +22,11 @@ import (
 
 const (
 	socketMode = 0o660
-	// minClientPing is how often a client may send keepalive pings, calls or not.
+	// minClientPing is the minimum interval of a client's keepalive pings, with or without calls.
 	minClientPing = 5 * time.Second
 )
 
-// Server is a CRI endpoint that listens. Its methods may be called concurrently.
+// Server is a listening CRI endpoint. Its methods may be called concurrently.
 type Server struct {
 	opts    Options
 	log     klog.Logger
@@ -42,18 +42,17 @@ type Server struct {
 	stopOnce sync.Once
 }
 
-// endpoint is the RuntimeService that is registered: the runtime's, with Exec,
-// Attach and PortForward answered here.
+// endpoint is the registered RuntimeService: the Runtime, except that this package answers Exec,
+// Attach and PortForward.
 type endpoint struct {
 	Runtime
 	streams *streamServer
 }
 
-// New binds the socket and the streaming address, so that a client may connect
-// from now on; it is answered when Serve runs. The logger of every call derives
-// from that of ctx. The error is errdefs.ErrAlreadyExists when another process
-// listens on the socket, errdefs.ErrInvalidArgument for options that cannot work.
-// A Server that is not served must be closed.
+// New binds the socket and the streaming address. Clients may connect from now on; calls are
+// answered once Serve runs. Each call's logger derives from the logger of ctx. The error is
+// errdefs.ErrAlreadyExists if another process listens on the socket, and errdefs.ErrInvalidArgument
+// for invalid options. A Server that is never served must be closed.
 func New(ctx context.Context, opts Options, rt Runtime, images runtimeapi.ImageServiceServer) (*Server, error) {
 	if err := opts.Validate(); err != nil {
 		return nil, invalidArgument(err)
@@ -96,9 +95,9 @@ func (s *Server) Collector() prometheus.Collector { return s.metrics }
 // StreamAddress returns the address that the streaming server listens on.
 func (s *Server) StreamAddress() net.Addr { return s.streams.listener.Addr() }
 
-// Serve answers calls until ctx ends, then stops: no new calls; calls in progress
-// may go on for Options.StopTimeout; event streams and sessions end at once. It
-// returns nil after such a stop, and otherwise why serving ended.
+// Serve answers calls until ctx ends. Then it accepts no new calls, gives calls in progress
+// Options.StopTimeout, and ends event streams and sessions at once. It returns nil after such a
+// stop, and otherwise why serving ended.
 func (s *Server) Serve(ctx context.Context) error {
 	ended := make(chan error, 2)
 	go func() { ended <- wrap("serve CRI calls", s.grpc.Serve(s.socket)) }()
@@ -117,16 +116,15 @@ func (s *Server) Serve(ctx context.Context) error {
 	return err
 }
 
-// Close stops at once, cutting calls in progress. It is idempotent, and makes a
-// running Serve return.
+// Close stops at once and aborts calls in progress. It is idempotent. A running Serve returns.
 func (s *Server) Close() error {
 	s.stopOnce.Do(func() { close(s.stopping) })
 	s.grpc.Stop()
 	return errors.Join(s.socket.Close(), s.streams.close())
 }
 
-// stop ends Serve in bounded time, even if a handler does not heed its context:
-// what is left then is a goroutine of a process that is about to exit.
+// stop stops the server in bounded time, even if a handler ignores its context: then a goroutine
+// remains, in a process that is about to exit.
 func (s *Server) stop() {
 	s.stopOnce.Do(func() { close(s.stopping) })
 	graceful := make(chan struct{})
@@ -137,10 +135,10 @@ func (s *Server) stop() {
 	select {
 	case <-graceful:
 	case <-time.After(s.opts.StopTimeout):
-		s.log.Info("Cutting calls that still run after the stop timeout", "timeout", s.opts.StopTimeout)
+		s.log.Info("Aborting calls that still run after the stop timeout", "timeout", s.opts.StopTimeout)
 	}
 	if err := s.Close(); err != nil {
-		s.log.Error(err, "Closing the CRI endpoint")
+		s.log.Error(err, "Closing the CRI endpoint failed")
 	}
 }
 

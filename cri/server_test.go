@@ -29,7 +29,7 @@ import (
 	"k8s.io/klog/v2/textlogger"
 )
 
-// lockedBuffer is a log that many goroutines write.
+// lockedBuffer is a log that goroutines may write concurrently.
 type lockedBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -47,7 +47,7 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// env is a server that runs and what is needed to call it.
+// env is a running server with what tests need to call it.
 type env struct {
 	t       *testing.T
 	server  *Server
@@ -60,16 +60,16 @@ type env struct {
 
 func start(t *testing.T, change func(*Options)) *env {
 	t.Helper()
-	// t.TempDir has the test's name in it, and characters that URLs do not take.
+	// t.TempDir contains the test's name, with characters that URLs do not allow.
 	dir, err := os.MkdirTemp("", "cri-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	leaks := []goleak.Option{
 		goleak.IgnoreCurrent(),
-		// The client notices the end of its connection at the next ping only.
+		// The client detects the end of its connection only at the next ping.
 		goleak.IgnoreAnyFunction("k8s.io/client-go/tools/remotecommand.(*heartbeat).start"),
-		// client-go sends an error to nobody when a forwarding is stopped in the middle.
+		// client-go sends an error without a receiver when a forwarding is stopped midway.
 		goleak.IgnoreAnyFunction("k8s.io/client-go/tools/portforward.(*PortForwarder).handleConnection.func1"),
 	}
 	e := &env{t: t, runtime: &fakeRuntime{t: t}, images: &fakeImages{}, socket: filepath.Join(dir, "s"), log: &lockedBuffer{}}
@@ -102,7 +102,7 @@ func start(t *testing.T, change func(*Options)) *env {
 			t.Error("the socket is still there")
 		}
 		_ = os.RemoveAll(dir)
-		// spdystream takes up to a second to let a failed connection go.
+		// spdystream takes up to a second to release a failed connection.
 		for deadline := time.Now().Add(5 * time.Second); ; {
 			err := goleak.Find(leaks...)
 			if err == nil {
@@ -182,8 +182,8 @@ func TestLargeMessages(t *testing.T) {
 	}
 }
 
-// A list that does not fit into a message is refused in words that help, and
-// comes in several messages by the call that they name.
+// A list that exceeds the message limit is rejected with an error that names the streaming call.
+// That call returns the list in several messages.
 func TestListThatDoesNotFit(t *testing.T) {
 	e := start(t, func(o *Options) { o.MaxMessageBytes = 1 << 20 })
 	var list []*runtimeapi.Container
@@ -263,7 +263,7 @@ func TestErrorsBecomeCodesOnBothKindsOfCalls(t *testing.T) {
 	}
 }
 
-// The kubelet knows an unavailable registry by the beginning of the message.
+// The kubelet recognises an unavailable registry by the beginning of the message.
 func TestRegistryUnavailableAsTheKubeletSeesIt(t *testing.T) {
 	e := start(t, nil)
 	e.images.pull = func(context.Context, *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {

@@ -11,9 +11,9 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// sessions is the streaming.Runtime that runs exec, attach and port-forward
-// streams on the Runtime, with the care that calls get: a logger, a metric, an end
-// when the server stops, and a panic that ends only its own session.
+// sessions is the streaming.Runtime that runs exec, attach and port-forward streams on the Runtime.
+// Like calls, each session has a logger and a metric, ends when the server stops, and a panic ends
+// only that session.
 type sessions struct {
 	server  *Server
 	runtime Runtime
@@ -37,15 +37,15 @@ func (s *sessions) Attach(ctx context.Context, id string, in io.Reader, out, err
 	})
 }
 
-// PortForward implements streaming.Runtime. The context that the library passes
-// does not end with the connection; the stream does.
+// PortForward implements streaming.Runtime. The library's context does not end with the connection;
+// the stream does.
 func (s *sessions) PortForward(ctx context.Context, id string, port int32, stream io.ReadWriteCloser) error {
 	return s.run(ctx, session{kind: "port-forward", key: "pod", id: id}, func(ctx context.Context) error {
 		return s.runtime.ServePortForward(ctx, id, port, stream)
 	})
 }
 
-// session names a stream in log and metrics.
+// session identifies a stream in log and metrics.
 type session struct{ kind, key, id string }
 
 func (s *sessions) run(ctx context.Context, what session, serve func(context.Context) error) (err error) {
@@ -66,8 +66,8 @@ func (s *sessions) run(ctx context.Context, what session, serve func(context.Con
 	return serve(ctx)
 }
 
-// exited is an exit code in the form in which k8s.io/cri-streaming wants it, by
-// type assertion: k8s.io/utils/exec.ExitError.
+// exited is an exit code in the form that k8s.io/cri-streaming expects by type assertion:
+// k8s.io/utils/exec.ExitError.
 type exited struct {
 	error
 	code int

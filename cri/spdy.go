@@ -21,24 +21,23 @@ import (
 	"k8s.io/streaming/pkg/httpstream/spdy"
 )
 
-// SPDY is served here and not by k8s.io/cri-streaming, which hands a stream to its
-// session before the reply that accepts it is written. If the client is gone by then,
-// that reply fails, nobody learns of it, and the first write to the stream, or its
-// closing, waits for the reply for ever. Here a stream whose reply cannot be written
-// is no stream.
+// SPDY is served here and not by k8s.io/cri-streaming, which passes a stream to its session before
+// it has sent the reply that accepts it. If the client is gone by then, sending the reply fails
+// silently, and the first write to the stream, or its Close, waits for the reply forever. Here, a
+// stream whose reply cannot be sent is dropped.
 //
-// Two more rules keep github.com/moby/spdystream from being stuck. Its workers, which
-// also tell a connection's end, wait until what they bring is taken; so a stream that
-// nobody reads any more is reset, and nobody waits for a session that has ended.
+// Two more rules prevent deadlocks in github.com/moby/spdystream. Its workers, which also detect
+// the end of a connection, block until their frames are read. So a stream without a reader is
+// reset, and nothing waits for a session that has ended.
 
 // spdyConn is a connection on which a client opens streams.
 type spdyConn struct {
 	*spdystream.Connection
 	protocol string
-	opened   chan *spdystream.Stream // each is to be reset by who takes it
-	ended    chan struct{}           // closed when no stream is taken any more
+	opened   chan *spdystream.Stream // the receiver must reset each stream
+	ended    chan struct{}           // closed when no more streams are accepted
 	endOnce  sync.Once
-	served   chan struct{} // closed when no frame is handled any more
+	served   chan struct{} // closed when no more frames are handled
 	taken    *takenConn
 }
 
@@ -51,7 +50,7 @@ func (s *streamServer) serveSPDY(w http.ResponseWriter, r *http.Request, request
 	}
 	conn, err := takeOver(w, r, protocols)
 	if err != nil {
-		klog.FromContext(r.Context()).Error(err, "SPDY refused")
+		klog.FromContext(r.Context()).Error(err, "SPDY upgrade failed")
 		return
 	}
 	defer conn.close()
@@ -62,12 +61,12 @@ func (s *streamServer) serveSPDY(w http.ResponseWriter, r *http.Request, request
 		s.forwardOverSPDY(r.Context(), conn, forward.GetPodSandboxId())
 	}
 	if err != nil {
-		klog.FromContext(r.Context()).Error(err, "SPDY session ended before it began")
+		klog.FromContext(r.Context()).Error(err, "SPDY session not started")
 	}
 }
 
-// takeOver answers a request to change to SPDY. An error is what the client was
-// answered instead, or why it could not be answered.
+// takeOver upgrades a request to SPDY. If it fails, it has already answered the request, as far as
+// that is possible.
 func takeOver(w http.ResponseWriter, r *http.Request, protocols []string) (*spdyConn, error) {
 	if !httpstream.IsUpgradeRequest(r) || !strings.EqualFold(r.Header.Get(httpstream.HeaderUpgrade), spdy.HeaderSpdy31) {
 		err := errors.New("upgrade request: neither WebSocket nor " + spdy.HeaderSpdy31)
@@ -83,12 +82,12 @@ func takeOver(w http.ResponseWriter, r *http.Request, protocols []string) (*spdy
 	w.WriteHeader(http.StatusSwitchingProtocols)
 	raw, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {
-		return nil, fmt.Errorf("take over connection: %w", err)
+		return nil, fmt.Errorf("hijack connection: %w", err)
 	}
 	taken := &takenConn{Conn: raw, reader: buffered}
 	framed, err := spdystream.NewConnection(taken, true)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("take over connection: %w", err), raw.Close())
+		return nil, errors.Join(fmt.Errorf("start SPDY: %w", err), raw.Close())
 	}
 	c := &spdyConn{
 		Connection: framed, protocol: protocol, taken: taken,
@@ -102,8 +101,8 @@ func takeOver(w http.ResponseWriter, r *http.Request, protocols []string) (*spdy
 	return c, nil
 }
 
-// accept hands a stream to the session, if that still takes any, once its client has
-// been told so.
+// accept sends the reply that accepts a stream, and then passes the stream to the session, if the
+// session still accepts streams.
 func (c *spdyConn) accept(stream *spdystream.Stream) {
 	if err := stream.SendReply(http.Header{}, false); err != nil {
 		_ = stream.Reset()
@@ -116,24 +115,24 @@ func (c *spdyConn) accept(stream *spdystream.Stream) {
 	}
 }
 
-// acceptNoMore resets every stream that the client opens from now on.
+// acceptNoMore makes accept reset every later stream.
 func (c *spdyConn) acceptNoMore() { c.endOnce.Do(func() { close(c.ended) }) }
 
-// close lets the client take in what it was sent last, and go. The streams that were
-// taken must have been reset. When it returns, the connection is closed and no
-// goroutine of it left that waits for a peer.
+// close gives the client time to read the last data and to disconnect. All accepted streams must be
+// reset before. When close returns, the connection is closed and none of its goroutines waits for
+// the peer.
 func (c *spdyConn) close() {
 	c.acceptNoMore()
 	_ = c.taken.SetWriteDeadline(time.Now().Add(sessionGrace))
-	// Whether the client can still be told makes no difference here.
+	// The client may be gone; that makes no difference here.
 	_ = c.Connection.Close()
 	cut := time.AfterFunc(2*sessionGrace, func() { _ = c.taken.Conn.Close() })
 	defer cut.Stop()
 	<-c.served
 }
 
-// untilClosed returns a context that also ends when the client sends no more frames,
-// be it because it is gone or because it says so.
+// untilClosed returns a context that also ends when the client sends no more frames, because it
+// disconnected or said so.
 func (c *spdyConn) untilClosed(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
 	go func() {
@@ -146,13 +145,13 @@ func (c *spdyConn) untilClosed(ctx context.Context) (context.Context, context.Ca
 	return ctx, cancel
 }
 
-// finish ends what we send on a stream, and heeds nothing more that comes on it.
+// finish closes our side of a stream and discards further input.
 func finish(stream *spdystream.Stream) {
-	_ = stream.Close() // before, as what is reset cannot be ended properly
+	_ = stream.Close() // before Reset, after which a stream cannot be closed properly
 	_ = stream.Reset()
 }
 
-// runOverSPDY runs a command for a client once that has opened its streams.
+// runOverSPDY waits until a client has opened its streams, and runs the command.
 func (s *streamServer) runOverSPDY(ctx context.Context, conn *spdyConn, c command) error {
 	ctx, cancel := conn.untilClosed(ctx)
 	defer cancel()
@@ -182,13 +181,13 @@ func (s *streamServer) runOverSPDY(ctx context.Context, conn *spdyConn, c comman
 		go forwardSizes(ctx, resize, std.resize)
 	}
 	err = c.run(ctx, std)
-	// A client that is gone cannot be told.
+	// The client may be gone.
 	_, _ = streams[remotecommand.StreamTypeError].Write(outcome(err, conn.protocol))
 	return nil
 }
 
-// open waits for the streams of a command, and returns by their types also those that
-// came before an error.
+// open waits for the streams of a command and returns them by type. On an error it returns those
+// that were opened before.
 func (s *streamServer) open(ctx context.Context, conn *spdyConn, want streamsWanted) (map[string]*spdystream.Stream, error) {
 	late := time.NewTimer(s.openTimeout)
 	defer late.Stop()
@@ -208,13 +207,13 @@ func (s *streamServer) open(ctx context.Context, conn *spdyConn, want streamsWan
 		case <-s.sessions.server.stopping:
 			return streams, fmt.Errorf("wait for streams: %w", errStopping())
 		case <-late.C:
-			return streams, fmt.Errorf("wait for streams: %d of %d came in %s", len(streams), len(kinds), s.openTimeout)
+			return streams, fmt.Errorf("wait for streams: client opened %d of %d in %s", len(streams), len(kinds), s.openTimeout)
 		}
 	}
 	return streams, nil
 }
 
-// kinds are the types of the streams that a client opens.
+// kinds returns the types of the streams that a client must open.
 func (want streamsWanted) kinds(protocol string) []string {
 	kinds := []string{remotecommand.StreamTypeError}
 	resizes := protocol == remotecommand.StreamProtocolV3Name || protocol == remotecommand.StreamProtocolV4Name
@@ -231,22 +230,22 @@ func (want streamsWanted) kinds(protocol string) []string {
 	return kinds
 }
 
-// takenConn is a connection taken over from the HTTP server.
+// takenConn is a connection hijacked from the HTTP server.
 type takenConn struct {
 	net.Conn
-	reader io.Reader // the connection's, with what has been read ahead
+	reader io.Reader // the connection's, including data that the HTTP server has buffered
 }
 
 // Read implements net.Conn.
 func (c *takenConn) Read(p []byte) (int, error) { return c.reader.Read(p) }
 
-// Close tells the client that nothing more will come, and gives it time to take in
-// what has come and to close its end: were ours closed with something unread, the
-// client could lose what it was sent last. Who reads the connection closes it then.
+// Close shuts down the write side and gives the client time to read the rest and to close its side.
+// If the connection were closed with unread input, the client could lose the last data sent to it.
+// The goroutine that reads the connection closes it.
 func (c *takenConn) Close() error {
 	half, ok := c.Conn.(interface{ CloseWrite() error })
 	if !ok || half.CloseWrite() != nil {
-		_ = c.Conn.Close() // at the second time: it is closed already
+		_ = c.Conn.Close() // fails on a second call: it is closed already
 		return nil
 	}
 	_ = c.SetReadDeadline(time.Now().Add(sessionGrace))

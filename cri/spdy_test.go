@@ -18,14 +18,14 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 )
 
-// frames is a client that does with its frames what no library would.
+// frames is a SPDY client that sends frames in ways that no library would.
 type frames struct {
 	t    *testing.T
 	conn *net.TCPConn
 	*spdy.Framer
 }
 
-// speak takes up a URL with the given protocol.
+// speak connects to a URL with the given protocol.
 func speak(t *testing.T, address, protocol string) *frames {
 	t.Helper()
 	u, err := url.Parse(address)
@@ -70,7 +70,7 @@ func (f *frames) write(frame spdy.Frame) {
 	}
 }
 
-// open opens a stream with the given pairs of header and value.
+// open opens a stream with the given header pairs.
 func (f *frames) open(id spdy.StreamId, headers ...string) {
 	f.t.Helper()
 	h := http.Header{}
@@ -80,15 +80,15 @@ func (f *frames) open(id spdy.StreamId, headers ...string) {
 	f.write(&spdy.SynStreamFrame{StreamId: id, Headers: h})
 }
 
-// openPair opens the two streams of a forwarding; the second, id + 2, is for data.
+// openPair opens the two streams of a forwarding; id + 2 is the data stream.
 func (f *frames) openPair(id spdy.StreamId, port string) {
 	f.t.Helper()
 	f.open(id, portforward.StreamType, portforward.StreamTypeError, portforward.PortHeader, port)
 	f.open(id+2, portforward.StreamType, portforward.StreamTypeData, portforward.PortHeader, port)
 }
 
-// until reads until a frame satisfies ok; false if the server closes the connection
-// instead.
+// until reads until ok returns true for a frame; it returns false if the server closes the
+// connection first.
 func (f *frames) until(ok func(spdy.Frame) bool) bool {
 	f.t.Helper()
 	for {
@@ -105,7 +105,7 @@ func (f *frames) until(ok func(spdy.Frame) bool) bool {
 	}
 }
 
-// forwardURL asks for a URL of the pod's ports.
+// forwardURL requests a port-forward URL of the pod.
 func (e *env) forwardURL() string {
 	e.t.Helper()
 	answer, err := e.client().PortForward(e.t.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: "p"})
@@ -115,8 +115,8 @@ func (e *env) forwardURL() string {
 	return answer.GetUrl()
 }
 
-// A client may go at any time, also between its opening of a stream and the reply.
-// The leak check at the end of the test sees what waits for it then.
+// A client may disconnect at any time, even between opening a stream and the reply. The leak check
+// at the end of the test finds goroutines that still wait for it.
 func TestClientsThatGoAtOnceLeaveNothing(t *testing.T) {
 	for name, leave := range map[string]func(*frames) error{
 		"reset":     func(f *frames) error { return errors.Join(f.conn.SetLinger(0), f.conn.Close()) },
@@ -144,7 +144,7 @@ func TestClientsThatGoAtOnceLeaveNothing(t *testing.T) {
 				}
 			}
 			for _, kind := range []string{"exec", "port-forward"} {
-				eventually(t, "the end of each "+kind, func() bool { // below 0: there was none
+				eventually(t, "the end of each "+kind, func() bool { // below 0: no session was ever started
 					return metric(t, e, "mica_cri_sessions_running", "kind", kind) <= 0
 				})
 			}
@@ -152,8 +152,7 @@ func TestClientsThatGoAtOnceLeaveNothing(t *testing.T) {
 	}
 }
 
-// What is sent to a forwarding that has ended is dropped, and keeps nothing else on
-// the connection from going on.
+// Data for a forwarding that has ended is dropped and does not block the rest of the connection.
 func TestEndedForwardingsHoldNothingUp(t *testing.T) {
 	e := start(t, nil)
 	f := speak(t, e.forwardURL(), portforward.ProtocolV1Name)
@@ -175,7 +174,7 @@ func TestEndedForwardingsHoldNothingUp(t *testing.T) {
 	for range 200 { // more than the library keeps in a queue
 		f.write(&spdy.DataFrame{StreamId: 3, Data: []byte("more\n")})
 	}
-	// The same of the library's five workers serves a stream ten further on.
+	// Streams 3 and 13 share one of the library's five workers.
 	f.openPair(11, "8081")
 	f.write(&spdy.DataFrame{StreamId: 13, Data: []byte("second\n")})
 	if !f.until(ended(13)) {
@@ -189,7 +188,7 @@ func TestEndedForwardingsHoldNothingUp(t *testing.T) {
 func TestStreamsThatNobodyAskedForAreReset(t *testing.T) {
 	e := start(t, nil)
 	exec := speak(t, e.exec(&runtimeapi.ExecRequest{Cmd: []string{"which"}, Stdout: true}), "v4.channel.k8s.io")
-	for i, kind := range []string{"stdin", "error", "error", "none"} { // either error is one too many
+	for i, kind := range []string{"stdin", "error", "error", "none"} { // only the first "error" is expected
 		exec.open(spdy.StreamId(2*i+1), remotecommand.StreamType, kind)
 	}
 	ports := speak(t, e.forwardURL(), portforward.ProtocolV1Name)
@@ -206,7 +205,7 @@ func TestStreamsThatNobodyAskedForAreReset(t *testing.T) {
 			t.Error("the connection ends")
 		}
 	}
-	// The command begins all the same when its streams are complete.
+	// The command still starts once its streams are complete.
 	exec.open(9, remotecommand.StreamType, "stdout")
 	if !exec.until(func(frame spdy.Frame) bool {
 		data, ok := frame.(*spdy.DataFrame)
@@ -224,7 +223,7 @@ func TestMissingStreamsAreNotWaitedForLong(t *testing.T) {
 		exec.until(func(spdy.Frame) bool { return false }) {
 		t.Error("the connection goes on")
 	}
-	// A forwarding that is never complete is no reason to end the others.
+	// A forwarding that is never completed does not end the others.
 	ports := speak(t, e.forwardURL(), portforward.ProtocolV1Name)
 	ports.open(1, portforward.PortHeader, "8080", portforward.StreamType, portforward.StreamTypeError)
 	if !ports.until(func(frame spdy.Frame) bool {
@@ -243,8 +242,8 @@ func TestMissingStreamsAreNotWaitedForLong(t *testing.T) {
 	}
 }
 
-// Input that a command leaves unread does not cost its client the output and the exit
-// code, which a connection closed with something unread would.
+// Unread input of a command does not cost its client the output and the exit code. It would if the
+// connection were closed with unread data.
 func TestUnreadInputCostsNoOutput(t *testing.T) {
 	e := start(t, nil)
 	for i := range 20 {
@@ -269,7 +268,7 @@ func TestUnreadInputCostsNoOutput(t *testing.T) {
 			return false
 		})
 		if !strings.Contains(status.String(), "exit code 7") {
-			t.Fatalf("client %d is told %q", i, status.String())
+			t.Fatalf("client %d got status %q", i, status.String())
 		}
 		_ = f.conn.Close()
 		<-sent

@@ -24,22 +24,21 @@ import (
 
 const (
 	headerTimeout = 10 * time.Second
-	// sessionGrace is how long sessions may take to end after they are told to, and
-	// their clients to take that in.
+	// sessionGrace is how long sessions may take to end when the server stops, and how long their
+	// clients may take to read the outcome.
 	sessionGrace = 2 * time.Second
 )
 
-// streamServer is the HTTP server behind the URLs of Exec, Attach and
-// PortForward. The URLs, and the older way to forward ports over WebSocket, are those
-// of k8s.io/cri-streaming; ours are SPDY, also within WebSocket, exec and attach over
-// WebSocket, the listener, which ends a session's context with its connection, and the
-// end of it all.
+// streamServer is the HTTP server for the URLs of Exec, Attach and PortForward. From
+// k8s.io/cri-streaming it uses the URLs and the older port-forward protocol over WebSocket. This
+// package implements SPDY, also inside WebSocket, and exec and attach over WebSocket. Its listener
+// ends a session's context with the connection.
 type streamServer struct {
 	library     streaming.Server
 	tickets     tickets
 	sessions    *sessions
 	idleTimeout time.Duration
-	openTimeout time.Duration // for the streams of a SPDY client
+	openTimeout time.Duration // for a SPDY client to open its streams
 	listener    *watchedListener
 	http        *http.Server
 }
@@ -85,8 +84,8 @@ func newStreamServer(s *Server, rt Runtime) (*streamServer, error) {
 	return streams, nil
 }
 
-// demoted returns a logger for the libraries, to which every connection that ends is
-// an error: its errors are as loud as calls that only read.
+// demoted returns a logger for libraries that log every disconnect as an error. It logs their
+// errors at the verbosity of calls that only read.
 func demoted(log klog.Logger) klog.Logger { return log.WithSink(quietSink{log.GetSink()}) }
 
 type quietSink struct{ logr.LogSink }
@@ -104,7 +103,7 @@ func (s quietSink) WithValues(kv ...any) logr.LogSink { return quietSink{s.LogSi
 // WithName implements logr.LogSink.
 func (s quietSink) WithName(name string) logr.LogSink { return quietSink{s.LogSink.WithName(name)} }
 
-// ServeHTTP serves the session that a URL was given out for.
+// ServeHTTP serves the session of a URL that was issued, and 404 for any other URL.
 func (s *streamServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	request, ok := s.tickets.take(r.URL.Path)
 	if !ok {
@@ -125,7 +124,7 @@ func (s *streamServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// onlyHTTP1 keeps HTTP/2 out, whose connections cannot be taken over by a stream.
+// onlyHTTP1 disables HTTP/2, whose connections cannot be hijacked.
 func onlyHTTP1() *http.Protocols {
 	p := new(http.Protocols)
 	p.SetHTTP1(true)
@@ -156,9 +155,9 @@ func (s *streamServer) serve() error {
 	return err
 }
 
-// close lets the sessions, which have been told to stop, tell their clients how they
-// ended, and then cuts whatever connection is left. A client that loses its
-// connection before it was told takes that for success.
+// close gives the sessions, which are already stopping, time to send their outcome to the clients,
+// and then closes the remaining connections. A client that loses its connection without an outcome
+// assumes success.
 func (s *streamServer) close() error {
 	err := s.http.Close()
 	if cerr := s.listener.Close(); cerr != nil && !errors.Is(cerr, net.ErrClosed) {
@@ -168,8 +167,7 @@ func (s *streamServer) close() error {
 	return err
 }
 
-// watchedListener knows its open connections, also those that a stream took over
-// from the HTTP server.
+// watchedListener tracks its open connections, including those hijacked from the HTTP server.
 type watchedListener struct {
 	net.Listener
 	open sync.WaitGroup // counts conns
@@ -192,8 +190,8 @@ func (l *watchedListener) Accept() (net.Conn, error) {
 	return w, nil
 }
 
-// connContext is an http.Server's ConnContext: the context ends when the
-// connection does, which net/http itself no longer notices after a take-over.
+// connContext is the ConnContext of an http.Server. Its context ends with the connection, which
+// net/http no longer detects after a hijack.
 func (l *watchedListener) connContext(ctx context.Context, c net.Conn) context.Context {
 	if t, ok := c.(*tls.Conn); ok {
 		c = t.NetConn()
@@ -210,8 +208,8 @@ func (l *watchedListener) connContext(ctx context.Context, c net.Conn) context.C
 	return ctx
 }
 
-// closeConns waits until all connections are closed, and closes those that are not
-// after grace. The listener must be closed.
+// closeConns waits until all connections are closed, and after grace closes the rest. The listener
+// must be closed before.
 func (l *watchedListener) closeConns(grace time.Duration) {
 	closed := make(chan struct{})
 	go func() {
@@ -231,7 +229,7 @@ func (l *watchedListener) closeConns(grace time.Duration) {
 	}
 }
 
-// watchedConn notices that its peer is gone by any read that fails.
+// watchedConn detects by a failed read that its peer is gone.
 type watchedConn struct {
 	net.Conn
 	listener *watchedListener
@@ -248,7 +246,7 @@ func (c *watchedConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// CloseWrite tells the peer that nothing more will come.
+// CloseWrite shuts down the write side.
 func (c *watchedConn) CloseWrite() error {
 	half, ok := c.Conn.(interface{ CloseWrite() error })
 	if !ok {

@@ -25,7 +25,7 @@ import (
 	"k8s.io/streaming/pkg/httpstream"
 )
 
-// transports are the ways in which clients speak to the streaming server.
+// transports are the protocols of streaming clients.
 func transports() map[string]func(t *testing.T, address string) remotecommand.Executor {
 	return map[string]func(*testing.T, string) remotecommand.Executor{
 		"spdy": func(t *testing.T, address string) remotecommand.Executor {
@@ -40,7 +40,7 @@ func transports() map[string]func(t *testing.T, address string) remotecommand.Ex
 			return e
 		},
 		"websocket v4": webSocket("v4.channel.k8s.io"),
-		"websocket v5": webSocket("v5.channel.k8s.io"), // what crictl asks for
+		"websocket v5": webSocket("v5.channel.k8s.io"), // crictl's protocol
 	}
 }
 
@@ -54,7 +54,7 @@ func webSocket(protocol string) func(t *testing.T, address string) remotecommand
 	}
 }
 
-// onEach runs a test with either transport on a server of its own.
+// onEach runs a test with each transport, on its own server.
 func onEach(t *testing.T, test func(t *testing.T, e *env, dial func(address string) remotecommand.Executor)) {
 	for name, transport := range transports() {
 		t.Run(name, func(t *testing.T) {
@@ -64,7 +64,7 @@ func onEach(t *testing.T, test func(t *testing.T, e *env, dial func(address stri
 	}
 }
 
-// exec asks for a URL through the kubelet's client.
+// exec requests a URL through the kubelet's client.
 func (e *env) exec(req *runtimeapi.ExecRequest) string {
 	e.t.Helper()
 	req.ContainerId = "c"
@@ -75,7 +75,7 @@ func (e *env) exec(req *runtimeapi.ExecRequest) string {
 	return answer.GetUrl()
 }
 
-// sizes is a terminal whose size the user changes.
+// sizes is a terminal that the user resizes.
 type sizes chan *remotecommand.TerminalSize
 
 func (s sizes) Next() *remotecommand.TerminalSize { return <-s }
@@ -185,7 +185,7 @@ func TestExecEndsWithTheServer(t *testing.T) {
 				t.Error("the client thinks that the command succeeded")
 			}
 		case <-time.After(10 * time.Second):
-			t.Error("the client was not told")
+			t.Error("the client got no status")
 		}
 	})
 }
@@ -211,8 +211,8 @@ func TestPortForward(t *testing.T) {
 	for name, dial := range dialers {
 		t.Run(name, func(t *testing.T) {
 			e := start(t, nil)
-			// A client gives up its connection after the first port that fails, so each
-			// port has a connection of its own.
+			// A client closes its connection after the first port that fails, so each port uses its
+			// own connection.
 			for port, want := range map[uint16]string{8080: "8080: hello\n", 1: "", 13: ""} {
 				local, stop := e.forward(dial(t, e.portForward()), port)
 				if got := ask(t, local, "hello\n"); got != want {
@@ -228,7 +228,7 @@ func TestPortForward(t *testing.T) {
 	}
 }
 
-// portForward returns a URL to forward ports by.
+// portForward returns a URL for port forwarding.
 func (e *env) portForward() *url.URL {
 	e.t.Helper()
 	answer, err := e.client().PortForward(e.t.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: "p"})
@@ -260,7 +260,7 @@ func dialTunnel(t *testing.T, u *url.URL) httpstream.Dialer {
 	return dialer
 }
 
-// A tunnel of another kind is refused before the connection becomes one.
+// An unknown tunnel protocol is rejected before the connection is upgraded.
 func TestUnknownTunnelIsRefused(t *testing.T) {
 	e := start(t, nil)
 	u := e.portForward()
@@ -275,7 +275,7 @@ func TestUnknownTunnelIsRefused(t *testing.T) {
 	}
 }
 
-// forward leads a local port to a port of the pod, as kubectl does.
+// forward forwards a local port to a port of the pod, like kubectl.
 func (e *env) forward(dialer httpstream.Dialer, port uint16) (local uint16, stop func()) {
 	e.t.Helper()
 	end, ready, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})
@@ -284,7 +284,7 @@ func (e *env) forward(dialer httpstream.Dialer, port uint16) (local uint16, stop
 		e.t.Fatal(err)
 	}
 	go func() {
-		_ = f.ForwardPorts() // an error of the port is seen in its answer
+		_ = f.ForwardPorts() // the test sees a port's error in its answer
 		close(ended)
 	}()
 	select {
@@ -366,7 +366,7 @@ func TestURLsServeOnce(t *testing.T) {
 	})
 }
 
-// A stream that the client did not ask for is not there, rather than at its end.
+// A stream that the client did not request is nil, not a stream at EOF.
 func TestStreamsAreNilUnlessAskedFor(t *testing.T) {
 	onEach(t, func(t *testing.T, e *env, dial func(string) remotecommand.Executor) {
 		var out bytes.Buffer
@@ -378,7 +378,7 @@ func TestStreamsAreNilUnlessAskedFor(t *testing.T) {
 	})
 }
 
-// Input ends where the transport can say so: SPDY and WebSocket since v5.
+// Clients can close stdin where the transport supports it: SPDY, and WebSocket since v5.
 func TestInputEnds(t *testing.T) {
 	for _, name := range []string{"spdy", "websocket v5"} {
 		t.Run(name, func(t *testing.T) {

@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// ticketLife is how long a URL may be used, as in k8s.io/cri-streaming.
+// ticketLife is the lifetime of a URL, as in k8s.io/cri-streaming.
 const ticketLife = time.Minute
 
-// tickets are the requests behind the URLs that were given out and not used yet.
+// tickets holds the requests of URLs that were issued and not used yet.
 type tickets struct {
 	mu   sync.Mutex
 	open map[string]ticket // by the URL's path
@@ -20,7 +20,7 @@ type ticket struct {
 	until   time.Time
 }
 
-// add makes address good for one use.
+// add makes a URL valid for one use within ticketLife.
 func (t *tickets) add(address string, request any) error {
 	u, err := url.Parse(address)
 	if err != nil {
@@ -38,7 +38,8 @@ func (t *tickets) add(address string, request any) error {
 	return nil
 }
 
-// take returns the request behind a path, once.
+// take returns the request of a URL path and invalidates the URL. ok is false for an unknown, used
+// or expired URL.
 func (t *tickets) take(path string) (request any, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -13,12 +13,12 @@ import (
 	"k8s.io/streaming/pkg/httpstream/spdy"
 )
 
-// normalClosure is WebSocket's code for an end that nobody need worry about.
+// normalClosure is WebSocket's status code for a normal end.
 const normalClosure = 1000
 
-// serveTunnel forwards ports by SPDY inside of a WebSocket, which is all that
-// crictl's WebSocket transport and current kubectl speak. In a cluster the API
-// server unpacks it; a client of this socket has nobody in between.
+// serveTunnel forwards ports by SPDY inside WebSocket, the only protocol of crictl's WebSocket
+// transport and of current kubectl. In a cluster the API server unwraps it, but a client of this
+// socket connects directly.
 func (s *streamServer) serveTunnel(w http.ResponseWriter, r *http.Request, request any) {
 	websocket.Server{Handshake: chooseTunnel, Handler: func(conn *websocket.Conn) {
 		conn.PayloadType = websocket.BinaryFrame
@@ -33,15 +33,15 @@ func (s *streamServer) serveTunnel(w http.ResponseWriter, r *http.Request, reque
 
 func chooseTunnel(c *websocket.Config, _ *http.Request) error {
 	if !slices.Contains(c.Protocol, portforward.WebsocketsSPDYTunnelingPortForwardV1) {
-		return fmt.Errorf("choose protocol: %q are not known", c.Protocol)
+		return fmt.Errorf("choose protocol: none of %q is supported", c.Protocol)
 	}
 	c.Protocol = []string{portforward.WebsocketsSPDYTunnelingPortForwardV1}
 	return nil
 }
 
-// tunnel is the answer to a request that was never sent: taking over its
-// connection takes over the WebSocket, and what is said before goes nowhere,
-// since the client has been told that it is connected.
+// tunnel is the http.ResponseWriter of a made-up upgrade request inside a WebSocket. Hijack returns
+// the WebSocket. Everything written before is dropped, because the client has already got its
+// response.
 type tunnel struct {
 	conn   net.Conn
 	header http.Header
@@ -61,8 +61,8 @@ func (t *tunnel) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return t.conn, bufio.NewReadWriter(bufio.NewReader(t.conn), bufio.NewWriter(t.conn)), nil
 }
 
-// tunnelConn is a WebSocket that can say that nothing more will come.
+// tunnelConn is a WebSocket with a CloseWrite method.
 type tunnelConn struct{ *websocket.Conn }
 
-// CloseWrite sends what ends a WebSocket; the client answers with the same.
+// CloseWrite sends a close frame; the client replies with another.
 func (c tunnelConn) CloseWrite() error { return c.WriteClose(normalClosure) }

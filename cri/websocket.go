@@ -9,12 +9,12 @@ import (
 	"k8s.io/streaming/pkg/httpstream/wsstream"
 )
 
-// Exec and attach over WebSocket are served here and not by k8s.io/cri-streaming,
-// which lacks v5 of the protocol, the only one that crictl and current kubectl
-// offer, and which hands out streams that a client did not ask for, so that an
-// attachment without input reads as one whose input has ended.
+// Exec and attach over WebSocket are served here and not by k8s.io/cri-streaming. That library
+// lacks v5 of the protocol, the only version that crictl and current kubectl offer. It also passes
+// streams that the client did not request, so that an attach without stdin looks like one whose
+// stdin has ended.
 
-// The channels of the protocol, in the order of their numbers.
+// The protocol's channel numbers, in order.
 const (
 	channelStdin = iota
 	channelStdout
@@ -31,12 +31,11 @@ func (s *streamServer) serveWebSocket(w http.ResponseWriter, r *http.Request, c 
 	conn.SetIdleTimeout(s.idleTimeout)
 	protocol, channels, err := conn.Open(w, r)
 	if err != nil {
-		klog.FromContext(r.Context()).Error(err, "WebSocket refused")
+		klog.FromContext(r.Context()).Error(err, "WebSocket upgrade failed")
 		return
 	}
 	defer func() { _ = conn.Close() }()
-	// An empty message on the first channel that is written tells the client that
-	// the session begins.
+	// An empty message on the first output channel tells the client that the session begins.
 	if _, err := channels[want.first()].Write(nil); err != nil {
 		return
 	}
@@ -45,11 +44,11 @@ func (s *streamServer) serveWebSocket(w http.ResponseWriter, r *http.Request, c 
 		go forwardSizes(r.Context(), channels[channelResize], streams.resize)
 	}
 	err = c.run(r.Context(), streams)
-	// A client that is gone cannot be told.
+	// The client may be gone.
 	_, _ = channels[channelError].Write(outcome(err, protocol))
 }
 
-// protocols are the versions that are spoken, with the channels of this session.
+// protocols returns the supported versions with this session's channels.
 func (want streamsWanted) protocols() map[string]wsstream.ChannelProtocolConfig {
 	channels := make([]wsstream.ChannelType, channelCount)
 	set := func(number int, wanted bool, kind wsstream.ChannelType) {
