@@ -19,18 +19,18 @@ import (
 	"github.com/micarun/mica/runtimeservice/oci"
 )
 
-// DefaultPath is the file that is read when no other is named. It may be absent.
+// DefaultPath is the configuration file that is read if no other is given. It may be missing.
 const DefaultPath = "/etc/mica/config.toml"
 
-// Config is everything that can be set. The zero value of a field is the default
-// of the package that it belongs to, except for what Default fills in.
+// Config holds all settings. The zero value of a field means the default of its package, except for
+// the fields that Default sets.
 type Config struct {
-	// DataRoot holds images, layers and records, and outlives a reboot.
+	// DataRoot is the directory of images, layers and records. It must survive a reboot.
 	DataRoot string
-	// StateDir holds sockets, namespaces and bundles, and should be on a tmpfs.
+	// StateDir is the directory of sockets, namespaces and bundles. It should be on a tmpfs.
 	StateDir string
-	// DefaultRuntimes names entries of Runtimes in order of preference: the first
-	// that can run a container on this host serves pods without a RuntimeClass.
+	// DefaultRuntimes lists entries of Runtimes in order of preference. The first that can run a
+	// container on this host serves pods without a RuntimeClass.
 	DefaultRuntimes []string
 
 	Log     Log
@@ -41,28 +41,28 @@ type Config struct {
 	Pods    runtimeservice.Options
 	Cgroups cgroup.Options
 	Keeper  keeper.Options
-	// NRI lets plugins take part in the life of pods and containers.
+	// NRI configures plugins of the Node Resource Interface, which may change pods and containers.
 	NRI nri.Options `toml:"nri"`
-	// CDI says where devices for containers are described.
+	// CDI says where device specifications are.
 	CDI cdi.Options `toml:"cdi"`
-	// Hooks adds OCI hooks of the node's to containers.
+	// Hooks configures OCI hooks that the node adds to containers.
 	Hooks hooks.Options
-	// Runtimes are the OCI runtimes by RuntimeClass handler name.
+	// Runtimes are the OCI runtimes by the handler name of their RuntimeClass.
 	Runtimes map[string]oci.Handler
 }
 
-// Log says what the daemon writes to standard error.
+// Log configures the daemon's log on standard error.
 type Log struct {
-	// Level is klog's verbosity: 0 is errors and the daemon's own life, 2 adds calls
-	// that change something, 4 adds calls that only read, 5 and more are for debugging.
+	// Level is klog's verbosity: 0 logs errors and the daemon's own events, 2 adds calls that
+	// change something, 4 adds calls that only read, 5 and more is for debugging.
 	Level int
 	// Format is "text" or "json".
 	Format string
 }
 
-// Metrics says where Prometheus metrics are served.
+// Metrics configures the endpoint for Prometheus.
 type Metrics struct {
-	// Address is the IP:port of a plain HTTP server with /metrics; "" is none.
+	// Address is the IP:port of a plain HTTP server with /metrics; "" disables it.
 	Address string
 }
 
@@ -86,12 +86,12 @@ func Default() Config {
 //go:embed default.toml
 var defaultFile []byte
 
-// DefaultFile returns a configuration file that says what Default says: every key,
-// commented out where it is optional, with its meaning.
+// DefaultFile returns a documented configuration file with every key, commented out and with its
+// default.
 func DefaultFile() []byte { return slices.Clone(defaultFile) }
 
-// Resolved returns the configuration with every path filled in that follows from
-// DataRoot and StateDir, ready to be handed to the packages.
+// Resolved returns the configuration with the paths that follow from DataRoot and StateDir, ready
+// for the packages to use.
 func (c Config) Resolved() Config {
 	if c.CRI.Socket == "" {
 		c.CRI.Socket = filepath.Join(c.StateDir, "mica.sock")
@@ -115,8 +115,8 @@ func (c Config) Resolved() Config {
 	return c
 }
 
-// Overlay returns the options of the layer store, all of which follow from DataRoot.
+// Overlay returns the options of the layer store, which all follow from DataRoot.
 func (c Config) Overlay() overlay.Options { return overlay.Options{Root: c.DataRoot} }
 
-// AdminSocket returns the path of the daemon's own control socket.
+// AdminSocket returns the path of the daemon's admin socket.
 func (c Config) AdminSocket() string { return filepath.Join(c.StateDir, "admin.sock") }

@@ -51,8 +51,8 @@ func TestDefaultFileSaysTheDefault(t *testing.T) {
 
 var commentedKey = regexp.MustCompile(`(?m)^#(\[|[a-z_0-9]+ = )`)
 
-// The file names every key, and with all of them switched on it is valid and says
-// of the daemon's own keys what Default says.
+// The file names every key. With all keys uncommented it is valid, and the daemon's own keys have
+// the values of Default.
 func TestDefaultFileIsComplete(t *testing.T) {
 	all := commentedKey.ReplaceAllString(string(DefaultFile()), "$1")
 	got, err := Load(write(t, map[string]string{"config.toml": all}))
@@ -157,7 +157,7 @@ func TestBadFilesAreRefused(t *testing.T) {
 		"unknown in table":   {"[cri]\n  sokcet = \"/x\"\n", "config.toml:2:3: unknown key cri.sokcet"},
 		"unknown in runtime": {"[runtimes.runc]\nroot = \"/x\"\n", "config.toml:2:1: unknown key runtimes.runc.root"},
 		"derived key":        {"[images]\nroot = \"/x\"\n", "config.toml:2:1: unknown key images.root"},
-		"wrong kind":         {"[log]\nlevel = \"4\"\n", "config.toml:2:9: log.level: a string does not fit, want int"},
+		"wrong kind":         {"[log]\nlevel = \"4\"\n", "config.toml:2:9: log.level: wrong type: got string, want int"},
 		"unit missing":       {"[cri]\nstop_timeout = \"30\"\n", "config.toml:2:16: "},
 		"number as duration": {"[cri]\nstop_timeout = 30\n[log]\n", "config.toml:2: \"30\" is not a duration"},
 		"negative duration":  {"[cri]\nstop_timeout = \"-3s\"\n", "negative duration"},
@@ -202,7 +202,7 @@ func TestEveryProblemIsReported(t *testing.T) {
 
 func TestAbsentFile(t *testing.T) {
 	if _, err := Load(filepath.Join(t.TempDir(), "config.toml")); err == nil {
-		t.Error("a file that was named and is absent is no error")
+		t.Error("Load of a named file that does not exist succeeded")
 	}
 }
 
@@ -268,7 +268,7 @@ func TestSnake(t *testing.T) {
 	}
 }
 
-// Keys that are hidden must exist, so that a renamed field does not become a key.
+// Every hidden key exists; otherwise a renamed field would silently become a key.
 func TestHiddenKeysExist(t *testing.T) {
 	var all []string
 	var walk func(reflect.Type, string)

@@ -1,17 +1,17 @@
-// Package config is the daemon's configuration: TOML files in, the Options of
-// Mica's packages out.
+// Package config is the daemon's configuration: it reads TOML files and returns the Options of
+// Mica's packages.
 //
-// [Config] is composed of those Options themselves, so a setting is declared,
-// documented and defaulted by the package that obeys it, and there is no second
-// list of settings to keep in step. Their exported fields are the keys: CertsDirs
-// of imageservice.Options is certs_dirs in the table [images]. Durations are
-// written "90s". What follows from data_root and state_dir is not a key.
+// A [Config] is composed of those Options. So the package that uses a setting also declares,
+// documents and defaults it, and there is no second list of settings to maintain. The exported
+// fields are the keys: CertsDirs of imageservice.Options is certs_dirs in the table [images].
+// Durations are written as "90s". Values that follow from data_root and state_dir are not keys.
 //
-// The files are read in order, /etc/mica/config.toml and then
-// /etc/mica/conf.d/*.toml by name; a later value replaces an earlier one, tables
-// merge, arrays do not. Reading is strict: an unknown key, a value of the wrong
-// kind and a duration without a unit are errors that name file, line and column.
+// The files are read in order: /etc/mica/config.toml, then /etc/mica/conf.d/*.toml by name. A later
+// value replaces an earlier one; tables are merged, arrays are not. Reading is strict: an unknown
+// key, a value of the wrong type and a duration without a unit are errors, which name file, line and
+// usually column.
 //
-// The package knows what a setting looks like, not what it does: it opens nothing
-// but the files and looks at no host. Only commands may see a whole Config.
+// The package checks the form of settings and implements none of them. It opens only the
+// configuration files and does not look at the host. Only commands may see a whole Config. Nothing
+// here has shared state, so functions and methods may be called concurrently.
 package config

@@ -13,9 +13,9 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
-// Load reads the file at path and the files conf.d/*.toml beside it over the
-// defaults, and validates the result. The file may be absent if path is
-// DefaultPath; conf.d may always be. The error joins every problem found.
+// Load reads the file at path and the files conf.d/*.toml beside it over the defaults, and
+// validates the result. The file at path must exist unless path is DefaultPath; conf.d is optional.
+// The error lists every problem of the files, or, if they can be read, every invalid setting.
 func Load(path string) (Config, error) {
 	names, err := files(path)
 	if err != nil {
@@ -36,13 +36,13 @@ func Load(path string) (Config, error) {
 	}
 	transfer(reflect.ValueOf(&c).Elem(), view.Elem())
 	if err := c.Validate(); err != nil {
-		return Config{}, fmt.Errorf("configuration %s cannot work:\n%w", strings.Join(names, ", "), err)
+		return Config{}, fmt.Errorf("invalid configuration %s:\n%w", strings.Join(names, ", "), err)
 	}
 	return c, nil
 }
 
-// Parse reads one file's content over the defaults, without validating it. name
-// stands in errors.
+// Parse reads the content of one file over the defaults and does not validate the result. Errors
+// name the file by name.
 func Parse(name string, data []byte) (Config, error) {
 	c := Default()
 	view := newView(c)
@@ -53,7 +53,7 @@ func Parse(name string, data []byte) (Config, error) {
 	return c, nil
 }
 
-// Dump writes the configuration as one TOML file that Load reads back the same.
+// Dump returns the configuration as one TOML file, from which Load reads the same configuration.
 func (c Config) Dump() ([]byte, error) {
 	var b bytes.Buffer
 	enc := toml.NewEncoder(&b)
@@ -63,8 +63,7 @@ func (c Config) Dump() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// Settings returns what Dump writes as a tree of maps, for whoever shows it in
-// another form.
+// Settings returns the content of Dump as a tree of maps, for other output formats.
 func (c Config) Settings() (map[string]any, error) {
 	text, err := c.Dump()
 	if err != nil {
@@ -85,7 +84,7 @@ func newView(c Config) reflect.Value {
 	return view
 }
 
-// files lists what Load reads, in order.
+// files returns the files that Load reads, in order.
 func files(path string) ([]string, error) {
 	var names []string
 	switch _, err := os.Stat(path); {
@@ -94,7 +93,7 @@ func files(path string) ([]string, error) {
 	case path != DefaultPath || !errors.Is(err, fs.ErrNotExist):
 		return nil, err
 	}
-	// Glob sorts by name, and reports only patterns that are malformed.
+	// Glob sorts by name; its only error is a malformed pattern.
 	more, err := filepath.Glob(filepath.Join(filepath.Dir(path), "conf.d", "*.toml"))
 	if err != nil {
 		return nil, err
@@ -102,7 +101,7 @@ func files(path string) ([]string, error) {
 	return append(names, more...), nil
 }
 
-// decode reads data over view. Every problem names its place in the file.
+// decode reads data over view. Every problem names its position in the file.
 func decode(view reflect.Value, name string, data []byte) []error {
 	err := unmarshal(view, data)
 	var unknown *toml.StrictMissingError
@@ -132,9 +131,9 @@ func unmarshal(view reflect.Value, data []byte) error {
 	return toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(view.Interface())
 }
 
-// lineOf finds the line of an error that tells no position, as those of
-// encoding.TextUnmarshaler do for values that are not strings: the first line
-// with which the file has that error.
+// lineOf finds the line of an error without a position, such as those of encoding.TextUnmarshaler
+// for values that are not strings. It returns the first line up to which the file yields the same
+// error.
 func lineOf(view reflect.Value, data []byte, want error) int {
 	scratch := reflect.New(view.Type().Elem())
 	lines := bytes.SplitAfter(data, []byte("\n"))
@@ -146,8 +145,7 @@ func lineOf(view reflect.Value, data []byte, want error) int {
 	return len(lines)
 }
 
-// explain rewords what go-toml says of a value of the wrong kind, which spells out
-// Go types.
+// explain rewords go-toml's errors for values of the wrong type, which contain full Go types.
 func explain(text string) string {
 	text = strings.TrimPrefix(text, "toml: ")
 	kind, ok := strings.CutPrefix(text, "cannot decode TOML ")
@@ -155,5 +153,5 @@ func explain(text string) string {
 		return text
 	}
 	kind, _, _ = strings.Cut(kind, " ")
-	return fmt.Sprintf("a %s does not fit, want %s", kind, text[strings.LastIndexByte(text, ' ')+1:])
+	return fmt.Sprintf("wrong type: got %s, want %s", kind, text[strings.LastIndexByte(text, ' ')+1:])
 }

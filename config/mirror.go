@@ -11,13 +11,12 @@ import (
 	"unicode"
 )
 
-// A mirror is the type of a Config as TOML sees it: the same tree, with durations
-// that read "30s", a key on every field, and without the fields that are not for
-// users. It is derived by reflection, so that the packages' Options stay plain Go
-// and new fields become keys by being there.
+// A mirror is the type of a Config for TOML: the same tree, with a key on every field and durations
+// such as "30s", and without the fields that users cannot set. It is derived by reflection. So the
+// packages' Options stay plain Go, and a new field becomes a key.
 
-// duration is time.Duration in a mirror. It is a struct because a number in the
-// file, which has no unit, must not fit it.
+// duration is time.Duration in a mirror. It is a struct so that a number without a unit does not
+// decode into it.
 type duration struct{ time.Duration }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
@@ -36,7 +35,7 @@ func (d *duration) UnmarshalText(text []byte) error {
 // MarshalText implements encoding.TextMarshaler.
 func (d duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
-// hidden tells the keys that are not for users: they follow from others (see
+// hidden reports whether users cannot set a key, because its value follows from other keys (see
 // Config.Resolved) or from the executable.
 func hidden(key string) bool {
 	switch key {
@@ -48,8 +47,8 @@ func hidden(key string) bool {
 	return false
 }
 
-// mirrorOf returns the mirror of t, which stands at key. ok is false for what TOML
-// cannot hold: functions, interfaces, channels.
+// mirrorOf returns the mirror of type t at key. ok is false for types that TOML has no value for:
+// functions, interfaces, channels.
 func mirrorOf(t reflect.Type, key string) (mirror reflect.Type, ok bool) {
 	if t == reflect.TypeFor[time.Duration]() {
 		return reflect.TypeFor[duration](), true
@@ -101,8 +100,8 @@ func mirrorStruct(t reflect.Type, key string) reflect.Type {
 	return reflect.StructOf(fields)
 }
 
-// tagOf returns the tag of a mirror's field. Zero values of the packages' Options
-// mean their default and are not written; those of our own structs are.
+// tagOf returns the tag of a mirror's field. Zero values in the Options of other packages mean the
+// default and are omitted; zero values in this package's structs are written.
 func tagOf(owner reflect.Type, key string) reflect.StructTag {
 	if owner.PkgPath() != reflect.TypeFor[Config]().PkgPath() {
 		key += ",omitempty"
@@ -110,8 +109,8 @@ func tagOf(owner reflect.Type, key string) reflect.StructTag {
 	return reflect.StructTag(`toml:"` + key + `"`)
 }
 
-// keyOf returns the key of a field: its toml tag, or its name in snake case. ""
-// means that it has none.
+// keyOf returns the key of a field: its toml tag, or its name in snake case. It returns "" for a
+// field without a key.
 func keyOf(f reflect.StructField) string {
 	if !f.IsExported() {
 		return ""
@@ -148,8 +147,8 @@ func join(key, name string) string {
 	return key + "." + name
 }
 
-// transfer copies src into dst, one of which is a mirror of the other. What a
-// mirror lacks is left as it is.
+// transfer copies src into dst, one of which is a mirror of the other. Fields that the mirror lacks
+// keep their values.
 func transfer(dst, src reflect.Value) {
 	switch {
 	case src.Type() == dst.Type():
@@ -204,9 +203,8 @@ func transferMap(dst, src reflect.Value) {
 	dst.Set(m)
 }
 
-// Changes lists the keys whose values differ, in the order of the file; what
-// follows from other keys is not listed. A table that only one of the two has is
-// listed as one.
+// Changes returns the keys whose values differ, in the order of the fields. It omits values that
+// follow from other keys. A table that only one of the two has is reported as a whole.
 func Changes(a, b Config) []string {
 	return differing(newView(a).Elem(), newView(b).Elem(), "")
 }
@@ -249,10 +247,10 @@ func differingEntries(a, b reflect.Value, key string) []string {
 	return keys
 }
 
-// Keys lists every key that there is; "*" stands for any name in a table of tables.
+// Keys returns every key; "*" stands for any name in a table of tables.
 func Keys() []string { return keysOf(newView(Default()).Type(), "") }
 
-// keysOf lists the keys below a mirror type; "*" stands for any name in a map.
+// keysOf returns the keys below a mirror type; "*" stands for any name in a map.
 func keysOf(t reflect.Type, key string) []string {
 	switch t.Kind() {
 	case reflect.Pointer:

@@ -12,8 +12,8 @@ import (
 	"github.com/micarun/mica/runtimeservice/cgroup"
 )
 
-// Validate reports everything that cannot work, whatever the host: each line of
-// the error begins with a key.
+// Validate reports every invalid setting without looking at the host. Each line of the error begins
+// with a key.
 func (c Config) Validate() error {
 	return errors.Join(
 		absolute("data_root", c.DataRoot),
@@ -38,15 +38,15 @@ func (c Config) Validate() error {
 	)
 }
 
-// maxSocketPath is what sun_path of unix(7) holds, less its terminating zero.
+// maxSocketPath is the size of sun_path in unix(7), less its terminating zero.
 const maxSocketPath = 107
 
-// validateSockets refuses paths that no socket can be bound at. The keeper's and the consoles'
-// sockets are bound by short names, however long the state directory's is.
+// validateSockets rejects paths that are too long for a socket. The sockets of the keeper and of
+// consoles are bound by short names, so a long state directory does not matter to them.
 func (c Config) validateSockets() error {
 	var admin, plugins error
 	if socket := c.AdminSocket(); len(socket) > unixsock.MaxPath {
-		admin = fmt.Errorf("state_dir: the socket %q in it is longer than %d bytes", socket, unixsock.MaxPath)
+		admin = fmt.Errorf("state_dir: its socket %q is longer than %d bytes", socket, unixsock.MaxPath)
 	}
 	if socket := c.NRI.Socket; len(socket) > maxSocketPath {
 		plugins = fmt.Errorf("nri.socket: %q is longer than %d bytes", socket, maxSocketPath)
@@ -67,7 +67,7 @@ func (c Config) validateRuntimes() error {
 	for name, h := range c.Runtimes {
 		key := "runtimes." + name
 		if name == "" || strings.ContainsAny(name, "/ ") {
-			problems = append(problems, fmt.Errorf("%s: %q cannot be a handler's name", key, name))
+			problems = append(problems, fmt.Errorf("%s: %q is not a valid handler name", key, name))
 		}
 		if h.Path == "" {
 			problems = append(problems, fmt.Errorf("%s.path: is empty", key))
@@ -79,7 +79,7 @@ func (c Config) validateRuntimes() error {
 
 func (c Config) validateCriu() error {
 	if name := c.Pods.Criu; name != "" && filepath.Base(name) != "criu" {
-		return fmt.Errorf("pods.criu: %q is not called criu, by which OCI runtimes look for it", name)
+		return fmt.Errorf("pods.criu: %q is not named criu, the name that OCI runtimes look for", name)
 	}
 	return nil
 }
@@ -135,7 +135,7 @@ func oneOf(key, value string, allowed ...string) error {
 	return fmt.Errorf("%s: %q is not one of %q", key, value, allowed)
 }
 
-// under puts a table's name before the keys in every line of err.
+// under prefixes the keys in every line of err with a table's name.
 func under(table string, err error) error {
 	if err == nil {
 		return nil
