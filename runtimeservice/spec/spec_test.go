@@ -92,6 +92,7 @@ func TestContainerRefuses(t *testing.T) {
 			security(in).Apparmor = profile(runtimeapi.SecurityProfile_RuntimeDefault, "p")
 		}, bad, "localhost_ref"},
 		{"log outside", func(in *ContainerInput) { in.Config.LogPath = "../x.log" }, bad, "../x.log"},
+		{"log is the directory", func(in *ContainerInput) { in.Config.LogPath = "./." }, bad, "\"./.\" is not below"},
 		{"log without directory", func(in *ContainerInput) { in.Config.LogPath, in.Pod.LogDirectory = "x", "" }, bad, "log directory"},
 		{"mount on root", mount(&runtimeapi.Mount{ContainerPath: "/x/..", HostPath: "/a"}), bad, "/x/.."},
 		{"mount of relative path", mount(&runtimeapi.Mount{ContainerPath: "/x", HostPath: "a"}), bad, "not absolute"},

@@ -101,7 +101,8 @@ func validateLog(c *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig
 	if p == "" {
 		return nil
 	}
-	if path.IsAbs(p) || slices.Contains(strings.Split(p, "/"), "..") || strings.ContainsRune(p, 0) {
+	outside := path.IsAbs(p) || slices.Contains(strings.Split(p, "/"), "..")
+	if outside || path.Clean(p) == "." || strings.ContainsRune(p, 0) {
 		return invalid("log path %q is not below the log directory", p)
 	}
 	if pod.GetLogDirectory() == "" {
