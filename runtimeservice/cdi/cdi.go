@@ -1,11 +1,10 @@
-// Package cdi injects devices into OCI specifications by the Container Device
-// Interface: vendors describe their devices in specification files, containers
-// ask for them by name ("vendor.com/class=name").
+// Package cdi injects devices into OCI specifications by the Container Device Interface (CDI).
+// Vendors describe their devices in specification files, and containers request them by name
+// ("vendor.com/class=name").
 //
-// It is a thin cover of the CDI project's own library and has no state: the
-// directories are read at each injection, so a file that a device plugin has
-// just written counts, and containers without devices pay nothing. Nothing is
-// ever written.
+// The package is a thin wrapper of the CDI project's library and has no state. It reads the
+// directories at each injection, so a file that a device plugin has just written is used, and
+// containers without devices cost nothing. It writes nothing.
 package cdi
 
 import (
@@ -20,19 +19,17 @@ import (
 	"tags.cncf.io/container-device-interface/pkg/parser"
 )
 
-// Options say where devices are described.
+// Options configures an Injector.
 type Options struct {
-	// Dirs hold specification files, *.json and *.yaml. Of two that describe
-	// one device the one of the later directory counts. Default: /etc/cdi and
-	// /var/run/cdi.
+	// Dirs are the directories of specification files, *.json and *.yaml. If two files describe the
+	// same device, the one in the later directory is used. Default: /etc/cdi and /var/run/cdi.
 	Dirs []string
 }
 
 // Injector injects devices. It is safe for concurrent use.
 type Injector struct{ dirs []string }
 
-// New returns an injector that reads the directories of o, which need not
-// exist.
+// New returns an injector that reads the directories of o. They need not exist.
 func New(o Options) *Injector {
 	if len(o.Dirs) == 0 {
 		o.Dirs = []string{"/etc/cdi", "/var/run/cdi"}
@@ -40,10 +37,9 @@ func New(o Options) *Injector {
 	return &Injector{dirs: o.Dirs}
 }
 
-// Inject edits s as the devices of the given names want it: device nodes,
-// mounts, environment, hooks. The error is ErrInvalidArgument for a name that
-// is none, and ErrNotFound for a device that no specification describes; it
-// then tells which files could not be read.
+// Inject adds the devices with the given names to s: device nodes, mounts, environment, hooks. It
+// returns ErrInvalidArgument for a malformed name and ErrNotFound for a device that no
+// specification describes. The latter error also lists the files that could not be read.
 func (i *Injector) Inject(s *specs.Spec, names []string) error {
 	for _, name := range names {
 		if _, _, _, err := parser.ParseQualifiedName(name); err != nil {
@@ -61,8 +57,8 @@ func (i *Injector) Inject(s *specs.Spec, names []string) error {
 	return err
 }
 
-// unreadable tells what is wrong with specification files, of which one may
-// describe the missing device.
+// unreadable returns the errors of specification files. One of these files may describe the missing
+// device.
 func unreadable(cache *cdi.Cache) error {
 	var problems []error
 	byPath := cache.GetErrors()
