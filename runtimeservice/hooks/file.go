@@ -12,28 +12,27 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// schema is the version of hook files that is understood.
+// schema is the supported version of hook files.
 const schema = "1.0.0"
 
-// hook is one hook file that can be used.
+// hook is the content of a valid hook file.
 type hook struct {
 	specs.Hook
 	stages []string
 	when   when
 }
 
-// when says which containers a hook is for: those that meet every condition
-// that is set.
+// when selects a hook's containers: those that meet every condition that is set.
 type when struct {
 	always, bindMounts *bool
 	annotations        []annotation
 	commands           []*regexp.Regexp
 }
 
-// annotation is a condition that one of a container's annotations has to meet.
+// annotation is a condition: one of a container's annotations has to match it.
 type annotation struct{ key, value *regexp.Regexp }
 
-// file is a hook file as it is written.
+// file is the JSON form of a hook file.
 type file struct {
 	Version string      `json:"version"`
 	Hook    *specs.Hook `json:"hook"`
@@ -92,12 +91,13 @@ func (f file) checkHook() error {
 	case f.Hook.Timeout != nil && *f.Hook.Timeout <= 0:
 		return fmt.Errorf("hook.timeout: %d is not above 0", *f.Hook.Timeout)
 	}
-	// Where startContainer runs hooks there are the container's files.
+	// startContainer hooks run inside the container, so their executables are the container's
+	// files.
 	if !slices.ContainsFunc(f.Stages, func(s string) bool { return s != "startContainer" }) {
 		return nil
 	}
 	if _, err := os.Stat(f.Hook.Path); err != nil {
-		// Not wrapped: it is not the hook file that does not exist.
+		// Not wrapped: ErrNotExist would mean that the hook file itself does not exist.
 		return fmt.Errorf("hook.path: %v", err)
 	}
 	return nil
@@ -165,7 +165,7 @@ func (h hook) add(s *specs.Spec) {
 	}
 }
 
-// stage returns the hooks of a stage, nil for a name that is none.
+// stage returns the hooks of a stage, and nil for an unknown name.
 func stage(h *specs.Hooks, name string) *[]specs.Hook {
 	switch name {
 	case "prestart":

@@ -1,17 +1,14 @@
-// Package hooks adds OCI hooks to the specifications of containers by the files
-// of hook directories, as CRI-O and Podman do: oci-hooks(5), schema 1.0.0.
+// Package hooks adds OCI hooks to containers' specifications from the files of hook directories, as
+// CRI-O and Podman do: oci-hooks(5), schema 1.0.0.
 //
-// A file names an executable, the stages of a container's life that the OCI
-// runtime is to run it in, and which containers it is for. The directories are
-// read for each container, so that a file that was just written counts; a node
-// without them pays a look at each. Nothing is ever written, and nothing run
-// here: that is the OCI runtime's.
+// A file names an executable, the stages of a container's life cycle in which the OCI runtime runs
+// it, and the containers that it applies to. The directories are read for each container, so a file
+// that was just written is used. A node without these directories pays one failed look-up each. The
+// package writes nothing and runs no hook; the OCI runtime runs them.
 //
-// A file that cannot be used is an error for every container, since nobody
-// knows whether it was meant for that one: a hook that is silently left out may
-// be one that keeps containers from something. The older schema 0.1.0 and
-// Podman's stage precreate, in which a hook rewrites the specification, are
-// such errors.
+// An invalid file is an error for every container. The hook might apply to that container, and
+// leaving it out silently could disable a restriction. The older schema 0.1.0 and Podman's stage
+// precreate, in which a hook rewrites the specification, are such errors.
 package hooks
 
 import (
@@ -27,29 +24,29 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Options say where hooks are described.
+// Options configures an Injector.
 type Options struct {
 	// Enable switches hooks on.
 	Enable bool
-	// Dirs hold hook files, *.json. Of two of one name the one in the later
-	// directory counts. Default: /usr/share/containers/oci/hooks.d and
+	// Dirs are the directories of hook files, *.json. If two files have the same name, the one in
+	// the later directory is used. Default: /usr/share/containers/oci/hooks.d and
 	// /etc/containers/oci/hooks.d.
 	Dirs []string
 }
 
-// Container is what decides which hooks a container gets, besides its command.
+// Container is the input that selects a container's hooks, besides its command.
 type Container struct {
-	// Annotations are the container's and its pod's.
+	// Annotations are those of the container and of its pod.
 	Annotations map[string]string
-	// BindMounts says that files of the node were asked for in the container.
+	// BindMounts is true if the request mounts files of the node into the container.
 	BindMounts bool
 }
 
 // Injector adds hooks. A nil Injector adds none. It is safe for concurrent use.
 type Injector struct{ dirs []string }
 
-// New returns an injector that reads the directories of o, which need not
-// exist; nil where o does not enable hooks.
+// New returns an injector that reads the directories of o, which need not exist. It returns nil if
+// o does not enable hooks.
 func New(o Options) *Injector {
 	if !o.Enable {
 		return nil
@@ -60,10 +57,8 @@ func New(o Options) *Injector {
 	return &Injector{dirs: o.Dirs}
 }
 
-// Inject adds to s, behind the hooks that it has, those that are for the
-// container, in the order of their files' names. The error is
-// ErrFailedPrecondition and names the files that cannot be used; s is left
-// alone then.
+// Inject appends to s the hooks that apply to the container, in the order of their files' names. If
+// a file is invalid, it returns ErrFailedPrecondition with the file's name and leaves s unchanged.
 func (i *Injector) Inject(s *specs.Spec, c Container) error {
 	hooks, err := i.read()
 	if err != nil {
@@ -77,13 +72,13 @@ func (i *Injector) Inject(s *specs.Spec, c Container) error {
 	return nil
 }
 
-// Check returns what is wrong with the files that there are at this moment.
+// Check returns the errors of the current files, as Inject would.
 func (i *Injector) Check() error {
 	_, err := i.read()
 	return err
 }
 
-// read returns the hooks of all directories in their order.
+// read returns the hooks of all directories, in order.
 func (i *Injector) read() ([]hook, error) {
 	if i == nil {
 		return nil, nil
@@ -97,7 +92,7 @@ func (i *Injector) read() ([]hook, error) {
 	for _, file := range files {
 		h, err := readFile(file)
 		switch {
-		case errors.Is(err, fs.ErrNotExist): // taken away just now
+		case errors.Is(err, fs.ErrNotExist): // removed since the directory was read
 		case err != nil:
 			problems = append(problems, fmt.Errorf("hook file %s: %w", file, err))
 		default:
@@ -110,7 +105,7 @@ func (i *Injector) read() ([]hook, error) {
 	return hooks, nil
 }
 
-// files returns the files that count, ordered by name as oci-hooks(5) has it.
+// files returns the files in use, ordered by name as oci-hooks(5) specifies.
 func (i *Injector) files() ([]string, error) {
 	byName := map[string]string{}
 	for _, dir := range i.dirs {
@@ -137,8 +132,8 @@ func (i *Injector) files() ([]string, error) {
 	return files, nil
 }
 
-// orderOf orders names without regard to case, and those that differ in it only
-// by case, so that the order is always the same.
+// orderOf returns a sort key that ignores case. Names that differ only in case are ordered by case,
+// so that the order is always the same.
 func orderOf(file string) string {
 	name := filepath.Base(file)
 	return strings.ToLower(name) + "\x00" + name

@@ -12,8 +12,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// tree makes hook directories with files and returns an injector that reads them.
-// Names are those of a directory, 0 or 1, and of a file.
+// tree makes hook directories with files and returns an injector that reads them. A key is a
+// directory, 0 or 1, and a file name.
 func tree(t *testing.T, files map[string]string) *Injector {
 	t.Helper()
 	root := t.TempDir()
@@ -33,7 +33,7 @@ func newSpec() *specs.Spec {
 	return &specs.Spec{Process: &specs.Process{Args: []string{"/sbin/init", "--x"}}}
 }
 
-// always is a hook file for every container, for one stage.
+// always returns a hook file for every container, for one stage.
 func always(arg, stage string) string {
 	return fmt.Sprintf(`{"version": "1.0.0", "hook": {"path": "/bin/sh", "args": [%q]}, "when": {"always": true}, "stages": [%q]}`, arg, stage)
 }
@@ -156,7 +156,7 @@ func TestAllBadFilesAreNamedAtOnce(t *testing.T) {
 	}
 }
 
-// What startContainer runs is a file of the container.
+// The executable of a startContainer hook is a file of the container.
 func TestHooksInsideTheContainerNeedNotBeOnTheNode(t *testing.T) {
 	s := newSpec()
 	err := tree(t, map[string]string{"0/a.json": `{"version": "1.0.0", "hook": {"path": "/in/the/image"}, "when": {"always": true}, "stages": ["startContainer"]}`}).Inject(s, Container{})
@@ -184,7 +184,7 @@ func TestDirectoriesThatCannotBeRead(t *testing.T) {
 	}
 }
 
-// Files are read anew for each container.
+// Files are read again for each container.
 func TestInjectReadsWhatIsThereNow(t *testing.T) {
 	i := tree(t, map[string]string{"0/a.json": always("first", "poststop")})
 	count := func() []string {
