@@ -26,7 +26,7 @@ const (
 	streams    = `["/dev/null","pipe:[1]","pipe:[2]"]`
 )
 
-// files are what a checkpoint is made of, by name.
+// files returns the content of a checkpoint, by file name.
 func files() map[string]string {
 	return map[string]string{
 		ConfigFile: configText, SpecFile: specText, ImagesDir + "/pages-1.img": "memory", ImagesDir + "/" + descriptorsFile: streams,
@@ -65,7 +65,7 @@ func readFiles(t testing.TB, dir string) map[string]string {
 	return found
 }
 
-// Property: what is written is read again, by us and by the field's library.
+// Property: a written archive can be read by this package and by checkpointctl's library.
 func TestArchiveRoundTrip(t *testing.T) {
 	from, place := t.TempDir(), t.TempDir()
 	writeFiles(t, from, files())
@@ -180,8 +180,8 @@ func save(t testing.TB, data []byte) string {
 	return path
 }
 
-// TestArchivesOfOthers reads podman's, which are compressed, CRI-O's, which call
-// the log otherwise, and the layer of an image.
+// TestArchivesOfOthers reads archives of podman, which are compressed, of CRI-O, which has another
+// name for the log, and the layer of an image.
 func TestArchivesOfOthers(t *testing.T) {
 	data := tarOf(t, files())
 	var zipped bytes.Buffer
@@ -228,7 +228,7 @@ func (c closer) Close() error {
 	return nil
 }
 
-// with returns files() with some replaced, or taken away by "".
+// with returns files() with some replaced, or removed if the new content is "".
 func with(changes map[string]string) map[string]string {
 	all := files()
 	for name, text := range changes {
@@ -239,8 +239,8 @@ func with(changes map[string]string) map[string]string {
 	return all
 }
 
-// badArchives are refused by Describe or Unpack, by what is wrong with them and
-// what the error says of it.
+// badArchives are refused by Describe or Unpack. The keys say what is wrong with them; each has a
+// part of the expected error.
 func badArchives(t testing.TB) map[string]struct {
 	data []byte
 	says string
@@ -255,7 +255,7 @@ func badArchives(t testing.TB) map[string]struct {
 			}
 		}
 		good := tarOf(t, files())
-		return append(buf.Bytes(), good...) // the first tar has no end
+		return append(buf.Bytes(), good...) // the first tar has no end marker
 	}
 	whole := tarOf(t, files())
 	twice := slices.Concat(whole[:len(whole)-1024], tarOf(t, map[string]string{ImagesDir + "/pages-1.img": "again"}))
@@ -271,7 +271,7 @@ func badArchives(t testing.TB) map[string]struct {
 		"absolute":              {tarOf(t, with(map[string]string{"/etc/evil": "x"})), "bad name"},
 		"the images are a link": {link(ImagesDir, "/etc"), "is not a directory"},
 		"an image is a link":    {link(ImagesDir+"/x.img", "/etc/passwd"), "is not a file"},
-		"twice":                 {twice, "is there twice"},
+		"twice":                 {twice, "is duplicated"},
 		"no config":             {tarOf(t, with(map[string]string{ConfigFile: ""})), ConfigFile + " is missing"},
 		"no spec":               {tarOf(t, with(map[string]string{SpecFile: ""})), SpecFile + " is missing"},
 		"config is no JSON":     {tarOf(t, with(map[string]string{ConfigFile: "{"})), "decode " + ConfigFile},
@@ -279,15 +279,15 @@ func badArchives(t testing.TB) map[string]struct {
 		"large config":          {tarOf(t, with(map[string]string{ConfigFile: strings.Repeat(" ", maxMetadata+1)})), "larger than"},
 		"spec of many mounts":   {tarOf(t, with(map[string]string{SpecFile: `{"mounts":[` + strings.Repeat("{},", 1<<20) + `{}]}`})), "more than 262144 values"},
 		"nested spec":           {tarOf(t, with(map[string]string{SpecFile: strings.Repeat("[", 1<<20)})), "within each other"},
-		"no images":             {tarOf(t, map[string]string{ConfigFile: configText, SpecFile: specText}), "no images of CRIU"},
-		"more than allowed":     {tarOf(t, with(map[string]string{ImagesDir + "/pages-2.img": strings.Repeat("x", 1<<21)})), "more than may be unpacked"},
+		"no images":             {tarOf(t, map[string]string{ConfigFile: configText, SpecFile: specText}), "no CRIU images"},
+		"more than allowed":     {tarOf(t, with(map[string]string{ImagesDir + "/pages-2.img": strings.Repeat("x", 1<<21)})), "larger than the limit"},
 		"gzip of nothing":       {[]byte("\x1f\x8b\x08\x00"), "damaged"},
 		"zstd of nothing":       {[]byte("\x28\xb5\x2f\xfd\x00"), ""},
 	}
 }
 
-// Property: a bad archive is an invalid argument, says what is wrong, and
-// writes nothing outside of the directory.
+// Property: a bad archive is ErrInvalidArgument, the error says what is wrong, and nothing is
+// written outside of the directory.
 func TestBadArchives(t *testing.T) {
 	for name, tc := range badArchives(t) {
 		t.Run(name, func(t *testing.T) {
@@ -344,7 +344,7 @@ func TestCheckLocation(t *testing.T) {
 	}
 }
 
-// TestWriteLeavesNothing holds that a failed Write keeps what was there before.
+// TestWriteLeavesNothing holds that a failed Write keeps the previous file.
 func TestWriteLeavesNothing(t *testing.T) {
 	from, place := t.TempDir(), t.TempDir()
 	writeFiles(t, from, files())
@@ -388,8 +388,7 @@ func TestOpenTar(t *testing.T) {
 	}
 }
 
-// Property: an archive that is cut anywhere is refused, also between two
-// entries.
+// Property: a truncated archive is refused, also if it is cut between two entries.
 func TestCutArchives(t *testing.T) {
 	whole := tarOf(t, files())
 	for n := 0; n < len(whole)-1024; n += tarBlock {
@@ -406,8 +405,8 @@ func TestCutArchives(t *testing.T) {
 	}
 }
 
-// FuzzArchive: whatever the bytes are, nothing outside of the directory is
-// written, and no more than the limit inside.
+// FuzzArchive checks that for any bytes nothing is written outside of the directory, and no more
+// than the limit inside.
 func FuzzArchive(f *testing.F) {
 	f.Add(tarOf(f, files()))
 	for _, tc := range badArchives(f) {

@@ -21,18 +21,16 @@ import (
 )
 
 const (
-	// minVersion is the oldest CRIU that restores processes into namespaces
-	// that are there already, as those of a pod are.
+	// minVersion is the oldest CRIU that can restore processes into existing namespaces, such as a
+	// pod's.
 	minVersion = 31600
-	// probeTimeout bounds each of the two programs that a probe runs.
+	// probeTimeout bounds each of the two commands of a probe.
 	probeTimeout = 30 * time.Second
-	// refusalAge is for how long a failed probe is believed: a kernel module
-	// may have been loaded since.
+	// refusalAge is how long a failed probe is cached. A kernel module may be loaded meanwhile.
 	refusalAge = time.Minute
 )
 
-// Criu finds out whether the CRIU of this node works. It is safe for concurrent
-// use.
+// Criu checks whether this node's CRIU works. It is safe for concurrent use.
 type Criu struct {
 	binary string
 
@@ -42,26 +40,26 @@ type Criu struct {
 
 // probed is the result of one probe.
 type probed struct {
-	program string // identity of the file that was probed
+	program string // programID of the probed file
 	at      time.Time
 	found   Program
 	err     error
 }
 
-// Program is a CRIU that works.
+// Program is a working CRIU.
 type Program struct {
 	Path    string // absolute
 	Version string // such as "4.1.1"
 }
 
-// NewCriu names the executable, absolute or to be found in PATH; "" is "criu".
-// Its base name must be criu, by which OCI runtimes look for it.
+// NewCriu returns a check for the given executable, an absolute path or a name looked up in PATH;
+// "" means "criu". Its base name must be criu, since OCI runtimes look for that name.
 func NewCriu(binary string) *Criu { return &Criu{binary: cmp.Or(binary, "criu")} }
 
-// Ready returns the program if this node can checkpoint and restore with it.
-// Otherwise the error satisfies errdefs.IsFailedPrecondition and says what is
-// missing: the program, a newer one, or something in the kernel. The answer is
-// remembered as long as the program is the same, a bad one for a minute.
+// Ready returns the program if this node can checkpoint and restore with it. Otherwise it returns
+// ErrFailedPrecondition and says what is missing: the program, a newer version, or a kernel
+// feature. The result is cached until the program file changes, a failure only for a minute. If ctx
+// ends, Ready returns ctx's error.
 func (c *Criu) Ready(ctx context.Context) (Program, error) {
 	path, err := exec.LookPath(c.binary)
 	if err == nil {
@@ -83,13 +81,13 @@ func (c *Criu) Ready(ctx context.Context) (Program, error) {
 	p := probed{program: id, at: time.Now()}
 	p.found, p.err = probe(ctx, path)
 	if ctx.Err() != nil {
-		return Program{}, fmt.Errorf("check CRIU: %w", ctx.Err()) // says nothing of CRIU
+		return Program{}, fmt.Errorf("check CRIU: %w", ctx.Err()) // not a result about CRIU
 	}
 	c.last = p
 	return p.found, p.err
 }
 
-// programID changes when the file at path is replaced.
+// programID returns an identity of the file at path that changes when the file is replaced.
 func programID(path string) (string, error) {
 	var st syscall.Stat_t
 	if err := syscall.Stat(path, &st); err != nil {
@@ -101,7 +99,7 @@ func programID(path string) (string, error) {
 func probe(ctx context.Context, path string) (Program, error) {
 	out, err := ask(ctx, path, "--version")
 	if err != nil {
-		return Program{}, fmt.Errorf("ask %s for its version: %w: %s: %w", path, err, tidy(out), errdefs.ErrFailedPrecondition)
+		return Program{}, fmt.Errorf("read version of %s: %w: %s: %w", path, err, tidy(out), errdefs.ErrFailedPrecondition)
 	}
 	version, number := parseVersion(out)
 	if number < minVersion {
@@ -123,7 +121,7 @@ func ask(ctx context.Context, path, argument string) ([]byte, error) {
 	return cmd.CombinedOutput()
 }
 
-// parseVersion reads "Version: 4.1.1" as "4.1.1" and 40101.
+// parseVersion parses "Version: 4.1.1" to "4.1.1" and 40101.
 func parseVersion(out []byte) (string, int) {
 	m := regexp.MustCompile(`(?m)^Version: (\d+)\.(\d+)(?:\.(\d+))?`).FindSubmatch(out)
 	if m == nil {
@@ -131,7 +129,7 @@ func parseVersion(out []byte) (string, int) {
 	}
 	number := 0
 	for _, part := range m[1:] {
-		n, _ := strconv.Atoi(string(part)) // digits, or none for .0
+		n, _ := strconv.Atoi(string(part)) // empty without a third number
 		number = number*100 + min(n, 99)
 	}
 	return strings.TrimPrefix(string(m[0]), "Version: "), number
@@ -143,16 +141,16 @@ func tidy(out []byte) string {
 	return text[:min(len(text), most)]
 }
 
-// Environment returns the variable by which an OCI runtime finds the program.
+// Environment returns the PATH variable with which an OCI runtime finds the program.
 func (p Program) Environment() []string {
 	return []string{"PATH=" + filepath.Dir(p.Path) + ":" + cmp.Or(os.Getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin")}
 }
 
-// logTail is how much of a log's end is searched for errors, in bytes.
+// logTail is how many bytes at the end of a log are searched for errors.
 const logTail = 64 << 10
 
-// LogErrors returns the last errors of a log of CRIU's, in one line; "" if
-// there is none, or no log.
+// LogErrors returns the last three errors of a CRIU log in one line. It returns "" if there are
+// none or the log cannot be read.
 func LogErrors(file string) string {
 	f, err := os.Open(file)
 	if err != nil {
@@ -168,8 +166,7 @@ func LogErrors(file string) string {
 	return strings.Join(found[max(0, len(found)-3):], "; ")
 }
 
-// errorsIn returns the messages of what CRIU calls errors, without time and
-// place.
+// errorsIn returns the messages that CRIU marks as errors, without time and source location.
 func errorsIn(log []byte) []string {
 	var found []string
 	place := regexp.MustCompile(`^(?:\([0-9.]+\) +(?:\d+: )?)?Error \([^)]*\): *`)
@@ -177,7 +174,7 @@ func errorsIn(log []byte) []string {
 	for lines.Scan() {
 		line := strings.ToValidUTF8(lines.Text(), "?")
 		at := place.FindStringIndex(line)
-		// A daemon in a container may not raise its own limit, and need not.
+		// A CRIU daemon in a container may not raise its own limit and does not need to.
 		if at == nil || strings.Contains(line, "Can't setup RLIMIT_NOFILE for self") {
 			continue
 		}

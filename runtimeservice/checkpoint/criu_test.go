@@ -12,7 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// program makes an executable that stands in for CRIU.
+// program makes an executable that acts as CRIU.
 func program(t *testing.T, body string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "criu")
@@ -33,7 +33,7 @@ func replace(t *testing.T, path, body string) {
 
 const tooOld = `echo "Version: 3.15"; exit 0`
 
-// newKernel is what CRIU 3.17 says to a kernel that came after it.
+// newKernel is the output of CRIU 3.17 on a kernel newer than itself.
 const newKernel = `
 if [ "$1" = --version ]; then echo "Version: 3.17.1"; exit; fi
 echo "Error (criu/vdso.c:381): vdso: Unexpected rt vDSO area bounds" >&2
@@ -49,7 +49,7 @@ func TestCriuReady(t *testing.T) {
 		"too old":         {tooOld, `CRIU "3.15", and 3.16 or newer is needed`},
 		"kernel too new":  {newKernel, "CRIU 3.17.1 does not work with this kernel: criu check: vdso: Unexpected rt vDSO area bounds; Could not initialize"},
 		"says nothing":    {"exit 0", `CRIU "", and 3.16`},
-		"does not run":    {"exit 7", "for its version: exit status 7"},
+		"does not run":    {"exit 7", ": exit status 7"},
 		"fails in silent": {`[ "$1" = --version ] && echo "Version: 4.0" && exit 0; exit 3`, "criu check: exit status 3"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -76,8 +76,8 @@ func TestCriuReady(t *testing.T) {
 	}
 }
 
-// TestCriuIsAskedOnce holds that the probe is remembered, and made again when
-// the program is another one, or when a refusal has grown old.
+// TestCriuIsAskedOnce holds that the probe's result is cached, and that the probe runs again when
+// the program has changed or a failure has expired.
 func TestCriuIsAskedOnce(t *testing.T) {
 	path := program(t, "echo x >>$0.runs\n"+works)
 	runs := func() int {

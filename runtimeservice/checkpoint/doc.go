@@ -1,34 +1,34 @@
-// Package checkpoint is the form of a container's checkpoint outside of a
-// running node: the archive that podman, CRI-O, containerd and checkpointctl
-// read and write, and the CRIU program that makes what is in it.
+// Package checkpoint reads and writes checkpoints of containers outside of a running node: the
+// archive format of podman, CRI-O, containerd and checkpointctl. It also checks the CRIU program
+// that makes the archives' content.
 //
-// It does not checkpoint or restore anything itself. The OCI runtime runs CRIU;
-// package runtimeservice says of which container and when.
+// The package does not checkpoint or restore. The OCI runtime runs CRIU; package runtimeservice
+// decides for which container and when.
 //
 // # Archive
 //
-// A tar, uncompressed as written here, of
+// A tar, written here without compression, of
 //
-//	config.dump            what was checkpointed: container, image, OCI runtime
-//	spec.dump              the OCI specification that it ran by
-//	status, status.dump    times, and the status in the CRI's form, as containerd has them
+//	config.dump            description of the checkpoint: container, image, OCI runtime
+//	spec.dump              the container's OCI specification
+//	status, status.dump    times, and the CRI status, as in containerd's archives
 //	checkpoint/            CRIU's image files
-//	rootfs-diff.tar        what the container has changed of its image
-//	deleted.files          JSON list of what it has deleted; absent if nothing
+//	rootfs-diff.tar        files that the container has changed
+//	deleted.files          JSON list of files that it has deleted; absent if none
 //	volumes/<n>.tar        the volumes that the image declares, in order of their paths
 //	devshm-checkpoint.tar  the pod's /dev/shm; absent if empty
 //	container.log          the CRI log so far
-//	dump.log, stats-dump   what CRIU said of the dump
+//	dump.log, stats-dump   CRIU's log and statistics of the dump
 //
-// Archives of other engines lack some of these or have others, which are left
-// alone; they may be compressed by gzip or zstd, as may their rootfs-diff.tar.
-// The archive of a pod is a directory: pod.options names an archive of the form
-// above for each container, and pod.dump has the pod's configuration.
+// Archives of other engines may lack some of these files. Unknown files are ignored. The archives
+// and their rootfs-diff.tar may be compressed with gzip or zstd. A pod's checkpoint is a directory:
+// pod.options names an archive of the above form for each container, and pod.dump holds the pod's
+// configuration.
 //
 // # Trust
 //
-// CRIU rebuilds processes with all their privileges from the image files, and
-// mounts what these name. Reading an archive is safe whatever it holds (nothing
-// outside of the target directory is written, and no more than was allowed);
-// restoring from it trusts whoever wrote it like root.
+// From the image files, CRIU restores processes with all their privileges, and mounts what the
+// files name. Reading an archive is safe for any content: nothing is written outside of the target
+// directory, and no more than the limit inside. Restoring from an archive requires the same trust
+// in its author as in root.
 package checkpoint

@@ -15,7 +15,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// hostileArchive is an archive of the entries that f writes, compressed by gzip.
+// hostileArchive returns a gzip-compressed archive of the entries that f writes.
 func hostileArchive(t *testing.T, f func(*tar.Writer)) *Archive {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "archive")
@@ -42,7 +42,7 @@ func hostileArchive(t *testing.T, f func(*tar.Writer)) *Archive {
 	return a
 }
 
-// file writes an entry. Errors of the writer show themselves when it is closed.
+// file writes an entry. The writer's errors appear when it is closed.
 func file(w *tar.Writer, name string, text []byte) {
 	_ = w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o600, Size: int64(len(text))})
 	_, _ = w.Write(text)
@@ -55,7 +55,7 @@ func refused(t *testing.T, err error, says string) {
 	}
 }
 
-// A description that decodes into hundreds of megabytes is refused before it is decoded.
+// A description that would decode to hundreds of megabytes is refused before decoding.
 func TestDescribeRefusesManyValues(t *testing.T) {
 	for _, text := range []string{
 		`{"mounts":[` + strings.Repeat("{},", maxValues) + `{}]}`,
@@ -67,7 +67,7 @@ func TestDescribeRefusesManyValues(t *testing.T) {
 	}
 }
 
-// An archive that decompresses to far more than its size ends at the limit.
+// Reading an archive that expands to far more than its size stops at the limit.
 func TestArchivesThatExpandEndAtTheLimit(t *testing.T) {
 	zeros := make([]byte, 64<<20)
 	a := hostileArchive(t, func(w *tar.Writer) {
@@ -79,7 +79,7 @@ func TestArchivesThatExpandEndAtTheLimit(t *testing.T) {
 	refused(t, err, "times its own size")
 }
 
-// A sparse file counts with its holes, which the archive does not contain.
+// The size of a sparse file includes its holes, which the archive does not contain.
 func TestSparseFilesCountWithTheirHoles(t *testing.T) {
 	records := "22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n35 GNU.sparse.realsize=10737418240\n"
 	var archive bytes.Buffer
@@ -118,7 +118,7 @@ func TestUnpackBoundsFiles(t *testing.T) {
 	refused(t, a.Unpack(t.Context(), t.TempDir(), 1<<40), "more than 32768 files")
 }
 
-// What a decompressor cannot read is the archive's fault, whatever it calls it.
+// An error of a decompressor is the archive's fault, whatever the error's type.
 func TestDamagedCompressionIsAnInvalidArgument(t *testing.T) {
 	a := hostileArchive(t, func(w *tar.Writer) { file(w, "x", []byte(strings.Repeat("0123456789", 1000))) })
 	data, err := os.ReadFile(a.Name())

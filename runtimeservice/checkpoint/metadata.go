@@ -4,25 +4,23 @@ import (
 	metadata "github.com/checkpoint-restore/checkpointctl/lib"
 )
 
-// Names in an archive, beside those of checkpointctl's library.
+// Names in an archive, in addition to those of checkpointctl's library.
 const (
-	// LogFile is the CRI log, as containerd calls it.
+	// LogFile is the CRI log, under containerd's name.
 	LogFile = "container.log"
-	// StatsFile is what CRIU counted.
+	// StatsFile holds CRIU's statistics.
 	StatsFile = "stats-dump"
-	// crioLogFile is the CRI log, as CRI-O calls it.
+	// crioLogFile is the CRI log, under CRI-O's name.
 	crioLogFile = "io.kubernetes.cri-o.LogPath"
-	// descriptorsFile, in the directory of CRIU's images, is where OCI runtimes
-	// say what the standard streams were.
+	// descriptorsFile, in the directory of CRIU's images, is where OCI runtimes describe the
+	// standard streams.
 	descriptorsFile = "descriptors.json"
 )
 
-// ImageAnnotation is the annotation of a manifest that makes its image the
-// checkpoint of a container.
+// ImageAnnotation is the manifest annotation that marks an image as the checkpoint of a container.
 const ImageAnnotation = metadata.CheckpointAnnotationName
 
-// Config, PodOptions and Status are what archives say in config.dump,
-// pod.options and status.
+// Config, PodOptions and Status are the contents of config.dump, pod.options and status.
 type (
 	Config     = metadata.ContainerConfig
 	PodOptions = metadata.CheckpointedPodOptions
@@ -46,5 +44,5 @@ const (
 	PodDumpFile    = metadata.PodDumpFile
 )
 
-// PodVersion is the version of the pod's form.
+// PodVersion is the format version of a pod's checkpoint.
 const PodVersion = 1

@@ -11,14 +11,14 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// PodFacts are what a pod's checkpoint says of where it was made.
+// PodFacts describe where a pod's checkpoint was made.
 type PodFacts struct {
 	Engine, EngineVersion       string
 	Name, Namespace, UID, ID    string
 	Runtime, Criu, Arch, Kernel string
 }
 
-// PodAnnotations puts the facts under the names that the field has for them.
+// PodAnnotations returns the facts as checkpointctl's annotations.
 func PodAnnotations(f PodFacts) map[string]string {
 	return map[string]string{
 		metadata.CheckpointAnnotationEngine:        f.Engine,
@@ -34,9 +34,9 @@ func PodAnnotations(f PodFacts) map[string]string {
 	}
 }
 
-// ReadPod reads which containers the checkpoint of a pod in dir has, as names
-// and the base names of their archives. What is not one is ErrInvalidArgument,
-// a directory that is not there ErrNotFound.
+// ReadPod reads the checkpoint of a pod in dir. It returns the base names of the archives by the
+// containers' names. It returns ErrNotFound if dir does not exist and ErrInvalidArgument if it
+// holds no valid checkpoint.
 func ReadPod(dir string) (map[string]string, error) {
 	var o PodOptions
 	err := readJSON(dir, PodOptionsFile, &o)
@@ -45,9 +45,9 @@ func ReadPod(dir string) (map[string]string, error) {
 		if _, serr := os.Stat(dir); errors.Is(serr, fs.ErrNotExist) {
 			return nil, fmt.Errorf("read pod checkpoint %s: %w", dir, errdefs.ErrNotFound)
 		}
-		err = invalid("it has no %s, so it is none or was never finished", PodOptionsFile)
+		err = invalid("%s is missing: not a pod checkpoint, or an unfinished one", PodOptionsFile)
 	case err == nil && o.Version != PodVersion:
-		err = invalid("it is of version %d, and %d is known", o.Version, PodVersion)
+		err = invalid("version %d is not supported, only %d", o.Version, PodVersion)
 	case err == nil && len(o.Containers) == 0:
 		err = invalid("it has no containers")
 	}

@@ -33,7 +33,7 @@ func TestReadPod(t *testing.T) {
 			t.Errorf("%q: %v", says, err)
 		}
 	}
-	if _, err := ReadPod(t.TempDir()); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "never finished") {
+	if _, err := ReadPod(t.TempDir()); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "unfinished") {
 		t.Errorf("an unfinished checkpoint: %v", err)
 	}
 	if _, err := ReadPod(filepath.Join(t.TempDir(), "none")); !errdefs.IsNotFound(err) {

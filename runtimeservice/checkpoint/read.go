@@ -28,31 +28,30 @@ import (
 // Limits of an archive.
 const (
 	maxEntries  = 1 << 20
-	maxFiles    = 1 << 15 // that are unpacked; CRIU writes some ten for a process
+	maxFiles    = 1 << 15 // unpacked files; CRIU writes about ten for a process
 	maxName     = 255
 	maxMetadata = 8 << 20  // bytes of a file that is read as a whole
-	maxNesting  = 64       // arrays and objects of such a file in each other
-	maxValues   = 1 << 18  // values of such a file; a specification with a seccomp profile has some thousand
-	maxWindow   = 32 << 20 // bytes that zstd may want to look back; its levels up to 19 want 8 MiB
+	maxNesting  = 64       // nesting depth of such a file
+	maxValues   = 1 << 18  // values in such a file; a specification with a seccomp profile has a few thousand
+	maxWindow   = 32 << 20 // zstd window in bytes; levels up to 19 use 8 MiB
 )
 
-// A compressed archive may hold freeExpansion bytes, and maxExpansion more for each compressed byte.
-// Memory that was never written to compresses well, and CRIU leaves it out.
+// A compressed archive may expand to freeExpansion bytes plus maxExpansion bytes for each
+// compressed byte. Unwritten memory compresses well, but CRIU does not save it.
 const (
 	freeExpansion = 1 << 30
 	maxExpansion  = 100
 )
 
-// Archive is a checkpoint to read from. The methods may be called one after the
-// other, any number of times.
+// Archive is an open checkpoint. Its methods may be called repeatedly, but not concurrently.
 type Archive struct {
 	name  string
-	begin func(context.Context) (io.ReadCloser, error) // opens it at its start
+	begin func(context.Context) (io.ReadCloser, error) // returns a reader at the archive's start
 	close func() error
 }
 
-// Open opens the archive in a file. What is not a file is ErrInvalidArgument,
-// what is not there ErrNotFound.
+// Open opens an archive file. It returns ErrNotFound if the file does not exist and
+// ErrInvalidArgument if it is not a regular file.
 func Open(name string) (*Archive, error) {
 	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -76,27 +75,27 @@ func Open(name string) (*Archive, error) {
 	return &Archive{name: name, begin: begin, close: f.Close}, nil
 }
 
-// OpenStream makes an archive of a tar that can be read more than once, such as
-// the layer of an image that was made of an archive. name is what errors call
-// it, and closed what Close does.
+// OpenStream returns an archive for a tar that can be read more than once, such as an image layer
+// that contains a checkpoint. begin opens the tar at its start. name is used in errors, and Close
+// calls closed.
 func OpenStream(name string, begin func(context.Context) (io.ReadCloser, error), closed func()) *Archive {
 	return &Archive{name: name, begin: begin, close: func() error { closed(); return nil }}
 }
 
-// Name is what the archive was opened as.
+// Name returns the name under which the archive was opened.
 func (a *Archive) Name() string { return a.name }
 
-// Close lets go of the archive.
+// Close closes the archive.
 func (a *Archive) Close() error { return a.close() }
 
-// Description is what an archive says of the container.
+// Description is an archive's description of the container.
 type Description struct {
 	Config Config
 	Spec   specs.Spec
 }
 
-// Describe reads what the archive says of the container. An archive that does
-// not say it is ErrInvalidArgument.
+// Describe reads the archive's description of the container. It returns ErrInvalidArgument if the
+// description is missing or invalid.
 func (a *Archive) Describe(ctx context.Context) (Description, error) {
 	var d Description
 	wanted := map[string]any{ConfigFile: &d.Config, SpecFile: &d.Spec}
@@ -128,10 +127,10 @@ func (a *Archive) Describe(ctx context.Context) (Description, error) {
 	return d, nil
 }
 
-// Unpack writes the files that a restore needs into a directory, under their
-// names, with mode 0600. It writes at most limit bytes. A name that leaves the
-// archive, a file that is there twice, one that is not a file, and more than
-// the limit is ErrInvalidArgument. After an error a part is there.
+// Unpack writes the files that a restore needs into a directory, under their names and with mode
+// 0600. It writes at most limit bytes. It returns ErrInvalidArgument for a name outside of the
+// archive, a duplicate file, an entry that is not a regular file, and content above the limit.
+// After an error, some files may have been written.
 func (a *Archive) Unpack(ctx context.Context, dir string, limit int64) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -147,7 +146,7 @@ func (a *Archive) Unpack(ctx context.Context, dir string, limit int64) error {
 			return invalid("it has more than %d files", maxFiles)
 		}
 		if limit -= e.size; limit < 0 {
-			return invalid("it holds more than may be unpacked")
+			return invalid("its content is larger than the limit")
 		}
 		images = images || path.Dir(e.name) == ImagesDir
 		if e.name == crioLogFile {
@@ -156,7 +155,7 @@ func (a *Archive) Unpack(ctx context.Context, dir string, limit int64) error {
 		return e.unpack(root)
 	})
 	if err == nil && !images {
-		err = invalid("it holds no images of CRIU")
+		err = invalid("it has no CRIU images")
 	}
 	if err != nil {
 		return fmt.Errorf("unpack checkpoint archive %s: %w", a.name, err)
@@ -164,12 +163,12 @@ func (a *Archive) Unpack(ctx context.Context, dir string, limit int64) error {
 	return nil
 }
 
-// wanted says whether a restore needs the file.
+// wanted reports whether a restore needs the file.
 func wanted(name string) bool {
 	switch name {
 	case RootfsDiffFile, DeletedFile, ShmFile, LogFile, crioLogFile:
 		return true
-	case ImagesDir, VolumesDir: // which are not directories then
+	case ImagesDir, VolumesDir: // as a file, which unpack refuses
 		return true
 	}
 	switch path.Dir(name) {
@@ -197,7 +196,7 @@ func (e entry) decode(into any) error {
 	if err != nil {
 		return fmt.Errorf("read %s: %w", e.name, err)
 	}
-	// An archive may be a layer of somebody's image.
+	// The archive may come from an untrusted image layer.
 	if err := jsonlimit.Check(data, jsonlimit.Limits{Depth: maxNesting, Values: maxValues}); err != nil {
 		return invalid("decode %s: %v", e.name, err)
 	}
@@ -221,7 +220,7 @@ func (e entry) unpack(root *os.Root) error {
 	}
 	f, err := root.OpenFile(e.name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
-		return invalid("%s is there twice", e.name)
+		return invalid("%s is duplicated", e.name)
 	}
 	if err != nil {
 		return err
@@ -239,10 +238,10 @@ func (e entry) unpack(root *os.Root) error {
 	return nil
 }
 
-// errEnough ends an iteration.
+// errEnough stops an iteration early.
 var errEnough = errors.New("enough")
 
-// each calls f for every file of the archive.
+// each calls f for every entry of the archive that is not a directory.
 func (a *Archive) each(ctx context.Context, f func(entry) error) error {
 	err := a.eachEntry(ctx, f)
 	if errors.Is(err, errEnough) {
@@ -266,11 +265,11 @@ func (a *Archive) eachEntry(ctx context.Context, f func(entry) error) error {
 	}
 	defer func() { _ = counted.Close() }()
 	in := tar.NewReader(counted)
-	end := int64(0) // of the entry before
+	end := int64(0) // of the previous entry
 	for range maxEntries {
 		h, err := in.Next()
 		if errors.Is(err, io.EOF) && counted.n < end+tarBlock {
-			err = io.ErrUnexpectedEOF // cut between two entries
+			err = io.ErrUnexpectedEOF // truncated between two entries
 		}
 		if errors.Is(err, io.EOF) {
 			return nil
@@ -300,20 +299,20 @@ func (a *Archive) eachEntry(ctx context.Context, f func(entry) error) error {
 	return invalid("it has more than %d entries", maxEntries)
 }
 
-// tarBlock is the size of a header, and of the least of what ends a tar.
+// tarBlock is the size of a tar header, and the minimum size of a tar's end marker.
 const tarBlock = 512
 
-// expansion is what an archive decompresses to. It counts bytes, to tell an archive that was cut
-// between two entries, which archive/tar takes for a whole one, and to end one that grows without
-// bound.
+// expansion is the decompressed content of an archive. It counts bytes for two reasons: archive/tar
+// does not notice if an archive is truncated between two entries, and an archive must not expand
+// without limit.
 type expansion struct {
 	plain      io.ReadCloser
 	compressed *counter
 	n          int64
-	holes      int64 // bytes of sparse files, which the archive does not contain
+	holes      int64 // bytes of holes in sparse files, not part of the archive
 }
 
-// counter counts what is read, and keeps the error that ended it.
+// counter counts the bytes read and keeps the error that ended reading.
 type counter struct {
 	from io.Reader
 	n    int64
@@ -341,26 +340,26 @@ func (e *expansion) Read(p []byte) (int, error) {
 	if err := e.grow(0); err != nil {
 		return n, err
 	}
-	// An error that the disk did not make is the archive's.
+	// If reading the compressed data succeeded, the error is caused by the archive's content.
 	if err != nil && !errors.Is(err, io.EOF) && e.compressed.err == nil {
 		err = fmt.Errorf("the archive is damaged: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	return n, err
 }
 
-// grow adds holes.
+// grow adds holes and returns ErrInvalidArgument if the archive expands too much.
 func (e *expansion) grow(holes int64) error {
-	const most = 1 << 60 // far above the limit, and two of them are no overflow
+	const most = 1 << 60 // far above the limit; the sum of two does not overflow
 	e.holes = min(e.holes, most) + min(holes, most)
 	if e.n+e.holes > freeExpansion+maxExpansion*e.compressed.n {
-		return invalid("it holds more than %d bytes and %d times its own size", freeExpansion, maxExpansion)
+		return invalid("it expands to more than %d bytes plus %d times its own size", freeExpansion, maxExpansion)
 	}
 	return nil
 }
 
 func (e *expansion) Close() error { return e.plain.Close() }
 
-// sparse says whether an entry's size is not that of what the tar holds of it.
+// sparse reports whether an entry's size differs from the size of its data in the tar.
 func sparse(h *tar.Header) bool {
 	for key := range h.PAXRecords {
 		if strings.HasPrefix(key, "GNU.sparse.") {
@@ -370,8 +369,8 @@ func sparse(h *tar.Header) bool {
 	return false
 }
 
-// entryName makes the name of an entry clean and refuses what leaves the
-// archive.
+// entryName returns the clean name of an entry. Names outside of the archive are
+// ErrInvalidArgument.
 func entryName(name string) (string, error) {
 	clean := path.Clean(name)
 	switch {
@@ -385,7 +384,7 @@ func entryName(name string) (string, error) {
 	return clean, nil
 }
 
-// tarError marks what is wrong with the archive itself.
+// tarError adds ErrInvalidArgument to errors caused by the archive's content.
 func tarError(err error) error {
 	if errdefs.IsInvalidArgument(err) {
 		return err
@@ -398,8 +397,8 @@ func tarError(err error) error {
 	return err
 }
 
-// OpenTar opens a tar of an archive that was unpacked into dir, uncompressed if
-// it was compressed. One that is not there is an empty tar.
+// OpenTar opens a tar from an archive that was unpacked into dir, and decompresses it if necessary.
+// A missing file reads as an empty tar.
 func OpenTar(ctx context.Context, dir, name string) (io.ReadCloser, error) {
 	f, err := os.Open(filepath.Join(dir, name))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -415,7 +414,7 @@ func OpenTar(ctx context.Context, dir, name string) (io.ReadCloser, error) {
 	return &stacked{ReadCloser: plain, below: f}, nil
 }
 
-// stacked closes what it reads from as well.
+// stacked also closes the file below the reader.
 type stacked struct {
 	io.ReadCloser
 	below io.Closer
@@ -423,7 +422,7 @@ type stacked struct {
 
 func (s *stacked) Close() error { return errors.Join(s.ReadCloser.Close(), s.below.Close()) }
 
-// decompress recognises gzip and zstd by their first bytes.
+// decompress detects gzip and zstd by their first bytes.
 func decompress(in io.Reader) (io.ReadCloser, error) {
 	buffered := bufio.NewReaderSize(in, 1<<20)
 	magic, err := buffered.Peek(4)
@@ -447,13 +446,14 @@ func decompress(in io.Reader) (io.ReadCloser, error) {
 	return io.NopCloser(buffered), nil
 }
 
-// isZstd also knows frames that decoders skip, with which parallel compressors begin (RFC 8878, section 3.1.2).
+// isZstd also detects skippable frames, with which parallel compressors begin (RFC 8878, section
+// 3.1.2).
 func isZstd(magic []byte) bool {
 	return string(magic) == "\x28\xb5\x2f\xfd" || len(magic) == 4 && binary.LittleEndian.Uint32(magic)&^0xf == 0x184d2a50
 }
 
-// ReadDeleted reads the list of deleted files of an archive that was unpacked
-// into dir; nothing if there is none.
+// ReadDeleted reads the list of deleted files from an archive that was unpacked into dir. It
+// returns nil if there is none.
 func ReadDeleted(dir string) ([]string, error) {
 	var deleted []string
 	err := readJSON(dir, DeletedFile, &deleted)
@@ -463,14 +463,14 @@ func ReadDeleted(dir string) ([]string, error) {
 	return deleted, err
 }
 
-// Stream says what a standard stream of a checkpointed process was.
+// Stream describes a standard stream of a checkpointed process.
 type Stream string
 
-// Pipe says whether the stream was a pipe that led out of the container.
+// Pipe reports whether the stream was a pipe to outside the container.
 func (s Stream) Pipe() bool { return strings.HasPrefix(string(s), "pipe:") }
 
-// ReadStreams reads what stdin, stdout and stderr were, from an archive that
-// was unpacked into dir.
+// ReadStreams reads the descriptions of stdin, stdout and stderr from an archive that was unpacked
+// into dir. It returns ErrInvalidArgument if they are missing or incomplete.
 func ReadStreams(dir string) ([3]Stream, error) {
 	var streams []Stream
 	var three [3]Stream
@@ -479,7 +479,7 @@ func ReadStreams(dir string) ([3]Stream, error) {
 		return three, invalid("%s/%s is missing", ImagesDir, descriptorsFile)
 	}
 	if err == nil && len(streams) < len(three) {
-		err = invalid("%s/%s tells of %d streams", ImagesDir, descriptorsFile, len(streams))
+		err = invalid("%s/%s describes only %d streams", ImagesDir, descriptorsFile, len(streams))
 	}
 	copy(three[:], streams)
 	return three, err

@@ -20,18 +20,17 @@ import (
 	"github.com/micarun/mica/internal/jsonfile"
 )
 
-// tempPrefix begins the name of an archive that is not finished.
+// tempPrefix begins the name of an unfinished archive.
 const tempPrefix = ".mica-checkpoint-"
 
-// TempName returns the path under which Write makes the archive of a location.
-// The same tag gives the same path.
+// TempName returns the path of the temporary file in which Write makes the archive for a location.
+// It depends only on location's directory and tag.
 func TempName(location, tag string) string {
 	return filepath.Join(filepath.Dir(location), tempPrefix+tag)
 }
 
-// CheckLocation returns ErrInvalidArgument unless an archive can be written to
-// location: an absolute path whose directory exists, and which is not something
-// other than a file.
+// CheckLocation returns ErrInvalidArgument unless an archive can be written to location: an
+// absolute path in an existing directory, at which there is nothing or a regular file.
 func CheckLocation(location string) error {
 	if !filepath.IsAbs(location) || strings.ContainsRune(location, 0) || strings.HasSuffix(location, "/") {
 		return fmt.Errorf("location %q is not an absolute path of a file: %w", location, errdefs.ErrInvalidArgument)
@@ -50,27 +49,27 @@ func CheckLocation(location string) error {
 	case err != nil:
 		return fmt.Errorf("location %q: %w: %w", location, err, errdefs.ErrInvalidArgument)
 	case !st.Mode().IsRegular():
-		return fmt.Errorf("location %q is there and is not a file: %w", location, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("location %q exists and is not a regular file: %w", location, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
 
-// WriteArgs name an archive and what goes into it.
+// WriteArgs name an archive and its source.
 type WriteArgs struct {
-	// From is the directory whose files are the archive's, or the file to copy.
+	// From is the directory to pack (Write) or the file to copy (CopyFile).
 	From string
-	// Temp is where the archive is made, Location where it appears when all of
-	// it is on stable storage. Both are in one directory.
+	// Temp is the path of the temporary file. It is renamed to Location once the whole archive is
+	// on stable storage. Both are in the same directory.
 	Temp, Location string
 }
 
-// Write makes an archive, with mode 0600. After an error nothing of it is
-// there, and what was at the location still is.
+// Write makes an archive with mode 0600. After an error, the temporary file is removed and Location
+// is unchanged.
 func Write(ctx context.Context, a WriteArgs) error {
 	return appear(ctx, a, func(w io.Writer) error { return pack(ctx, a.From, w) })
 }
 
-// CopyFile is Write with a file as it is.
+// CopyFile is Write with the content of a single file.
 func CopyFile(ctx context.Context, a WriteArgs) error {
 	return appear(ctx, a, func(w io.Writer) error {
 		f, err := os.Open(a.From)
@@ -114,7 +113,7 @@ func write(ctx context.Context, a WriteArgs, fill func(io.Writer) error) error {
 		err = cerr
 	}
 	if err == nil {
-		err = ctx.Err() // nobody waits for it any more
+		err = ctx.Err() // the caller has given up
 	}
 	if err == nil {
 		err = failpoint.Hit("checkpoint-written")
@@ -128,7 +127,7 @@ func write(ctx context.Context, a WriteArgs, fill func(io.Writer) error) error {
 	return jsonfile.SyncDir(filepath.Dir(a.Location))
 }
 
-// pack writes the tar of a directory that nobody else changes.
+// pack writes the tar of a directory that does not change meanwhile.
 func pack(ctx context.Context, dir string, to io.Writer) error {
 	out := tar.NewWriter(to)
 	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
@@ -176,9 +175,9 @@ func packEntry(ctx context.Context, out *tar.Writer, path, name string, entry fs
 	return err
 }
 
-// reader ends with its context.
+// reader returns its context's error once the context has ended.
 type reader struct {
-	ctx  context.Context // of one call, which this value does not outlive
+	ctx  context.Context // of one call; the reader does not outlive it
 	from io.Reader
 }
 
