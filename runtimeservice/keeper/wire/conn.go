@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FDs are descriptors by name. Whoever holds the map owns them.
+// FDs are descriptors by name. The holder of the map owns them.
 type FDs map[string]int
 
 // Close closes every descriptor.
@@ -24,7 +24,7 @@ func (f FDs) Close() {
 	}
 }
 
-// Take removes a descriptor from the map; -1 if it is not there.
+// Take removes a descriptor from the map and returns it, or -1 if there is none.
 func (f FDs) Take(name string) int {
 	fd, ok := f[name]
 	if !ok {
@@ -48,8 +48,7 @@ func (f FDs) Dup() (FDs, error) {
 	return out, nil
 }
 
-// Conn is one end of a connection. One goroutine may receive while others
-// send.
+// Conn is one end of a connection. One goroutine may receive while others send.
 type Conn struct {
 	file *os.File
 	raw  syscall.RawConn
@@ -57,7 +56,7 @@ type Conn struct {
 	mu sync.Mutex // guards sending
 }
 
-// NewConn takes a connected seqpacket socket over.
+// NewConn takes ownership of a connected seqpacket socket. It closes fd on error.
 func NewConn(fd int) (*Conn, error) {
 	if err := unix.SetNonblock(fd, true); err != nil {
 		_ = unix.Close(fd)
@@ -72,19 +71,19 @@ func NewConn(fd int) (*Conn, error) {
 	return &Conn{file: file, raw: raw}, nil
 }
 
-// Close closes the socket and wakes its users.
+// Close closes the socket and wakes goroutines blocked in Send or Receive.
 func (c *Conn) Close() error { return c.file.Close() }
 
-// SetWriteDeadline bounds sending.
+// SetWriteDeadline bounds Send.
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.file.SetWriteDeadline(t) }
 
-// Control runs f on the descriptor.
+// Control calls f with the descriptor.
 func (c *Conn) Control(f func(fd int)) error {
 	return c.raw.Control(func(fd uintptr) { f(int(fd)) })
 }
 
-// Send sends one packet made by Encode, with the descriptors that its FDs
-// name, which stay the caller's.
+// Send sends one packet made by Encode with its descriptors, in the order of Message.FDs. The
+// descriptors stay the caller's.
 func (c *Conn) Send(packet []byte, fds []int) error {
 	var rights []byte
 	if len(fds) > 0 {
@@ -108,8 +107,9 @@ func (c *Conn) Send(packet []byte, fds []int) error {
 	return nil
 }
 
-// Receive returns the next message and its descriptors, which are then the
-// caller's; io.EOF when the peer is gone. s may be nil.
+// Receive returns the next message and its descriptors, which the caller then owns. It returns
+// io.EOF when the peer has closed the connection, and an error with os.ErrClosed after Close. s may
+// be nil.
 func (c *Conn) Receive(s *Section) (Message, FDs, error) {
 	var packet []byte
 	var fds []int
@@ -139,10 +139,9 @@ func (c *Conn) Receive(s *Section) (Message, FDs, error) {
 	return m, named, err
 }
 
-// Section lets the owner of a connection tell exactly which packets were
-// taken off a socket: Enter and Leave surround each attempt, Got is called
-// within for every packet, Drop for one that did not parse. A nil Section and
-// nil fields do nothing.
+// Section lets a connection's owner track which packets were taken off a socket. Receive calls
+// Enter and Leave around each attempt, Got in between for every packet, and Drop for a packet that
+// cannot be decoded. A nil Section and nil fields do nothing.
 type Section struct{ Enter, Leave, Got, Drop func() }
 
 func (s *Section) enter() { s.call(func() func() { return s.Enter }) }
@@ -184,8 +183,8 @@ func receive(fd int) ([]byte, []int, error) {
 	return packet[:n], fds, nil
 }
 
-// peek returns the size of the next packet, so that an idle connection holds
-// no buffer.
+// peek returns the size of the next packet, so that the buffer is allocated only when a packet
+// arrives.
 func peek(fd int) (int, error) {
 	var probe [1]byte
 	for {
@@ -253,8 +252,8 @@ func closeAll(fds []int) {
 // SocketName is the name of the socket in the keeper's directory.
 const SocketName = "keeper.sock"
 
-// Dial connects to the keeper of dir. The error of an absent keeper satisfies
-// Absent.
+// Dial connects to the keeper in directory dir. If no keeper listens, Absent returns true for the
+// error.
 func Dial(dir string) (*Conn, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -274,13 +273,13 @@ func Dial(dir string) (*Conn, error) {
 	return NewConn(fd)
 }
 
-// Absent tells whether err of Dial means that no keeper listens.
+// Absent reports whether an error of Dial means that no keeper listens.
 func Absent(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED)
 }
 
-// Listen makes the socket of dir, mode 0600, replacing a stale one. The
-// caller holds the directory's lock.
+// Listen makes the socket in dir with mode 0600, replacing a stale one, and returns its descriptor.
+// The caller must hold the directory's lock.
 func Listen(dir string) (int, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -306,19 +305,19 @@ func Listen(dir string) (int, error) {
 	return fd, nil
 }
 
-// CheckPeer accepts peers that run as root or as this process's user.
+// CheckPeer returns an error unless the peer runs as root or as this process's user.
 func CheckPeer(fd int) error {
 	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil {
 		return fmt.Errorf("read peer credentials: %w", err)
 	}
 	if cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
-		return fmt.Errorf("peer with uid %d is refused", cred.Uid)
+		return fmt.Errorf("refuse peer with uid %d", cred.Uid)
 	}
 	return nil
 }
 
-// at calls f with a short name of dir: socket addresses hold 107 bytes.
+// at calls f with a short path for dir, since socket addresses are limited to 107 bytes.
 func at(dir string, f func(path string) error) error {
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -328,7 +327,7 @@ func at(dir string, f func(path string) error) error {
 	return f("/proc/self/fd/" + strconv.Itoa(fd))
 }
 
-// FileID identifies a program file: device, inode, size and time of change.
+// FileID identifies a version of a program file by device, inode, size and modification time.
 func FileID(path string) (string, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {

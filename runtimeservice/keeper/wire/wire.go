@@ -1,15 +1,13 @@
-// Package wire is the protocol between daemon and keeper: messages, their
-// limits, and the socket that carries them with file descriptors.
+// Package wire is the protocol between daemon and keeper: messages, their limits, and the socket
+// that carries them with file descriptors.
 //
-// One packet of a unix seqpacket socket is one [Message] in JSON. The daemon
-// sends requests with an ID of its choice; the keeper answers each with one
-// message of the same ID, in any order, and pushes messages with ID 0: events
-// and descriptor copies. The first message of a connection is Hello in both
-// directions and settles the version.
+// Each packet of a unix seqpacket socket is one [Message] in JSON. The daemon sends requests with
+// an ID that it chooses. The keeper answers each request with one message of the same ID, in any
+// order. It also pushes messages with ID 0: events and descriptor copies. The first message in both
+// directions is Hello, which negotiates the version.
 //
-// It is not an RPC framework: no streams, no interface definitions, and
-// nothing but the standard library and golang.org/x/sys, because the keeper
-// is linked with it.
+// It is not an RPC framework: it has no streams and no interface definitions. It uses only the
+// standard library and golang.org/x/sys, because the keeper links it.
 package wire
 
 import (
@@ -21,7 +19,7 @@ import (
 	"time"
 )
 
-// Versions of the protocol that this package speaks.
+// Versions of the protocol that this package supports.
 const (
 	Version    = 1
 	MinVersion = 1
@@ -35,11 +33,11 @@ const (
 	MaxFDs = 16
 	// MaxID is the longest container ID in bytes.
 	MaxID = 128
-	// MaxText is what is kept of an error's text, in bytes.
+	// MaxText is the maximum length of an error's text, in bytes.
 	MaxText = 8 << 10
 )
 
-// Operations. The comment gives the bodies of request and reply.
+// Operations. The comments give the bodies of request and reply.
 const (
 	OpHello     = "hello"     // Hello, Hello
 	OpCreate    = "create"    // Create, Created
@@ -73,10 +71,10 @@ const (
 	FDLog      = "log"      // CRI log file
 	FDPending0 = "pending0" // memfd: output of stdout or terminal not yet in the log
 	FDPending1 = "pending1" // memfd: output of stderr not yet in the log
-	FDTable    = "table"    // memfd: how far each log is
+	FDTable    = "table"    // memfd: how much of each log is written
 )
 
-// Message is one packet.
+// Message is the content of one packet.
 type Message struct {
 	ID    uint64          `json:"id,omitempty"`
 	Op    string          `json:"op"`
@@ -97,7 +95,7 @@ const (
 	CodeInternal     = "internal"
 )
 
-// Error is a failed request.
+// Error is the result of a failed request.
 type Error struct {
 	Code string `json:"code"`
 	Text string `json:"text"`
@@ -105,12 +103,12 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Text }
 
-// Errorf makes an Error with a bounded text.
+// Errorf returns an Error with the formatted text, cut to MaxText.
 func Errorf(code, format string, args ...any) *Error {
 	return &Error{Code: code, Text: clip(fmt.Sprintf(format, args...))}
 }
 
-// AsError turns any error into one that can be sent.
+// AsError converts any error to one that can be sent. Errors other than *Error get CodeInternal.
 func AsError(err error) *Error {
 	if err == nil {
 		return nil
@@ -130,25 +128,24 @@ func clip(s string) string {
 	return s
 }
 
-// Hello opens a connection.
+// Hello is the first message of a connection.
 type Hello struct {
 	Version int `json:"version"`
 	Min     int `json:"min"`
-	// Pid, Exe and Cgroup tell of the keeper: its process, the identity of its
-	// program file (FileID) and the cgroup directories it made for itself.
+	// Pid, Exe and Cgroup describe the keeper: its process ID, the identity of its program file
+	// (FileID), and the cgroup directories that it made for itself.
 	Pid    int      `json:"pid,omitempty"`
 	Exe    string   `json:"exe,omitempty"`
 	Cgroup []string `json:"cgroup,omitempty"`
-	// Instance differs between any two keeper processes' lives.
+	// Instance is unique to one run of a keeper process.
 	Instance string `json:"instance,omitempty"`
-	// Managed says that a service manager runs the keeper, and starts another
-	// when it dies.
+	// Managed is true if a service manager runs the keeper and restarts it when it dies.
 	Managed bool `json:"managed,omitempty"`
-	// Orphans are containers whose descriptors the keeper lacks.
+	// Orphans are containers whose descriptors the keeper does not have.
 	Orphans []string `json:"orphans,omitempty"`
 }
 
-// Agree returns the version that both sides speak.
+// Agree returns the highest version that both sides support, or an error if there is none.
 func (h Hello) Agree() (int, error) {
 	v := min(h.Version, Version)
 	if v < h.Min || v < MinVersion {
@@ -157,7 +154,7 @@ func (h Hello) Agree() (int, error) {
 	return v, nil
 }
 
-// Create asks for a container.
+// Create requests a new container.
 type Create struct {
 	ID           string        `json:"id"`
 	Runtime      []string      `json:"runtime"`
@@ -174,7 +171,7 @@ type Create struct {
 	GID          int           `json:"gid,omitempty"`
 }
 
-// Check reports what is missing.
+// Check returns an Error with CodeInvalid if a field is invalid.
 func (c Create) Check() error {
 	if err := CheckID(c.ID); err != nil {
 		return err
@@ -192,18 +189,17 @@ func (c Create) Check() error {
 	return nil
 }
 
-// Restore asks for a container whose processes come from a checkpoint, and
-// which runs at once.
+// Restore requests a container whose processes are restored from a checkpoint. It runs at once.
 type Restore struct {
 	Create
-	// Images and Work are the directories of CRIU's image files and of its log.
+	// Images is the directory of CRIU's image files, Work that of its log.
 	Images string `json:"images"`
 	Work   string `json:"work"`
-	// Flags are further ones of the runtime's restore.
+	// Flags are additional options for the runtime's restore command.
 	Flags []string `json:"flags,omitempty"`
 }
 
-// Check reports what is missing.
+// Check returns an Error with CodeInvalid if a field is invalid.
 func (r Restore) Check() error {
 	if err := r.Create.Check(); err != nil {
 		return err
@@ -214,7 +210,7 @@ func (r Restore) Check() error {
 	return nil
 }
 
-// Init asks for a pod's init process.
+// Init requests a pod's init process.
 type Init struct {
 	ID          string   `json:"id"`
 	NetNS       string   `json:"netNS,omitempty"`
@@ -226,7 +222,7 @@ type Init struct {
 	CgroupProcs []string `json:"cgroupProcs,omitempty"`
 }
 
-// Check reports what is missing.
+// Check returns an Error with CodeInvalid if a field is invalid.
 func (i Init) Check() error {
 	if err := CheckID(i.ID); err != nil {
 		return err
@@ -237,7 +233,7 @@ func (i Init) Check() error {
 	return nil
 }
 
-// Created answers Create and Init.
+// Created is the reply to Create, Restore and Init.
 type Created struct {
 	Pid int `json:"pid"`
 }
@@ -247,21 +243,21 @@ type Target struct {
 	ID string `json:"id"`
 }
 
-// Kill asks for a signal.
+// Kill requests a signal.
 type Kill struct {
 	ID     string `json:"id"`
 	Signal int    `json:"signal"`
 	All    bool   `json:"all,omitempty"`
 }
 
-// Resize asks for a terminal size in characters.
+// Resize requests a terminal size in characters.
 type Resize struct {
 	ID     string `json:"id"`
 	Width  uint16 `json:"width"`
 	Height uint16 `json:"height"`
 }
 
-// Attach asks for streams.
+// Attach requests copies of streams.
 type Attach struct {
 	ID     string `json:"id"`
 	Stdin  bool   `json:"stdin,omitempty"`
@@ -269,12 +265,12 @@ type Attach struct {
 	Stderr bool   `json:"stderr,omitempty"`
 }
 
-// Upgrade asks for another program.
+// Upgrade requests that the keeper re-executes with another program.
 type Upgrade struct {
 	Binary string `json:"binary"`
 }
 
-// State is a container's state; also the form of exit.json's parent.
+// State is a container's state.
 type State struct {
 	ID      string `json:"id"`
 	Pid     int    `json:"pid"`
@@ -282,7 +278,7 @@ type State struct {
 	Exit    *Exit  `json:"exit,omitempty"`
 }
 
-// Exit is the exit record, and the content of exit.json.
+// Exit is a container's exit record, and the content of exit.json.
 type Exit struct {
 	Code      int       `json:"code"`
 	Signal    int       `json:"signal,omitempty"`
@@ -291,24 +287,25 @@ type Exit struct {
 	Reason    string    `json:"reason,omitempty"`
 }
 
-// List is one page of states, ordered by ID. A page that does not end the
-// list is asked on from its last ID.
+// List is one page of states, ordered by ID. If More is set, the next page is requested with After
+// set to the last ID.
 type List struct {
 	After  string  `json:"after,omitempty"`
 	States []State `json:"states,omitempty"`
 	More   bool    `json:"more,omitempty"`
 }
 
-// PageSize is how many states go into one List, so that it fits MaxMessage.
+// PageSize is the number of states in a List, chosen so that it fits into MaxMessage.
 const PageSize = 100
 
-// Custody accompanies descriptor copies. The table's has no ID and no Record.
+// Custody is sent with descriptor copies. For the table it has no ID and no Record.
 type Custody struct {
 	ID     string          `json:"id,omitempty"`
 	Record json.RawMessage `json:"record,omitempty"`
 }
 
-// CheckID accepts letters, digits, '_', '.' and '-', not beginning with a dot.
+// CheckID returns an Error with CodeInvalid unless id consists of letters, digits, '_', '.' and '-'
+// and does not begin with a dot.
 func CheckID(id string) error {
 	ok := id != "" && len(id) <= MaxID && id[0] != '.'
 	for i := 0; ok && i < len(id); i++ {
@@ -321,7 +318,8 @@ func CheckID(id string) error {
 	return nil
 }
 
-// Encode makes the packet of m with body, which may be nil.
+// Encode returns the packet of m with body, which may be nil. A packet larger than MaxMessage is an
+// Error with CodeExhausted.
 func Encode(m Message, body any) ([]byte, error) {
 	if body != nil {
 		raw, err := json.Marshal(body)
@@ -343,7 +341,7 @@ func Encode(m Message, body any) ([]byte, error) {
 	return data, nil
 }
 
-// Decode parses a packet. Unknown fields are ignored, for newer peers.
+// Decode parses a packet. It ignores unknown fields, which newer peers may send.
 func Decode(data []byte) (Message, error) {
 	var m Message
 	if len(data) > MaxMessage {
@@ -361,7 +359,7 @@ func Decode(data []byte) (Message, error) {
 	return m, nil
 }
 
-// Into decodes the body of m into v.
+// Into decodes the body of m into v. Its errors have CodeInvalid.
 func (m Message) Into(v any) error {
 	if len(bytes.TrimSpace(m.Body)) == 0 {
 		return Errorf(CodeInvalid, "%s: no body", m.Op)

@@ -66,7 +66,7 @@ func TestLimits(t *testing.T) {
 	if err := (&Error{Code: CodeNotFound, Text: "x"}); AsError(errors.Join(err)).Code != CodeNotFound {
 		t.Error("the code is lost")
 	}
-	// The largest page of a list fits a packet.
+	// The largest page of a list fits into a packet.
 	page := List{More: true}
 	for range PageSize {
 		page.States = append(page.States, State{ID: strings.Repeat("f", MaxID), Pid: 1 << 22, Exit: &Exit{
@@ -246,8 +246,8 @@ func TestListenAndDialInADeepDirectory(t *testing.T) {
 	}
 }
 
-// Property: no packet makes the parser panic; one that is accepted can be
-// sent on, and means the same.
+// Property: no packet makes the parser panic. An accepted packet can be encoded again, with the
+// same meaning.
 func FuzzMessage(f *testing.F) {
 	for _, s := range []string{
 		`{"op":"create","id":1,"body":{"id":"a","runtime":["/r"],"bundle":"/b"}}`,
