@@ -3,23 +3,23 @@
  *
  *     cc -Os -static -nostdlib -o mica-init cmd/mica-init/init.c
  *
- * It reaps orphans, ends on SIGTERM and SIGINT, and does nothing else: it
- * forwards no signal. The containers of the pod can see it in their /proc, so
- * before it reports ready (one byte on stdout, then its end) it makes itself
- * worthless to them: a mount namespace whose root is an empty read-only tmpfs,
- * so that /proc/1/root leads nowhere; no descriptors; uid and gid 65534 without
- * groups and capabilities; not dumpable.
+ * It reaps orphans and exits on SIGTERM and SIGINT. It forwards no signals. The
+ * pod's containers can see it in their /proc. Before it reports ready (one byte on
+ * stdout, then end of file), it therefore drops everything that they could misuse:
+ * it has a mount namespace whose root is an empty read-only tmpfs, so that
+ * /proc/1/root leads nowhere; no descriptors; uid and gid 65534 without groups and
+ * capabilities; and it is not dumpable.
  *
- * With an argument it is something else first, since only a process with one
- * thread can enter a user namespace or be the first in one:
+ * With an argument it first does a task that needs a process with one thread:
+ * entering a user namespace, or being the first process in one.
  *
- *     mica-init hold    keeps the namespaces that it was made in until the end of stdin
+ *     mica-init hold    keeps the namespaces that it was started in until the end of stdin
  *     mica-init join    enters the namespaces of descriptors 3, 4, …, the user namespace
- *                       first; makes process 1 of a new PID namespace, a child of its own
- *                       parent; writes that one's pid to stderr, four bytes; and ends
+ *                       first; starts process 1 of a new PID namespace as a child of its
+ *                       own parent; writes that process's pid to stderr, four bytes; exits
  *
- * There is no libc: x86-64 and arm64 Linux system calls, nothing allocated.
- * The exit status of a failed start is the number of the step below.
+ * It uses no libc, only system calls of x86-64 and arm64 Linux, and allocates nothing.
+ * If a start-up step below fails, the exit status is the number of the step.
  */
 
 #if defined(__x86_64__)
@@ -73,7 +73,7 @@ static long call(long n, long a, long b, long c, long d, long e)
 __asm__(".globl _start\n_start:\n mov x0,sp\n mov x29,xzr\n mov x30,xzr\n bl run\n");
 
 #else
-#error "mica-init knows the system calls of x86-64 and arm64 only"
+#error "mica-init supports x86-64 and arm64 only"
 #endif
 
 enum {
@@ -102,7 +102,7 @@ static void step(long number, long result)
 		leave(number);
 }
 
-/* hide gives the process an empty root. */
+/* hide replaces the root file system of the process by an empty one. */
 static void hide(void)
 {
 	const long quiet = MS_NOSUID | MS_NODEV | MS_NOEXEC;
@@ -117,12 +117,12 @@ static void hide(void)
 	step(18, call(SYS_mount, 0, (long)"/", 0, MS_REMOUNT | MS_RDONLY | quiet, 0));
 }
 
-/* drop gives up every right. */
+/* drop gives up all privileges. */
 static void drop(void)
 {
 	long err = call(SYS_setgroups, 0, 0, 0, 0, 0);
 
-	if (err != -EPERM) /* refused in user namespaces without the right; there is nothing to drop then */
+	if (err != -EPERM) /* not permitted in this user namespace; there are no groups to drop */
 		step(21, err);
 	err = call(SYS_setgid, NOBODY, 0, 0, 0, 0);
 	if (err != -EINVAL) /* not mapped in this user namespace */
@@ -134,7 +134,7 @@ static void drop(void)
 	step(25, call(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0));
 }
 
-/* hold keeps the namespaces of the process until nobody holds stdin open. */
+/* hold keeps the namespaces of the process until the other end of stdin is closed. */
 static _Noreturn void hold(void)
 {
 	char c;
@@ -144,7 +144,7 @@ static _Noreturn void hold(void)
 	leave(0);
 }
 
-/* join returns in the child that is process 1, as root of the user namespace. */
+/* join returns only in the new process 1, as root of the user namespace. */
 static void join(void)
 {
 	long result = 0;
@@ -169,7 +169,7 @@ static void join(void)
 /* stack is argc, then argv, as the kernel lays it out. */
 __attribute__((used)) _Noreturn void run(const long *stack)
 {
-	/* Blocked signals are queued even for process 1, which ignores the rest. */
+	/* The kernel queues blocked signals even for process 1, and drops the others. */
 	const unsigned long wanted = SIGNAL(SIGCHLD) | SIGNAL(SIGTERM) | SIGNAL(SIGINT);
 
 	if (stack[0] > 1 && *(const char *)stack[2] == 'h')
