@@ -10,13 +10,12 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// appArmorDefault is the name under which the default profile is loaded.
+// appArmorDefault is the name of the default profile.
 const appArmorDefault = "mica-default"
 
-// LoadAppArmor loads the default profile, Docker's, into the kernel unless it
-// is there, and returns its name for Host.AppArmorDefault. On a node without
-// AppArmor the name is "". It needs apparmor_parser where the profile is not
-// loaded.
+// LoadAppArmor loads the default profile, which is Docker's, into the kernel unless it is loaded.
+// It returns its name for Host.AppArmorDefault, or "" on a node without AppArmor. It needs
+// apparmor_parser if the profile is not loaded.
 func LoadAppArmor() (string, error) {
 	if !hasAppArmor() {
 		return "", nil
@@ -31,10 +30,9 @@ func LoadAppArmor() (string, error) {
 	return appArmorDefault, nil
 }
 
-// EnsureAppArmor sees to it that the profile which the security context asks for
-// is in the kernel: the default one, which an administrator's clean-up may have
-// taken out, is loaded again; any other that is absent is
-// ErrFailedPrecondition.
+// EnsureAppArmor makes sure that the profile that the security context requests is loaded. It
+// reloads the default profile, which an administrator may have removed. If any other profile is
+// missing, it returns ErrFailedPrecondition.
 func EnsureAppArmor(sc *runtimeapi.LinuxContainerSecurityContext, h Host) error {
 	name, err := appArmorName(sc, h)
 	if err != nil || name == "" {
@@ -42,7 +40,7 @@ func EnsureAppArmor(sc *runtimeapi.LinuxContainerSecurityContext, h Host) error 
 	}
 	loaded, err := apparmor.IsLoaded(name)
 	switch {
-	case errors.Is(err, fs.ErrNotExist): // without securityfs only the OCI runtime can tell
+	case errors.Is(err, fs.ErrNotExist): // without securityfs only the OCI runtime can find out
 		return nil
 	case err != nil:
 		return fmt.Errorf("look for AppArmor profile %s: %w", name, err)
@@ -55,9 +53,8 @@ func EnsureAppArmor(sc *runtimeapi.LinuxContainerSecurityContext, h Host) error 
 	return err
 }
 
-// appArmorName returns the name of the profile that a container gets, "" for
-// none. A container that names no profile gets the default one where that is
-// loaded; a privileged one is not confined, whatever it names.
+// appArmorName returns the name of a container's profile, "" for none. A container that requests no
+// profile gets the default one if that is loaded. A privileged container is never confined.
 func appArmorName(sc *runtimeapi.LinuxContainerSecurityContext, h Host) (string, error) {
 	if sc.GetPrivileged() {
 		return "", nil

@@ -9,8 +9,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// defaultCapabilities is what a container gets that asks for nothing, the same
-// fourteen as in Docker and containerd.
+// defaultCapabilities is what a container gets by default: the same fourteen as in Docker and
+// containerd.
 func defaultCapabilities() []string {
 	return []string{
 		"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD",
@@ -19,10 +19,9 @@ func defaultCapabilities() []string {
 	}
 }
 
-// capabilities works out the capability sets. ALL is applied first, on both
-// lists, then the single names: adds before drops. The inheritable set stays
-// empty but for ambient capabilities, which have to be in every set
-// (capabilities(7)).
+// capabilities computes the capability sets. ALL is applied first, for both lists, then single
+// names: first those to add, then those to drop. The inheritable set contains only the ambient
+// capabilities, which have to be in every set (capabilities(7)).
 func (b *builder) capabilities() (*specs.LinuxCapabilities, error) {
 	held := b.in.Host.Capabilities
 	if b.sc.GetPrivileged() {
@@ -68,13 +67,13 @@ func capabilitySets(set, ambient []string) *specs.LinuxCapabilities {
 	}
 }
 
-// parseCapabilities brings names into the form CAP_X, sorted and without
-// duplicates, and takes ALL out.
+// parseCapabilities converts names to the form CAP_X, sorted and without duplicates. It removes ALL
+// and reports it separately.
 func parseCapabilities(names []string) (caps []string, all bool, err error) {
 	if len(names) == 0 {
 		return nil, false, nil
 	}
-	asked := map[string]bool{} // all that there are → asked for
+	asked := map[string]bool{} // known capability → requested
 	for _, k := range capability.ListKnown() {
 		asked[capabilityName(k)] = false
 	}
@@ -96,7 +95,7 @@ func parseCapabilities(names []string) (caps []string, all bool, err error) {
 	return slices.Sorted(maps.Keys(asked)), all, nil
 }
 
-// capabilityName spells c as the OCI specification does.
+// capabilityName returns the OCI specification's name of c.
 func capabilityName(c capability.Cap) string { return "CAP_" + strings.ToUpper(c.String()) }
 
 func intersect(a, b []string) []string {

@@ -15,8 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// cpuTime is the processor time that do takes, on one thread, at its best of
-// three times.
+// cpuTime returns do's CPU time on one thread, the minimum of three runs.
 func cpuTime(t *testing.T, do func()) time.Duration {
 	t.Helper()
 	runtime.LockOSThread()
@@ -37,9 +36,8 @@ func cpuTime(t *testing.T, do func()) time.Duration {
 	return best
 }
 
-// checkLinear holds that do costs for 16 times as much no more than four times
-// what a linear cost would be; a quadratic one would be 16 times that. The
-// collector's help may cost a few milliseconds of either.
+// checkLinear holds that 16 times the input costs at most four times a linear cost; a quadratic
+// cost would be 16 times that. The garbage collector may add a few milliseconds.
 func checkLinear(t *testing.T, what string, n int, do func(n int)) {
 	t.Helper()
 	const more, margin, noise = 16, 4, 20 * time.Millisecond
@@ -58,9 +56,8 @@ func groupsOf(user string, n int) string {
 	return b.String()
 }
 
-// TestUserInManyGroups holds that an image whose /etc/group names the user over
-// and over costs in proportion to the file, and is refused above what the
-// kernel takes.
+// TestUserInManyGroups holds that an image whose /etc/group lists the user many times costs in
+// proportion to the file, and is refused above the kernel's limit.
 func TestUserInManyGroups(t *testing.T) {
 	in := func(group string) string {
 		return rootfs(t, map[string]string{"etc/passwd": passwd, "etc/group": group})
@@ -107,8 +104,8 @@ func TestUserInManyGroups(t *testing.T) {
 	})
 }
 
-// TestUserLookUpEndsWithItsContext holds that a call that was given up reads no
-// further through an image's files.
+// TestUserLookUpEndsWithItsContext holds that reading an image's files stops when the call's
+// context ends.
 func TestUserLookUpEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	n := 0
@@ -127,8 +124,8 @@ func TestUserLookUpEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// TestGreatEnvironment holds the limits of an environment that image and request
-// make together, and that it costs in proportion to its size.
+// TestGreatEnvironment holds the limits of an environment that image and request form together, and
+// that its cost is proportional to its size.
 func TestGreatEnvironment(t *testing.T) {
 	entries := func(name string, n int, value string) []string {
 		out := make([]string, n)
@@ -150,7 +147,7 @@ func TestGreatEnvironment(t *testing.T) {
 		name    string
 		image   []string
 		request []string
-		says    string // "": fits
+		says    string // "" if it fits
 	}{
 		{"a full image", entries("I", maxImageEnv, ""), nil, ""},
 		{"too many of the image", entries("I", 60_000, ""), nil, "60000 environment entries of the image, the limit is 4096"},
@@ -181,8 +178,7 @@ func TestGreatEnvironment(t *testing.T) {
 	})
 }
 
-// TestGreatRequests holds that every list of a request costs in proportion to
-// its length.
+// TestGreatRequests holds that the cost of every list in a request is proportional to its length.
 func TestGreatRequests(t *testing.T) {
 	name := func(kind string, i int) string { return fmt.Sprintf("/%s/%d", kind, i) }
 	for kind, fill := range map[string]func(in *ContainerInput, n int){
@@ -261,8 +257,7 @@ func TestManyDevices(t *testing.T) {
 	})
 }
 
-// TestManyMappings holds the same for the mappings of a user namespace, of which
-// the kernel takes 340.
+// TestManyMappings holds the same for a user namespace's mappings, of which the kernel allows 340.
 func TestManyMappings(t *testing.T) {
 	maps := func(n int) []*runtimeapi.IDMapping {
 		out := make([]*runtimeapi.IDMapping, n)

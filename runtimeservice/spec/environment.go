@@ -9,23 +9,22 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// defaultPath is PATH for images that set none, as Docker and containerd have it.
+// defaultPath is PATH for images that set none, as in Docker and containerd.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 const (
-	// maxImageEnv bounds the environment entries of an image. Images have some
-	// ten; a thousand are a generator's, and more are meant to cost.
+	// maxImageEnv bounds the environment entries of an image. Images have about ten. A thousand
+	// come from a generator, and more are an attack.
 	maxImageEnv = 4096
-	// maxEnv bounds the entries of image and request together. The kubelet
-	// sends seven for each service of the namespace, which may be thousands.
+	// maxEnv bounds the total entries of image and request. The kubelet sends seven for each
+	// service in the namespace, and there may be thousands of services.
 	maxEnv = 32768
-	// maxEnvBytes bounds their length. By default the kernel gives a process
-	// 2 MiB for its environment and arguments, execve(2).
+	// maxEnvBytes bounds their total length. By default the kernel gives a process 2 MiB for
+	// environment and arguments (execve(2)).
 	maxEnvBytes = 1 << 20
 )
 
-// checkEnv holds the limits of an environment against its number of entries and
-// their bytes.
+// checkEnv checks the number of environment entries and their total size against the limits.
 func checkEnv(whose string, entries, limit, size int) error {
 	if entries > limit {
 		return invalid("%d environment entries of %s, the limit is %d", entries, whose, limit)
@@ -36,7 +35,7 @@ func checkEnv(whose string, entries, limit, size int) error {
 	return nil
 }
 
-// validateImageEnv bounds what an image brings.
+// validateImageEnv checks the limits of an image's environment.
 func validateImageEnv(env []string) error {
 	size := 0
 	for _, e := range env {
@@ -45,7 +44,7 @@ func validateImageEnv(env []string) error {
 	return checkEnv("the image", len(env), maxImageEnv, size)
 }
 
-// validateEnv checks and bounds what a request brings.
+// validateEnv checks a request's environment and its limits.
 func validateEnv(env []*runtimeapi.KeyValue) error {
 	size := 0
 	for _, e := range env {
@@ -57,10 +56,10 @@ func validateEnv(env []*runtimeapi.KeyValue) error {
 	return checkEnv("the request", len(env), maxEnv, size)
 }
 
-// environment is, later entries winning: TERM, HOSTNAME, the image's and the
-// request's; then PATH and HOME where those set none. Entries of the image that
-// are no NAME=value are passed over, as in Docker and containerd: the user of an
-// image cannot change it.
+// environment returns a container's environment. In order of increasing priority: TERM, HOSTNAME,
+// the image's entries, the request's entries; then PATH and HOME if these set none. As in Docker
+// and containerd, entries of the image that are not NAME=value are skipped, since the image's user
+// cannot change them.
 func environment(in ContainerInput) ([]string, error) {
 	env := variables{at: map[string]int{}}
 	if in.Config.GetTty() {
@@ -94,14 +93,14 @@ func environment(in ContainerInput) ([]string, error) {
 	return env.entries, nil
 }
 
-// variables is an environment in the making.
+// variables is an environment under construction.
 type variables struct {
 	entries []string
 	at      map[string]int // name → index among the entries
 	size    int            // bytes of all entries
 }
 
-// set replaces the entry of the same name in place, else appends.
+// set replaces the entry of the same name or appends a new one.
 func (v *variables) set(name, value string) {
 	entry := name + "=" + value
 	v.size += len(entry)

@@ -9,18 +9,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// invalid is an error for a request that breaks CRI's rules.
+// invalid returns ErrInvalidArgument for a request that breaks CRI's rules.
 func invalid(format string, args ...any) error {
 	return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
 }
 
-// unsupported is an error for a request that this node cannot honour.
+// unsupported returns ErrFailedPrecondition for a request that this node cannot fulfil.
 func unsupported(format string, args ...any) error {
 	return fmt.Errorf(format+": %w", append(args, errdefs.ErrFailedPrecondition)...)
 }
 
-// absent marks an error as ErrFailedPrecondition if it says that a file is not
-// there: this node lacks what was asked for.
+// absent adds ErrFailedPrecondition to an error about a missing file: this node lacks the requested
+// file.
 func absent(err error) error {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)

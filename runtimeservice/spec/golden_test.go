@@ -16,7 +16,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files")
 
-// node is a host that has everything, on cgroup v1.
+// node returns a host with all features, on cgroup v1.
 func node() Host {
 	return Host{
 		Hostname:     "node1",
@@ -31,7 +31,7 @@ func node() Host {
 	}
 }
 
-// request is the smallest input that gives a container.
+// request returns the smallest input that gives a container.
 func request() ContainerInput {
 	return ContainerInput{
 		ID: "c0ffee", PodID: "badcab1e",
@@ -75,7 +75,7 @@ func profile(kind runtimeapi.SecurityProfile_ProfileType, ref string) *runtimeap
 	return &runtimeapi.SecurityProfile{ProfileType: kind, LocalhostRef: ref}
 }
 
-// goldenCases change request; the result is testdata/<name>.json.
+// goldenCases modify request; the expected result is testdata/<name>.json.
 func goldenCases() map[string]func(*ContainerInput) {
 	return map[string]func(*ContainerInput){
 		"minimal": func(*ContainerInput) {},
@@ -209,8 +209,8 @@ func TestContainerGolden(t *testing.T) {
 	}
 }
 
-// checkGolden compares s with its file. The default filter's system calls are
-// left out: they belong to the seccomp library and differ by architecture.
+// checkGolden compares s with its file, without the default filter's system calls. They come from
+// the seccomp library and differ by architecture.
 func checkGolden(t *testing.T, name string, s *specs.Spec) {
 	t.Helper()
 	if s.Linux.Seccomp != nil && len(s.Linux.Seccomp.Architectures) > 0 {
@@ -236,8 +236,8 @@ func checkGolden(t *testing.T, name string, s *specs.Spec) {
 	}
 }
 
-// TestContainerIsPure holds that input is neither changed nor shared: two
-// calls give the same bytes, and changing one result leaves the other alone.
+// TestContainerIsPure holds that the input is neither changed nor shared: two calls give the same
+// bytes, and changing one result leaves the other unchanged.
 func TestContainerIsPure(t *testing.T) {
 	for name, change := range goldenCases() {
 		in := request()

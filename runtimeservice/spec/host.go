@@ -16,10 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// oomScoreAdjFloor is the lowest oom_score_adj there is.
+// oomScoreAdjFloor is the lowest oom_score_adj that the kernel accepts.
 const oomScoreAdjFloor = -1000
 
-// DetectHost reads the facts about this node and process.
+// DetectHost reads the properties of this node and process.
 func DetectHost() (Host, error) {
 	h := Host{
 		CgroupV2:          cgroups.IsCgroup2UnifiedMode(),
@@ -50,8 +50,8 @@ func DetectHost() (Host, error) {
 	return h, nil
 }
 
-// heldCapabilities returns what is both in the bounding and in the permitted
-// set: only that can be given to a container.
+// heldCapabilities returns the capabilities in both the bounding and the permitted set. Only these
+// can be given to a container.
 func heldCapabilities() ([]string, error) {
 	caps, err := capability.NewPid2(0)
 	if err != nil {
@@ -69,8 +69,8 @@ func heldCapabilities() ([]string, error) {
 	return held, nil
 }
 
-// hasSeccomp asks for filter mode without a filter: a kernel with seccomp
-// complains about the pointer, one without about the operation (seccomp(2)).
+// hasSeccomp requests filter mode without a filter. A kernel with seccomp rejects the pointer, one
+// without it the operation (seccomp(2)).
 func hasSeccomp() bool {
 	return errors.Is(unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, 0, 0, 0), unix.EFAULT)
 }
@@ -80,7 +80,7 @@ func hasAppArmor() bool {
 	return err == nil && strings.HasPrefix(string(text), "Y")
 }
 
-// hasMountSetattr looks for mount_setattr(2), Linux 5.12.
+// hasMountSetattr checks for mount_setattr(2), Linux 5.12.
 func hasMountSetattr() bool {
 	return !errors.Is(unix.MountSetattr(-1, "", 0, &unix.MountAttr{}), unix.ENOSYS)
 }
@@ -94,8 +94,8 @@ func hugetlbCgroup(v2 bool) bool {
 	return err == nil && slices.Contains(strings.Fields(string(text)), "hugetlb")
 }
 
-// swapAccounting looks for the file that limits swap, on v2 in the cgroups
-// below the root, which has none of its own.
+// swapAccounting checks for the file that limits swap. On v2 the root cgroup has no such file, so
+// the cgroups below are checked.
 func swapAccounting(v2 bool) bool {
 	if !v2 {
 		mount, err := cgroups.FindCgroupMountpoint("", "memory")
@@ -109,16 +109,16 @@ func swapAccounting(v2 bool) bool {
 	return err == nil && len(found) > 0
 }
 
-// initialUserNamespace is true where user IDs are mapped one to one in full.
+// initialUserNamespace reports whether all user IDs are mapped to themselves.
 func initialUserNamespace() bool {
 	text, err := os.ReadFile("/proc/self/uid_map")
 	fields := strings.Fields(string(text))
 	return err == nil && len(fields) == 3 && fields[0] == "0" && fields[1] == "0" && fields[2] == "4294967295"
 }
 
-// oomScoreAdjMin returns the lowest value that a child can be given: any with
-// CAP_SYS_RESOURCE, else this process's own. (The kernel may allow a little
-// less, down to what a privileged process once set, but does not tell.)
+// oomScoreAdjMin returns the lowest value that a child can get: any with CAP_SYS_RESOURCE,
+// otherwise this process's own. (The kernel may allow a lower value, down to one that a privileged
+// process has set before, but it does not expose that value.)
 func oomScoreAdjMin(privileged bool) (int, error) {
 	if privileged {
 		return oomScoreAdjFloor, nil
@@ -130,7 +130,7 @@ func oomScoreAdjMin(privileged bool) (int, error) {
 	return strconv.Atoi(strings.TrimSpace(string(text)))
 }
 
-// heldRlimits reads the limits of this process.
+// heldRlimits returns the limits of this process.
 func heldRlimits() ([]specs.POSIXRlimit, error) {
 	var out []specs.POSIXRlimit
 	for _, l := range []struct {

@@ -9,12 +9,12 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// maxImageVolumes bounds the volumes of an image: each costs a directory, a
-// mount, and a copy of what the image has there. Images have fewer than ten.
+// maxImageVolumes bounds the volumes of an image. Each needs a directory, a mount and a copy of the
+// image's content. Images have fewer than ten.
 const maxImageVolumes = 128
 
-// ValidateImage checks what an image decides about its containers, before
-// anything is made for one. Its errors are ErrInvalidArgument.
+// ValidateImage checks an image's environment and volumes. Call it before anything is made for a
+// container. Its errors are ErrInvalidArgument.
 func ValidateImage(image ocispec.ImageConfig) error {
 	if err := validateImageEnv(image.Env); err != nil {
 		return err
@@ -23,11 +23,11 @@ func ValidateImage(image ocispec.ImageConfig) error {
 	return err
 }
 
-// ImageVolumes returns where an image wants volumes, as clean absolute paths,
-// sorted and without duplicates. Relative paths count from the root, and an
-// empty one is none. As the container's root filesystem and /proc cannot be
-// volumes, they are ErrInvalidArgument, as are more than 128 and paths of more than 4096 bytes. /dev, /sys and what
-// is below them can be: the images of systemd have /sys/fs/cgroup.
+// ImageVolumes returns the paths at which an image declares volumes, clean, absolute, sorted and
+// without duplicates. Relative paths are relative to the root; empty ones are ignored. It returns
+// ErrInvalidArgument for the root file system, /proc and paths below it, which cannot be volumes,
+// for more than 128 volumes, and for paths longer than 4096 bytes. /dev, /sys and paths below them
+// are allowed: systemd images declare /sys/fs/cgroup.
 func ImageVolumes(image ocispec.ImageConfig) ([]string, error) {
 	if len(image.Volumes) > maxImageVolumes {
 		return nil, invalid("%d volumes of the image, the limit is %d", len(image.Volumes), maxImageVolumes)

@@ -11,12 +11,12 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestVolumesOfOddImages holds where the volumes of an image may be.
+// TestVolumesOfOddImages holds which volumes an image may declare.
 func TestVolumesOfOddImages(t *testing.T) {
 	for _, c := range []struct {
 		volumes []string
 		want    []string
-		says    string // "": accepted
+		says    string // "" if accepted
 	}{
 		{nil, nil, ""},
 		{[]string{"/data", "/data/", "data", "/x/../data"}, []string{"/data"}, ""},
@@ -57,8 +57,8 @@ func numbered(name string, n int) []string {
 	return out
 }
 
-// TestEnvironmentOfOddImages holds that what is no variable in an image is
-// passed over, and that nothing else is.
+// TestEnvironmentOfOddImages holds that entries of an image that are not variables are skipped, and
+// no others.
 func TestEnvironmentOfOddImages(t *testing.T) {
 	in := request()
 	in.Image.Env = []string{"FOO", "", "=x", "=", "A=", "B=b", "C==c", "D=d=e", "B=again", " SPACE=s", "PATH=/bin"}
@@ -73,13 +73,13 @@ func TestEnvironmentOfOddImages(t *testing.T) {
 	}
 }
 
-// TestCommandsOfOddImages holds that an entrypoint of one empty string, by which
-// Docker resets one, is none.
+// TestCommandsOfOddImages holds that an entrypoint of one empty string, with which Docker resets
+// it, means none.
 func TestCommandsOfOddImages(t *testing.T) {
 	for _, c := range []struct {
 		name                           string
 		entrypoint, cmd, command, args []string
-		want                           []string // nil: refused
+		want                           []string // nil if refused
 	}{
 		{"reset entrypoint", []string{""}, []string{"sh", "-c", "true"}, nil, nil, []string{"sh", "-c", "true"}},
 		{"reset entrypoint, other arguments", []string{""}, []string{"sh"}, nil, []string{"id", "-u"}, []string{"id", "-u"}},
@@ -103,7 +103,7 @@ func TestCommandsOfOddImages(t *testing.T) {
 	}
 }
 
-// TestWorkingDirOfOddImages holds that it counts from the root.
+// TestWorkingDirOfOddImages holds that a relative directory is relative to the root.
 func TestWorkingDirOfOddImages(t *testing.T) {
 	for dir, want := range map[string]string{"": "/", "srv": "/srv", "/srv/": "/srv", "../..": "/", "/a/../b": "/b", `C:\app`: `/C:\app`} {
 		in := request()

@@ -22,7 +22,7 @@ const (
 	group  = "root:x:0:\nusers:x:100:\naudio:x:29:app,other\nvideo:x:44:app\nwheel:x:10:root\n"
 )
 
-// rootfs makes a root filesystem with the given files.
+// rootfs makes a root file system with the given files.
 func rootfs(t *testing.T, files map[string]string) string {
 	t.Helper()
 	root := t.TempDir()
@@ -96,15 +96,15 @@ func TestResolveUser(t *testing.T) {
 	}
 }
 
-// TestResolveUserHostileRootfs holds that an image cannot make the lookup
-// leave the root, hang, or eat memory.
+// TestResolveUserHostileRootfs holds that an image cannot make the look-up leave the root, hang, or
+// exhaust memory.
 func TestResolveUserHostileRootfs(t *testing.T) {
 	outside := rootfs(t, map[string]string{"passwd": "app:x:666:666::/:\n"})
 	within := rootfs(t, map[string]string{"real/passwd": passwd})
 	for _, c := range []struct {
 		name string
 		make func(etc string) error
-		want uint32 // 0: an error
+		want uint32 // 0 if an error
 	}{
 		{"absolute symlink inside", func(etc string) error {
 			return os.Symlink("/real/passwd", filepath.Join(etc, "passwd"))
@@ -328,7 +328,7 @@ func TestReadSeccomp(t *testing.T) {
 	}
 }
 
-// TestDetectHost compares with what the kernel says elsewhere.
+// TestDetectHost compares with other information from the kernel.
 func TestDetectHost(t *testing.T) {
 	h, err := DetectHost()
 	if err != nil {
@@ -358,7 +358,7 @@ func TestDetectHost(t *testing.T) {
 	t.Error("no /dev/null among the host's devices")
 }
 
-// TestOOMScoreAdjMinIsAllowed writes the detected minimum to a child.
+// TestOOMScoreAdjMinIsAllowed sets the detected minimum for a child.
 func TestOOMScoreAdjMinIsAllowed(t *testing.T) {
 	h, err := DetectHost()
 	if err != nil {
@@ -378,8 +378,7 @@ func TestOOMScoreAdjMinIsAllowed(t *testing.T) {
 	}
 }
 
-// TestLoadAppArmor loads the profile where there is AppArmor and is silent
-// where there is none.
+// TestLoadAppArmor loads the profile if there is AppArmor and expects no error otherwise.
 func TestLoadAppArmor(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("loading needs root")
@@ -393,8 +392,8 @@ func TestLoadAppArmor(t *testing.T) {
 	}
 }
 
-// TestEnsureAppArmor holds that the default profile comes back when somebody has
-// removed it, and that a profile that is not loaded is refused.
+// TestEnsureAppArmor holds that a removed default profile is loaded again, and that another profile
+// that is not loaded is refused.
 func TestEnsureAppArmor(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("loading needs root")

@@ -11,9 +11,9 @@ import (
 	crierrors "k8s.io/cri-api/pkg/errors"
 )
 
-// mounts lists, in the order in which they are made: the default mounts that
-// nothing replaces, then the runtime's and the request's, parents before
-// children. Of two with the same destination the request's wins.
+// mounts sets the mounts, in mount order: first the default mounts that no other mount replaces,
+// then the runtime's and the request's, parents before children. If both have the same destination,
+// the request's is used.
 func (b *builder) mounts() error {
 	requested, err := b.requestedMounts()
 	if err != nil {
@@ -53,7 +53,7 @@ func depth(destination string) int {
 	return strings.Count(strings.TrimSuffix(destination, "/"), "/")
 }
 
-// defaultMounts are the pseudo file systems of every container.
+// defaultMounts returns the pseudo file systems of every container.
 func (b *builder) defaultMounts() []specs.Mount {
 	access := "ro"
 	if b.sc.GetPrivileged() {
@@ -64,8 +64,8 @@ func (b *builder) defaultMounts() []specs.Mount {
 		Options: []string{"nosuid", "noexec", "nodev", access},
 	}
 	if b.userNamespace() && b.in.Namespaces.Net == HostNamespace {
-		// sysfs belongs to the owner of the network namespace: only the
-		// node's own can be shown.
+		// A sysfs belongs to the owner of the network namespace. A user namespace cannot mount a
+		// new one for the node's network namespace, so the node's own is bind-mounted.
 		sys = specs.Mount{
 			Destination: "/sys", Type: "bind", Source: "/sys",
 			Options: []string{"rbind", "rprivate", "nosuid", "noexec", "nodev", access},
@@ -94,7 +94,7 @@ func (b *builder) defaultMounts() []specs.Mount {
 	}
 }
 
-// ownMount turns a mount of the runtime itself into OCI's form.
+// ownMount converts a mount of the runtime itself to OCI's form.
 func ownMount(m Mount) specs.Mount {
 	options := []string{"rbind", "rprivate", "rw"}
 	if m.ReadOnly {
@@ -105,7 +105,7 @@ func ownMount(m Mount) specs.Mount {
 	}
 }
 
-// requestedMounts turns CRI mounts into OCI's form.
+// requestedMounts converts CRI mounts to OCI's form.
 func (b *builder) requestedMounts() ([]specs.Mount, error) {
 	mounts := b.in.Config.GetMounts()
 	if b.in.MountSources != nil && len(b.in.MountSources) != len(mounts) {
@@ -143,8 +143,7 @@ func (b *builder) requestedMount(m *runtimeapi.Mount, source string) (specs.Moun
 		options = append(options, "rw")
 	}
 	if m.GetImage() != nil {
-		// As the view of the image on the host is mounted. A user namespace may
-		// not take these flags away.
+		// The same flags as the image's view on the host. A user namespace may not clear them.
 		options = append(options, "nosuid", "nodev")
 	}
 	for _, o := range m.GetMountOptions() {
@@ -163,9 +162,9 @@ func (b *builder) requestedMount(m *runtimeapi.Mount, source string) (specs.Moun
 	return mount, nil
 }
 
-// submounts are the binds of what is mounted below the sources of the request's
-// mounts, which all begins with. What another mount of the container covers is
-// left out: it would come to lie upon that one.
+// submounts returns bind mounts for the mounts below the sources of the request's mounts, which are
+// first in all. It leaves out those covered by another mount of the container, since they would be
+// mounted over it.
 func (b *builder) submounts(all []specs.Mount) []specs.Mount {
 	taken := map[string]bool{}
 	for _, m := range all {
@@ -186,8 +185,8 @@ func (b *builder) submounts(all []specs.Mount) []specs.Mount {
 	return out
 }
 
-// recursiveOptions are those of a bind mount's options that hold for the mounts
-// below its source as well.
+// recursiveOptions returns those options of a bind mount that also apply to the mounts below its
+// source.
 func recursiveOptions(options []string) []string {
 	return slices.DeleteFunc(slices.Clone(options), func(o string) bool {
 		return o == "ro" || o == "rw" || slices.Contains(bindFlags(), o)
@@ -204,8 +203,8 @@ func propagation(m *runtimeapi.Mount) string {
 	return "rprivate"
 }
 
-// rootfsPropagation is the widest that any of the mounts needs; "" leaves the
-// OCI runtime's default, which is private.
+// rootfsPropagation returns the widest propagation that any mount needs; "" means the OCI runtime's
+// default, which is private.
 func rootfsPropagation(mounts []*runtimeapi.Mount) string {
 	widest := ""
 	for _, m := range mounts {
@@ -219,8 +218,8 @@ func rootfsPropagation(mounts []*runtimeapi.Mount) string {
 	return widest
 }
 
-// checkMountOption accepts the flags of a bind mount and nothing that would
-// change its kind, access or propagation behind the other fields' back.
+// checkMountOption accepts only flags of a bind mount. Other options could override the mount's
+// type, access or propagation, which have fields of their own.
 func (b *builder) checkMountOption(o string) error {
 	flags := bindFlags()
 	if !slices.Contains(flags, o) && !slices.Contains(flags, strings.TrimPrefix(o, "r")) {
@@ -232,8 +231,8 @@ func (b *builder) checkMountOption(o string) error {
 	return nil
 }
 
-// bindFlags are the flags of a bind mount besides read-only. With an "r" before
-// it each holds for all mounts below as well.
+// bindFlags returns the flags of a bind mount besides read-only. With the prefix "r", a flag
+// applies to all mounts below as well.
 func bindFlags() []string {
 	return []string{
 		"nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "atime", "nodiratime", "diratime",
@@ -241,12 +240,12 @@ func bindFlags() []string {
 	}
 }
 
-// listsOption says whether the OCI runtime lists a mount option.
+// listsOption reports whether the OCI runtime reports support for a mount option.
 func (b *builder) listsOption(o string) bool {
 	return b.in.Features != nil && slices.Contains(b.in.Features.MountOptions, o)
 }
 
-// idmap says whether the OCI runtime maps the owners of mounts.
+// idmap reports whether the OCI runtime supports ID-mapped mounts.
 func (b *builder) idmap() bool {
 	f := b.in.Features
 	if f == nil || f.Linux == nil || f.Linux.MountExtensions == nil || f.Linux.MountExtensions.IDMap == nil {

@@ -7,8 +7,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// namespaces lists the namespaces to join or make, and what belongs to them:
-// hostname, sysctls and user mappings.
+// namespaces sets the namespaces to join or create, and hostname, sysctls and user mappings.
 func (b *builder) namespaces() error {
 	l, ns := b.spec.Linux, b.in.Namespaces
 	l.Namespaces = []specs.LinuxNamespace{{Type: specs.MountNamespace}}
@@ -25,8 +24,8 @@ func (b *builder) namespaces() error {
 			l.Namespaces = append(l.Namespaces, specs.LinuxNamespace{Type: n.kind, Path: n.path})
 		}
 	}
-	// As containerd has it: a privileged container sees the node's cgroups,
-	// and on v1, where the namespace hides less, everybody does.
+	// As in containerd, a privileged container sees the node's cgroups. On v1, where a cgroup
+	// namespace hides less, every container does.
 	if b.in.Host.CgroupV2 && !b.sc.GetPrivileged() {
 		l.Namespaces = append(l.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	}
@@ -39,12 +38,11 @@ func (b *builder) namespaces() error {
 	return b.userMappings()
 }
 
-// userNamespace says whether the pod runs in a user namespace.
+// userNamespace reports whether the pod runs in a user namespace of its own.
 func (b *builder) userNamespace() bool { return PodUserNamespace(b.in.Pod) != nil }
 
-// PodUserNamespace returns the pod's user namespace options, nil where it
-// lives in the node's. The mode POD is the zero value, so only options that are
-// there ask for it.
+// PodUserNamespace returns the pod's user namespace options, or nil if it uses the node's user
+// namespace. Mode POD is the zero value, so it counts only if the options are set.
 func PodUserNamespace(pod *runtimeapi.PodSandboxConfig) *runtimeapi.UserNamespace {
 	o := pod.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
 	if o == nil || o.GetMode() != runtimeapi.NamespaceMode_POD {

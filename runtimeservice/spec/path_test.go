@@ -9,7 +9,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Paths that no system call takes are refused, before an OCI runtime makes their directories one by one.
+// Paths that are too long for system calls are refused, before an OCI runtime makes their
+// directories one by one.
 func TestPathsLongerThanTheKernelTakes(t *testing.T) {
 	long := strings.Repeat("/d", maxPath/2+1)
 	config := func(dir string) *runtimeapi.ContainerConfig { return &runtimeapi.ContainerConfig{WorkingDir: dir} }

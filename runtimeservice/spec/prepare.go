@@ -19,12 +19,12 @@ import (
 // maxSeccompProfile bounds the file of a Localhost profile, in bytes.
 const maxSeccompProfile = 4 << 20
 
-// PrepareMounts resolves the sources of CRI mounts: symbolic links are
-// followed, a missing host path is made as a directory of mode 0755, and
-// propagation is checked against the mount that the source lies on. It
-// returns one source for each mount; that of an image mount is "" for the
-// caller to fill in. Targets inside the root filesystem are not touched: the
-// OCI runtime makes and opens them without leaving the root.
+// PrepareMounts resolves the sources of CRI mounts. It follows symbolic links, makes a missing host
+// path as a directory of mode 0755, and checks the propagation against the mount that contains the
+// source. It returns one source for each mount; for an image mount it is "", to be filled in by the
+// caller. It does not touch targets in the root file system: the OCI runtime makes and opens them
+// without leaving the root. A host path that cannot be resolved, or propagation that the node
+// cannot provide, is ErrFailedPrecondition.
 func PrepareMounts(mounts []*runtimeapi.Mount) ([]string, error) {
 	sources := make([]string, len(mounts))
 	for i, m := range mounts {
@@ -43,8 +43,8 @@ func PrepareMounts(mounts []*runtimeapi.Mount) ([]string, error) {
 	return sources, nil
 }
 
-// checkPropagations reads the node's mounts once, and only for a request that
-// asks for propagation.
+// checkPropagations reads the node's mounts once, and only if the request has a mount with
+// propagation.
 func checkPropagations(mounts []*runtimeapi.Mount, sources []string) error {
 	var all []*mountinfo.Info
 	for i, m := range mounts {
@@ -80,9 +80,8 @@ func prepareSource(host string) (string, error) {
 	return source, nil
 }
 
-// checkPropagation refuses propagation that the mount below source, one of all,
-// cannot give: mounts travel only through a shared peer group
-// (mount_namespaces(7)).
+// checkPropagation returns an error if the mount that contains source (one of all) cannot provide
+// the propagation. Mounts propagate only through a shared peer group (mount_namespaces(7)).
 func checkPropagation(all []*mountinfo.Info, source string, p runtimeapi.MountPropagation) error {
 	above := mountinfo.ParentsFilter(source)
 	var under *mountinfo.Info
@@ -106,8 +105,8 @@ func checkPropagation(all []*mountinfo.Info, source string, p runtimeapi.MountPr
 	return nil
 }
 
-// ResolveDevices reads the device nodes for CRI device requests. A directory
-// stands for all device nodes below it. Of two for one path the later one counts.
+// ResolveDevices returns the device nodes for CRI device requests. A directory means all device
+// nodes below it. If two nodes have the same path, the later one is used.
 func ResolveDevices(devices []*runtimeapi.Device) ([]specs.LinuxDevice, []specs.LinuxDeviceCgroup, error) {
 	var nodes []specs.LinuxDevice
 	var rules []specs.LinuxDeviceCgroup
@@ -164,14 +163,14 @@ func resolveDevice(d *runtimeapi.Device) ([]specs.LinuxDevice, error) {
 	return []specs.LinuxDevice{node}, nil
 }
 
-// HostDevices returns all device nodes in /dev, for a privileged container,
-// but for those that a container has of its own.
+// HostDevices returns all device nodes in /dev for a privileged container, except those that every
+// container has of its own.
 func HostDevices() ([]specs.LinuxDevice, error) {
 	return devicesBelow("/dev", "/dev", []string{"/dev/pts", "/dev/shm", "/dev/fd", "/dev/mqueue", "/dev/console"})
 }
 
-// devicesBelow returns the device nodes below host as if below target.
-// Entries that vanish meanwhile are passed over.
+// devicesBelow returns the device nodes below host, with paths below target. It skips entries that
+// disappear meanwhile.
 func devicesBelow(host, target string, skip []string) ([]specs.LinuxDevice, error) {
 	var out []specs.LinuxDevice
 	err := filepath.WalkDir(host, func(p string, e fs.DirEntry, err error) error {
@@ -219,10 +218,9 @@ func deviceNode(host, target string) (node specs.LinuxDevice, ok bool, err error
 	}, true, nil
 }
 
-// ReadSeccomp returns the text of the Localhost seccomp profile that the
-// security context names, and nil where it names none or the container is
-// privileged, which no profile is applied to. Profiles of more than 4 MiB are
-// refused.
+// ReadSeccomp returns the content of the Localhost seccomp profile that the security context
+// requests. It returns nil if there is none or the container is privileged, since privileged
+// containers have no profile. Profiles of more than 4 MiB are ErrInvalidArgument.
 func ReadSeccomp(sc *runtimeapi.LinuxContainerSecurityContext) ([]byte, error) {
 	if sc.GetPrivileged() {
 		return nil, nil

@@ -6,8 +6,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestPrivilegedIgnoresConfinement holds that what a privileged container does
-// not get cannot be a reason to refuse it.
+// TestPrivilegedIgnoresConfinement holds that a privileged container is not refused because of
+// settings that do not apply to it.
 func TestPrivilegedIgnoresConfinement(t *testing.T) {
 	local := runtimeapi.SecurityProfile_Localhost
 	for name, change := range map[string]func(in *ContainerInput){

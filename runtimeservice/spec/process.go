@@ -11,16 +11,17 @@ import (
 
 // ProcessArgs describes a process to run in an existing container.
 type ProcessArgs struct {
-	// Spec is the container's own specification; it is not changed.
+	// Spec is the container's specification; it is not modified.
 	Spec *specs.Spec
 	// Args is the command line; it must not be empty.
 	Args []string
-	// Terminal asks for a pseudo terminal.
+	// Terminal requests a pseudo terminal.
 	Terminal bool
 }
 
-// Process returns the process for an exec in the container of a.Spec: its
-// user, environment, limits and confinement, with the given command line.
+// Process returns the process of an exec in the container of a.Spec: the container's user,
+// environment, limits and confinement, with the given command line. Invalid arguments are
+// ErrInvalidArgument.
 func Process(a ProcessArgs) (*specs.Process, error) {
 	if a.Spec == nil || a.Spec.Process == nil {
 		return nil, invalid("specify exec: container has no process")
@@ -80,8 +81,8 @@ func (b *builder) process() error {
 	return nil
 }
 
-// processUser leaves the primary group out of the supplementary ones where an
-// OCI runtime might take its number for a name.
+// processUser leaves out the primary group from the supplementary groups if an OCI runtime might
+// interpret its number as a name.
 func processUser(u User) specs.User {
 	groups := slices.Clone(u.Additional)
 	if u.NumberIsName {
@@ -90,10 +91,9 @@ func processUser(u User) specs.User {
 	return specs.User{UID: u.UID, GID: u.GID, AdditionalGids: groups}
 }
 
-// commandLine joins the image's and the request's command as the Kubernetes
-// documentation of "command" and "args" has it: a command replaces both parts
-// of the image's, args alone replace only its arguments. An entrypoint of one
-// empty string is none: Docker resets it so.
+// commandLine combines the image's and the request's command as the Kubernetes documentation of
+// "command" and "args" specifies. A command replaces both parts of the image's; args alone replace
+// only its arguments. An entrypoint of one empty string means none: that is how Docker resets it.
 func commandLine(in ContainerInput) ([]string, error) {
 	command, args := in.Config.GetCommand(), in.Config.GetArgs()
 	if len(command) == 0 {
@@ -135,8 +135,8 @@ func workingDir(in ContainerInput) (string, error) {
 	return path.Join("/", in.Image.WorkingDir), nil
 }
 
-// OOMScoreAdj is the requested adjustment, raised to the lowest that the
-// kernel lets this process give.
+// OOMScoreAdj returns the requested value, raised to the lowest that the kernel allows this process
+// to set. A value out of range is ErrInvalidArgument.
 func OOMScoreAdj(r *runtimeapi.LinuxContainerResources, h Host) (int, error) {
 	adj := r.GetOomScoreAdj()
 	if adj < -1000 || adj > 1000 {
@@ -145,8 +145,7 @@ func OOMScoreAdj(r *runtimeapi.LinuxContainerResources, h Host) (int, error) {
 	return max(int(adj), h.OOMScoreAdjMin), nil
 }
 
-// clampRlimits lowers limits to those that this process holds, unless it may
-// raise them.
+// clampRlimits lowers limits to this process's own unless it may raise them.
 func clampRlimits(limits []specs.POSIXRlimit, h Host) []specs.POSIXRlimit {
 	limits = slices.Clone(limits)
 	if h.RaiseRlimits {
@@ -163,8 +162,7 @@ func clampRlimits(limits []specs.POSIXRlimit, h Host) []specs.POSIXRlimit {
 	return limits
 }
 
-// annotations are those that containerd gives to a container, which runtimes
-// such as kata read.
+// annotations sets the annotations that containerd sets. Runtimes such as kata read them.
 func (b *builder) annotations() error {
 	in := b.in
 	b.spec.Annotations = PodAnnotations(in.PodID, in.Pod)
@@ -174,8 +172,7 @@ func (b *builder) annotations() error {
 	return nil
 }
 
-// PodAnnotations are those annotations of a container's specification that are
-// the same for all containers of a pod.
+// PodAnnotations returns the annotations that are the same for all containers of a pod.
 func PodAnnotations(id string, pod *runtimeapi.PodSandboxConfig) map[string]string {
 	return map[string]string{
 		"io.kubernetes.cri.sandbox-id":        id,

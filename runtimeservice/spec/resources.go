@@ -45,10 +45,10 @@ func (b *builder) resources() error {
 	return nil
 }
 
-// Resources turns CRI resources into the OCI form that Container uses, for
-// updates and for pod cgroups too. Zero fields stay unset, as CRI has it; a
-// memory limit without a swap limit forbids swap. oom_score_adj is no cgroup
-// resource and not looked at.
+// Resources converts CRI resources to the OCI form that Container uses; updates and pod cgroups use
+// it too. Zero fields stay unset, as CRI specifies. A memory limit without a swap limit forbids
+// swap. oom_score_adj is not a cgroup resource and is ignored. Its errors are ErrInvalidArgument,
+// or ErrFailedPrecondition for a limit that this node does not support.
 func Resources(r *runtimeapi.LinuxContainerResources, h Host) (*specs.LinuxResources, error) {
 	out := &specs.LinuxResources{}
 	if r == nil {
@@ -116,8 +116,8 @@ func memory(r *runtimeapi.LinuxContainerResources, h Host) (*specs.LinuxMemory, 
 		m.Limit = &limit
 	}
 	if !h.SwapAccounting {
-		// A swap limit equal to the memory limit says "no swap", which is
-		// all that there is without accounting.
+		// A swap limit equal to the memory limit means "no swap". Without accounting it needs no
+		// setting.
 		if swap != 0 && swap != limit {
 			return nil, unsupported("memory swap limit: this node does not account swap")
 		}
@@ -149,7 +149,7 @@ func hugepages(r *runtimeapi.LinuxContainerResources, h Host) ([]specs.LinuxHuge
 	return out, nil
 }
 
-// hugepageSize accepts "<number>{KB,MB,GB}", as the control files are named.
+// hugepageSize accepts "<number>{KB,MB,GB}", as in the names of the control files.
 func hugepageSize(s string) bool {
 	number := strings.TrimRight(s, "KMGB")
 	unit := strings.TrimPrefix(s, number)

@@ -20,8 +20,8 @@ import (
 	"github.com/micarun/mica/internal/testcgroup"
 )
 
-// runtimes are those whose containers TestRun starts. crun refuses hybrid
-// cgroups, so that hierarchy is hidden from it.
+// runtimes are the OCI runtimes that TestRun uses. crun refuses hybrid cgroups, so the unified
+// hierarchy is hidden from it.
 func runtimes(t *testing.T) []string {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -39,7 +39,7 @@ func runtimes(t *testing.T) []string {
 	return found
 }
 
-// busyboxRoot makes a root filesystem with busybox and a few users.
+// busyboxRoot makes a root file system with busybox and a few users.
 func busyboxRoot(t *testing.T) string {
 	t.Helper()
 	root := rootfs(t, map[string]string{"etc/passwd": passwd, "etc/group": group, "proc/.keep": "", "sys/.keep": "", "dev/.keep": ""})
@@ -85,7 +85,7 @@ func run(t *testing.T, runtime string, s *specs.Spec) (string, error) {
 	return string(out), err
 }
 
-// onHost is request for this node and root.
+// onHost returns a request for this node and root.
 func onHost(t *testing.T, root, script string) ContainerInput {
 	t.Helper()
 	h, err := DetectHost()
@@ -99,8 +99,8 @@ func onHost(t *testing.T, root, script string) ContainerInput {
 	return in
 }
 
-// TestRun holds that real OCI runtimes take the specifications and do what
-// they are meant to say.
+// TestRun holds that real OCI runtimes accept the specifications, and that these have the intended
+// effect.
 func TestRun(t *testing.T) {
 	root := busyboxRoot(t)
 	shared := t.TempDir()

@@ -7,8 +7,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// defaultMaskedPaths and defaultReadonlyPaths are those of Docker and of the
-// kubelet's ProcMount Default.
+// defaultMaskedPaths and defaultReadonlyPaths are the paths of Docker and of the kubelet's
+// ProcMount Default.
 func defaultMaskedPaths() []string {
 	return []string{
 		"/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
@@ -21,9 +21,9 @@ func defaultReadonlyPaths() []string {
 	return []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 }
 
-// paths sets masked and read-only paths. An empty list means the defaults,
-// except in a user namespace: there it is how the kubelet says "procMount:
-// Unmasked", which Kubernetes allows in user namespaces only.
+// paths sets masked and read-only paths. An empty list means the defaults, except in a user
+// namespace. There it is the kubelet's form of "procMount: Unmasked", which Kubernetes allows only
+// in user namespaces.
 func (b *builder) paths() error {
 	if b.sc.GetPrivileged() {
 		return nil
@@ -41,8 +41,8 @@ func (b *builder) paths() error {
 	return nil
 }
 
-// seccomp sets the filter. CRI defines that a missing profile means
-// unconfined. It runs after capabilities, which the default profile depends on.
+// seccomp sets the filter. In CRI a missing profile means unconfined. It runs after the
+// capabilities are set, since the default profile depends on them.
 func (b *builder) seccomp() error {
 	if b.sc.GetPrivileged() {
 		return nil
@@ -79,8 +79,8 @@ func (b *builder) seccomp() error {
 	return nil
 }
 
-// seccompProfile returns the requested profile, also from the deprecated
-// field, nil where none is named.
+// seccompProfile returns the requested profile, also from the deprecated field, and nil if none is
+// requested.
 func seccompProfile(sc *runtimeapi.LinuxContainerSecurityContext) (*runtimeapi.SecurityProfile, error) {
 	if p := sc.GetSeccomp(); p != nil {
 		return checkProfile("seccomp", p)
@@ -89,7 +89,7 @@ func seccompProfile(sc *runtimeapi.LinuxContainerSecurityContext) (*runtimeapi.S
 	return parseProfile("seccomp", sc.GetSeccompProfilePath())
 }
 
-// apparmorProfile is the same for AppArmor.
+// apparmorProfile is seccompProfile for AppArmor.
 func apparmorProfile(sc *runtimeapi.LinuxContainerSecurityContext) (*runtimeapi.SecurityProfile, error) {
 	if p := sc.GetApparmor(); p != nil {
 		return checkProfile("apparmor", p)
@@ -98,7 +98,7 @@ func apparmorProfile(sc *runtimeapi.LinuxContainerSecurityContext) (*runtimeapi.
 	return parseProfile("apparmor", sc.GetApparmorProfile())
 }
 
-// parseProfile reads the deprecated textual form of a profile.
+// parseProfile parses the deprecated text form of a profile.
 func parseProfile(kind, text string) (*runtimeapi.SecurityProfile, error) {
 	ref, local := strings.CutPrefix(text, "localhost/")
 	switch {
@@ -120,7 +120,7 @@ func checkProfile(kind string, p *runtimeapi.SecurityProfile) (*runtimeapi.Secur
 	switch p.GetProfileType() {
 	case runtimeapi.SecurityProfile_Localhost:
 		if p.GetLocalhostRef() == "" {
-			return nil, invalid("%s profile Localhost names none", kind)
+			return nil, invalid("%s profile Localhost without a localhost_ref", kind)
 		}
 		if kind == "seccomp" && !strings.HasPrefix(p.GetLocalhostRef(), "/") {
 			return nil, invalid("seccomp profile %q is not an absolute path", p.GetLocalhostRef())

@@ -12,10 +12,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// SELinuxLabels makes the process and mount labels of a container from its
-// options, else its pod's. Without a level the library reserves a category
-// pair of its own; ReleaseSELinux gives it back. On a node without SELinux
-// both are "".
+// SELinuxLabels returns a container's process and mount labels for the container's options or,
+// without these, the pod's. If they contain no level, the library reserves a unique category pair;
+// ReleaseSELinux releases it. On a node without SELinux both labels are "".
 func SELinuxLabels(container, pod *runtimeapi.SELinuxOption) (process, mount string, err error) {
 	if !selinux.GetEnabled() {
 		return "", "", nil
@@ -31,9 +30,9 @@ func SELinuxLabels(container, pod *runtimeapi.SELinuxOption) (process, mount str
 	return process, mount, nil
 }
 
-// ShareLevel returns the options of a container, else its pod's, with the level
-// of the pod's process label unless they name another: the containers of a pod
-// may read each other's files.
+// ShareLevel returns the container's options or, without these, the pod's. If they contain no
+// level, it adds the level of the pod's process label, so that the containers of a pod can read
+// each other's files.
 func ShareLevel(container, pod *runtimeapi.SELinuxOption, podLabel string) *runtimeapi.SELinuxOption {
 	o := container
 	if o == nil {
@@ -44,7 +43,7 @@ func ShareLevel(container, pod *runtimeapi.SELinuxOption, podLabel string) *runt
 	}
 }
 
-// SELinuxLevel is the level of a label user:role:type:level, "" where it has none.
+// SELinuxLevel returns the level of a label user:role:type:level, or "" if there is none.
 func SELinuxLevel(label string) string {
 	parts := strings.SplitN(label, ":", 4)
 	if len(parts) < 4 {
@@ -53,8 +52,8 @@ func SELinuxLevel(label string) string {
 	return parts[3]
 }
 
-// ReserveSELinux keeps the category pair of a process label, which was made
-// before a restart, from being given to another pod. Labels of one pod share it.
+// ReserveSELinux reserves the category pair of a process label made before a restart, so that no
+// other pod gets it. Labels of the same pod share the pair.
 func ReserveSELinux(process string) error {
 	if err := selinux.ReserveLabelV2(process); err != nil && !errors.Is(err, selinux.ErrMCSAlreadyExists) {
 		return fmt.Errorf("reserve SELinux level of %q: %w", process, err)
@@ -74,12 +73,12 @@ func selinuxOptions(o *runtimeapi.SELinuxOption) []string {
 	return options
 }
 
-// ReleaseSELinux gives the category pair of a process label back.
+// ReleaseSELinux releases the category pair of a process label.
 func ReleaseSELinux(process string) { selinux.ReleaseLabel(process) }
 
-// Relabel gives the sources of those mounts that ask for it, the request's
-// and the runtime's own, the container's mount label. It does nothing without
-// a label. File systems without extended attributes keep theirs.
+// Relabel sets the container's mount label on the sources of the mounts that request it, both the
+// request's and the runtime's own. It does nothing without a label. It skips file systems without
+// extended attributes.
 func Relabel(in ContainerInput) error {
 	if in.MountLabel == "" {
 		return nil

@@ -41,8 +41,8 @@ func TestShareLevel(t *testing.T) {
 	}
 }
 
-// TestReserveSELinux holds that a level stays reserved, whoever shares it, until
-// it is released. The library keeps the list on every node.
+// TestReserveSELinux holds that a level stays reserved until it is released, also if several pods
+// share it. The library keeps the list on every node.
 func TestReserveSELinux(t *testing.T) {
 	const podLabel, containerLabel = "u:r:pod_t:s0:c1001,c1002", "u:r:other_t:s0:c1001,c1002"
 	for _, label := range []string{podLabel, containerLabel, podLabel, "", "no:level"} {
@@ -59,8 +59,8 @@ func TestReserveSELinux(t *testing.T) {
 	}
 }
 
-// TestSELinuxLabels holds that a node without SELinux gives no labels and one
-// with it a pair of them.
+// TestSELinuxLabels holds that a node without SELinux gives no labels and a node with SELinux gives
+// both.
 func TestSELinuxLabels(t *testing.T) {
 	process, mount, err := SELinuxLabels(nil, &runtimeapi.SELinuxOption{Level: "s0:c1,c2"})
 	if err != nil {

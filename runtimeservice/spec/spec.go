@@ -1,21 +1,17 @@
-// Package spec turns a CRI container request, an image configuration and the
-// facts about the node into an OCI runtime specification.
+// Package spec converts a CRI container request, an image configuration and the node's properties
+// to an OCI runtime specification.
 //
-// Container, Process, Resources and the validators are pure: the same input
-// gives the same bytes, nothing is read from or written to the machine. What
-// has to be looked up is done before and handed in, by the functions of
-// host.go (the node), user.go (users inside a root filesystem), prepare.go
-// (mount sources, device nodes, seccomp files), selinux.go and apparmor.go.
+// Container, Process, Resources and the validators are pure: the same input gives the same bytes,
+// and nothing is read from or written to the machine. The caller does all look-ups before and
+// passes the results, with the functions of host.go (the node), user.go (users in a root file
+// system), prepare.go (mount sources, device nodes, seccomp files), selinux.go and apparmor.go.
 //
-// A request that cannot be honoured is an error; no field of CRI is dropped in
-// silence. There are three stated exceptions, all of them things that every
-// kubelet sends to every node: SELinux options on a node without SELinux, a
-// zero huge page limit where no hugetlb controller exists, and an
-// oom_score_adj or resource limit beyond what the kernel lets this process
-// give, which is clamped.
+// A request that cannot be fulfilled is an error; no CRI field is ignored silently. There are three
+// exceptions, all of them settings that every kubelet sends to every node. SELinux options are
+// ignored on a node without SELinux, and a huge page limit of zero without a hugetlb controller. An
+// oom_score_adj or resource limit beyond what the kernel allows this process to set is clamped.
 //
-// The package makes no namespaces, cgroups or mounts, and does not talk to the
-// OCI runtime.
+// The package makes no namespaces, cgroups or mounts, and does not run the OCI runtime.
 package spec
 
 import (
@@ -26,16 +22,14 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// ociVersion is what specifications declare. It is the oldest that says all
-// that nodes need, because crun before 1.9 refuses any newer one; the fields
-// of later versions that Container uses are refused unless the OCI runtime
-// lists them as features.
+// ociVersion is the version of the specifications. It is the oldest sufficient version, because
+// crun before 1.9 refuses newer ones. Container uses fields of later versions only if the OCI
+// runtime reports them as features.
 const ociVersion = "1.0.2"
 
-// Container returns the specification for a container. Requests that break
-// CRI's rules give ErrInvalidArgument, those that this node cannot honour
-// ErrFailedPrecondition, and recursive read-only mounts that it lacks
-// ErrRROUnsupported of k8s.io/cri-api/pkg/errors.
+// Container returns the specification of a container. Requests that violate CRI's rules are
+// ErrInvalidArgument, those that this node cannot fulfil ErrFailedPrecondition. A recursive
+// read-only mount that the node does not support is ErrRROUnsupported of k8s.io/cri-api/pkg/errors.
 func Container(in ContainerInput) (*specs.Spec, error) {
 	if err := ValidateContainer(in.Config, in.Pod); err != nil {
 		return nil, err
@@ -68,7 +62,7 @@ func Container(in ContainerInput) (*specs.Spec, error) {
 	return b.spec, nil
 }
 
-// builder is the specification in the making.
+// builder is a specification under construction.
 type builder struct {
 	in   ContainerInput
 	sc   *runtimeapi.LinuxContainerSecurityContext

@@ -13,8 +13,8 @@ import (
 	crierrors "k8s.io/cri-api/pkg/errors"
 )
 
-// TestContainerRefuses holds that what cannot be honoured is an error of the
-// right class that names the thing.
+// TestContainerRefuses holds that a setting that cannot be fulfilled is an error of the right class
+// that names the setting.
 func TestContainerRefuses(t *testing.T) {
 	bad, cannot := errdefs.ErrInvalidArgument, errdefs.ErrFailedPrecondition
 	mount := func(m *runtimeapi.Mount) func(*ContainerInput) {
@@ -238,8 +238,8 @@ func TestValidatePod(t *testing.T) {
 	}
 }
 
-// TestSeccompFollowsCapabilities holds that the default filter opens what a
-// granted capability is for, and nothing else.
+// TestSeccompFollowsCapabilities holds that the default filter allows the system calls of granted
+// capabilities, and no others.
 func TestSeccompFollowsCapabilities(t *testing.T) {
 	allowed := func(add ...string) bool {
 		in := request()
@@ -378,7 +378,7 @@ func TestProcess(t *testing.T) {
 	}
 }
 
-// TestResourcesWithoutControllers holds what is dropped on purpose.
+// TestResourcesWithoutControllers holds which settings are dropped on purpose.
 func TestResourcesWithoutControllers(t *testing.T) {
 	h := node()
 	h.SwapAccounting, h.HugetlbCgroup = false, false

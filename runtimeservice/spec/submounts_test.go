@@ -8,8 +8,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Mounts below a source come after it and before what covers them, with what of
-// its options is recursive.
+// Mounts below a source come after its mount and before mounts that cover them. They have its
+// recursive options.
 func TestSubmounts(t *testing.T) {
 	in := request()
 	in.Config.Mounts = []*runtimeapi.Mount{

@@ -10,7 +10,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// ulimitNames are the resources of setrlimit(2), without RLIMIT_ and in small letters.
+// ulimitNames returns the resources of setrlimit(2) in lower case, without RLIMIT_.
 func ulimitNames() []string {
 	return []string{
 		"as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime",
@@ -18,10 +18,10 @@ func ulimitNames() []string {
 	}
 }
 
-// defaultUlimits are the limits of containers that the configuration does not
-// name. They are those of a systemd service with LimitCORE and LimitNPROC at
-// infinity. Many programs close or poll every descriptor below their soft limit,
-// so that one is low; servers raise it to the hard one.
+// defaultUlimits returns the limits that containers get unless the configuration sets others. They
+// are those of a systemd service with infinite LimitCORE and LimitNPROC. The soft limit of open
+// files is low, since many programs close or poll every descriptor below it. Servers raise it to
+// the hard limit.
 func defaultUlimits() []specs.POSIXRlimit {
 	const unlimited = math.MaxUint64
 	return []specs.POSIXRlimit{
@@ -38,9 +38,9 @@ func defaultUlimits() []specs.POSIXRlimit {
 	}
 }
 
-// WithDefaultUlimits adds the default limits to the configured ones, so that
-// containers do not get those that the keeper happens to have. Defaults are at
-// most the hard limits of this process: nobody asked for more.
+// WithDefaultUlimits adds the default limits to the configured ones, so that containers do not
+// inherit the keeper's. Defaults are clamped to this process's hard limits, since no administrator
+// requested more.
 func WithDefaultUlimits(configured []specs.POSIXRlimit, h Host) []specs.POSIXRlimit {
 	defaults := slices.DeleteFunc(defaultUlimits(), func(l specs.POSIXRlimit) bool {
 		return slices.ContainsFunc(configured, func(c specs.POSIXRlimit) bool { return c.Type == l.Type })
@@ -49,9 +49,9 @@ func WithDefaultUlimits(configured []specs.POSIXRlimit, h Host) []specs.POSIXRli
 	return append(slices.Clone(configured), clampRlimits(defaults, h)...)
 }
 
-// ParseUlimits reads resource limits of the form "name=soft" or "name=soft:hard",
-// as in "nofile=1024:524288"; a number is in the unit of setrlimit(2), "unlimited"
-// is none. Errors are ErrInvalidArgument.
+// ParseUlimits parses resource limits of the form "name=soft" or "name=soft:hard", as in
+// "nofile=1024:524288". Numbers are in the unit of setrlimit(2); "unlimited" means no limit. Errors
+// are ErrInvalidArgument.
 func ParseUlimits(texts []string) ([]specs.POSIXRlimit, error) {
 	var limits []specs.POSIXRlimit
 	for _, text := range texts {

@@ -8,8 +8,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Every limit of a container is explicit, and never above what the daemon holds,
-// even where it could raise its limits.
+// Every limit of a container is explicit and never above the daemon's own, even if the daemon could
+// raise its limits.
 func TestDefaultUlimits(t *testing.T) {
 	held := []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 256, Hard: 512}, {Type: "RLIMIT_STACK", Soft: 1, Hard: math.MaxUint64}}
 	limits := WithDefaultUlimits([]specs.POSIXRlimit{{Type: "RLIMIT_CORE", Soft: 0, Hard: 5}}, Host{Rlimits: held, RaiseRlimits: true})

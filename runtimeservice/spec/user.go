@@ -11,20 +11,21 @@ import (
 	"github.com/micarun/mica/internal/userid"
 )
 
-// maxGroups is NGROUPS_MAX of setgroups(2): no process can be in more groups.
+// maxGroups is NGROUPS_MAX of setgroups(2), the maximum number of groups of a process.
 const maxGroups = 65536
 
-// ResolveUser finds the user of a container: from the security context, else
-// from image (the USER of the image, "name[:group]" or numbers), inside the
-// root filesystem at rootfs. A number is only ever an ID and is kept as it is;
-// /etc/passwd adds the group, the home directory and the further groups of its
-// first entry with that ID. Additional holds the primary group first; with
-// policy Merge then the groups that /etc/group of the image gives the user,
-// then the requested ones. The image's files are opened without leaving
-// rootfs, without waiting on a FIFO, and with a bounded size. Users and
-// groups that cannot be found, files that cannot be read, more than 65,536
-// groups, and supplementary groups whose number is the name of another group
-// are ErrInvalidArgument.
+// ResolveUser returns a container's user. It takes it from the security context or, without one
+// there, from image (the image's USER, "name[:group]" or numbers), and resolves it in the root file
+// system at rootfs. A number is always an ID, never a name. The first entry of /etc/passwd with
+// that ID adds group, home directory and further groups.
+//
+// Additional starts with the primary group. With policy Merge, the user's groups in the image's
+// /etc/group follow, then the requested ones. The image's files are opened without leaving rootfs
+// and without blocking on a FIFO, and their size is limited.
+//
+// It returns ErrInvalidArgument for users and groups that do not exist, user files that are not
+// regular files of limited size, more than 65,536 groups, and supplementary groups whose number is
+// the name of another group.
 func ResolveUser(ctx context.Context, rootfs string, sc *runtimeapi.LinuxContainerSecurityContext, image string) (User, error) {
 	u, err := resolveUser(ctx, rootfs, sc, image)
 	if err != nil {
@@ -74,7 +75,7 @@ func resolveUser(ctx context.Context, rootfs string, sc *runtimeapi.LinuxContain
 	return u, nil
 }
 
-// requestedUser returns the user and group to look for, as names or numbers.
+// requestedUser returns the requested user and group, as names or numbers.
 func requestedUser(sc *runtimeapi.LinuxContainerSecurityContext, image string) (name, group string, err error) {
 	uid, gid := sc.GetRunAsUser(), sc.GetRunAsGroup()
 	if uid != nil && sc.GetRunAsUsername() != "" {
@@ -99,8 +100,7 @@ func requestedUser(sc *runtimeapi.LinuxContainerSecurityContext, image string) (
 	return name, group, nil
 }
 
-// findUser looks up a name or number. entry is nil for a number that is not in
-// /etc/passwd.
+// findUser looks up a name or number. entry is nil for a number that is not in /etc/passwd.
 func findUser(ctx context.Context, passwd []byte, name string) (u User, entry *userEntry, err error) {
 	id, numeric, err := userid.Parse(name)
 	if err != nil {
@@ -127,8 +127,7 @@ func findUser(ctx context.Context, passwd []byte, name string) (u User, entry *u
 	return u, entry, err
 }
 
-// findGroup returns the ID of a group. It looks for names only: a number is the
-// ID.
+// findGroup returns the ID of a group. It looks up only names; a number is the ID itself.
 func findGroup(ctx context.Context, text []byte, name string) (uint32, error) {
 	id, numeric, err := userid.Parse(name)
 	if err != nil {
@@ -156,7 +155,7 @@ func findGroup(ctx context.Context, text []byte, name string) (uint32, error) {
 	return id, nil
 }
 
-// groupSet is an ordered set of groups.
+// groupSet is an ordered set of group IDs.
 type groupSet struct {
 	ids  []uint32
 	have map[uint32]struct{}
@@ -166,7 +165,7 @@ func newGroupSet(primary uint32) *groupSet {
 	return &groupSet{ids: []uint32{primary}, have: map[uint32]struct{}{primary: {}}}
 }
 
-// add says whether there was room.
+// add adds an ID and returns false if the set is full.
 func (s *groupSet) add(id uint32) bool {
 	if _, ok := s.have[id]; ok {
 		return true
@@ -179,8 +178,8 @@ func (s *groupSet) add(id uint32) bool {
 	return true
 }
 
-// addMemberships adds the groups whose entry in /etc/group names the user. What
-// has no valid ID is no group.
+// addMemberships adds the groups whose entry in /etc/group lists the user. It ignores entries
+// without a valid ID.
 func (s *groupSet) addMemberships(ctx context.Context, text []byte, user string) error {
 	if user == "" {
 		return nil
@@ -216,10 +215,10 @@ func (s *groupSet) addRequested(groups []int64) error {
 	return nil
 }
 
-// misnamed looks for groups of the image whose name is the number of one of the
-// set, but whose ID is not. runc before 1.3 takes a supplementary group for the
-// group of that name. primary is true for the primary group, which need not be
-// among the supplementary ones; any other cannot be given safely.
+// misnamed searches the image's groups for one whose name is the number of a group in the set but
+// whose ID differs. runc before 1.3 interprets a supplementary group's number as such a name.
+// primary is true if the primary group is affected; it can be left out of the supplementary groups.
+// For any other group misnamed returns ErrInvalidArgument.
 func (s *groupSet) misnamed(ctx context.Context, text []byte) (primary bool, err error) {
 	var refused error
 	err = eachGroup(ctx, text, func(e groupEntry) bool {

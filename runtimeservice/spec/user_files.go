@@ -14,26 +14,24 @@ import (
 	"github.com/micarun/mica/internal/userid"
 )
 
-// maxUserFile bounds /etc/passwd and /etc/group of an image, in bytes.
+// maxUserFile bounds an image's /etc/passwd and /etc/group, in bytes.
 const maxUserFile = 8 << 20
 
-// linesPerCheck is how many lines of an image's file are read before the
-// context is looked at again.
+// linesPerCheck is how many lines of an image's file are read between checks of the context.
 const linesPerCheck = 1 << 10
 
-// userEntry is a line of /etc/passwd, as passwd(5) has it. The image decides
-// what the fields hold.
+// userEntry is a line of /etc/passwd (passwd(5)). The image controls the content of the fields.
 type userEntry struct{ name, uid, gid, home string }
 
-// hasID says whether the field of the user ID is that number. What is no number
-// is no ID, in particular not 0.
+// hasID reports whether the user ID field is that number. A field that is not a number is not an
+// ID, in particular not 0.
 func (e userEntry) hasID(id uint32) bool {
 	n, numeric, err := userid.Parse(e.uid)
 	return numeric && err == nil && n == id
 }
 
-// user is the user of the entry. An entry that ends before the group, as images
-// of one file have it, gives group 0, as in Docker and containerd.
+// user returns the entry's user. As in Docker and containerd, an entry without a group field gives
+// group 0. Some minimal images have such entries.
 func (e userEntry) user() (User, error) {
 	uid, numeric, err := userid.Parse(e.uid)
 	if err != nil || !numeric {
@@ -45,7 +43,7 @@ func (e userEntry) user() (User, error) {
 			return User{}, invalid("user %q has group %q in /etc/passwd of the image", e.name, e.gid)
 		}
 	}
-	// It becomes a variable of the environment, which plugins get as UTF-8.
+	// Home becomes an environment variable, which plugins receive as UTF-8.
 	if u.Home == "" || strings.ContainsRune(u.Home, 0) {
 		u.Home = "/"
 	}
@@ -53,7 +51,7 @@ func (e userEntry) user() (User, error) {
 	return u, nil
 }
 
-// firstUser returns the first entry that matches, nil if none does.
+// firstUser returns the first matching entry, or nil if there is none.
 func firstUser(ctx context.Context, passwd []byte, matches func(userEntry) bool) (*userEntry, error) {
 	var found *userEntry
 	err := eachEntry(ctx, passwd, 7, func(fields []string) bool {
@@ -66,10 +64,10 @@ func firstUser(ctx context.Context, passwd []byte, matches func(userEntry) bool)
 	return found, err
 }
 
-// groupEntry is a line of /etc/group, as group(5) has it.
+// groupEntry is a line of /etc/group (group(5)).
 type groupEntry struct{ name, gid, members string }
 
-// lists says whether a user is among the members.
+// lists reports whether a user is among the members.
 func (e groupEntry) lists(user string) bool {
 	for rest, more := e.members, e.members != ""; more; {
 		var member string
@@ -80,16 +78,15 @@ func (e groupEntry) lists(user string) bool {
 	return false
 }
 
-// eachGroup calls do for the entries of /etc/group until it returns false.
+// eachGroup calls do for the entries of /etc/group until do returns false.
 func eachGroup(ctx context.Context, group []byte, do func(groupEntry) bool) error {
 	return eachEntry(ctx, group, 5, func(fields []string) bool {
 		return do(groupEntry{name: fields[0], gid: fields[2], members: fields[3]})
 	})
 }
 
-// eachEntry calls do with the first fields of each line, "" for those that it
-// lacks, until do returns false. Comments, and the lines that stand for a
-// directory service ("+", "-"), are no entries, as in glibc.
+// eachEntry calls do with the first fields of each line until do returns false. Missing fields are
+// "". As in glibc, comments and the lines for a directory service ("+", "-") are skipped.
 func eachEntry(ctx context.Context, text []byte, fields int, do func(fields []string) bool) error {
 	entry := make([]string, fields)
 	for n := 0; len(text) > 0; n++ {
@@ -111,9 +108,9 @@ func eachEntry(ctx context.Context, text []byte, fields int, do func(fields []st
 	return nil
 }
 
-// readInRoot reads a small regular file as a process chrooted to rootfs would
-// see it. A missing file reads as empty. The file is looked at through an
-// O_PATH descriptor first, so that no FIFO or device is ever opened.
+// readInRoot reads a small regular file as a process chrooted to rootfs would see it. A missing
+// file reads as empty. It checks the file through an O_PATH descriptor first, so that it never
+// opens a FIFO or device.
 func readInRoot(rootfs, name string) ([]byte, error) {
 	handle, err := pathrs.OpenInRoot(rootfs, name)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
@@ -128,7 +125,7 @@ func readInRoot(rootfs, name string) ([]byte, error) {
 	defer handle.Close()
 	info, err := handle.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("look at %s of the image: %w", name, err)
+		return nil, fmt.Errorf("stat %s of the image: %w", name, err)
 	}
 	if !info.Mode().IsRegular() {
 		return nil, invalid("%s of the image is not a regular file", name)

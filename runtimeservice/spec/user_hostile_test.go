@@ -19,8 +19,8 @@ import (
 
 func number(n int64) *runtimeapi.Int64Value { return &runtimeapi.Int64Value{Value: n} }
 
-// TestNumericNames holds that an image cannot give a number another user or
-// group by a name of the same digits.
+// TestNumericNames holds that an image cannot redirect a number to another user or group with a
+// name of the same digits.
 func TestNumericNames(t *testing.T) {
 	root := rootfs(t, map[string]string{
 		"etc/passwd": "1000:x:0:0::/:/bin/sh\nroot:x:0:0::/root:/bin/sh\n77:x:78:79::/home/77:\n",
@@ -55,7 +55,7 @@ func TestNumericNames(t *testing.T) {
 			t.Errorf("%s: %s", c.name, diff)
 		}
 	}
-	// An OCI runtime might take the number for the name.
+	// An OCI runtime might interpret the number as the name.
 	supplementary := &sc{RunAsUser: number(1000), RunAsGroup: number(5), SupplementalGroups: []int64{2000}}
 	if got, err := ResolveUser(t.Context(), root, supplementary, ""); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "2000") {
 		t.Errorf("supplementary group: %+v, %v, want invalid argument", got, err)
@@ -67,8 +67,8 @@ func TestNumericNames(t *testing.T) {
 	}
 }
 
-// TestUserFilesAsReference compares the look-up in random hostile files with a
-// plain one. SEED repeats a run.
+// TestUserFilesAsReference compares the look-up in random hostile files with a simple reference.
+// SEED repeats a run.
 func TestUserFilesAsReference(t *testing.T) {
 	seed := rand.Uint64()
 	if s := os.Getenv("SEED"); s != "" {
@@ -98,7 +98,7 @@ func TestUserFilesAsReference(t *testing.T) {
 	}
 }
 
-// hostileFiles makes files and requests that are likely to meet each other.
+// hostileFiles makes files and requests that are likely to match each other.
 type hostileFiles struct{ *rand.Rand }
 
 func (g hostileFiles) pick(from ...string) string { return from[g.IntN(len(from))] }
@@ -120,7 +120,7 @@ func (g hostileFiles) lines(entry func() string) string {
 	return strings.TrimSuffix(b.String(), g.pick("\n", "-"))
 }
 
-// cut leaves the last fields of an entry out, now and then.
+// cut sometimes removes the last fields of an entry.
 func (g hostileFiles) cut(entry string) string {
 	if g.IntN(4) > 0 {
 		return entry
@@ -163,8 +163,8 @@ func (g hostileFiles) request() (*runtimeapi.LinuxContainerSecurityContext, stri
 	return sc, g.pick(g.name(), g.id()) + g.pick("", ":", ":"+g.name(), ":"+g.id())
 }
 
-// reference looks users up in the plainest way: it splits whole files, and
-// knows IDs by their digits.
+// reference looks up users in the simplest way: it splits whole files and recognises IDs by their
+// digits.
 type reference struct{ passwd, group string }
 
 func (r reference) entries(text string) [][]string {
@@ -179,8 +179,7 @@ func (r reference) entries(text string) [][]string {
 	return out
 }
 
-// id says what the digits of s are worth; ok is false for a name, and for IDs
-// that cannot be.
+// id returns the value of the digits of s; ok is false for a name and for an invalid ID.
 func (r reference) id(s string) (id uint32, numeric, ok bool) {
 	digits := s
 	if s != "" && strings.Contains("+-", s[:1]) {
@@ -300,15 +299,15 @@ func (r reference) groups(u User, sc *runtimeapi.LinuxContainerSecurityContext, 
 	return u, true
 }
 
-// TestUserFilesThatAreNoFiles holds that only a regular file of bounded size is
-// read, whatever an image has in its place.
+// TestUserFilesThatAreNoFiles holds that only a regular file of limited size is read, for any other
+// file type in its place.
 func TestUserFilesThatAreNoFiles(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("mknod needs root")
 	}
 	for name, c := range map[string]struct {
 		make func(p string) error
-		says string // "": the user is just not there
+		says string // "" if the user is not found
 	}{
 		"device":        {func(p string) error { return unix.Mknod(p, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 5))) }, "not a regular file"},
 		"socket":        {func(p string) error { return unix.Mknod(p, unix.S_IFSOCK|0o666, 0) }, "not a regular file"},
@@ -332,8 +331,8 @@ func TestUserFilesThatAreNoFiles(t *testing.T) {
 	}
 }
 
-// TestLongLinesOfUserFiles holds that a line is as long as its file allows: a
-// group may have many members.
+// TestLongLinesOfUserFiles holds that a line may be as long as its file allows: a group may have
+// many members.
 func TestLongLinesOfUserFiles(t *testing.T) {
 	root := rootfs(t, map[string]string{
 		"etc/passwd": "long:x:1:1:" + strings.Repeat("g", 1<<20) + ":/:\n" + passwd,

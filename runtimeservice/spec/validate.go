@@ -12,19 +12,19 @@ import (
 // maxHostname is HOST_NAME_MAX of sethostname(2).
 const maxHostname = 64
 
-// maxPath is PATH_MAX of the kernel. An OCI runtime makes missing directories one by one, and does not
-// end within minutes for a path of a million.
+// maxPath is the kernel's PATH_MAX. An OCI runtime makes missing directories one by one, and does
+// not finish within minutes for a path of a million bytes.
 const maxPath = 4096
 
-// maxMappings is how many mappings the kernel takes, user_namespaces(7).
+// maxMappings is the kernel's limit of mappings (user_namespaces(7)).
 const maxMappings = 340
 
-// cdiAnnotation prefixes the container annotations that name CDI devices, for
-// clients older than the CDI_devices field.
+// cdiAnnotation is the prefix of container annotations with CDI devices. Clients older than the
+// CDI_devices field use it.
 const cdiAnnotation = "cdi.k8s.io/"
 
-// ValidatePod checks a pod request against CRI's rules, without looking at
-// the node. Its errors are ErrInvalidArgument.
+// ValidatePod checks a pod request against CRI's rules, independent of the node. Its errors are
+// ErrInvalidArgument.
 func ValidatePod(pod *runtimeapi.PodSandboxConfig) error {
 	if pod.GetMetadata().GetName() == "" {
 		return invalid("pod has no metadata name")
@@ -59,8 +59,8 @@ func ValidatePod(pod *runtimeapi.PodSandboxConfig) error {
 	return validateSysctls(l.GetSysctls(), sc.GetNamespaceOptions())
 }
 
-// ValidateContainer checks a container request against CRI's rules, without
-// looking at the node. Its errors are ErrInvalidArgument.
+// ValidateContainer checks a container request against CRI's rules, independent of the node. Its
+// errors are ErrInvalidArgument.
 func ValidateContainer(c *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig) error {
 	if c.GetMetadata().GetName() == "" {
 		return invalid("container has no metadata name")
@@ -165,8 +165,8 @@ func validateSecurity(sc *runtimeapi.LinuxContainerSecurityContext, pod *runtime
 	return validateUserNamespace(sc.GetNamespaceOptions(), podSC.GetNamespaceOptions())
 }
 
-// validateConfinement checks what a privileged container does not get, and what
-// is ignored for one therefore.
+// validateConfinement checks settings that do not apply to a privileged container and are therefore
+// not checked for one.
 func validateConfinement(sc *runtimeapi.LinuxContainerSecurityContext) error {
 	if sc.GetPrivileged() {
 		return nil
@@ -183,8 +183,8 @@ func validateConfinement(sc *runtimeapi.LinuxContainerSecurityContext) error {
 	return err
 }
 
-// validateNamespaces checks the modes: network and IPC belong to the pod or
-// the node, only containers can target another one's processes.
+// validateNamespaces checks the modes. Network and IPC namespaces are the pod's or the node's; only
+// containers can target another container's PID namespace.
 func validateNamespaces(o *runtimeapi.NamespaceOption, pod bool) error {
 	for name, mode := range map[string]runtimeapi.NamespaceMode{"network": o.GetNetwork(), "ipc": o.GetIpc()} {
 		if mode != runtimeapi.NamespaceMode_POD && mode != runtimeapi.NamespaceMode_NODE {
@@ -225,8 +225,7 @@ func validateNamespaces(o *runtimeapi.NamespaceOption, pod bool) error {
 	return nil
 }
 
-// validateMappings checks what the kernel asks for (user_namespaces(7)), and
-// that there is a root.
+// validateMappings checks the kernel's rules (user_namespaces(7)), and that ID 0 is mapped.
 func validateMappings(maps []*runtimeapi.IDMapping) error {
 	if len(maps) > maxMappings {
 		return invalid("%d user namespace mappings, the limit is %d", len(maps), maxMappings)
@@ -254,8 +253,7 @@ func overlap(a, lengthA, b, lengthB uint32) bool {
 	return uint64(a) < uint64(b)+uint64(lengthB) && uint64(b) < uint64(a)+uint64(lengthA)
 }
 
-// validateUserNamespace refuses a container that asks for other mappings than
-// its pod's.
+// validateUserNamespace returns an error if a container requests other mappings than its pod's.
 func validateUserNamespace(container, pod *runtimeapi.NamespaceOption) error {
 	c, p := container.GetUsernsOptions(), pod.GetUsernsOptions()
 	if c == nil {
@@ -273,8 +271,7 @@ func sameMappings(a, b []*runtimeapi.IDMapping) bool {
 	})
 }
 
-// validateSysctls accepts what a namespace of the pod confines, see
-// namespaces(7).
+// validateSysctls accepts sysctls that are confined to a namespace of the pod (namespaces(7)).
 func validateSysctls(sysctls map[string]string, o *runtimeapi.NamespaceOption) error {
 	for raw, value := range sysctls {
 		name := strings.ReplaceAll(raw, "/", ".")
@@ -302,8 +299,8 @@ func ipcSysctl(name string) bool {
 		strings.HasPrefix(name, "kernel.msg") || name == "kernel.sem"
 }
 
-// cdiNames returns the CDI devices of a request, also those that older clients
-// write into annotations, without duplicates.
+// cdiNames returns a request's CDI devices without duplicates, also those that older clients
+// request by annotations.
 func cdiNames(c *runtimeapi.ContainerConfig) []string {
 	var names []string
 	have := map[string]bool{}

@@ -12,22 +12,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxKernelConfig bounds the text of a kernel's configuration, in bytes.
+// maxKernelConfig bounds a kernel's configuration, in bytes.
 const maxKernelConfig = 4 << 20
 
-// lacksX32 tells whether the kernel says that it has no x32 system calls. One
-// that does not publish its configuration is taken to have them. The system
-// call itself is not tried: a filter on this process could kill it.
+// lacksX32 reports whether the kernel's configuration says that there are no x32 system calls.
+// Without a published configuration it returns false. It does not try such a call, since a seccomp
+// filter on this process could kill it.
 func lacksX32() bool {
 	return configLacksX32(kernelConfig())
 }
 
 func configLacksX32(config []byte) bool {
-	// X86_X32_ABI since Linux 5.18, X86_X32 before.
+	// The option is X86_X32_ABI since Linux 5.18, X86_X32 before.
 	return regexp.MustCompile(`(?m)^# CONFIG_X86_X32(_ABI)? is not set$`).Match(config)
 }
 
-// kernelConfig returns the running kernel's configuration, nil if it is nowhere.
+// kernelConfig returns the running kernel's configuration, or nil if it is not published.
 func kernelConfig() []byte {
 	var name unix.Utsname
 	if unix.Uname(&name) == nil {
@@ -51,9 +51,8 @@ func kernelConfig() []byte {
 	return config
 }
 
-// withoutX32 takes the x32 architecture out of a profile. The OCI runtime
-// compiles the filter of every architecture at each start and each exec, and
-// x32's is a quarter of an exec's time.
+// withoutX32 removes the x32 architecture from a profile. The OCI runtime compiles the filter for
+// every architecture at each start and exec. x32's share is a quarter of an exec's time.
 func withoutX32(profile *specs.LinuxSeccomp) {
 	profile.Architectures = slices.DeleteFunc(profile.Architectures, func(a specs.Arch) bool { return a == specs.ArchX32 })
 }

@@ -23,8 +23,8 @@ func TestConfigLacksX32(t *testing.T) {
 	}
 }
 
-// A default profile names x32 only where there are x32 system calls; a profile
-// of the node's stays as it is.
+// The default profile contains x32 only if there are x32 system calls. A Localhost profile is not
+// changed.
 func TestX32InProfiles(t *testing.T) {
 	architectures := func(lacks bool, kind runtimeapi.SecurityProfile_ProfileType) []specs.Arch {
 		in := request()
