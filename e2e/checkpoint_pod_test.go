@@ -238,7 +238,7 @@ func TestRestorePodRefuses(t *testing.T) {
 	}{
 		"a relative path":   {func(r *runtimeapi.RestorePodRequest) { r.CheckpointPath = "x" }, codes.InvalidArgument, "not absolute"},
 		"no checkpoint":     {func(r *runtimeapi.RestorePodRequest) { r.CheckpointPath = "/none" }, codes.NotFound, "/none"},
-		"an unfinished one": {func(r *runtimeapi.RestorePodRequest) { r.CheckpointPath = unfinished }, codes.InvalidArgument, "never finished"},
+		"an unfinished one": {func(r *runtimeapi.RestorePodRequest) { r.CheckpointPath = unfinished }, codes.InvalidArgument, "unfinished one"},
 		"a damaged archive": {func(r *runtimeapi.RestorePodRequest) { r.CheckpointPath = damaged }, codes.InvalidArgument, "damaged"},
 		"unknown handler":   {func(r *runtimeapi.RestorePodRequest) { r.RuntimeHandler = "none" }, codes.NotFound, `"none"`},
 		"an option":         {func(r *runtimeapi.RestorePodRequest) { r.Options = map[string]string{"fast": ""} }, codes.InvalidArgument, `"fast"`},

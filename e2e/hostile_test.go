@@ -106,7 +106,7 @@ func TestHostileArchives(t *testing.T) {
 				t.Fatal(err)
 			}
 			// An archive within the limits lacks CRIU's images.
-			image := hostile.Image{Name: archive.Name, Says: "images of CRIU|is missing|damaged"}
+			image := hostile.Image{Name: archive.Name, Says: "CRIU images|is missing|damaged"}
 			t.Cleanup(func() { j.tidy(t, path) })
 			j.within(t, j.run(t, image, j.containerConfig(path)))
 		})

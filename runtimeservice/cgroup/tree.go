@@ -26,8 +26,8 @@ import (
 const removeTimeout = 5 * time.Second
 
 // EnsureParent makes a pod's cgroup in every hierarchy and reports whether it was absent before. In
-// v1's cpuset hierarchy a new cgroup may use no CPUs and no memory nodes, so it and its parents
-// inherit those of their parents.
+// v1's cpuset hierarchy a new cgroup has no CPUs and no memory nodes. EnsureParent therefore copies
+// the settings of the nearest ancestor that has some.
 func (m *Manager) EnsureParent(ctx context.Context, path string) (created bool, err error) {
 	if err := checkPath(path); err != nil {
 		return false, err

@@ -163,8 +163,8 @@ func (b *builder) requestedMount(m *runtimeapi.Mount, source string) (specs.Moun
 }
 
 // submounts returns bind mounts for the mounts below the sources of the request's mounts, which are
-// first in all. It leaves out those covered by another mount of the container, since they would be
-// mounted over it.
+// first in all. It leaves out those covered by another mount of the container, since they would
+// hide that mount.
 func (b *builder) submounts(all []specs.Mount) []specs.Mount {
 	taken := map[string]bool{}
 	for _, m := range all {
