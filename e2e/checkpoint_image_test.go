@@ -94,7 +94,7 @@ func TestRestoreFromImage(t *testing.T) {
 	}
 }
 
-// A node that was not told to restores nothing of images, and leaves nothing.
+// Without restore_images a node refuses to restore an image, and leaves nothing behind.
 func TestRestoreFromImageRefused(t *testing.T) {
 	f := start(t)
 	var archive bytes.Buffer

@@ -20,9 +20,8 @@ import (
 	"github.com/micarun/mica/internal/failpoint"
 )
 
-// A writer counts, prints the number, and then tells it by shared memory; a
-// reader prints what it was told. So the reader can never have seen a number
-// that the writer has not printed.
+// A writer prints each number and then writes it to shared memory; a reader prints
+// what it reads there. So the reader never prints a number before the writer.
 const (
 	writing = `trap 'exit 7' TERM; i=0; while :; do echo $i; echo $i >/dev/shm/n.new; mv /dev/shm/n.new /dev/shm/n; i=$((i+1)); sleep 0.01; done`
 	reading = `trap 'exit 8' TERM; while :; do cat /dev/shm/n 2>/dev/null; sleep 0.01; done`
@@ -105,9 +104,9 @@ func content(t *testing.T, dir string) map[string]string {
 	return found
 }
 
-// A pod is checkpointed in one cut and goes on, is removed, and is restored as
-// another pod, whose containers wait to be started and then go on where they
-// were.
+// A pod is checkpointed consistently, keeps running and is removed. It is then
+// restored as another pod, whose containers, once started, continue from the
+// checkpoint.
 func TestCheckpointPodAndRestore(t *testing.T) {
 	for _, mode := range []runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_POD} {
 		t.Run("process IDs of the "+strings.ToLower(mode.String()), func(t *testing.T) {
@@ -170,7 +169,7 @@ func (f *fixture) restoredDuo(d duo, dir string) {
 	}
 }
 
-// Wrong requests are refused with the reason, write nothing and stop nobody.
+// Wrong requests are refused with the reason, write nothing and stop no container.
 func TestCheckpointPodRefuses(t *testing.T) {
 	f := startCriu(t)
 	d := f.runDuo(runtimeapi.NamespaceMode_CONTAINER)

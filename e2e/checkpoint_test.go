@@ -125,9 +125,9 @@ func only(t *testing.T, dir string, want ...string) {
 	}
 }
 
-// A container is checkpointed and goes on, is removed with its pod, and goes on
-// in another pod where it was: not a number is missing or doubled, its files
-// and shared memory are as they were, and it ends as it would have.
+// A container is checkpointed, keeps running and is removed with its pod. Restored in
+// another pod it continues from the checkpoint: no number is missing or duplicated,
+// its files and shared memory are unchanged, and it exits with its own code.
 func TestCheckpointAndRestore(t *testing.T) {
 	for name, change := range map[string]func(*runtimeapi.ContainerConfig){
 		"plain":    func(*runtimeapi.ContainerConfig) {},
@@ -316,7 +316,7 @@ func TestCheckpointRefused(t *testing.T) {
 	}
 }
 
-// A CRIU that hangs is given up at the request's time, and the container goes on.
+// If CRIU hangs, the checkpoint fails at the request's time-out, and the container keeps running.
 func TestCheckpointTimeout(t *testing.T) {
 	needRuntimeWithCriu(t)
 	hangs := fakeCriu(t, `case $1 in --version) echo "Version: 4.1" ;; check) ;; *) while kill -0 $PPID; do sleep 0.1; done ;; esac`)

@@ -82,7 +82,7 @@ func (f *fixture) history(arguments ...string) []admin.Event {
 	return list
 }
 
-// A pod that is stuck can be asked why: while it is, and afterwards.
+// The node tool shows why a pod is stuck, while it is stuck and afterwards.
 func TestEventsNameTheStage(t *testing.T) {
 	f, answer := gatedNetwork(t)
 	config := f.podConfig()
@@ -157,7 +157,7 @@ func (w *follower) await(t *testing.T, words ...string) {
 	t.Fatalf("events end without %q", words)
 }
 
-// Whoever follows hears of a pod's whole life, and the end of the daemon ends it.
+// A follower gets all events of a pod, and ends when the daemon ends.
 func TestEventsOfALife(t *testing.T) {
 	f := start(t)
 	w := f.follow()

@@ -26,7 +26,7 @@ func (f *fixture) freeze(dir string) {
 	f.no(os.WriteFile(file, []byte(freeze), 0))
 }
 
-// Somebody froze a container, as an operator's pause or a snapshot that was cut short leaves it.
+// A container is frozen, as by an operator or by an interrupted snapshot.
 func TestFrozenContainersStop(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())

@@ -100,9 +100,9 @@ func (f *fixture) hostFilesPod(ids uint32) (pod, string) {
 	return p, id
 }
 
-// Whatever runs on a node, its other users reach nothing of it: neither setuid
-// files of image volumes nor shared memory, writable layers, volumes, records,
-// namespaces and sockets. Only that an ID exists can be found out by who knows it.
+// Other users of the host cannot access setuid files of image volumes, shared memory,
+// writable layers, volumes, records, namespaces or sockets. They can only find out
+// whether an ID that they already know exists.
 func TestHostUsersReachNothing(t *testing.T) {
 	f := start(t)
 	_, plain := f.hostFilesPod(0)

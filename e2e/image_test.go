@@ -107,7 +107,7 @@ func TestListAndRemoveImages(t *testing.T) {
 	}
 }
 
-// Both file systems are told from the first answer on, and grow with what is put there.
+// The first answer already has both file systems; their usage grows with new data.
 func TestImageFsInfo(t *testing.T) {
 	f := start(t)
 	empty, err := f.Images.ImageFsInfo(f.ctx)
@@ -160,7 +160,7 @@ func TestPullsJoin(t *testing.T) {
 	}
 }
 
-// A client that gives up a pull and asks again joins the one that goes on.
+// A client that gives up a pull and retries it joins the running pull.
 func TestPullGoesOnForTheRetry(t *testing.T) {
 	f := start(t)
 	f.registry.AddFault(testregistry.Fault{Kind: testregistry.Slow, Rate: 600 << 10, Path: "/blobs/"})

@@ -61,7 +61,7 @@ func pattern(documented string) *regexp.Regexp {
 	return regexp.MustCompile("^" + strings.ReplaceAll(regexp.QuoteMeta(names), "\x00", "[^/]+") + "(/.*)?$")
 }
 
-// isAbove tells whether a directory is on the way to a documented path.
+// isAbove reports whether a directory is a parent of a documented path.
 func isAbove(dir, documented string) bool {
 	names, depth := strings.Split(documented, "/"), strings.Count(dir, "/")+1
 	return depth < len(names) && pattern(strings.Join(names[:depth], "/")).MatchString(dir)
@@ -108,7 +108,7 @@ func (f *fixture) checkDocumented(root string, documented []string, rare, foreig
 	}
 }
 
-// Every file of a node is on the page about the layout, and what the page names is there.
+// The page about the layout describes every file of a node, and each of its paths exists.
 func TestLayoutOnDisk(t *testing.T) {
 	f := start(t)
 	f.pull(busyboxImage)

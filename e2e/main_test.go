@@ -1,9 +1,9 @@
-// Package e2e tests the built binaries from outside: a node of its own for
-// every test, real images from a registry on loopback, and a CRI client.
+// Package e2e tests the built binaries from outside: each test has a separate node,
+// images from a registry on loopback, and a CRI client.
 //
-// After every test, the node's own check has nothing to say, and the census of
+// After every test, the node's own check must find no problem, and the census of
 // processes, mounts, namespaces, cgroups, leases, links, rules, directories,
-// descriptors and goroutines is what it was before the first pod.
+// descriptors and goroutines must be the same as before the first pod.
 package e2e
 
 import (

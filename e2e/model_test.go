@@ -28,8 +28,8 @@ type model struct {
 
 // TestLifeCycleModel makes random operations, with a kill -9 of the daemon
 // among them, and after each one compares what the node lists with a model.
-// Property: whatever the order of operations, an answered call's effect is
-// listed, a refused call has none, and the daemon's death changes nothing.
+// Property: in every order of operations, a successful call's effect is listed,
+// a refused call has none, and the daemon's death changes nothing.
 func TestLifeCycleModel(t *testing.T) {
 	f := start(t)
 	m := &model{

@@ -96,8 +96,8 @@ func TestNetworkNamespaceIsDroppedWithThePod(t *testing.T) {
 	}
 }
 
-// The pod CIDR that the kubelet tells becomes a network by the configured template,
-// from which pods get their addresses.
+// When the kubelet sends the pod CIDR, the daemon writes a network configuration from
+// the template, and pods get addresses of that CIDR.
 func TestPodCIDR(t *testing.T) {
 	var conf string
 	f := startOn(t, func(o *node.Options) {

@@ -130,8 +130,7 @@ func TestOddUsers(t *testing.T) {
 	}
 }
 
-// What is odd in an image's configuration, and what dockerd and containerd
-// nevertheless run, runs.
+// Images with an unusual configuration run if dockerd and containerd run them.
 func TestOddConfig(t *testing.T) {
 	f := start(t)
 	o := f.oddImages()
@@ -172,8 +171,8 @@ func TestOddVolumes(t *testing.T) {
 	}
 }
 
-// Images made of a store of packages have their /etc behind a link. Its users
-// count, and the pod's files appear in there, read-only root or not.
+// Images built from a package store have a link at /etc. Users are read from the
+// directory behind it, and the pod's files appear there, also with a read-only root.
 func TestOddEtc(t *testing.T) {
 	f := start(t)
 	o := f.oddImages()

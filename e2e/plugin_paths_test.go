@@ -70,7 +70,7 @@ func (p *pathPlugin) RemoveContainer(_ context.Context, pod *api.PodSandbox, c *
 	return nil
 }
 
-// Whatever the order of stop and removal, plugins are given no path that leads nowhere.
+// In every order of stop and removal, plugins get no path that does not exist.
 func TestPluginsGetNoStalePaths(t *testing.T) {
 	f := start(t)
 	stopped, removed := f.runPod(f.podConfig()), f.runPod(f.podConfig())

@@ -248,8 +248,8 @@ func TestHooks(t *testing.T) {
 	}
 }
 
-// A hook file that cannot be used is named to whoever creates a container, and
-// stands in nobody's way otherwise.
+// With an invalid hook file, the error of CreateContainer names the file; other calls
+// work.
 func TestBadHookFile(t *testing.T) {
 	f := start(t)
 	sandbox := f.runPod(f.podConfig())
@@ -305,8 +305,8 @@ func (g *gate) CreateContainer(ctx context.Context, _ *api.PodSandbox, c *api.Co
 	return nil, nil, g.pass(ctx, c.GetId())
 }
 
-// A client that gives up in the middle of its call and asks again, twice at a time,
-// gets what the first call has begun, which goes on meanwhile, and nothing else.
+// A client gives up its call and retries it, twice at the same time. The first call
+// continues, and both retries return its object.
 func TestRetriesJoinWhatWasGivenUp(t *testing.T) {
 	f := start(t)
 	f.pull(busyboxImage)

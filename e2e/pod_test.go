@@ -74,8 +74,8 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
-// A container that is killed while it is being started, at whatever moment, was
-// killed: that is no failure to start it, and the start does not hang.
+// A container that is killed at any moment of its start is reported as killed, not as
+// one that could not be started, and the start does not hang.
 func TestKilledWhileStarted(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())

@@ -49,7 +49,7 @@ func TestReboot(t *testing.T) {
 	if len(census["lease"]) > 0 || len(census["process"]) > 0 {
 		t.Errorf("leases %q and processes %q after the reboot", census["lease"], census["process"])
 	}
-	// The kubelet makes the pod anew.
+	// The kubelet creates the pod again.
 	again, before := f.podConfig(), p.config.Metadata
 	again.Metadata = &runtimeapi.PodSandboxMetadata{Name: before.Name, Uid: before.Uid, Namespace: before.Namespace, Attempt: 1}
 	if got := f.output(f.runPod(again), f.containerConfig(busyboxImage, "echo", "up")); got != "up\n" {
@@ -117,8 +117,8 @@ func (f *fixture) otherBoot() {
 	}
 }
 
-// With the disk full in the middle of a layer the pull fails and says so,
-// nothing half-made stays, and a smaller image still fits.
+// If the disk fills up during a layer's extraction, the pull fails with that reason and
+// leaves no incomplete data, and a smaller image can be pulled.
 func TestDiskFull(t *testing.T) {
 	var disk string
 	f := startOn(t, func(o *node.Options) {

@@ -100,8 +100,8 @@ func TestAttachWorksAfterRestart(t *testing.T) {
 	f.await(id)
 }
 
-// With the keeper dead the daemon starts another, the containers go on, and
-// nothing that ended meanwhile is called a success.
+// When the keeper dies, the daemon starts another, containers keep running, and no
+// container that ended meanwhile is reported as successful.
 func TestKilledKeeper(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -159,8 +159,8 @@ func TestDaemonKilledWhileItCreates(t *testing.T) {
 	}
 }
 
-// Every subscriber is told of every step in a container's and a pod's life, in
-// order, with the status of the pod and of all its containers.
+// Every subscriber gets all events of containers and pods in order, with the status of
+// the pod and of all its containers.
 func TestEvents(t *testing.T) {
 	f := start(t)
 	type subscriber struct {
@@ -216,8 +216,8 @@ func TestEvents(t *testing.T) {
 	}
 }
 
-// An exit that was told while nobody listened, as in the last moments of a daemon,
-// is told by the next one, until somebody has listened.
+// Exit events without a subscriber, as in a daemon's last moments, are sent by later
+// daemons until a subscriber has received them.
 func TestEventsThatNobodyHeard(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -228,7 +228,7 @@ func TestEventsThatNobodyHeard(t *testing.T) {
 			_, err := os.Stat(filepath.Join(f.State, "containers", id))
 			return os.IsNotExist(err)
 		})
-		for range 2 { // nobody listens to the first of the two
+		for range 2 { // the first of the two has no subscriber
 			f.no(end())
 			_, err := f.StartDaemon(f.ctx)
 			f.no(err)
@@ -256,8 +256,8 @@ func TestEventsThatNobodyHeard(t *testing.T) {
 	}
 }
 
-// What happened while no daemon ran is told to whoever subscribes after the
-// restart, once, before what happens from then on.
+// A client that subscribes after a restart first gets the events that happened while no
+// daemon ran, once, and then new events.
 func TestEventsOfTheGap(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -331,8 +331,7 @@ func (f *fixture) endStreams(ended <-chan struct{}) {
 	}
 }
 
-// The check without a daemon leaves what lives alone, and finds what does not
-// fit.
+// Without a daemon, the check changes no running pod, and finds inconsistencies.
 func TestCheckWithoutDaemon(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())

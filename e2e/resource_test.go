@@ -76,8 +76,9 @@ func TestUpdateOfTheOOMScore(t *testing.T) {
 	}
 }
 
-// Many quick deaths for lack of memory, of the container's own process and of a
-// child, several at a time: each is told as what it was.
+// Many containers are killed for lack of memory, several at a time, by the death of
+// their first process or of a child. Each is reported as OOMKilled. Containers that are
+// killed otherwise are not.
 func TestOOMKilled(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -107,8 +108,8 @@ func TestOOMKilled(t *testing.T) {
 	}
 }
 
-// A pod's limits are written where its cgroup is, also into one that the caller has
-// made and looks after, and verbose status tells them.
+// A pod's limits are written to its cgroup, also to one that the caller made, and
+// verbose status shows them.
 func TestPodResources(t *testing.T) {
 	f := start(t)
 	lent := f.podConfig()

@@ -270,7 +270,7 @@ func TestCheckpointSurvivesKills(t *testing.T) {
 	}
 }
 
-// restartWith starts the daemon anew, to be killed at a fail point.
+// restartWith restarts the daemon with a fail point that kills it.
 func (f *fixture) restartWith(point string) {
 	f.t.Helper()
 	if f.Pid() != 0 {

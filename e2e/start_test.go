@@ -177,9 +177,9 @@ func damages() []damage {
 	return list
 }
 
-// Each of many pods lacks another thing when a killed daemon starts again. It serves as
-// soon as ever, a pod that lacks nothing goes on untouched, and each of the others is
-// repaired or torn down: it can be stopped and removed, and nothing of it is left.
+// A killed daemon starts again, and each of many pods has lost a different resource. The
+// daemon serves without delay. An undamaged pod keeps running; each of the others is
+// repaired or torn down, and can be stopped and removed without leftovers.
 func TestStartWithDamagedPods(t *testing.T) {
 	f := start(t)
 	list := damages()
@@ -225,8 +225,8 @@ func TestStartWithDamagedPods(t *testing.T) {
 	f.checkUntouched(whole)
 }
 
-// checkUnusable holds that the node tells of records that it cannot use: here of a pod, of
-// its container, and of another container.
+// checkUnusable checks that the node reports unusable records: here of a pod, of its
+// container, and of another container.
 func (f *fixture) checkUnusable() {
 	f.t.Helper()
 	count, err := f.Metric(f.ctx, "mica_unusable_records")
@@ -268,8 +268,8 @@ func TestStartWithAPodWithoutItsNamespace(t *testing.T) {
 }
 
 // The network plugin of one pod hangs when the daemon tears that pod down at its start.
-// The daemon serves meanwhile, shows what it does, names the stage to who waits for that
-// pod, and makes and removes others.
+// The daemon serves meanwhile and shows the stage, also in errors of calls for that pod,
+// and creates and removes other pods.
 func TestStartWithAPluginThatHangs(t *testing.T) {
 	f := startHanging(t)
 	v := f.victim(nil)
@@ -309,8 +309,8 @@ func TestStartWithAPluginThatHangs(t *testing.T) {
 	f.no(f.RemovePod(f.ctx, v.id))
 }
 
-// A daemon is killed while a network plugin adds a pod. The plugin dies with it, and so
-// does what the plugin had started, before the next daemon deletes.
+// A daemon is killed while a network plugin adds a pod. The plugin and its child
+// processes end before the next daemon runs the plugin's DEL.
 func TestDaemonKilledDuringAnAdd(t *testing.T) {
 	f := startHanging(t)
 	f.no(os.WriteFile(filepath.Join(f.Data, "hang-add"), nil, 0o644))
@@ -331,8 +331,8 @@ func TestDaemonKilledDuringAnAdd(t *testing.T) {
 	}
 }
 
-// The rules of a pod with ipMasq whose record is lost go with it, and what is left of
-// another one's that is altogether lost is named by the check and removed at a start.
+// If the record of a pod with ipMasq is lost, its rules are removed with it. Rules of a
+// pod that has lost everything else are reported by the check and removed at a start.
 func TestRulesOfALostPod(t *testing.T) {
 	f := startOn(t, func(o *node.Options) {
 		o.ConfDir = filepath.Join(o.Data, "own.d")

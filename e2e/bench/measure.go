@@ -133,7 +133,7 @@ func pulls(ctx context.Context, s settings, peers []*peer) ([]row, error) {
 			if err := p.images.RemoveImage(ctx, spec); err != nil {
 				return nil, fmt.Errorf("%s: remove image: %w", p.name, err)
 			}
-			// What one wrote and deleted is not the other's to wait for.
+			// Flush, so that one peer's writes do not delay the other.
 			if err := command(ctx, "sync"); err != nil {
 				return nil, err
 			}
@@ -184,7 +184,7 @@ func crowd(ctx context.Context, s settings, peers []*peer) ([]row, error) {
 }
 
 // settledMemory is the memory of the runtime's processes, in KiB, after garbage
-// had time to be given back: the least of ten looks, half a second apart.
+// had time to be collected: the minimum of ten measurements, half a second apart.
 func (p *peer) settledMemory(ctx context.Context) (float64, error) {
 	var least float64
 	for look := range 10 {

@@ -1,8 +1,9 @@
-// Package containerd runs a containerd for benchmarks to measure Mica beside:
-// as it comes, but for its directories, in namespaces of a node's if need be.
+// Package containerd runs a containerd for comparison in benchmarks. It has its
+// default configuration except for directories, and can run in the namespaces of a
+// node.
 //
-// The configuration has the form that the oldest version of interest reads; later
-// ones take it, too. A Daemon is not safe for concurrent use, except for its
+// The configuration has the format of the oldest supported version, which later
+// versions accept too. A Daemon is not safe for concurrent use, except for its
 // clients.
 package containerd
 
@@ -29,12 +30,12 @@ type Options struct {
 	// Binary is the daemon's name or path. A shim that lies beside it is
 	// preferred to that of PATH.
 	Binary string
-	// Data is the directory of everything that it keeps.
+	// Data is the directory of all its files.
 	Data string
-	// Socket is where it answers. Its path must be short.
+	// Socket is the path of its CRI socket, which must be short.
 	Socket string
-	// ConfDir is the directory of network configurations, Template what one
-	// is made from when a kubelet tells the pods' subnet.
+	// ConfDir is the directory of network configurations. Template is the template
+	// of the configuration that it writes when a kubelet sends the pods' subnet.
 	ConfDir, Template string
 	// Certs is the directory of registry configurations.
 	Certs string
@@ -160,7 +161,7 @@ func (d *Daemon) connect(ctx context.Context) error {
 }
 
 func (d *Daemon) dial(ctx context.Context) error {
-	// A socket that nobody listens on any more is left by a killed daemon.
+	// A killed daemon leaves its socket file.
 	probe, err := net.Dial("unix", d.Socket)
 	if err != nil {
 		return err
@@ -199,7 +200,7 @@ func (d *Daemon) Processes() ([]int, error) {
 	return pids, nil
 }
 
-// End ends the daemon by a signal; containers go on.
+// End ends the daemon by a signal; containers keep running.
 func (d *Daemon) End(signal syscall.Signal) error {
 	if d.Runtime != nil {
 		// A client of a daemon that is gone has nothing to report.

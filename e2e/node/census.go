@@ -20,8 +20,8 @@ import (
 // keeper, goroutines of the daemon.
 type Census map[string][]string
 
-// Census takes the census of the node. The kinds that belong to a process are
-// missing when it does not run.
+// Census lists the node's resources. If daemon or keeper does not run, its
+// descriptors and goroutines are missing.
 func (n *Node) Census(ctx context.Context) (Census, error) {
 	c := Census{}
 	takers := []func(context.Context, Census) error{
@@ -34,8 +34,8 @@ func (n *Node) Census(ctx context.Context) (Census, error) {
 	return c, errors.Join(errs...)
 }
 
-// Settle takes the census when two in a row are the same: the first steps of a
-// daemon that has just started are over.
+// Settle returns the census when two consecutive ones are equal, so that the
+// start of a new daemon has finished.
 func (n *Node) Settle(ctx context.Context) (Census, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -74,8 +74,8 @@ func (c Census) Leaks(baseline Census) []string {
 	return leaks
 }
 
-// AwaitClean waits until nothing is beyond the baseline, and returns what still
-// is after wait.
+// AwaitClean waits until the census has nothing beyond the baseline. After wait
+// it returns the remaining leaks.
 func (n *Node) AwaitClean(ctx context.Context, baseline Census, wait time.Duration) ([]string, error) {
 	deadline := time.Now().Add(wait)
 	for {
@@ -99,8 +99,8 @@ func (c Census) add(kind, format string, arguments ...any) {
 	c[kind] = append(c[kind], fmt.Sprintf(format, arguments...))
 }
 
-// countProcesses lists what daemon and keeper have started and what is in the
-// node's cgroups, and the descriptors that daemon and keeper hold.
+// countProcesses lists the children of daemon and keeper, the processes in the
+// node's cgroups, and the descriptors of daemon and keeper.
 func (n *Node) countProcesses(_ context.Context, c Census) error {
 	all, err := processes()
 	if err != nil {
@@ -144,8 +144,8 @@ func (n *Node) isKeeper(p process) bool {
 		slices.ContainsFunc(p.arguments, func(a string) bool { return strings.Contains(a, n.State+"/") })
 }
 
-// countDescriptors lists a process' descriptors without what is different in
-// every process: numbers of sockets and pipes.
+// countDescriptors lists a process's descriptors without the numbers of sockets
+// and pipes, which differ in every process.
 func (c Census) countDescriptors(kind string, pid int) {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	entries, err := os.ReadDir(dir)
@@ -191,7 +191,7 @@ func (n *Node) mounts(ctx context.Context) ([]byte, error) {
 	return n.command(ctx, "cat", table).Output()
 }
 
-// countFiles lists what pods and containers leave in the node's directories.
+// countFiles lists the files of pods and containers in the node's directories.
 func (n *Node) countFiles(_ context.Context, c Census) error {
 	patterns := map[string][]string{
 		"pod directory":   {n.State + "/pods/*"},
@@ -246,8 +246,8 @@ func (n *Node) countCgroups(_ context.Context, c Census) error {
 	return nil
 }
 
-// countLinks lists the ports of the node's bridge. /sys shows the links of the
-// namespace that it was mounted in, so that it cannot be asked.
+// countLinks lists the ports of the node's bridge. It does not read /sys, which
+// shows the links of the network namespace in which it was mounted.
 func (n *Node) countLinks(ctx context.Context, c Census) error {
 	out, err := n.command(ctx, "ip", "-oneline", "link").Output()
 	if err != nil {
@@ -281,7 +281,7 @@ func (n *Node) countRules(ctx context.Context, c Census) error {
 	return nil
 }
 
-// countGoroutines asks the daemon's metrics.
+// countGoroutines reads the number of goroutines from the daemon's metrics.
 func (n *Node) countGoroutines(ctx context.Context, c Census) error {
 	if n.Pid() == 0 || n.Metrics == "" {
 		return nil
@@ -296,7 +296,7 @@ func (n *Node) countGoroutines(ctx context.Context, c Census) error {
 	return nil
 }
 
-// process is what /proc says of one process.
+// process describes a process, as read from /proc.
 type process struct {
 	pid, parent int
 	name        string

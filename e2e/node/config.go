@@ -68,7 +68,7 @@ func (n *Node) writeConfig() error {
 	return WriteMirror(certs, n.Mirror)
 }
 
-// freeAddress returns a loopback address that nobody listens on at the moment.
+// freeAddress returns a loopback address that is currently unused.
 func freeAddress() (string, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -77,8 +77,8 @@ func freeAddress() (string, error) {
 	return listener.Addr().String(), listener.Close()
 }
 
-// WriteMirror makes the registry at addr serve every image, and nobody else
-// where it has none, in the form that containerd and Mica read below dir.
+// WriteMirror writes a hosts.toml below dir, for containerd and Mica, that makes
+// the registry at addr the only source of all images.
 func WriteMirror(dir, addr string) error {
 	file := filepath.Join(dir, "_default", "hosts.toml")
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {

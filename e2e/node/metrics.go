@@ -49,9 +49,9 @@ func (n *Node) MetricLines(ctx context.Context) ([]string, error) {
 	return all, nil
 }
 
-// goroutines returns the number of the daemon's goroutines. Among those that it
-// tells are some that gather the metrics, now two more and now two less; so the
-// middle one of several answers counts.
+// goroutines returns the number of the daemon's goroutines. It takes the median of
+// several answers, since the goroutines that gather the metrics are counted too and
+// their number varies by two.
 func (n *Node) goroutines(ctx context.Context) (int, error) {
 	var counts [5]float64
 	for i := range counts {

@@ -1,9 +1,9 @@
-// Package node runs one Mica node from built binaries, in directories, a
-// bridge and cgroups of its own, and talks to it as a kubelet would.
+// Package node runs one Mica node from built binaries, with separate directories,
+// bridge and cgroups, and sends it CRI calls as a kubelet would.
 //
-// It knows the product only from outside: the configuration file, the socket,
-// the processes and what they leave on the machine. Tests, the benchmark and
-// `make run` start their nodes with it, many at a time if they like.
+// It uses only the product's external interfaces: the configuration file, the
+// socket, the processes and their files. Tests, the benchmark and `make run` start
+// their nodes with it. Several nodes may run at the same time.
 //
 // A Node is not safe for concurrent use, except for its clients.
 package node
@@ -35,8 +35,8 @@ import (
 type Options struct {
 	// Bin is the directory of the built binaries.
 	Bin string
-	// Name tells the node from others of the machine: its bridge is called
-	// so, its cgroups and its network. At most 15 bytes.
+	// Name is unique on the machine. It is the name of the node's bridge, cgroups
+	// and network. At most 15 bytes.
 	Name string
 	// State is the state directory. Its path must be short: sockets lie in it.
 	State string
@@ -44,11 +44,11 @@ type Options struct {
 	Data string
 	// Subnet of the pods. No other node of the machine may use it.
 	Subnet netip.Prefix
-	// Mirror is the address of the registry that serves every image, whatever
-	// registry a reference names: 127.0.0.1:5000. Empty: no mirror.
+	// Mirror is the address of a registry that serves the images of all registries,
+	// such as 127.0.0.1:5000. Empty: no mirror.
 	Mirror string
-	// OCIRuntime names the OCI runtime that serves pods, crun or runc. Empty: what
-	// the daemon prefers of those that can run a container here.
+	// OCIRuntime is the OCI runtime for pods, crun or runc. Empty: the daemon chooses
+	// one that can run a container here.
 	OCIRuntime string
 	// CgroupDriver is systemd or cgroupfs, which is the default.
 	CgroupDriver string
@@ -94,7 +94,7 @@ const (
 )
 
 // Start writes the configuration, starts the daemon and returns when it
-// answers. A node with the same directories that ran before goes on.
+// answers. It continues an earlier node with the same directories.
 func Start(ctx context.Context, o Options) (*Node, error) {
 	n := newNode(o)
 	for _, dir := range []string{o.State, o.Data} {
@@ -188,7 +188,7 @@ func (n *Node) StartDaemon(ctx context.Context) (time.Duration, error) {
 	n.pid, n.ended = daemon.Process.Pid, make(chan struct{})
 	go func(ended chan struct{}) {
 		defer close(ended)
-		_ = daemon.Wait() // how it ended is for whoever reads its log
+		_ = daemon.Wait() // its log has the reason of its end
 	}(n.ended)
 	if err := n.connect(ctx); err != nil {
 		return 0, errors.Join(err, n.Kill())
@@ -216,7 +216,7 @@ func (n *Node) connect(ctx context.Context) error {
 }
 
 func (n *Node) dial(ctx context.Context) error {
-	// A socket that nobody listens on any more is left by a killed daemon.
+	// A killed daemon leaves its socket file.
 	probe, err := net.Dial("unix", n.Socket())
 	if err != nil {
 		return err
@@ -271,10 +271,10 @@ func (n *Node) disconnect(ctx context.Context) {
 	n.Runtime, n.Images = nil, nil
 }
 
-// Kill ends the daemon by SIGKILL and waits for its end. Containers go on.
+// Kill ends the daemon by SIGKILL and waits for its end. Containers keep running.
 func (n *Node) Kill() error { return n.endDaemon(syscall.SIGKILL) }
 
-// StopDaemon asks the daemon to end and waits for it. Containers go on.
+// StopDaemon sends SIGTERM to the daemon and waits for its end. Containers keep running.
 func (n *Node) StopDaemon() error { return n.endDaemon(syscall.SIGTERM) }
 
 func (n *Node) endDaemon(signal syscall.Signal) error {
@@ -300,7 +300,7 @@ func (n *Node) signalDaemon(signal syscall.Signal) error {
 }
 
 // DumpGoroutines ends the daemon by SIGQUIT and returns the stacks of its
-// goroutines. Containers go on.
+// goroutines. Containers keep running.
 func (n *Node) DumpGoroutines() (string, error) {
 	if err := n.signalDaemon(syscall.SIGQUIT); err != nil {
 		return "", err

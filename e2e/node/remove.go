@@ -17,9 +17,9 @@ import (
 	"github.com/micarun/mica/internal/patience"
 )
 
-// Remove has the product end the node with everything of it, reports what is
-// left, and removes that and the directories by force. It works on a node in
-// any state, also one that another process started.
+// Remove stops the node with the product's own commands, returns an error for all
+// leftovers, and removes them and the directories by force. It works on a node in
+// any state, also on one that another process started.
 func (n *Node) Remove(ctx context.Context) error {
 	var errs []error
 	keepers := n.keeperCgroups()
@@ -28,7 +28,7 @@ func (n *Node) Remove(ctx context.Context) error {
 		_, err := n.Mica(ctx, "stop", "--all")
 		errs = append(errs, err)
 	}
-	// Both are gone already, unless that failed.
+	// Both have ended already, unless the stop failed.
 	errs = append(errs, n.StopDaemon(), n.endKeeper())
 	left, err := n.Census(ctx)
 	errs = append(errs, err)
@@ -69,7 +69,7 @@ func (n *Node) keeperCgroups() []string {
 	return slices.Compact(dirs)
 }
 
-// endKeeper ends the keeper, and what it still keeps if there is any.
+// endKeeper ends the keeper and its remaining containers.
 func (n *Node) endKeeper() error {
 	pid, err := n.KeeperPid()
 	if err != nil || pid == 0 {
@@ -93,7 +93,7 @@ func endProcess(pid int) error {
 	return fmt.Errorf("end process %d: still there after SIGKILL", pid)
 }
 
-// wipe removes by force what is left, deepest first.
+// wipe removes leftovers by force, deepest first.
 func (n *Node) wipe(ctx context.Context, left Census) error {
 	for _, item := range left["process"] {
 		pid := 0
@@ -111,7 +111,7 @@ func (n *Node) wipe(ctx context.Context, left Census) error {
 	for _, root := range roots {
 		_ = unix.Rmdir(root)
 	}
-	// It is there only if the daemon did not take it away.
+	// It exists only if the daemon did not remove it.
 	_ = n.command(ctx, "ip", "link", "delete", n.Name).Run()
 	var errs []error
 	for _, dir := range []string{n.State, n.Data} {
@@ -120,8 +120,8 @@ func (n *Node) wipe(ctx context.Context, left Census) error {
 	return errors.Join(errs...)
 }
 
-// RemovePortChains removes the chains that the portmap plugin makes once for
-// all pods of the machine, unless a pod of anybody uses them.
+// RemovePortChains removes the chains that the portmap plugin makes once for all
+// pods of the machine, unless a pod still uses them.
 func RemovePortChains(ctx context.Context) error {
 	for _, tool := range []string{"iptables", "ip6tables"} {
 		out, err := exec.CommandContext(ctx, tool+"-save", "-t", "nat").Output()

@@ -18,9 +18,8 @@ type Slot struct {
 	Subnet netip.Prefix
 	State  string
 	Data   string
-	// Metrics is the address of the daemon's metrics: below the ports that the
-	// kernel gives to whoever asks for any, so that it is free whenever the
-	// daemon starts.
+	// Metrics is the address of the daemon's metrics. Its port is below the kernel's
+	// ephemeral ports, so no other program takes it between two starts of the daemon.
 	Metrics string
 
 	lock *os.File
@@ -34,8 +33,8 @@ const (
 	firstMetricsPort = 21700
 )
 
-// TakeSlot takes a free slot. Directories that a killed holder left are cleared
-// with the node that they belong to.
+// TakeSlot takes a free slot. It removes the node and the directories that a killed
+// test left in the slot.
 func TakeSlot(ctx context.Context) (*Slot, error) {
 	if err := os.MkdirAll(slotStates, 0o711); err != nil {
 		return nil, fmt.Errorf("take slot: %w", err)
@@ -74,7 +73,7 @@ func (s *Slot) clear(ctx context.Context) error {
 		return nil
 	}
 	stale := &Node{Options: Options{Name: s.Name, State: s.State, Data: s.Data, Subnet: s.Subnet}}
-	// What it reports was that test's to complain of.
+	// The error is ignored: leftovers of a killed test are no failure of this one.
 	_ = stale.Remove(ctx)
 	for _, dir := range []string{s.State, s.Data} {
 		if err := os.RemoveAll(dir); err != nil {
@@ -84,5 +83,5 @@ func (s *Slot) clear(ctx context.Context) error {
 	return nil
 }
 
-// Release gives the slot back.
+// Release frees the slot.
 func (s *Slot) Release() error { return s.lock.Close() }

@@ -26,7 +26,7 @@ type disk struct {
 }
 
 // openDisk builds the disk unless it is in the cache, in the form that this
-// program wants. Other forms are removed, unless somebody uses the cache.
+// program needs. Other forms are removed, unless another process uses the cache.
 func openDisk(ctx context.Context) (*disk, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -54,7 +54,7 @@ func (d *disk) open(ctx context.Context, cache string) error {
 	if _, err := os.Stat(d.dir); err == nil {
 		return nil
 	}
-	// Whoever has the lock builds; the others find it built.
+	// The process with the lock builds; the others use the result.
 	if err := d.flock(ctx, unix.LOCK_EX); err != nil {
 		return err
 	}

@@ -38,8 +38,8 @@ func (m machine) run(ctx context.Context) (int, error) {
 	if m.console == "" {
 		m.console = filepath.Join(m.dir, "console")
 	}
-	// The machine dies with this thread, which nobody else may have, and so with
-	// this program however that ends.
+	// The kernel kills qemu when this thread ends, so also when this program is killed.
+	// The thread is locked, so that no other goroutine uses or ends it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", m.arguments()...)

@@ -1,6 +1,5 @@
 // Vm boots a Debian kernel with cgroup v2, systemd and AppArmor in qemu, and
-// runs the built binaries' tests there: on a machine like those that nodes are,
-// whatever this one is.
+// runs the built binaries' tests there, on a machine like a usual node.
 //
 //	vm [-nodes LIST] [-run REGEXP] [-critest PATH] [-critest-flags FLAGS]
 //	vm [flags] -- COMMAND…
@@ -11,10 +10,10 @@
 // instead, on our standard streams; the binaries are in /share/bin. It ends with
 // the exit code of what ran.
 //
-// The machine is emulated in software: 7 to 30 times slower than this one, good
-// for function and never for speed. Its root file system is built from Debian
-// packages in the user's cache directory, once; what is written to it is
-// forgotten. It has no way to other machines.
+// The machine is emulated in software and 7 to 30 times slower than this one, so it
+// is useful for functional tests but not for benchmarks. Its root file system is
+// built once, from Debian packages, in the user's cache directory; writes to it are
+// discarded. It has no connection to other machines.
 package main
 
 import (
