@@ -159,8 +159,8 @@ func TestLogs(t *testing.T) {
 	}
 }
 
-// No line is lost while the kubelet rotates a log, and who follows it gets to its
-// end. (A follower that falls behind misses what is rotated away meanwhile.)
+// No line is lost while the kubelet rotates a log, and a client that follows the log
+// reaches its end. (A slow follower misses lines in files that were rotated away.)
 func TestLogRotation(t *testing.T) {
 	f := start(t)
 	const lines = 60000
@@ -271,7 +271,7 @@ func TestAttach(t *testing.T) {
 		return screen.has("42")(ctx)
 	})
 	f.delete("main")
-	_ = command.Wait() // whatever it says of a pod that was deleted
+	_ = command.Wait() // its error is of a deleted pod
 	_ = wait()
 }
 

@@ -70,7 +70,7 @@ func Up(ctx context.Context, o Options) (*Cluster, error) {
 	if err == nil && len(earlier) > 0 && earlier[0].lives() {
 		return nil, errors.Join(fmt.Errorf("start cluster %s: %w", o.Name, ErrRuns), c.Release())
 	}
-	// What is left of one that does not run is nobody's any more.
+	// The cluster does not run, so its leftovers can be removed.
 	_ = c.load(ctx)
 	_ = c.Down(ctx)
 	c.Nodes = nil
@@ -233,7 +233,7 @@ func (c *Cluster) join(ctx context.Context, n *Node) error {
 	return err
 }
 
-// ReplaceMica starts the nodes' daemons anew, from the binaries of the moment.
+// ReplaceMica restarts the nodes' daemons with the current binaries.
 func (c *Cluster) ReplaceMica(ctx context.Context) error {
 	var errs []error
 	for _, n := range c.Nodes {

@@ -13,8 +13,8 @@ import (
 	"github.com/micarun/mica/internal/testregistry"
 )
 
-// privateRegistry serves all images on the first node's loopback, to whoever
-// proves to be allowed, and returns its address.
+// privateRegistry serves all images on the first node's loopback, to clients with valid
+// credentials, and returns its address.
 func (f *fixture) privateRegistry(auth testregistry.Auth) (*testregistry.Registry, string) {
 	f.t.Helper()
 	dir, err := images.Dir()

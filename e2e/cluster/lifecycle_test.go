@@ -127,7 +127,7 @@ func TestFailingLivenessProbe(t *testing.T) {
 	f.awaitEvent("main", "BackOff", "Back-off restarting failed container")
 }
 
-// A pod that is not ready gets no traffic, and is told to be ready again.
+// A pod that is not ready gets no traffic until its probe succeeds again.
 func TestReadinessFollowsTheProbe(t *testing.T) {
 	f := start(t)
 	f.pod("main", `
@@ -209,8 +209,8 @@ func TestFailedPostStart(t *testing.T) {
 	f.awaitEvent("main", "FailedPostStartHook", "PostStartHook failed")
 }
 
-// Who does not listen is killed at the end of the grace period, not before and
-// not long after.
+// A container that ignores its stop signal is killed at the end of the grace period,
+// not before and not long after.
 func TestGracePeriod(t *testing.T) {
 	f := start(t)
 	for _, name := range []string{"patient", "forced"} {

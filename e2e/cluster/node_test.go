@@ -15,8 +15,7 @@ import (
 	"github.com/micarun/mica/e2e/cluster"
 )
 
-// Kubernetes knows what the node's runtime is and can do, as the runtime itself tells
-// it.
+// The Node object has the runtime's version and features, as the runtime reports them.
 func TestNodeStatus(t *testing.T) {
 	f := start(t)
 	for _, n := range f.Nodes {
@@ -43,7 +42,7 @@ func TestNodeStatus(t *testing.T) {
 		if features := object.Status.Features; features == nil || features.SupplementalGroupsPolicy == nil || !*features.SupplementalGroupsPolicy {
 			t.Errorf("features are %+v", object.Status.Features)
 		}
-		// What crictl info shows is what the kubelet has told.
+		// `crictl info` shows the settings that the kubelet has sent.
 		status, err := n.Mica.Runtime.Status(f.ctx, true)
 		if err != nil {
 			t.Fatal(err)
@@ -60,7 +59,7 @@ func TestNodeStatus(t *testing.T) {
 		if version := object.Status.NodeInfo.ContainerRuntimeVersion; "mica://"+strings.Trim(status.Info["version"], `"v`) != version {
 			t.Errorf("the runtime's version is %s, the node's %s", status.Info["version"], version)
 		}
-		// The same for whoever looks with kubectl.
+		// kubectl shows the same.
 		text := f.kubectl("get", "node", n.Name, "--output=yaml")
 		for _, want := range []string{"containerRuntimeVersion: mica://", "runtimeHandlers:", "- features:", "recursiveReadOnlyMounts: true", "userNamespaces: true", "name: crun", "name: runc", "supplementalGroupsPolicy: true"} {
 			if !strings.Contains(text, want) {
@@ -184,8 +183,7 @@ func (f *fixture) checkSummary(text string, n *cluster.Node) error {
 // manyPods is how many pods see the restarts of their node's programs.
 const manyPods = 100
 
-// A kubelet and a daemon that start anew restart no container and have no pod
-// flap.
+// A restart of kubelet and daemon restarts no container, and every pod stays ready.
 func TestRestarts(t *testing.T) {
 	f := startAlone(t)
 	n := f.Nodes[0]

@@ -76,7 +76,7 @@ func TestResize(t *testing.T) {
 	}
 }
 
-// Who uses more of the disk than it said is evicted, for the reason.
+// A pod that exceeds its ephemeral storage limit is evicted with that reason.
 func TestEvictedForItsOwnUse(t *testing.T) {
 	f := start(t)
 	f.pod("volume", `

@@ -20,8 +20,8 @@ import (
 	"github.com/micarun/mica/e2e/cluster"
 )
 
-// logind stands in for systemd-logind on a bus of its own: who inhibits a shutdown
-// gets a lock, and is told when the machine is to go down.
+// logind is a substitute for systemd-logind on a separate bus. A client that inhibits a
+// shutdown gets a lock, and a signal when the machine is to go down.
 type logind struct {
 	bus string // the address
 	*dbus.Conn
@@ -104,7 +104,7 @@ func (l *logind) released(context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	lock := l.locks[0]
-	_ = lock[1].Close() // ours; whoever took the lock has his
+	_ = lock[1].Close() // this process's copy; the client has its own
 	poll := []unix.PollFd{{Fd: int32(lock[0].Fd())}}
 	if _, err := unix.Poll(poll, 0); err != nil {
 		return err
@@ -115,8 +115,8 @@ func (l *logind) released(context.Context) error {
 	return nil
 }
 
-// prepareForShutdown tells that the machine goes down, or that it does not after
-// all.
+// prepareForShutdown sends the signal that the machine goes down, or that the shutdown
+// is cancelled.
 func (l *logind) prepareForShutdown(goes bool) error {
 	return l.Emit(logindPath, logindManager+".PrepareForShutdown", goes)
 }

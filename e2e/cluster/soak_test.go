@@ -21,7 +21,7 @@ import (
 	"github.com/micarun/mica/e2e/cluster"
 )
 
-// soakTime is how long TestSoak goes on at least, once round in any case.
+// soakTime is the minimum duration of TestSoak, which completes at least one round.
 var soakTime = flag.Duration("soak", 0, "how long the mixed workload of TestSoak goes on")
 
 // While a node does everything that nodes do, neither its kubelet nor its daemon
@@ -86,8 +86,8 @@ func (f *fixture) checkUnused() {
 	}
 }
 
-// steady runs all the time, on both nodes: who is ready by every kind of look, who
-// crashes, who logs, who has a calendar.
+// steady runs all the time, on both nodes: pods with every kind of probe, a pod that
+// crashes, a pod that logs, and a CronJob.
 const steady = `
 apiVersion: apps/v1
 kind: DaemonSet
@@ -218,8 +218,8 @@ func (f *fixture) logMarks(programs ...string) []logMark {
 	return marks
 }
 
-// sift reports every line of a log since the mark that tells of an error, a warning
-// or nothing that one knows, unless it is among those that Mica does not cause.
+// sift reports every line of a log since the mark that is an error, a warning or of
+// unknown form, unless it is in the list of lines that Mica does not cause.
 func (f *fixture) sift(mark logMark) {
 	f.t.Helper()
 	text, err := mark.read()
@@ -271,8 +271,8 @@ func (m logMark) read() (string, error) {
 	return string(text), err
 }
 
-// removedContainers returns the containers that a kubelet has had removed, as its
-// node's daemon tells.
+// removedContainers returns the containers that the kubelet has removed, as read from
+// the daemon's log.
 func removedContainers(n *cluster.Node) (map[string]bool, error) {
 	text, err := os.ReadFile(n.Log("micad"))
 	if err != nil {

@@ -34,7 +34,7 @@ type Suite struct {
 	Timeout time.Duration
 	// Runtime names the OCI runtime, crun or runc. Empty: what the node prefers.
 	Runtime string
-	// Report is the directory of logs and reports, which is made anew.
+	// Report is the directory of logs and reports, which Run replaces.
 	Report string
 }
 
@@ -57,7 +57,7 @@ func (s Suite) Run(ctx context.Context) (summary specs.Summary, err error) {
 		return specs.Summary{}, fmt.Errorf("run node tests: %w", err)
 	}
 	defer func() { err = errors.Join(err, c.Release()) }()
-	// What is left of a run that was killed is nobody's any more.
+	// Remove the leftovers of a killed run.
 	_ = c.load(ctx)
 	_ = c.Down(ctx)
 	c.Nodes = nil

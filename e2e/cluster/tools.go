@@ -49,8 +49,8 @@ func BuildSuite(ctx context.Context, root string, report func(string)) (string, 
 
 // BuildTools builds what is missing of the Kubernetes programs and returns the
 // directory that has them: a directory of the user's cache for each state of
-// their module. root is the root directory of the product's module; report is
-// told of every program before it is built.
+// their module. root is the root directory of the product's module; report is called
+// with every program before it is built.
 func BuildTools(ctx context.Context, root string, report func(string)) (string, error) {
 	return buildAll(ctx, root, tools(), report)
 }

@@ -49,7 +49,7 @@ func Registry(dir string) *testregistry.Registry {
 }
 
 // Build builds what is missing of list into dir. root is the root directory of
-// this module. report is told every image as it is finished.
+// this module. report is called with every finished image.
 func Build(ctx context.Context, dir, root string, list []testimage.Image, report func(testimage.Built)) (err error) {
 	builder, err := testimage.Open(ctx, testimage.Options{Dir: dir, Root: root, Store: Registry(dir)})
 	if err != nil {

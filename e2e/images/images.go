@@ -149,7 +149,7 @@ func variant(tag string, compression testimage.Compression) testimage.Image {
 	return testimage.Image{Names: []string{"mica/busybox:" + tag}, Layers: layers, Config: shell()}
 }
 
-// marked is busybox with a layer that tells it from others.
+// marked is busybox with a layer that makes it unique.
 func marked(name string) []testimage.Layer {
 	return append(busybox(), testimage.Layer{Files: []testimage.File{{Path: "/etc/mica-image", Content: name + "\n"}}})
 }
