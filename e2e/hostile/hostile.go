@@ -28,8 +28,8 @@ type Store interface {
 	PutManifest(repo, tag, mediaType string, data []byte) (digest.Digest, error)
 }
 
-// Base is a small image whose layers stand below those of hostile images, so that a container of them
-// has a program to run.
+// Base is a small image whose layers are below those of hostile images, so that their containers have
+// a program to run.
 type Base struct {
 	Layers  []ocispec.Descriptor // present in the Store
 	DiffIDs []digest.Digest
@@ -38,9 +38,9 @@ type Base struct {
 // Image is one attack.
 type Image struct {
 	Name string // tag and name of the test
-	// Quick says that the case belongs to the short run: it is the sharpest of its kind.
+	// Quick includes the case in the short run: it is the most expensive of its kind.
 	Quick bool
-	// User is whom a container of the image is to run as; "" leaves it to the image.
+	// User is the user of the image's container; "" uses the image's own.
 	User string
 	// Says is a regular expression for the refusal, where that need not name a limit.
 	Says string

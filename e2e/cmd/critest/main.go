@@ -1,16 +1,16 @@
-// Critest runs the Kubernetes project's CRI conformance tool against a node of
-// its own, with stand-ins for the tool's images from a registry on loopback, and
-// then looks for what is left.
+// Critest runs the Kubernetes project's CRI conformance tool against a separate
+// node, with substitutes for the tool's images from a registry on loopback, and
+// then checks for leftovers.
 //
 //	critest -critest PATH [-bin DIR] [-runtime NAME] [-cgroup-driver NAME] [-seed N] [-parallel N] [-- the tool's own flags]
 //
-// With -runtime crun, and on a host whose cgroup hierarchy crun refuses, it goes
-// on in a mount namespace of its own, together with node and tool: the tool
-// checks mounts that the node's containers make, and the other way round.
+// With -runtime crun, and on a host whose cgroup hierarchy crun refuses, it runs
+// itself, the node and the tool in one separate mount namespace: tool and
+// containers check each other's mounts.
 // With -parallel, ginkgo must be in the directory of the binaries or in PATH.
 //
-// The tool itself is not part of this repository. Its exit code is ours; if all
-// went well there, what it left on the node is a failure.
+// The tool itself is not part of this repository. Critest exits with the tool's
+// exit code, or, if that is 0, with a failure if there are leftovers.
 package main
 
 import (
@@ -103,7 +103,7 @@ func run(ctx context.Context, s settings) (err error) {
 	return errors.Join(s.test(ctx, n, served), n.Remove(context.WithoutCancel(ctx)))
 }
 
-// test runs the tool on the node and looks for what it left.
+// test runs the tool on the node and checks for leftovers.
 func (s settings) test(ctx context.Context, n *node.Node, served stock) error {
 	baseline, err := n.Settle(ctx)
 	if err != nil {

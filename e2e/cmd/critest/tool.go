@@ -45,8 +45,8 @@ func prepareTool(s settings, dir, digest string) (tool, error) {
 	return t, nil
 }
 
-// adapt makes the tool ask for our stand-in, by its digest, where it asks for
-// an image by the digest of the original, which no other image can have.
+// adapt replaces the digest of an original image in the tool by the digest of its
+// substitute.
 func adapt(program []byte, digest string) []byte {
 	original := regexp.MustCompile(`(/test-image-digest@)sha256:[0-9a-f]{64}`)
 	return original.ReplaceAll(program, []byte("${1}"+digest))

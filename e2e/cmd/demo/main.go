@@ -1,13 +1,13 @@
-// Demo is what `make run` and `make stop` run: a node of its own on this
-// machine, with a registry of test images on loopback, and a pod on it.
+// Demo is the program of `make run` and `make stop`. It runs a separate node on
+// this machine, with a registry of test images on loopback, and a pod on it.
 //
 //	demo run  [-bin DIR] [-image REF]
 //	demo stop [-bin DIR]
 //
-// The node lives in /run/mica-demo and /var/lib/mica-demo, its pods are on the
-// bridge mica-demo and in the cgroup /mica-demo, so that nothing else on the
-// machine is touched. It goes on when demo ends. A second run replaces the
-// daemon by the binaries of the moment, and the pod.
+// The node uses /run/mica-demo and /var/lib/mica-demo; its pods are on the bridge
+// mica-demo and in the cgroup /mica-demo. It changes nothing else on the machine.
+// It keeps running when demo ends. A second run restarts the daemon with the
+// current binaries, and replaces the pod.
 package main
 
 import (

@@ -61,7 +61,7 @@ func removeEarlierPod(ctx context.Context, n *node.Node) error {
 	return errors.Join(errs...)
 }
 
-// runPod pulls the image, runs a pod of it and shows that it lives.
+// runPod pulls the image, runs a pod of it and prints its address and log line.
 func runPod(ctx context.Context, n *node.Node, image string) error {
 	begin := time.Now()
 	id, err := n.Images.PullImage(ctx, &runtimeapi.ImageSpec{Image: image}, nil, nil)
@@ -103,7 +103,7 @@ func createPod(ctx context.Context, n *node.Node, image string) (pod, log string
 		},
 		Linux: &runtimeapi.LinuxPodSandboxConfig{},
 	}
-	// What a log of an earlier run says is not this pod's.
+	// Remove the log of an earlier run.
 	log = filepath.Join(config.LogDirectory, podName+".log")
 	if err := os.RemoveAll(log); err != nil {
 		return "", "", err
