@@ -21,6 +21,7 @@ import (
 	"github.com/micarun/mica/internal/failpoint"
 	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/overlay"
 )
 
 const jobFile = "job.json"
@@ -171,7 +172,7 @@ func (s *Service) endJob(ctx context.Context, j *job, failed bool) error {
 }
 
 func (s *Service) forgetJob(j *job) error {
-	err := os.RemoveAll(j.dir)
+	err := overlay.RemoveTree(j.dir)
 	if err == nil {
 		s.jobs.Delete(filepath.Base(j.dir))
 	}

@@ -87,8 +87,8 @@ func (s *Service) setAside(ctx context.Context, u unusable) error {
 	log := klog.FromContext(ctx)
 	if errors.Is(u.err, errNoRecord) {
 		log.Info("Removing what has no record", "directory", u.dir, "reason", u.err.Error())
-		if err := os.RemoveAll(u.dir); err != nil {
-			return fmt.Errorf("remove %s: %w", u.dir, err)
+		if err := overlay.RemoveTree(u.dir); err != nil { // its volumes may have outlived the record
+			return err
 		}
 		return nil
 	}

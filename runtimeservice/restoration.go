@@ -395,7 +395,7 @@ func (s *Service) restoreProcesses(ctx context.Context, p *Pod, c *Container) (i
 
 // dropCheckpoint removes what a restore needed.
 func (c *Container) dropCheckpoint() error {
-	return os.RemoveAll(filepath.Join(c.dir, checkpointDir))
+	return overlay.RemoveTree(filepath.Join(c.dir, checkpointDir))
 }
 
 func (c *Container) hasCheckpoint() bool { return exists(filepath.Join(c.dir, checkpointDir)) }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/network"
+	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/keeper"
 	"github.com/micarun/mica/runtimeservice/podns"
 )
@@ -141,7 +142,7 @@ func (s *Service) strayJobs() ([]leftover, error) {
 	for _, d := range dirs {
 		dir := filepath.Join(s.jobsDir(), d.Name())
 		if _, ok := s.jobs.Load(d.Name()); !ok {
-			found = append(found, leftover{fileStage, "checkpoint", dir, func(context.Context) error { return os.RemoveAll(dir) }})
+			found = append(found, leftover{fileStage, "checkpoint", dir, func(context.Context) error { return overlay.RemoveTree(dir) }})
 		}
 	}
 	return found, err
@@ -170,7 +171,7 @@ func clearDir(dir string) error {
 	if err := errors.Join(podns.Unpin(dir), unmountBelow(dir)); err != nil {
 		return err
 	}
-	return os.RemoveAll(dir)
+	return overlay.RemoveTree(dir)
 }
 
 // strayCgroups finds cgroups of pods that bear this daemon's mark and have no

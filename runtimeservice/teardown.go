@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 
@@ -47,7 +46,7 @@ func (s *Service) tearDownPod(ctx context.Context, p *Pod) error {
 	s.plugins.Unpinned(p.ID)
 	if errors.Join(errs...) == nil {
 		// Kept until then, since the steps above need it when they are repeated.
-		errs = append(errs, os.RemoveAll(dir))
+		errs = append(errs, overlay.RemoveTree(dir))
 	}
 	errs = append(errs, s.cgroups.RemoveInit(ctx, p.CgroupParent))
 	if p.OwnCgroup {
@@ -89,7 +88,7 @@ func (s *Service) erasePod(ctx context.Context, p *Pod) error {
 	if err := s.tearDownPod(ctx, p); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(p.dir); err != nil {
+	if err := overlay.RemoveTree(p.dir); err != nil {
 		return fmt.Errorf("remove record of pod %s: %w", p.ID, err)
 	}
 	s.plugins.RemovePod(ctx, p.ID)
@@ -164,7 +163,7 @@ func (s *Service) tearDownContainer(ctx context.Context, c *Container) error {
 		release()
 	}
 	c.held = nil
-	if err := os.RemoveAll(bundle); err != nil {
+	if err := overlay.RemoveTree(bundle); err != nil {
 		return fmt.Errorf("remove bundle of container %s: %w", c.ID, err)
 	}
 	if err := c.dropCheckpoint(); err != nil {
