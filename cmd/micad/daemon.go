@@ -18,25 +18,25 @@ import (
 )
 
 const (
-	// startTimeout bounds everything up to the first call that is answered.
+	// startTimeout bounds the start, up to the first answered call.
 	startTimeout = 2 * time.Minute
-	// closeTimeout bounds what is done after the last call.
+	// closeTimeout bounds the shutdown after the last call.
 	closeTimeout = 30 * time.Second
 )
 
 // daemon is one run of micad.
 type daemon struct {
-	path    string        // of the configuration file
+	path    string        // configuration file
 	config  config.Config // resolved
 	started time.Time
 	level   func(int) // sets the log level
-	stop    func()    // makes run end
+	stop    func()    // makes run return
 	hangups chan os.Signal
-	manager sdnotify.Manager // who started the daemon and watches it
+	manager sdnotify.Manager // the service manager, if there is one
 	node    *node
 
 	ready      atomic.Int64 // nanoseconds from started until the socket answered; 0 before
-	everything atomic.Bool  // the keeper and the network are to end as well
+	everything atomic.Bool  // end the keeper and remove the network as well
 }
 
 // run opens the node, serves it until ctx ends, and closes it.
@@ -94,7 +94,7 @@ func (d *daemon) serve(ctx context.Context) error {
 			if err != nil {
 				err = fmt.Errorf("serve %s: %w", name, err)
 			}
-			cancel() // one ends, all end
+			cancel() // ends the other parts
 			ended <- err
 		}()
 	}
@@ -105,8 +105,8 @@ func (d *daemon) serve(ctx context.Context) error {
 	return errs
 }
 
-// reloadOnSignal reads the configuration again at each SIGHUP and takes over what
-// can change in a running daemon: the log level, and all of [images].
+// reloadOnSignal reloads the configuration at each SIGHUP and applies the settings that can change
+// in a running daemon: the log level, and all of [images].
 func (d *daemon) reloadOnSignal(ctx context.Context) error {
 	for {
 		select {
@@ -120,19 +120,19 @@ func (d *daemon) reloadOnSignal(ctx context.Context) error {
 
 func (d *daemon) reload(ctx context.Context) {
 	log := klog.FromContext(ctx)
-	if d.ready.Load() != 0 { // else the first Ready is still to come
+	if d.ready.Load() != 0 { // before the first Ready, the manager expects no reload
 		told(log, d.manager.Reloading())
 		defer func() { told(log, d.manager.Ready(d.serving())) }()
 	}
 	c, err := config.Load(d.path)
 	if err != nil {
-		log.Error(err, "Configuration not reloaded")
+		log.Error(err, "Reloading configuration failed")
 		return
 	}
 	next := d.config
 	next.Log.Level, next.Images = c.Log.Level, c.Resolved().Images
 	if err := d.node.images.Reload(next.Images); err != nil {
-		log.Error(err, "Configuration not reloaded")
+		log.Error(err, "Reloading configuration failed")
 		return
 	}
 	d.level(c.Log.Level)

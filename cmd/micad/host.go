@@ -26,21 +26,21 @@ import (
 const (
 	keeperName = "mica-keeper"
 	initName   = "mica-init"
-	// orphanGrace is how long a dead child is left to a package that is about to
-	// wait for it itself, as os/exec does.
+	// orphanGrace is how long a dead child stays for a package that may wait for it itself, such as
+	// os/exec.
 	orphanGrace = 10 * time.Second
-	// libexec is where helpers are looked for that are not beside the daemon.
+	// libexec is searched for helpers that are not beside the daemon.
 	libexec = "/usr/libexec/mica"
-	// lowestOOMScore is the lowest oom_score_adj there is.
+	// lowestOOMScore is the kernel's lowest oom_score_adj.
 	lowestOOMScore = -1000
 	// cgroupTimeout bounds the removal of one cgroup.
 	cgroupTimeout = 10 * time.Second
-	// probeID names the cgroup in which OCI runtimes are tried out.
+	// probeID names the cgroup for trying out OCI runtimes.
 	probeID = "probe"
 )
 
-// helper returns the executable that a setting names, or that is installed: beside
-// the daemon, in libexec, or in PATH.
+// helper returns the path of a helper: setting if it is set, or else an executable beside the
+// daemon, in libexec or in PATH.
 func helper(setting, name string) (string, error) {
 	if setting != "" {
 		return setting, nil
@@ -70,8 +70,8 @@ func serviceOptions(c config.Config) (runtimeservice.Options, error) {
 	return o, err
 }
 
-// openRuntimes returns the OCI runtimes by handler name, the one that serves pods
-// without a handler under "". Runtimes that are not installed are left out.
+// openRuntimes returns the OCI runtimes by handler name; "" maps to the one for pods without a
+// handler. It skips runtimes that are not installed.
 func (n *node) openRuntimes(ctx context.Context, c config.Config) (map[string]*oci.Runtime, error) {
 	log := klog.FromContext(ctx)
 	options := oci.Options{SystemdCgroup: n.cgroups.Driver() == cgroup.Systemd, Reaper: n.reaper, Unfreeze: n.cgroups.Unfreeze}
@@ -80,7 +80,7 @@ func (n *node) openRuntimes(ctx context.Context, c config.Config) (map[string]*o
 	for name, h := range c.Runtimes {
 		path, err := exec.LookPath(h.Path)
 		if err != nil {
-			log.Info("Runtime handler left out", "handler", name, "reason", err.Error())
+			log.Info("Skipping OCI runtime that is not installed", "handler", name, "reason", err.Error())
 			continue
 		}
 		h.Path = path
@@ -92,12 +92,12 @@ func (n *node) openRuntimes(ctx context.Context, c config.Config) (map[string]*o
 		return nil, err
 	}
 	runtimes[""] = runtimes[chosen]
-	log.Info("Runtime handlers", "default", chosen, "handlers", strings.Join(sortedKeys(installed), " "))
+	log.Info("Found OCI runtimes", "default", chosen, "handlers", strings.Join(sortedKeys(installed), " "))
 	return runtimes, nil
 }
 
-// chooseRuntime returns the first of the default runtimes that can really run a
-// container on this host.
+// chooseRuntime returns the first default runtime that can run a container on this host; it tries
+// each.
 func (n *node) chooseRuntime(ctx context.Context, c config.Config, installed map[string]oci.Handler) (string, error) {
 	var candidates []oci.Handler
 	for _, name := range c.DefaultRuntimes {
@@ -108,7 +108,7 @@ func (n *node) chooseRuntime(ctx context.Context, c config.Config, installed map
 	if len(candidates) == 0 {
 		return "", fmt.Errorf("choose OCI runtime: none of %s is installed", strings.Join(c.DefaultRuntimes, ", "))
 	}
-	// The keeper is linked statically and ends at once after telling its version.
+	// The keeper is linked statically and exits at once after printing its version.
 	static, err := helper(c.Keeper.Binary, keeperName)
 	if err != nil {
 		return "", err
@@ -133,22 +133,22 @@ func (n *node) chooseRuntime(ctx context.Context, c config.Config, installed map
 		return "", fmt.Errorf("choose OCI runtime: %w", errors.Join(refusals...))
 	}
 	for _, refusal := range refusals {
-		klog.FromContext(ctx).Info("Runtime passed over", "reason", refusal.Error())
+		klog.FromContext(ctx).Info("OCI runtime cannot run containers on this host", "reason", refusal.Error())
 	}
 	return handler.Name, nil
 }
 
-// removeCgroup removes a cgroup that the daemon itself has used.
+// removeCgroup removes a cgroup that the daemon itself used.
 func (n *node) removeCgroup(ctx context.Context, path string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cgroupTimeout)
 	defer cancel()
 	if err := n.cgroups.RemoveParent(ctx, path); err != nil {
-		klog.FromContext(ctx).Error(err, "Cgroup stays", "path", path)
+		klog.FromContext(ctx).Error(err, "Removing cgroup failed", "path", path)
 	}
 }
 
-// removeDefaultParent removes the cgroup below which pods were, if there is nothing
-// in it. systemd does that itself for its slices.
+// removeDefaultParent removes the pods' default parent cgroup if it is empty. systemd removes its
+// slices itself.
 func (n *node) removeDefaultParent(ctx context.Context) error {
 	pod, err := n.cgroups.PodParent("", probeID)
 	if err != nil || n.cgroups.Driver() == cgroup.Systemd || filepath.Dir(pod) == "/" {
@@ -161,7 +161,7 @@ func (n *node) removeDefaultParent(ctx context.Context) error {
 	return n.cgroups.RemoveParent(ctx, filepath.Dir(pod))
 }
 
-// clamped says what this host keeps the daemon from giving to containers.
+// clamped lists the privileges that this host keeps the daemon from giving to containers.
 func clamped(h spec.Host) []string {
 	var lines, missing []string
 	for _, c := range capability.ListKnown() {
@@ -170,7 +170,7 @@ func clamped(h spec.Host) []string {
 		}
 	}
 	if len(missing) > 0 {
-		lines = append(lines, "privileged containers go without "+strings.Join(missing, ", "))
+		lines = append(lines, "privileged containers lack "+strings.Join(missing, ", "))
 	}
 	if h.OOMScoreAdjMin > lowestOOMScore {
 		lines = append(lines, fmt.Sprintf("oom_score_adj is raised to at least %d", h.OOMScoreAdjMin))

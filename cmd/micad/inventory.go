@@ -10,7 +10,7 @@ import (
 	"github.com/micarun/mica/internal/version"
 )
 
-// inventory counts at each scrape what there is on the node.
+// inventory counts the node's objects at each scrape. It is a prometheus.Collector.
 type inventory struct {
 	node *node
 
@@ -46,7 +46,7 @@ func (i *inventory) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, value int, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(value), labels...)
 	}
-	// Scrapes have no context, and both lists come from memory.
+	// Scrapes have no context; both lists come from memory.
 	ctx := context.Background()
 	pods := map[string]int{"ready": 0, "notready": 0}
 	if list, err := i.node.service.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{}); err == nil {

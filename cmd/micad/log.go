@@ -11,8 +11,8 @@ import (
 	"github.com/micarun/mica/config"
 )
 
-// setLog directs klog, which Mica and the Kubernetes libraries log to, to w. The
-// function that it returns changes the level later on.
+// setLog makes klog, which Mica and the Kubernetes libraries use, write to w. The returned function
+// changes the level later.
 func setLog(c config.Log, w io.Writer) (setLevel func(int)) {
 	if c.Format == "json" {
 		return setJSONLog(c.Level, w)
@@ -20,7 +20,7 @@ func setLog(c config.Log, w io.Writer) (setLevel func(int)) {
 	text := textlogger.NewConfig(textlogger.Output(w), textlogger.Verbosity(c.Level))
 	klog.SetLoggerWithOptions(textlogger.NewLogger(text), klog.ContextualLogger(true))
 	return func(level int) {
-		// Set fails for what is not a number only.
+		// Set fails only for text that is not a number.
 		_ = text.Verbosity().Set(strconv.Itoa(level))
 	}
 }

@@ -1,11 +1,9 @@
-// Command micad is the Mica daemon: it reads its configuration, opens the stores,
-// finds or starts the keeper, brings pods and containers back to what they were,
-// and serves the CRI until it is told to stop.
+// Command micad is the Mica daemon. It reads its configuration, opens the stores, finds or starts
+// the keeper, recovers pods and containers, and serves the CRI until it is stopped.
 //
-// Stopping it, by SIGTERM or by kill -9, leaves containers and keeper running; the
-// next start finds them. SIGHUP reads the configuration again. It exits with 0
-// after a stop that it was asked for, with 2 for a command line or configuration
-// that cannot work, and with 1 for everything else.
+// Stopping it, by SIGTERM or by kill -9, leaves containers and keeper running; the next daemon
+// finds them. SIGHUP reloads the configuration. The exit code is 0 after a requested stop, 2 for an
+// invalid command line or configuration, and 1 otherwise.
 package main
 
 import (
@@ -33,21 +31,20 @@ const (
 	exitUsage  = 2
 )
 
-// umask is what files and directories of pods are made with, whatever the daemon
-// was started with: containers that do not run as root read them. What is private
-// has an explicit mode.
+// umask applies to the files and directories of pods, whatever umask the daemon inherited:
+// containers that do not run as root read them. Private files have an explicit mode.
 const umask = 0o022
 
 func main() {
 	unix.Umask(umask)
-	// The main goroutine keeps the main thread to itself. Pods' namespaces are made
-	// on other threads, which end afterwards; the main thread cannot end, and a
-	// namespace that was made on it would live as long as the daemon.
+	// The main goroutine keeps the main thread. Pods' namespaces are created on other threads,
+	// which then exit. The main thread cannot exit, so a namespace created on it would live as long
+	// as the daemon.
 	runtime.LockOSThread()
 	os.Exit(run(os.Args[1:], time.Now(), os.Stderr))
 }
 
-// run is the daemon from its command line to its exit code.
+// run runs the daemon and returns its exit code.
 func run(args []string, started time.Time, stderr io.Writer) int {
 	flags := flag.NewFlagSet("micad", flag.ContinueOnError)
 	flags.SetOutput(stderr)
@@ -79,7 +76,7 @@ func run(args []string, started time.Time, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	ctx = klog.NewContext(ctx, klog.Background())
-	// From here on, so that a hang-up in the middle of the start does not end it.
+	// Registered before the start, so that a SIGHUP during the start does not kill the daemon.
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)

@@ -19,7 +19,7 @@ import (
 	"github.com/micarun/mica/internal/admin"
 )
 
-// TestMain makes this test binary the command micad for scripts.
+// TestMain runs the test binary as the command micad for scripts.
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"micad": main})
 }
@@ -43,7 +43,7 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// build makes the executables that the daemon runs, and the tool.
+// build builds the executables that the daemon runs, and the tool.
 func build(t *testing.T, dir string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", "build", "-o", dir, "../mica", "../mica-keeper")
@@ -51,14 +51,14 @@ func build(t *testing.T, dir string) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
-	// The init of pods with a shared PID namespace is never run here.
+	// These tests never run the init of pods with a shared PID namespace.
 	if err := os.WriteFile(filepath.Join(dir, "mica-init"), []byte("#!/bin/false\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// setup writes a configuration below a directory with a short name, because the
-// paths of sockets are limited, into the script's $WORK.
+// setup writes a configuration into the script's $WORK. The directories in it have short names,
+// because socket paths are limited.
 func setup(t *testing.T, env *testscript.Env, bin string) error {
 	dir, err := os.MkdirTemp("", "micad-")
 	if err != nil {
@@ -89,7 +89,7 @@ enable = false
 	return os.WriteFile(filepath.Join(dir, "config.toml"), []byte(config), 0o600)
 }
 
-// clean ends what a script that failed half-way has left.
+// clean ends the processes that a failed script has left.
 func clean(t *testing.T, dir, name string) {
 	for _, proc := range processes(dir) {
 		var pid int
@@ -122,8 +122,8 @@ func ready(ts *testscript.TestScript, _ bool, _ []string) {
 	}
 }
 
-// gone waits until no process has the argument $DIR, which is in the command line
-// of the daemon and of the keeper, and no cgroup is named $NAME.
+// gone waits until no process has the argument $DIR, which the daemon and the keeper have, and no
+// cgroup is named $NAME.
 func gone(ts *testscript.TestScript, _ bool, _ []string) {
 	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		left := remains(ts.Getenv("DIR"), ts.Getenv("NAME"))
@@ -136,16 +136,15 @@ func gone(ts *testscript.TestScript, _ bool, _ []string) {
 	}
 }
 
-// fakeManager is the service manager of a script, and its own key among the
-// script's values.
+// fakeManager is the service manager of a script, and its key among the script's values.
 type fakeManager struct{ conn *net.UnixConn }
 
 func managerOf(ts *testscript.TestScript) *fakeManager {
 	return ts.Value(fakeManager{}).(*fakeManager)
 }
 
-// manager makes the daemon of the script believe that a service manager started it
-// and watches it.
+// manager starts a fake service manager and sets the environment so that the script's daemon
+// reports to it.
 func manager(ts *testscript.TestScript, _ bool, _ []string) {
 	address := filepath.Join(ts.Getenv("DIR"), "notify")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: address, Net: "unixgram"})
@@ -156,8 +155,8 @@ func manager(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Setenv("WATCHDOG_USEC", "1500000")
 }
 
-// heard waits until the manager is told something whose lines begin with the
-// arguments. Negated, it looks through what has come so far.
+// heard waits until the manager receives a notification whose lines begin with the arguments.
+// Negated, it searches the notifications received so far.
 func heard(ts *testscript.TestScript, neg bool, want []string) {
 	conn := managerOf(ts).conn
 	ts.Check(conn.SetReadDeadline(time.Now().Add(patience)))
@@ -177,7 +176,7 @@ func heard(ts *testscript.TestScript, neg bool, want []string) {
 	}
 }
 
-// receive returns the next packet; EAGAIN if there is none and it shall not wait.
+// receive returns the next packet. Without wait, it returns EAGAIN if there is none.
 func receive(conn *net.UnixConn, wait bool) (string, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -206,7 +205,7 @@ func beginsWith(text string, want []string) bool {
 func remains(dir, name string) []string {
 	var left []string
 	for _, proc := range processes(dir) {
-		text, _ := os.ReadFile(proc) // empty if it has ended meanwhile
+		text, _ := os.ReadFile(proc) // empty if the process has exited meanwhile
 		left = append(left, strings.ReplaceAll(string(text), "\x00", " "))
 	}
 	return append(left, cgroups(name)...)

@@ -12,13 +12,13 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// readyTimeout bounds the first answer on the daemon's own socket.
+// readyTimeout bounds the daemon's first call on its own socket.
 const readyTimeout = 10 * time.Second
 
-// tellManager says that the daemon is ready once it has answered a call on its own
-// socket, and feeds the watchdog for as long as it goes on to do so: three times
-// within the watchdog's interval, so that one slow answer kills nothing. Without a
-// service manager it only takes the time.
+// tellManager reports readiness to the service manager once the daemon has answered a call on its
+// own socket. Then it feeds the watchdog for as long as the daemon answers, three times per
+// watchdog interval, so that one slow answer does not kill the daemon. Without a service manager it
+// only records the time until ready.
 func (d *daemon) tellManager(ctx context.Context) error {
 	log := klog.FromContext(ctx)
 	conn, err := grpc.NewClient("unix://"+d.config.CRI.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -43,7 +43,7 @@ func (d *daemon) tellManager(ctx context.Context) error {
 	}()
 	defer func() { <-recovered }()
 	if d.manager.Watchdog == 0 {
-		// Nobody asks again: the connection would only cost memory.
+		// There are no further calls; close the connection to save memory.
 		_ = conn.Close()
 		<-ctx.Done()
 		return nil
@@ -52,7 +52,7 @@ func (d *daemon) tellManager(ctx context.Context) error {
 	return nil
 }
 
-// feedWatchdog tells the manager that the daemon is alive, as long as that is so.
+// feedWatchdog feeds the manager's watchdog as long as the daemon works.
 func (d *daemon) feedWatchdog(ctx context.Context, conn *grpc.ClientConn) {
 	log := klog.FromContext(ctx)
 	pause := d.manager.Watchdog / 3
@@ -67,12 +67,12 @@ func (d *daemon) feedWatchdog(ctx context.Context, conn *grpc.ClientConn) {
 		if err := works(ctx, conn, pause); err == nil {
 			told(log, d.manager.Alive())
 		} else if ctx.Err() == nil {
-			log.Error(err, "The daemon does not answer on its own socket")
+			log.Error(err, "Call on the daemon's own socket failed, not feeding the watchdog")
 		}
 	}
 }
 
-// answers tells whether the endpoint behind conn serves.
+// answers returns nil if the endpoint behind conn serves.
 func answers(ctx context.Context, conn *grpc.ClientConn, timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -80,9 +80,9 @@ func answers(ctx context.Context, conn *grpc.ClientConn, timeout time.Duration) 
 	return err
 }
 
-// works tells whether pods, containers and images can be looked up as well: what
-// stands still behind a socket that answers is a daemon that has to be replaced.
-// Nothing on the way waits for a registry, a plugin or a container.
+// works returns nil if the daemon also looks up pods, containers and images. A daemon that answers
+// health checks but hangs in these must be replaced. None of these calls waits for a registry, a
+// plugin or a container.
 func works(ctx context.Context, conn *grpc.ClientConn, timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -101,7 +101,8 @@ func works(ctx context.Context, conn *grpc.ClientConn, timeout time.Duration) er
 	return err
 }
 
-// tellRecovered says when what was there at the start is recovered.
+// tellRecovered logs when all pods and containers are recovered, and updates the status at the
+// service manager.
 func (d *daemon) tellRecovered(ctx context.Context) {
 	log := klog.FromContext(ctx)
 	select {
@@ -113,7 +114,7 @@ func (d *daemon) tellRecovered(ctx context.Context) {
 	told(log, d.manager.Status(d.serving()))
 }
 
-// serving is what the service manager shows of a daemon that serves.
+// serving returns the daemon's status line for the service manager.
 func (d *daemon) serving() string {
 	text := "Serving CRI on " + d.config.CRI.Socket
 	if left := d.node.service.Unfinished(); left != "" {
@@ -122,10 +123,10 @@ func (d *daemon) serving() string {
 	return text
 }
 
-// told logs that the service manager could not be told something, which is no
-// reason to end: if it matters, the manager ends the daemon itself.
+// told logs a failure to notify the service manager. The daemon continues: if it matters, the
+// manager kills the daemon.
 func told(log klog.Logger, err error) {
 	if err != nil {
-		log.Error(err, "The service manager was not told")
+		log.Error(err, "Notifying the service manager failed")
 	}
 }

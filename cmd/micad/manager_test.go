@@ -14,7 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// stuckService answers what stuck does not name.
+// stuckService answers every call except the one named by stuck.
 type stuckService struct {
 	runtimeapi.UnimplementedRuntimeServiceServer
 	runtimeapi.UnimplementedImageServiceServer
@@ -41,7 +41,7 @@ func (s stuckService) ImageStatus(ctx context.Context, _ *runtimeapi.ImageStatus
 	return &runtimeapi.ImageStatusResponse{}, s.hang(ctx, "images")
 }
 
-// The watchdog is not fed by a daemon that answers but does not get on.
+// A daemon that answers health checks but hangs in lookups does not feed the watchdog.
 func TestWatchdogSeesWhatStandsStill(t *testing.T) {
 	for _, stuck := range []string{"", "pods", "containers", "images"} {
 		path := filepath.Join(t.TempDir(), "s")

@@ -16,7 +16,7 @@ const (
 	metricsStopTimeout = 2 * time.Second
 )
 
-// listenMetrics returns nil if no address is set.
+// listenMetrics returns nil if no address is configured.
 func listenMetrics(address string) (net.Listener, error) {
 	if address == "" {
 		return nil, nil
@@ -24,7 +24,7 @@ func listenMetrics(address string) (net.Listener, error) {
 	return net.Listen("tcp", address)
 }
 
-// serveMetrics answers /metrics on l until ctx ends.
+// serveMetrics serves /metrics on l until ctx ends. Without a listener it only waits for ctx.
 func serveMetrics(ctx context.Context, l net.Listener, registry *prometheus.Registry) error {
 	if l == nil {
 		<-ctx.Done()

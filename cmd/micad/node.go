@@ -30,8 +30,8 @@ import (
 	"github.com/micarun/mica/runtimeservice/spec"
 )
 
-// node is what the daemon has opened. The fields stand in the order in which they
-// depend on each other; close goes backwards. A field is nil until it is open.
+// node holds the components that the daemon has opened. The fields are in order of dependency, and
+// close goes backwards. A field is nil until its component is open.
 type node struct {
 	reaper   *reaper.Reaper
 	host     spec.Host
@@ -41,17 +41,17 @@ type node struct {
 	keeper   *keeper.Client
 	cgroups  *cgroup.Manager
 	runtimes map[string]*oci.Runtime
-	plugins  *nri.Plugins // nil where NRI is off
+	plugins  *nri.Plugins // nil if NRI is disabled
 	service  *runtimeservice.Service
 	server   *cri.Server
 
 	journal    *journal.Journal
 	operations *operationMetrics
-	tracing    *tracing // nil where nobody asked for it
+	tracing    *tracing // nil if tracing is disabled
 }
 
-// open opens everything, what is independent at the same time, and returns when
-// clients may connect. On an error nothing is left open.
+// open opens all components, independent ones concurrently, and returns when clients may connect.
+// On an error it closes everything again.
 func open(ctx context.Context, c config.Config) (*node, error) {
 	n := &node{operations: newOperationMetrics()}
 	observers := []journal.Observer{n.operations}
@@ -141,14 +141,14 @@ func (n *node) openKeeper(ctx context.Context, c config.Config) error {
 	return nil
 }
 
-// openHost finds out what the host can do, and which OCI runtimes.
+// openHost detects the host's features and the usable OCI runtimes.
 func (n *node) openHost(ctx context.Context, c config.Config) error {
 	var err error
 	if n.host, err = spec.DetectHost(); err != nil {
 		return fmt.Errorf("detect host: %w", err)
 	}
 	for _, line := range clamped(n.host) {
-		klog.FromContext(ctx).Info("Clamped by the host", "what", line)
+		klog.FromContext(ctx).Info("Host restricts containers", "what", line)
 	}
 	if n.host.AppArmorDefault, err = spec.LoadAppArmor(); err != nil {
 		klog.FromContext(ctx).Error(err, "Containers without an AppArmor profile of their own run unconfined")
@@ -164,8 +164,7 @@ func (n *node) openHost(ctx context.Context, c config.Config) error {
 	return err
 }
 
-// close closes what is open and leaves containers and keeper running. It is
-// called once.
+// close closes all open components. Containers and keeper keep running. It is called once.
 func (n *node) close(ctx context.Context) error {
 	var errs []error
 	if n.server != nil {
@@ -200,20 +199,21 @@ func (n *node) requireEmpty(ctx context.Context) error {
 		return err
 	}
 	if count := len(pods.GetItems()); count > 0 {
-		return fmt.Errorf("end everything: %d pods are there: %w", count, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("end everything: node has %d pods: %w", count, errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }
 
-// endEverything is close that also ends the keeper and takes away what pods and
-// the embedded network keep on the machine. There must be no pods.
+// endEverything closes the node, ends the keeper, and removes what pods and the embedded network
+// keep on the host. There must be no pods.
 func (n *node) endEverything(ctx context.Context) error {
 	err := errors.Join(n.server.Close(), n.service.Close(ctx), n.service.RemoveShared(), n.network.RemoveDefault(ctx), n.keeper.Shutdown(ctx))
 	n.server, n.service = nil, nil
 	return errors.Join(err, n.removeDefaultParent(ctx), n.close(ctx))
 }
 
-// check asks everything that has a Check, once the start is over: it removes layers, too.
+// check runs the checks of all stores. It waits for the recovery first, because the recovery also
+// removes layers.
 func (n *node) check(ctx context.Context, args admin.CheckArgs) ([]admin.Problem, error) {
 	n.service.AwaitRecovery(ctx)
 	checks := []func() ([]overlay.Problem, error){
@@ -235,7 +235,7 @@ func (n *node) check(ctx context.Context, args admin.CheckArgs) ([]admin.Problem
 	return problems, errors.Join(errs...)
 }
 
-// registry returns the metrics of the process and of every room that has some.
+// registry returns a registry with the metrics of the process and of all components.
 func (n *node) registry() *prometheus.Registry {
 	r := prometheus.NewRegistry()
 	r.MustRegister(

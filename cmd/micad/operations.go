@@ -8,8 +8,8 @@ import (
 	"github.com/micarun/mica/internal/journal"
 )
 
-// operationMetrics count and time what the journal hears of. It is a
-// journal.Observer and a prometheus.Collector.
+// operationMetrics counts and times the journal's operations. It is a journal.Observer and a
+// prometheus.Collector.
 type operationMetrics struct {
 	duration *prometheus.HistogramVec // by operation
 	stages   *prometheus.HistogramVec // by operation and stage
@@ -18,7 +18,7 @@ type operationMetrics struct {
 }
 
 func newOperationMetrics() *operationMetrics {
-	// From what is in memory (1 ms) over pod starts to pulls and time-outs (5 min).
+	// From operations in memory (1 ms) over pod starts to pulls and timeouts (5 min).
 	buckets := []float64{.001, .003, .01, .03, .1, .3, 1, 3, 10, 30, 100, 300}
 	return &operationMetrics{
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{

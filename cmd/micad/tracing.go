@@ -23,16 +23,15 @@ import (
 	"github.com/micarun/mica/internal/version"
 )
 
-// tracing makes spans of what the journal hears of: one for each operation, with one
-// for each of its stages. It is a journal.Observer. What it sends, where to, and how
-// much of it, is said by the OTEL_* variables of the OpenTelemetry specification.
+// tracing is a journal.Observer that creates a span for each operation and each of its stages. The
+// OTEL_* variables of the OpenTelemetry specification set what it sends, and where.
 type tracing struct {
 	provider *sdktrace.TracerProvider
 	tracer   trace.Tracer
 }
 
-// startTracing returns nil if the environment does not ask for traces: without an
-// endpoint there is nobody who would take them.
+// startTracing returns nil if the environment does not enable traces: without an endpoint there is
+// no receiver.
 func startTracing(ctx context.Context) (*tracing, error) {
 	if !tracesWanted() {
 		return nil, nil
@@ -48,7 +47,7 @@ func startTracing(ctx context.Context) (*tracing, error) {
 		return nil, fmt.Errorf("start tracing: describe this process: %w", err)
 	}
 	log := klog.FromContext(ctx)
-	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Error(err, "Traces were not sent") }))
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Error(err, "Sending traces failed") }))
 	// The sampler and the limits are read from the environment by the library.
 	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter), sdktrace.WithResource(about))
 	return &tracing{provider: provider, tracer: provider.Tracer("github.com/micarun/mica")}, nil
@@ -65,8 +64,7 @@ func tracesWanted() bool {
 	return false
 }
 
-// newExporter sends by the protocol that the environment names, OTLP over HTTP by
-// default.
+// newExporter returns an exporter for the protocol in the environment, by default OTLP over HTTP.
 func newExporter(ctx context.Context) (*otlptrace.Exporter, error) {
 	protocol := os.Getenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
 	if protocol == "" {
@@ -81,13 +79,13 @@ func newExporter(ctx context.Context) (*otlptrace.Exporter, error) {
 	return nil, fmt.Errorf("OTEL_EXPORTER_OTLP_PROTOCOL: %q is not one of \"http/protobuf\", \"grpc\"", protocol)
 }
 
-// incoming takes over the trace that a CRI call belongs to, as the kubelet's do.
+// incoming continues the caller's trace, as in the kubelet's CRI calls.
 func incoming(ctx context.Context) context.Context {
 	md, _ := metadata.FromIncomingContext(ctx)
 	return propagation.TraceContext{}.Extract(ctx, carrier(md))
 }
 
-// carrier is gRPC metadata as a propagation.TextMapCarrier.
+// carrier adapts gRPC metadata to propagation.TextMapCarrier.
 type carrier metadata.MD
 
 // Get implements propagation.TextMapCarrier.
@@ -129,8 +127,8 @@ func (t *tracing) End(ctx context.Context, e journal.Entry) {
 	if e.Err != nil {
 		span.SetStatus(codes.Error, e.Err.Error())
 	}
-	// Spans have the time of day only, of which operation and stage were begun at
-	// different readings: their common end may differ by nanoseconds.
+	// Spans use wall-clock time, and operation and stage read the clock at different moments. Their
+	// common end may differ by nanoseconds, so a stage's end is capped.
 	end := e.Started.Add(e.Took).Round(0)
 	for i, s := range e.Stages {
 		_, stage := t.tracer.Start(ctx, s.Name, trace.WithTimestamp(s.Started))
@@ -146,7 +144,7 @@ func (t *tracing) End(ctx context.Context, e journal.Entry) {
 	span.End(trace.WithTimestamp(end))
 }
 
-// close sends what is left, until ctx ends.
+// close sends the remaining spans, until ctx ends.
 func (t *tracing) close(ctx context.Context) error {
 	if t == nil {
 		return nil

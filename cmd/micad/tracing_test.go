@@ -16,7 +16,7 @@ import (
 	"github.com/micarun/mica/internal/journal"
 )
 
-// clearTracing removes what the environment of the test says of traces.
+// clearTracing removes the tracing variables from the test's environment.
 func clearTracing(t *testing.T) {
 	t.Helper()
 	for _, name := range []string{
@@ -62,8 +62,7 @@ func TestUnknownProtocolIsRefused(t *testing.T) {
 	}
 }
 
-// received collects the spans that are sent to a collector, by name, and the
-// service's name.
+// received collects the spans sent to a collector, by name, and the service's name.
 type received struct {
 	spans   map[string]*tracepb.Span
 	service string
@@ -98,8 +97,8 @@ func collect(t *testing.T) *received {
 	return got
 }
 
-// An operation is a span of the trace that its caller brought, its stages are spans
-// below it, and the one that failed is marked.
+// An operation is a span of its caller's trace. Its stages are child spans, and the failed one is
+// marked.
 func TestSpansOfAnOperation(t *testing.T) {
 	got := collect(t)
 	tr, err := startTracing(t.Context())
@@ -133,7 +132,7 @@ func TestSpansOfAnOperation(t *testing.T) {
 	}
 }
 
-// A collector that is not there keeps nobody from ending.
+// An unreachable collector does not delay the shutdown.
 func TestAbsentCollector(t *testing.T) {
 	clearTracing(t)
 	tr, err := startTracing(t.Context())
