@@ -17,7 +17,7 @@ import (
 	"github.com/micarun/mica/runtimeservice/cgroup"
 )
 
-// Checks read directories; with --content they read every byte of the store.
+// A check reads directories; with --content it reads every byte of the store.
 const (
 	checkTimeout   = 2 * time.Minute
 	contentTimeout = 2 * time.Hour
@@ -42,7 +42,7 @@ func (t *tool) check(ctx context.Context, args []string) error {
 	defer cancel()
 	problems, err := admin.NewClient(c.AdminSocket()).Check(ctx, a)
 	if errdefs.IsUnavailable(err) {
-		fmt.Fprintln(t.stderr, "mica: the daemon does not run: checking everything but the processes")
+		fmt.Fprintln(t.stderr, "mica: the daemon is not running: checking everything except processes")
 		problems, err = checkOffline(ctx, c, a)
 	}
 	for _, p := range problems {
@@ -57,8 +57,8 @@ func (t *tool) check(ctx context.Context, args []string) error {
 	return nil
 }
 
-// checkOffline is the check without a daemon. Opening the stores removes what was
-// left half-made, as every start of the daemon does.
+// checkOffline checks the node without a daemon. Like every start of the daemon, opening the stores
+// removes unfinished layers.
 func checkOffline(ctx context.Context, c config.Config, a admin.CheckArgs) (problems []admin.Problem, err error) {
 	ctx = klog.NewContext(ctx, klog.Background().V(1))
 	layers, err := overlay.Open(ctx, c.Overlay())

@@ -29,7 +29,7 @@ func (t *tool) config(_ context.Context, args []string) error {
 		return err
 	case "check":
 		if _, err := config.Load(t.path); err != nil {
-			// Each line names a file or key already.
+			// Each line already names a file or a key.
 			fmt.Fprintln(t.stderr, err)
 			return errQuiet
 		}

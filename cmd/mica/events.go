@@ -10,10 +10,10 @@ import (
 	"github.com/micarun/mica/internal/admin"
 )
 
-// shortID is how many digits of an ID are shown to people.
+// shortID is the number of digits of an ID in the output for people.
 const shortID = 13
 
-// eventFilter chooses and shows events.
+// eventFilter selects events and the output format.
 type eventFilter struct {
 	follow, running, json bool
 	pod                   string
@@ -24,7 +24,7 @@ func (t *tool) events(ctx context.Context, args []string) error {
 	flags := t.flags("mica events")
 	flags.BoolVar(&f.follow, "follow", false, "go on with what happens from now on")
 	flags.BoolVar(&f.running, "running", false, "only what the daemon is doing now")
-	flags.StringVar(&f.pod, "pod", "", "only what is about this pod: the begin of its ID, its `NAME`, or namespace/name")
+	flags.StringVar(&f.pod, "pod", "", "only events of this pod: a prefix of its ID, its `NAME`, or namespace/name")
 	flags.BoolVar(&f.json, "json", false, "one JSON object a line")
 	if err := t.parse(flags, args); err != nil {
 		return err
@@ -66,8 +66,8 @@ func (f eventFilter) wants(e admin.Event) bool {
 	return len(names) > 1 && (names[1] == f.pod || names[0]+"/"+names[1] == f.pod)
 }
 
-// line is what people are shown of an event: when it ended, what it was, of what,
-// how it went, and how long each stage took.
+// line formats an event for people: end time, operation, object, outcome, and the time of each
+// stage.
 func line(e admin.Event) string {
 	end := e.Started.Add(seconds(e.Seconds))
 	text := fmt.Sprintf("%s %s", end.Format("2006-01-02T15:04:05.000Z07:00"), e.What)
@@ -107,8 +107,7 @@ func object(e admin.Event) string {
 	return fmt.Sprintf("%s [%s]", e.Name, id[:min(len(id), shortID)])
 }
 
-// stages lists the stages of an operation with their times; the one that it is in,
-// or in which it failed, is marked.
+// stages lists the stages with their times and marks the current or the failed one.
 func stages(e admin.Event) string {
 	var parts []string
 	for i, s := range e.Stages {
@@ -125,7 +124,7 @@ func stages(e admin.Event) string {
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
-// rounded shows three digits or so.
+// rounded formats a duration with about three digits.
 func rounded(s float64) string {
 	d := seconds(s)
 	switch {

@@ -10,7 +10,7 @@ import (
 	"github.com/micarun/mica/internal/admin"
 )
 
-// askTimeout bounds questions that the daemon answers from memory.
+// askTimeout bounds requests that the daemon answers from memory.
 const askTimeout = 10 * time.Second
 
 func (t *tool) info(ctx context.Context, args []string) error {

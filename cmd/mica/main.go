@@ -1,11 +1,10 @@
-// Command mica is the node tool: it says what the daemon is and what it does, checks
-// that nothing on the node is damaged or left over, shows and checks the
-// configuration, and ends the daemon. Pods and images are managed by the CRI's own
-// tools.
+// Command mica is the node tool. It shows the daemon's state and operations, checks the node for
+// damage and leftovers, shows and checks the configuration, and stops the daemon. Pods and images
+// are managed by CRI tools such as crictl.
 //
-// Answers go to standard output, everything else to standard error. It exits with
-// 0 if all is well, with 1 if something is not (a check found problems, a daemon
-// does not answer), and with 2 for a command line that cannot be understood.
+// Results go to standard output, everything else to standard error. The exit code is 0 on success,
+// 1 on a failure (a check found problems, the daemon does not answer), and 2 for an invalid command
+// line.
 package main
 
 import (
@@ -42,8 +41,7 @@ type tool struct {
 	stderr io.Writer
 }
 
-// command is a subcommand. Its run returns errUsage for arguments that it does not
-// understand.
+// command is a subcommand. run returns errUsage for invalid arguments.
 type command struct {
 	name, args, help string
 	run              func(t *tool, ctx context.Context, args []string) error
@@ -60,11 +58,10 @@ func commands() []command {
 	}
 }
 
-// errUsage means that the command line was not understood, and that this has been
-// said already.
+// errUsage means that the command line was invalid and the message is already printed.
 var errUsage = errors.New("usage")
 
-// errQuiet means failure, and that this has been said already.
+// errQuiet means failure; the message is already printed.
 var errQuiet = errors.New("failed")
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
@@ -110,14 +107,14 @@ func usage(w io.Writer, flags *flag.FlagSet) {
 	flags.PrintDefaults()
 }
 
-// flags returns a flag set that complains on standard error.
+// flags returns a flag set that prints its errors to standard error.
 func (t *tool) flags(name string) *flag.FlagSet {
 	f := flag.NewFlagSet(name, flag.ContinueOnError)
 	f.SetOutput(t.stderr)
 	return f
 }
 
-// parse reads a subcommand's flags and takes no arguments besides.
+// parse parses a subcommand's flags and rejects further arguments.
 func (t *tool) parse(f *flag.FlagSet, args []string) error {
 	if err := f.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {

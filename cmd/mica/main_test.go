@@ -8,7 +8,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// TestMain makes this test binary the command mica for scripts.
+// TestMain runs the test binary as the command mica for scripts.
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"mica": main})
 }

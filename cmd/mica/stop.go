@@ -16,15 +16,15 @@ import (
 )
 
 const (
-	// podTimeout bounds the end of one pod: a grace period and the tear-down.
+	// podTimeout bounds the removal of one pod: grace period and tear-down.
 	podTimeout = 2 * time.Minute
-	// podsAtOnce is how many pods are ended at a time.
+	// podsAtOnce is the number of pods that are removed concurrently.
 	podsAtOnce = 16
-	// goneTimeout bounds the end of the daemon after it was told.
+	// goneTimeout bounds the request to stop and the daemon's exit.
 	goneTimeout = 60 * time.Second
-	// pollInterval is how often the wait looks whether it was interrupted.
+	// pollInterval is how often the wait for the exit checks for an interrupt.
 	pollInterval = 200 * time.Millisecond
-	// maxAnswer is what the daemon's CRI endpoint sends at most.
+	// maxAnswer is the default maximum message size of the daemon's CRI endpoint.
 	maxAnswer = 32 << 20
 )
 
@@ -82,7 +82,7 @@ func removePod(ctx context.Context, client runtimeapi.RuntimeServiceClient, id s
 	return nil
 }
 
-// stopDaemon tells the daemon to end and waits until it has.
+// stopDaemon stops the daemon and waits until it has exited.
 func stopDaemon(ctx context.Context, client *admin.Client, args admin.StopArgs) error {
 	ctx, cancel := context.WithTimeout(ctx, goneTimeout)
 	defer cancel()
@@ -90,7 +90,7 @@ func stopDaemon(ctx context.Context, client *admin.Client, args admin.StopArgs) 
 	if err != nil {
 		return err
 	}
-	// The descriptor stands for this process, whoever gets its number afterwards.
+	// The pidfd refers to this process even if its PID is reused.
 	process, err := unix.PidfdOpen(info.Pid, 0)
 	if err != nil {
 		return fmt.Errorf("find daemon %d: %w", info.Pid, err)
