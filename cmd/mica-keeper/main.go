@@ -1,14 +1,13 @@
-// Command mica-keeper is the parent of every container of a node. It is
-// package server with a command line.
+// Command mica-keeper is the parent of every container of a node. It is the command line of package
+// server.
 //
 //	mica-keeper start --dir DIR    start a keeper in the background and wait until it serves
 //	mica-keeper run --dir DIR      be the keeper, in the foreground, for a service manager
 //	mica-keeper version            print the protocol's version
 //
-// start exits with 0 when a keeper serves DIR, also if that was there
-// before, and with 1 and a reason on stderr otherwise. run tells a service
-// manager by sd_notify when it serves, exits with 0 when it was asked to end, with
-// 3 if another keeper serves DIR, and with 1 otherwise.
+// start exits with 0 if a keeper serves DIR, whether it is new or existed before, and otherwise
+// with 1 and a reason on stderr. run notifies the service manager (sd_notify) when it serves. It
+// exits with 0 after a requested end, with 3 if another keeper serves DIR, and with 1 otherwise.
 package main
 
 import (
@@ -39,8 +38,7 @@ const (
 	exitLocked = 3
 )
 
-// umask is what OCI runtimes and containers inherit, whatever the keeper was
-// started with.
+// umask is inherited by OCI runtimes and containers, whatever umask the keeper inherited.
 const umask = 0o022
 
 func main() {
@@ -58,7 +56,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("a command is wanted: start, run or version")
+		return errors.New("missing command: start, run or version")
 	}
 	flags := flag.NewFlagSet("mica-keeper "+args[0], flag.ContinueOnError)
 	dir := flags.String("dir", "", "state directory")
@@ -79,14 +77,14 @@ func run(args []string) error {
 	case "run":
 		return serve(*dir, *resume, *ready)
 	}
-	return fmt.Errorf("command %q is not known", args[0])
+	return fmt.Errorf("unknown command %q", args[0])
 }
 
-// maxLog is where the keeper's own log is begun anew, in bytes.
+// maxLog is the size in bytes beyond which start truncates the keeper's log.
 const maxLog = 1 << 20
 
-// start is the middle one of two forks: the keeper outlives it and so belongs
-// to whoever inherits orphans.
+// start is the first child of a double fork: the keeper outlives it and is reparented to the
+// nearest subreaper.
 func start(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -108,9 +106,9 @@ func start(dir string) error {
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.ExtraFiles = []*os.File{w}
-	// What the daemon's caller has left open must not stay open for ever.
+	// Descriptors inherited from the daemon's caller must not stay open in the keeper.
 	if err := unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
-		log.Printf("leave inherited descriptors: %v", err) // Linux before 5.11
+		log.Printf("close inherited descriptors: %v", err) // Linux before 5.11
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
@@ -128,7 +126,7 @@ func start(dir string) error {
 	return nil
 }
 
-// processName is what ps shows. The kernel allows 15 bytes.
+// processName is the name in ps. The kernel allows 15 bytes.
 const processName = "mica-keeper"
 
 // nameProcess sets the name of the whole process. start executes /proc/self/exe,
@@ -139,15 +137,15 @@ func nameProcess() {
 	}
 }
 
-// serve is the keeper. It ends neither by a hang-up nor by a terminal: only
-// by SIGTERM or a client's word.
+// serve runs the keeper until SIGTERM or a client's request. A hang-up or a terminal does not end
+// it.
 func serve(dir string, resume, ready int) error {
 	debug.SetGCPercent(25)
 	runtime.GOMAXPROCS(2)
 	nameProcess()
 	log.SetFlags(log.LstdFlags | log.LUTC | log.Lmsgprefix)
 	log.SetPrefix("mica-keeper: ")
-	// Caught and dropped, not ignored: containers would inherit that.
+	// Caught and discarded, not ignored: containers would inherit ignored signals.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -169,7 +167,8 @@ func serve(dir string, resume, ready int) error {
 	}
 	err = server.Run(ctx, o)
 	if errors.Is(err, server.ErrLocked) {
-		// The directory is served: a unit that ended unready would count as failed.
+		// Report ready: the directory is served, and systemd would count an exit before readiness
+		// as a failure.
 		if err := manager.Ready("Another keeper serves " + dir); err != nil {
 			log.Printf("%v", err)
 		}

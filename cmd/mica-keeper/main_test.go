@@ -15,7 +15,7 @@ import (
 
 const roleVariable = "MICA_KEEPER_MAIN"
 
-// TestMain makes this test binary the command mica-keeper where that is asked for.
+// TestMain runs the test binary as the command mica-keeper if the environment asks for it.
 func TestMain(m *testing.M) {
 	if os.Getenv(roleVariable) != "" {
 		main()
@@ -37,8 +37,8 @@ func keeper(t *testing.T, env []string, args ...string) (cmd *exec.Cmd, stderr *
 	return cmd, stderr
 }
 
-// A service manager hears when the keeper serves, finds it where it was put, and
-// can tell that another one was there before.
+// A service manager is notified when the keeper serves, and the keeper stays in its unit's cgroup.
+// A second keeper reports that another one serves.
 func TestUnderServiceManager(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: a keeper lowers its OOM score and reaps")
