@@ -1,10 +1,9 @@
-// Package admin is how the node tool speaks to a running daemon about the daemon
-// itself: what it is, whether its stores are sound, that it shall end. Everything
-// about pods and images goes through the CRI instead.
+// Package admin is the protocol by which the node tool queries and controls a running daemon: its
+// state, its operations, checks of its stores, and stopping it. Pods and images are managed through
+// the CRI instead.
 //
-// It is HTTP with JSON on a unix socket that only root may open. Both ends are of
-// one release, so there is no version negotiation: a path that one end does not
-// know is an error that says so.
+// It is HTTP with JSON on a unix socket that only root may open. Both ends come from the same
+// release, so there is no version negotiation; an unknown path is an error.
 package admin
 
 import (
@@ -21,12 +20,12 @@ const (
 	pathEvents = "/events"
 )
 
-// Info says what a daemon is.
+// Info describes a running daemon.
 type Info struct {
 	Version    string    `json:"version"`
 	Pid        int       `json:"pid"`
 	Started    time.Time `json:"started"`
-	ReadyAfter string    `json:"readyAfter"` // from the start of the process until the socket answered
+	ReadyAfter string    `json:"readyAfter"` // time from process start until the socket answered
 
 	DataRoot string `json:"dataRoot"`
 	StateDir string `json:"stateDir"`
@@ -36,7 +35,7 @@ type Info struct {
 
 	Runtimes []Runtime `json:"runtimes"`
 	Cgroups  string    `json:"cgroups"` // "v1 cgroupfs", "v2 systemd"
-	// Clamped lists what the host does not let the daemon give to containers.
+	// Clamped lists the privileges that the host keeps the daemon from giving to containers.
 	Clamped []string `json:"clamped,omitempty"`
 }
 
@@ -47,28 +46,28 @@ type Runtime struct {
 	Type    string `json:"type"`
 }
 
-// Problem is something that is not as it should be.
+// Problem is one finding of a check: damage or a leftover.
 type Problem struct {
 	Path string `json:"path"`
 	What string `json:"what"`
 }
 
-// CheckArgs say how deep a check goes.
+// CheckArgs selects the depth of a check.
 type CheckArgs struct {
-	// Content reads every file of every layer and compares it with its digest, which
-	// takes as long as reading the store.
+	// Content also compares every file of every layer with its digest, which takes as long as
+	// reading the whole store.
 	Content bool `json:"content"`
 }
 
-// StopArgs say what ends with the daemon.
+// StopArgs selects what ends with the daemon.
 type StopArgs struct {
-	// Everything ends the keeper and removes the embedded network as well. It is
-	// refused while there are pods or containers.
+	// Everything also ends the keeper and removes the embedded network. The daemon rejects it while
+	// there are pods or containers.
 	Everything bool `json:"everything"`
 }
 
-// Event is an operation on a pod, a container or an image, or something that happened
-// to one.
+// Event is an operation on a pod, a container or an image, or an event without duration, such as a
+// container's exit.
 type Event struct {
 	What      string `json:"what"` // "run pod", "container ended"
 	Pod       string `json:"pod,omitempty"`
@@ -77,34 +76,33 @@ type Event struct {
 	Name      string `json:"name,omitempty"` // namespace/pod[/container]
 
 	Started time.Time `json:"started"`
-	Seconds float64   `json:"seconds"` // so far, while it runs
+	Seconds float64   `json:"seconds"` // time so far, while the operation runs
 	Running bool      `json:"running,omitempty"`
 	Stages  []Stage   `json:"stages,omitempty"`
 	Detail  string    `json:"detail,omitempty"`
-	Error   string    `json:"error,omitempty"` // why it failed
+	Error   string    `json:"error,omitempty"` // of a failed operation
 }
 
-// Stage is a part of an operation.
+// Stage is one stage of an operation.
 type Stage struct {
 	Name    string  `json:"name"`
 	Seconds float64 `json:"seconds"`
 }
 
-// EventsArgs say which events are told.
+// EventsArgs selects events.
 type EventsArgs struct {
-	// Follow goes on with what happens until the client leaves.
+	// Follow continues with new events until the client disconnects.
 	Follow bool
 }
 
-// Daemon is what the API asks of a daemon. The methods are called concurrently.
+// Daemon is the daemon behind the API. Its methods must be safe for concurrent use.
 type Daemon interface {
 	Info(ctx context.Context) (Info, error)
-	// Check returns every problem found, which is no error.
+	// Check returns the problems found. Problems are not an error.
 	Check(ctx context.Context, args CheckArgs) ([]Problem, error)
-	// Events calls tell with what the daemon did last, with what it is doing and, if
-	// asked, with what it does until ctx ends. It ends with tell's error, if there
-	// is one.
+	// Events calls tell for each recent and each running operation, and with args.Follow for later
+	// ones until ctx ends. It returns tell's error, if there is one.
 	Events(ctx context.Context, args EventsArgs, tell func(Event) error) error
-	// Stop returns when the daemon has begun to end, or why it does not.
+	// Stop begins to stop the daemon and returns, or returns why it cannot stop.
 	Stop(ctx context.Context, args StopArgs) error
 }

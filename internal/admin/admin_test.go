@@ -104,8 +104,7 @@ func TestEvents(t *testing.T) {
 	}
 }
 
-// A follower hears the end of the daemon as the end of the events, and does not
-// delay it.
+// For a follower, the events end when the daemon stops, and the follower does not delay that.
 func TestFollowerDoesNotHoldTheDaemon(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", path)

@@ -15,14 +15,15 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Client speaks to the daemon behind one socket. It is safe for concurrent use.
+// Client calls the daemon behind one socket. It may be used concurrently. The error of every method
+// is errdefs.ErrUnavailable if no daemon listens on the socket.
 type Client struct {
 	socket string
 	http   *http.Client
 }
 
-// NewClient returns a client of the daemon that listens on socket. It connects at
-// each call.
+// NewClient returns a client for the daemon that listens on socket. The client opens a connection
+// for each call.
 func NewClient(socket string) *Client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
@@ -30,29 +31,28 @@ func NewClient(socket string) *Client {
 	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
 }
 
-// Info asks what the daemon is. As of all methods, the error is
-// errdefs.ErrUnavailable if no daemon listens on the socket.
+// Info returns information about the daemon.
 func (c *Client) Info(ctx context.Context) (Info, error) {
 	var info Info
 	err := c.call(ctx, http.MethodGet, pathInfo, struct{}{}, &info)
 	return info, err
 }
 
-// Check asks for everything that is not as it should be.
+// Check runs a check of the node and returns the problems found.
 func (c *Client) Check(ctx context.Context, args CheckArgs) ([]Problem, error) {
 	var problems []Problem
 	err := c.call(ctx, http.MethodPost, pathCheck, args, &problems)
 	return problems, err
 }
 
-// Stop makes the daemon end; it returns before that has happened.
+// Stop requests the daemon to stop and returns before it has exited.
 func (c *Client) Stop(ctx context.Context, args StopArgs) error {
 	return c.call(ctx, http.MethodPost, pathStop, args, &struct{}{})
 }
 
-// Events calls tell with what the daemon did last and with what it is doing, and, if
-// asked, with what it does until the daemon ends or ctx does, neither of which is an
-// error.
+// Events calls tell for each recent and each running operation. With args.Follow it continues with
+// later ones until the daemon exits or ctx ends; neither is an error. An error of tell ends Events
+// and is returned.
 func (c *Client) Events(ctx context.Context, args EventsArgs, tell func(Event) error) error {
 	path := pathEvents
 	if args.Follow {
@@ -104,7 +104,7 @@ func (c *Client) call(ctx context.Context, method, path string, body, answer any
 	return answeredError(resp, method, path)
 }
 
-// send makes a request. The caller closes the answer's body.
+// send sends a request. The caller must close the response's body.
 func (c *Client) send(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, "http://micad"+path, bytes.NewReader(body))
 	if err != nil {
@@ -115,17 +115,17 @@ func (c *Client) send(ctx context.Context, method, path string, body []byte) (*h
 		return nil, fmt.Errorf("no daemon listens on %s: %w", c.socket, errdefs.ErrUnavailable)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("ask daemon: %w", err)
+		return nil, fmt.Errorf("call daemon: %w", err)
 	}
 	return resp, nil
 }
 
-// answeredError is the error of an answer that is not 200.
+// answeredError returns the error of a response other than 200.
 func answeredError(resp *http.Response, method, path string) error {
 	var f failure
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxRequest))
 	if err != nil || json.Unmarshal(text, &f) != nil || f.Error == "" {
-		return fmt.Errorf("ask daemon: %s %s: %s", method, path, resp.Status)
+		return fmt.Errorf("call daemon: %s %s: %s", method, path, resp.Status)
 	}
 	return errors.New(f.Error)
 }

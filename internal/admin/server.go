@@ -19,8 +19,8 @@ const (
 	maxRequest    = 1 << 20
 )
 
-// Serve answers requests on l until ctx ends. Requests in progress get five
-// seconds to end. It closes l.
+// Serve answers requests on l until ctx ends, gives requests in progress five seconds to end, and
+// closes l. A regular stop returns nil.
 func Serve(ctx context.Context, l net.Listener, d Daemon) error {
 	mux := http.NewServeMux()
 	mux.Handle("GET "+pathInfo, handle(func(ctx context.Context, _ struct{}) (Info, error) { return d.Info(ctx) }))
@@ -53,12 +53,12 @@ func Serve(ctx context.Context, l net.Listener, d Daemon) error {
 	return err
 }
 
-// failure is the body of an answer that is not 200.
+// failure is the body of a response other than 200.
 type failure struct {
 	Error string `json:"error"`
 }
 
-// handle makes an HTTP handler of a function from a request's body to an answer's.
+// handle wraps a function from request to response body in an HTTP handler.
 func handle[Request, Answer any](serve func(context.Context, Request) (Answer, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var req Request
@@ -77,14 +77,14 @@ func handle[Request, Answer any](serve func(context.Context, Request) (Answer, e
 	})
 }
 
-// message is one line of a stream of events: an event, or why there are no more.
+// message is one line of the event stream: an event, or the error that ends the stream.
 type message struct {
 	Event   *Event   `json:"event,omitempty"`
 	Failure *failure `json:"failure,omitempty"`
 }
 
-// streamEvents answers with one message a line. The stream ends with ctx as well, so
-// that a follower does not hold up the end of the daemon.
+// streamEvents sends one message per line. The stream also ends with ctx, so that a follower does
+// not delay the daemon's exit.
 func streamEvents(ctx context.Context, d Daemon) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked, cancel := context.WithCancel(r.Context())
@@ -100,7 +100,7 @@ func streamEvents(ctx context.Context, d Daemon) http.Handler {
 			})
 		}
 		if err != nil && asked.Err() == nil {
-			_ = out.Encode(message{Failure: &failure{err.Error()}}) // a client that is gone cannot be told
+			_ = out.Encode(message{Failure: &failure{err.Error()}}) // the client may be gone
 		}
 	})
 }
@@ -108,5 +108,5 @@ func streamEvents(ctx context.Context, d Daemon) http.Handler {
 func reply(w http.ResponseWriter, code int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(body) // a client that is gone cannot be told
+	_ = json.NewEncoder(w).Encode(body) // the client may be gone
 }
