@@ -1,9 +1,8 @@
-// Package archtest holds the tests of what docs/design.md says about the whole
-// module and no compiler checks: which package may import which, that every
-// package explains itself, that nothing happens or is kept at package level, that
-// an RPC is in the file of its name, and that the executables which stay in memory
-// beside every container link the standard library only.
+// Package archtest tests rules of docs/design.md for the whole module that no compiler checks.
+// Packages import only what they may and have a doc comment. There is no init function and no
+// mutable package-level state. Each RPC is in the file of its name. The executables that stay in
+// memory beside every container link only the standard library and golang.org/x/sys.
 //
-// It has no code of its own. The tests look at the source as `go list` and go/parser
-// show it, so they see files that a build on this machine leaves out, too.
+// It contains only tests. They use `go list` and go/parser on the source, so they also see files
+// that a build on this machine excludes.
 package archtest

@@ -13,7 +13,7 @@ import (
 
 const module = "github.com/micarun/mica"
 
-// pkg is what the tests need of `go list -json`.
+// pkg is the part of `go list -json` that the tests use.
 type pkg struct {
 	ImportPath, Dir  string
 	Standard         bool
@@ -28,7 +28,7 @@ func (p pkg) path() string {
 	return strings.TrimPrefix(p.ImportPath, module+"/")
 }
 
-// list runs go list at the module's root.
+// list runs go list in the module's root.
 func list(t *testing.T, args ...string) []pkg {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", append([]string{"list", "-json=ImportPath,Dir,Standard,GoFiles,Imports"}, args...)...)
@@ -51,9 +51,9 @@ func list(t *testing.T, args ...string) []pkg {
 	}
 }
 
-// mayImport says what of this module each package may import, besides the leaves
-// in internal. The first row that matches a package counts; a pattern that ends in
-// /... matches what is below as well.
+// mayImport lists the packages of this module that each package may import, in addition to the
+// leaves in internal. The first matching row applies; a pattern with the suffix /... also matches
+// packages below.
 func mayImport() []struct {
 	who  string
 	what []string
@@ -110,7 +110,7 @@ func TestImportsGoDownwards(t *testing.T) {
 	}
 }
 
-// Protocols with many types of their own stay behind one package.
+// Protocols with many types are imported by one package only.
 func TestLibrariesStayBehindTheirPackage(t *testing.T) {
 	owners := map[string]string{
 		"github.com/containerd/nri/...":               "runtimeservice/nri",
@@ -128,7 +128,7 @@ func TestLibrariesStayBehindTheirPackage(t *testing.T) {
 	}
 }
 
-// What lives beside every container stays small.
+// Executables that run beside every container stay small.
 func TestKeeperLinksTheStandardLibraryOnly(t *testing.T) {
 	for _, p := range list(t, "-deps", "./cmd/mica-keeper") {
 		if !p.Standard && !matches(module+"/...", p.ImportPath) && !matches("golang.org/x/sys/...", p.ImportPath) {

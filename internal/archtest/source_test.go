@@ -14,10 +14,10 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// shortestDoc is what a package must have to say, in bytes.
+// shortestDoc is the minimum length of a package comment in bytes.
 const shortestDoc = 200
 
-// file is one parsed source file that is not a test.
+// file is a parsed source file other than a test.
 type file struct {
 	name string // within the module
 	pkg  string
@@ -75,8 +75,8 @@ func TestNothingHappensBeforeMain(t *testing.T) {
 	}
 }
 
-// Package-level variables are tables and sentinels: none is assigned to, and none
-// is of a type that is there to change.
+// Package-level variables are tables and sentinel errors: none is assigned to, and none has a type
+// that is meant to be modified.
 func TestNoStateAtPackageLevel(t *testing.T) {
 	mutable := regexp.MustCompile(`^(sync\.(Mutex|RWMutex|Map|WaitGroup|Pool)|atomic\.\w+(\[.*\])?|chan .*)$`)
 	vars := map[string]map[string]bool{} // by package
@@ -124,7 +124,7 @@ func packageVars(f *ast.File) []*ast.ValueSpec {
 	return specs
 }
 
-// typeText spells the types that matter here.
+// typeText formats the types that matter here.
 func typeText(e ast.Expr) string {
 	switch e := e.(type) {
 	case *ast.Ident:
@@ -139,7 +139,7 @@ func typeText(e ast.Expr) string {
 	return ""
 }
 
-// declared returns every name that is declared somewhere in fn.
+// declared returns every name that fn declares.
 func declared(fn *ast.FuncDecl) map[string]bool {
 	names := map[string]bool{}
 	add := func(e ast.Expr) {
@@ -174,8 +174,7 @@ func declared(fn *ast.FuncDecl) map[string]bool {
 	return names
 }
 
-// assigned returns the variables that statements in body assign to, whole or in
-// part.
+// assigned returns the variables that statements in body assign to, wholly or partly.
 func assigned(body *ast.BlockStmt) []*ast.Ident {
 	var targets []*ast.Ident
 	add := func(e ast.Expr) {
@@ -251,7 +250,7 @@ func TestEveryRPCIsInTheFileOfItsName(t *testing.T) {
 	}
 }
 
-// takesRequest tells an RPC from another method of its name.
+// takesRequest distinguishes an RPC from another method of the same name.
 func takesRequest(fn *ast.FuncDecl) bool {
 	for _, p := range fn.Type.Params.List {
 		if star, ok := p.Type.(*ast.StarExpr); ok && strings.HasSuffix(typeText(star.X), "Request") {
