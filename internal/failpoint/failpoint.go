@@ -1,10 +1,10 @@
-// Package failpoint lets a test make the process die, fail or wait at a named
-// point where a crash would hurt.
+// Package failpoint lets a test kill, fail or delay the process at a named point, where a crash is
+// hard to handle.
 //
-// Points are armed by the environment variable MICA_FAILPOINTS, read once at
-// the first point that is passed: a comma-separated list of name=action with
-// the actions kill (SIGKILL of the process itself), error, and sleep:DURATION.
-// An unarmed process pays one map look-up in an empty map per point.
+// The environment variable MICA_FAILPOINTS arms points; it is read once, at the first point that
+// the process reaches. It is a comma-separated list of name=action. The actions are kill (the
+// process sends itself SIGKILL), error, and sleep:DURATION. In a process without armed points, each
+// point costs one check of an empty map.
 package failpoint
 
 import (
@@ -17,13 +17,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Variable is the name of the environment variable that arms points.
+// Variable is the environment variable that arms points.
 const Variable = "MICA_FAILPOINTS"
 
 var armed = sync.OnceValue(func() map[string]string { return parse(os.Getenv(Variable)) })
 
-// Hit passes the point called name. It returns an error only if the point is
-// armed with error, and does not return if it is armed with kill.
+// Hit executes the action of the point called name, if it is armed. It returns an error for the
+// action error and for an invalid action, and does not return from kill. It may be called
+// concurrently.
 func Hit(name string) error {
 	points := armed()
 	if len(points) == 0 {
