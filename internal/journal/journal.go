@@ -1,17 +1,14 @@
-// Package journal knows what a daemon is doing and what it did last: operations on
-// pods, containers and images, the stage that each is in, and how the last ones
-// ended. It is what `mica events` shows, and where metrics and traces of operations
-// come from.
+// Package journal tracks the daemon's operations on pods, containers and images: those that are
+// running, each with its current stage, and the most recent ones with their outcomes. `mica
+// events`, metrics and traces are based on it.
 //
-// It is not a log: it is lost with the process, holds no more than the last thousand
-// ends, and has no text that is not also in an answer or in the log. An operation
-// that ends well without ever having entered a stage had nothing to do and is not
-// kept.
+// It is not a log. It is lost with the process, keeps only the last thousand ended operations and
+// events, and has no text that is not also in a response or in the log. It does not keep a
+// successful operation without a stage, which had nothing to do.
 //
-// An operation travels in a context, so that whoever works for it can say what
-// stage it is in without knowing it. Where work goes on in parallel, each part
-// begins an operation of its own. A nil *Journal and a context without an operation
-// are fine, and cost next to nothing.
+// Each operation carries its current stage in the context, so that callees can set the stage
+// without a reference to the operation. Parallel parts of an operation each begin an operation of
+// their own. A nil *Journal and a context without an operation are valid and cost almost nothing.
 package journal
 
 import (
@@ -25,16 +22,16 @@ import (
 )
 
 const (
-	// kept is how many ends are kept.
+	// kept is the number of ended entries that the journal keeps.
 	kept = 1000
-	// backlog is how many ends a follower may lag behind.
+	// backlog is the number of entries that a follower may lag behind.
 	backlog = 500
 )
 
-// ErrLagged ends a Follow whose reader was too slow.
+// ErrLagged is the error of a Follow whose callback was too slow.
 var ErrLagged = errors.New("too slow to follow: some entries are lost")
 
-// Subject is what an operation is about. Fields that do not apply are empty.
+// Subject is the object of an operation. Fields that do not apply are empty.
 type Subject struct {
 	Pod       string // ID
 	Container string // ID
@@ -42,70 +39,68 @@ type Subject struct {
 	Name      string // for people: namespace/pod, or namespace/pod/container
 }
 
-// Stage is a part of an operation.
+// Stage is one stage of an operation.
 type Stage struct {
-	Name    string // as in the errors of the stage
+	Name    string // errors of the stage begin with it
 	Started time.Time
-	Took    time.Duration // so far, while it is the operation's last and that runs
+	Took    time.Duration // time so far, while the stage runs
 }
 
-// Entry is an operation, running or ended, or something that happened in no time.
+// Entry is an operation, running or ended, or an event without duration.
 type Entry struct {
-	// ID orders entries by their begin.
+	// ID orders entries by their start.
 	ID   uint64
 	What string // "run pod", "container exited"
 	Subject
 	Started time.Time
-	Took    time.Duration // so far, while it runs
+	Took    time.Duration // time so far, while it runs
 	Running bool
 	Stages  []Stage
-	// Detail says more, such as how far the operation has come.
+	// Detail has more information, such as the progress of the operation.
 	Detail string
-	// Err is why the operation failed, or nil.
+	// Err is the error of a failed operation.
 	Err error
 }
 
-// Observer hears of every operation. Its methods are called concurrently and must
-// not wait.
+// Observer is notified of every operation. Its methods are called concurrently and must not block.
 type Observer interface {
-	// Begin is called when an operation begins; the operation runs with the context
-	// that it returns.
+	// Begin is called when an operation begins. The operation uses the context that Begin returns.
 	Begin(ctx context.Context, what string, s Subject) context.Context
-	// End is called with that context when the operation has ended, also if the
-	// journal does not keep it.
+	// End is called with that context when the operation has ended, even if the journal does not
+	// keep it.
 	End(ctx context.Context, e Entry)
 }
 
-// Journal is safe for concurrent use.
+// Journal is a journal of operations. Its methods may be called concurrently.
 type Journal struct {
 	observers []Observer
 
-	mu        sync.Mutex // guards the rest; taken before an operation's
+	mu        sync.Mutex // guards the fields below
 	last      uint64
 	running   map[uint64]*Operation
 	ended     []Entry // oldest first
 	followers map[chan Entry]bool
 }
 
-// New returns a journal whose operations the observers hear of.
+// New returns a journal that notifies the observers of its operations.
 func New(observers ...Observer) *Journal {
 	return &Journal{observers: observers, running: map[uint64]*Operation{}, followers: map[chan Entry]bool{}}
 }
 
-// Operation is one that runs. Its methods may be called concurrently, and on nil.
+// Operation is a running operation. Its methods may be called concurrently, and on nil.
 type Operation struct {
 	journal *Journal
 	ends    []func(Entry)
 
-	mu     sync.Mutex // guards the rest
+	mu     sync.Mutex // guards the fields below; taken after the journal's mu
 	entry  Entry
 	detail func() string
 }
 
 type key struct{}
 
-// Begin starts an operation, which must be ended. The stages that are entered with
-// the context are its own.
+// Begin begins an operation. The caller must call its End. Stages entered with the returned context
+// belong to the operation.
 func (j *Journal) Begin(ctx context.Context, what string, s Subject) (context.Context, *Operation) {
 	if j == nil {
 		return context.WithValue(ctx, key{}, (*Operation)(nil)), nil
@@ -125,13 +120,13 @@ func (j *Journal) Begin(ctx context.Context, what string, s Subject) (context.Co
 	return ctx, op
 }
 
-// Of returns the operation that ctx belongs to, or nil.
+// Of returns the operation of ctx, or nil.
 func Of(ctx context.Context) *Operation {
 	op, _ := ctx.Value(key{}).(*Operation)
 	return op
 }
 
-// Enter begins a stage of ctx's operation and so ends the one before.
+// Enter begins a stage of ctx's operation, which ends the previous stage.
 func Enter(ctx context.Context, name string) {
 	op := Of(ctx)
 	if op == nil {
@@ -144,14 +139,14 @@ func Enter(ctx context.Context, name string) {
 	op.entry.Stages = append(op.entry.Stages, Stage{Name: name, Started: now})
 }
 
-// leave sets how long the current stage took. op.mu is held.
+// leave sets the duration of the current stage. op.mu is held.
 func (op *Operation) leave(now time.Time) {
 	if n := len(op.entry.Stages); n > 0 {
 		op.entry.Stages[n-1].Took = now.Sub(op.entry.Stages[n-1].Started)
 	}
 }
 
-// About says more of what ctx's operation is about than was known at its begin.
+// About sets the subject of ctx's operation, if more is known than at its start.
 func About(ctx context.Context, s Subject) {
 	op := Of(ctx)
 	if op == nil {
@@ -162,8 +157,8 @@ func About(ctx context.Context, s Subject) {
 	op.entry.Subject = s
 }
 
-// Detail sets what tells how far ctx's operation has come. detail is called
-// concurrently, and once more at the end.
+// Detail sets the function that returns the progress of ctx's operation. It is called concurrently,
+// and a last time when the operation ends.
 func Detail(ctx context.Context, detail func() string) {
 	op := Of(ctx)
 	if op == nil {
@@ -174,8 +169,7 @@ func Detail(ctx context.Context, detail func() string) {
 	op.detail = detail
 }
 
-// Current returns the stage that the operation is in, and since when; "" before the
-// first.
+// Current returns the operation's current stage and its duration so far; "" before the first stage.
 func (op *Operation) Current() (stage string, since time.Duration) {
 	if op == nil {
 		return "", 0
@@ -189,15 +183,15 @@ func (op *Operation) Current() (stage string, since time.Duration) {
 	return op.entry.Stages[n-1].Name, time.Since(op.entry.Stages[n-1].Started)
 }
 
-// What names the kind of operation, such as "run pod".
+// What returns the kind of operation, such as "run pod".
 func (op *Operation) What() string {
 	if op == nil {
 		return ""
 	}
-	return op.entry.What // never changes
+	return op.entry.What // immutable
 }
 
-// Detail returns what was set to say how far the operation has come, or "".
+// Detail returns the operation's progress, or "" if no function was set.
 func (op *Operation) Detail() string {
 	if op == nil {
 		return ""
@@ -211,7 +205,7 @@ func (op *Operation) Detail() string {
 	return detail()
 }
 
-// snapshot returns the operation as it is now.
+// snapshot returns the operation's current state.
 func (op *Operation) snapshot() Entry {
 	op.mu.Lock()
 	now := time.Now()
@@ -227,7 +221,7 @@ func (op *Operation) snapshot() Entry {
 	return e
 }
 
-// End ends the operation, once.
+// End ends the operation. It must be called once.
 func (op *Operation) End(err error) {
 	if op == nil {
 		return
@@ -246,7 +240,7 @@ func (op *Operation) End(err error) {
 	}
 }
 
-// Note records something that happened in no time.
+// Note records an event without duration.
 func (j *Journal) Note(what string, s Subject, detail string) {
 	if j == nil {
 		return
@@ -257,7 +251,8 @@ func (j *Journal) Note(what string, s Subject, detail string) {
 	j.keep(Entry{ID: j.last, What: what, Subject: s, Started: time.Now(), Detail: detail})
 }
 
-// keep adds an end and tells it to every follower. j.mu is held.
+// keep adds an ended entry and sends it to every follower. It drops followers that lag. j.mu is
+// held.
 func (j *Journal) keep(e Entry) {
 	if len(j.ended) == kept {
 		j.ended = slices.Delete(j.ended, 0, 1)
@@ -273,7 +268,7 @@ func (j *Journal) keep(e Entry) {
 	}
 }
 
-// Running returns the operations that run, the oldest first.
+// Running returns the running operations, oldest first.
 func (j *Journal) Running() []Entry {
 	j.mu.Lock()
 	ops := slices.Collect(maps.Values(j.running))
@@ -286,16 +281,15 @@ func (j *Journal) Running() []Entry {
 	return entries
 }
 
-// Ended returns the last ends, the oldest first.
+// Ended returns the kept entries, oldest first.
 func (j *Journal) Ended() []Entry {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return slices.Clone(j.ended)
 }
 
-// Follow calls tell with the last ends, with what runs, and with further ends as
-// they come, until ctx ends, which is no error, or tell returns an error. It returns
-// ErrLagged if tell takes too long.
+// Follow calls tell for each kept entry, for each running operation, and then for each entry that
+// ends later. It returns nil when ctx ends, tell's error, or ErrLagged if tell is too slow.
 func (j *Journal) Follow(ctx context.Context, tell func(Entry) error) error {
 	more := make(chan Entry, backlog)
 	j.mu.Lock()

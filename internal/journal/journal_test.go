@@ -135,7 +135,7 @@ func TestFollow(t *testing.T) {
 	}
 }
 
-// A follower that does not read is cut off and keeps nobody waiting.
+// A follower that does not read is dropped and blocks nothing.
 func TestSlowFollower(t *testing.T) {
 	j := New()
 	j.Note("first", Subject{}, "")
@@ -153,7 +153,7 @@ func TestSlowFollower(t *testing.T) {
 	}
 }
 
-// observer counts what it hears.
+// observer counts its notifications.
 type observer struct {
 	mu    sync.Mutex
 	began []string
@@ -207,7 +207,7 @@ func TestNoJournal(t *testing.T) {
 	Enter(t.Context(), "x")
 }
 
-// What has no journal itself does not enter stages of what it is a part of.
+// Code with a nil journal does not enter stages of the operation that called it.
 func TestWithoutJournalWithinOperation(t *testing.T) {
 	j := New()
 	ctx, op := j.Begin(t.Context(), "a", Subject{})
