@@ -1,9 +1,8 @@
-// Package jsonfile keeps one JSON document in one file.
+// Package jsonfile stores one JSON document in one file.
 //
-// A document is replaced by writing a temporary file beside it and renaming
-// that over the old one, so a reader sees the old document or the new one and
-// never a part of either. It is not a database: there is no locking between
-// writers of the same path, which the caller orders.
+// A document is replaced by renaming a temporary file over it, so a reader gets either the old or
+// the new document, never a part of one. There is no locking: the caller orders writers of the same
+// path. Functions may be called concurrently for different paths.
 package jsonfile
 
 import (
@@ -16,22 +15,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Write replaces the document at path by v, with mode 0600. It survives the
-// death of this process at any instant, but not a power cut: use [WriteSync]
-// for a document that must be on disk before the next step.
+// Write replaces the document at path by v, with mode 0600. The document survives a crash of the
+// process at any point, but not a power failure. Use [WriteSync] for a document that must be on
+// disk before the next step.
 func Write(path string, v any) error { return write(path, v, false) }
 
-// WriteSync is [Write] that returns only when the document and its directory
-// entry are on stable storage.
+// WriteSync is [Write], but returns only when the document and its directory entry are on stable
+// storage.
 func WriteSync(path string, v any) error { return write(path, v, true) }
 
-// maxSize is the most bytes of a document that Read takes into memory: several
-// times the largest request of the CRI, and 300,000 references to images.
+// maxSize is the maximum size of a document that Read accepts: several times the largest CRI
+// request, and enough for 300,000 image references.
 const maxSize = 64 << 20
 
-// Read decodes the document at path into v. The error of a missing file
-// satisfies errors.Is(err, fs.ErrNotExist). A document of more than 64 MiB is
-// an error.
+// Read decodes the document at path into v. For a missing file, the error wraps fs.ErrNotExist. A
+// document of more than 64 MiB is an error.
 func Read(path string, v any) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -92,7 +90,7 @@ func write(path string, v any, sync bool) (err error) {
 	return SyncDir(dir)
 }
 
-// SyncDir writes the entries of dir to stable storage.
+// SyncDir writes the directory entries of dir to stable storage.
 func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
