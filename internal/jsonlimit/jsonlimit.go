@@ -1,9 +1,10 @@
-// Package jsonlimit bounds JSON documents that someone else wrote, before they are decoded.
+// Package jsonlimit checks untrusted JSON documents against limits before they are decoded.
 //
 // encoding/json turns two bytes such as {} into a struct of hundreds, matches keys without regard
-// to case, and takes the last of two equal keys. Check reads a document once, allocates nothing
-// that grows with it, and refuses what would cost more than the caller wants to spend or what two
-// readers would understand differently. It does not validate: what it accepts may still be no JSON.
+// to case, and uses the last of two equal keys. Check scans a document once and allocates no memory
+// in proportion to it. It rejects documents that would be too expensive to decode, and those that
+// two parsers could read differently. It does not validate: a document that it accepts may still be
+// invalid JSON.
 package jsonlimit
 
 import (
@@ -16,30 +17,30 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Limits bound a document as a whole.
+// Limits are the limits for a document as a whole.
 type Limits struct {
-	Depth  int   // arrays and objects within each other
+	Depth  int   // nesting of arrays and objects
 	Values int   // values of any kind, in arrays and objects
 	Shape  Shape // of the outermost value
 }
 
-// Shape bounds the value at one place of a document, where it is an array or an object. The zero
-// Shape sets no limit of its own.
+// Shape has the limits for the value at one place of a document, if that is an array or an object.
+// The zero Shape has no limits.
 type Shape struct {
-	// Max is how many elements or members the value may have; 0 is no limit.
+	// Max is the maximum number of elements or members; 0 means no limit.
 	Max int
-	// Distinct refuses an object with two keys that encoding/json takes for the same field: equal,
-	// or equal but for case. It applies to the keys that Members names.
+	// Distinct rejects an object with two keys that encoding/json decodes into the same field:
+	// equal, or equal except for case. It applies to the keys in Members.
 	Distinct bool
-	// Members are the shapes of an object's members by key, without regard to case.
+	// Members maps keys of an object, without regard to case, to the shapes of their values.
 	Members map[string]Shape
 	// Elements is the shape of every element of an array.
 	Elements *Shape
 }
 
 // Check returns errdefs.ErrOutOfRange for a document that exceeds a limit, and
-// errdefs.ErrInvalidArgument for one with ambiguous keys or an end in the middle of a value. Its
-// cost is linear in the length of data.
+// errdefs.ErrInvalidArgument for ambiguous keys, a truncated document, or a syntax error that it
+// notices. Its cost is linear in the length of data. It may be called concurrently.
 func Check(data []byte, l Limits) error {
 	s := scanner{data: data, limits: l}
 	if err := s.value(l.Shape, "the document", 0); err != nil {
@@ -55,7 +56,7 @@ type scanner struct {
 	limits Limits
 }
 
-// value reads over one value. where is the key that it stands under, for errors.
+// value scans one value. where is its key, for errors.
 func (s *scanner) value(shape Shape, where string, depth int) error {
 	if s.values++; s.values > s.limits.Values {
 		return fmt.Errorf("more than %d values: %w", s.limits.Values, errdefs.ErrOutOfRange)
@@ -75,7 +76,7 @@ func (s *scanner) value(shape Shape, where string, depth int) error {
 	return s.literal()
 }
 
-// members reads over an array or an object.
+// members scans an array or an object.
 func (s *scanner) members(shape Shape, where string, depth int) error {
 	object := s.data[s.at] == '{'
 	s.at++
@@ -115,8 +116,8 @@ func (s *scanner) members(shape Shape, where string, depth int) error {
 	}
 }
 
-// key reads a member's key and the colon behind it. It returns the name by which the shape knows
-// the member, "" for any other.
+// key scans a member's key and the colon after it. It returns the member's name and shape in
+// shape.Members; "" and the zero Shape for an unknown member.
 func (s *scanner) key(shape Shape) (string, Shape, error) {
 	if s.next() != '"' {
 		return "", Shape{}, fmt.Errorf("key is not a string at offset %d: %w", s.at, errdefs.ErrInvalidArgument)
@@ -137,9 +138,9 @@ func (s *scanner) key(shape Shape) (string, Shape, error) {
 	return "", Shape{}, nil
 }
 
-// names tells whether encoding/json takes a quoted key for the field of that name.
+// names reports whether encoding/json decodes a quoted key into the field of that name.
 func names(quoted []byte, name string) bool {
-	// The longest way to write a character of a name is a surrogate escape of six bytes.
+	// The longest encoding of a character of a name is a surrogate escape of six bytes.
 	if len(quoted) > 6*len(name)+2 {
 		return false
 	}
@@ -150,7 +151,7 @@ func names(quoted []byte, name string) bool {
 	return json.Unmarshal(quoted, &key) == nil && strings.EqualFold(key, name)
 }
 
-// text reads over a string and returns it with its quotes.
+// text scans a string and returns it with its quotes.
 func (s *scanner) text() ([]byte, error) {
 	from := s.at
 	for s.at++; ; {
@@ -168,7 +169,7 @@ func (s *scanner) text() ([]byte, error) {
 	}
 }
 
-// literal reads over a number, true, false, null, or anything else without a structure.
+// literal scans a number, true, false, null, or any other unstructured text.
 func (s *scanner) literal() error {
 	from := s.at
 	for s.at < len(s.data) && !strings.ContainsRune(" \t\r\n,:\"{}[]", rune(s.data[s.at])) {
@@ -180,7 +181,7 @@ func (s *scanner) literal() error {
 	return nil
 }
 
-// next skips white space and returns the byte behind it, 0 at the end.
+// next skips white space and returns the next byte; 0 at the end.
 func (s *scanner) next() byte {
 	for s.at < len(s.data) {
 		switch c := s.data[s.at]; c {

@@ -62,7 +62,7 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// A document within the limits costs no memory, whatever its size.
+// Check allocates no memory for a document within the limits, whatever its size.
 func TestCheckAllocatesNothing(t *testing.T) {
 	data := []byte(`{"config":"` + strings.Repeat("x", 1<<20) + `","x":[` + strings.Repeat(`{"some key of no field":1},`, 10000) + `0]}`)
 	l := limits()
@@ -76,8 +76,8 @@ func TestCheckAllocatesNothing(t *testing.T) {
 	}
 }
 
-// What is valid JSON and within the limits is never refused, and what encoding/json decodes never
-// has more than the limits.
+// Check never rejects valid JSON within the limits, and a document that it accepts never exceeds
+// them once decoded by encoding/json.
 func FuzzCheck(f *testing.F) {
 	for _, s := range []string{`{"history":[{},{}]}`, `{"hi\u017ftory":[1,2,3,4]}`, `["\\\"",-1.5e+7,{"":[]}]`, `{"config":{"Labels":{}}}`, `[[[[]]]]`} {
 		f.Add([]byte(s))
