@@ -1,10 +1,10 @@
-// Package patience says how long tests wait before they give up.
+// Package patience scales the time limits of tests.
 //
-// Tests have limits so that one that hangs ends. On an emulated machine, which is
-// many times slower, these limits would end tests that only take their time; so
-// they are multiplied by a factor of the environment. It is never for what the
-// product promises: that is the same on every machine. Nothing is kept: the
-// variable is read at each call.
+// A test has time limits so that it ends even if it hangs. On an emulated machine, which is many
+// times slower, they would fail tests that merely take longer. So the limits are multiplied by a
+// factor from the environment. The factor must not be applied to times that the product promises,
+// which are the same on every machine. The package has no state: it reads the variable at each
+// call, and Of may be called concurrently.
 package patience
 
 import (
@@ -13,12 +13,10 @@ import (
 	"time"
 )
 
-// Variable names the environment variable with the factor, a whole number.
-// Emulated machines need one.
+// Variable is the environment variable with the factor, a whole number. Emulated machines need one.
 const Variable = "MICA_PATIENCE"
 
-// Of returns how long to wait for something that may take d: d, times the factor
-// of the environment.
+// Of returns d multiplied by the factor. A missing or invalid factor counts as 1.
 func Of(d time.Duration) time.Duration {
 	factor, err := strconv.Atoi(os.Getenv(Variable))
 	if err != nil || factor < 1 {
