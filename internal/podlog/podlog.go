@@ -1,9 +1,9 @@
 // Package podlog opens the log files of containers.
 //
-// The kubelet names a pod's log directory, which is trusted: symbolic links in
-// its path are followed. What is in the directory is not, because a pod may
-// mount it and put anything there. Below the directory no link is followed, and
-// only a regular file with a single name is opened.
+// The kubelet chooses a pod's log directory, so its path is trusted and symbolic links in it are
+// followed. The content of the directory is not trusted, because a pod may mount it and create
+// anything in it. Below the directory no link is followed, and only a regular file with a single
+// hard link is opened.
 package podlog
 
 import (
@@ -19,20 +19,20 @@ import (
 const (
 	fileMode = 0o640
 	dirMode  = 0o755
-	// appendTries bounds Append where a file vanishes each time that it is found.
-	// A rotation takes it away once; only a pod that plays tricks does so again.
+	// appendTries limits Append's retries while a file keeps disappearing. A log rotation removes
+	// it once; only a hostile pod does so repeatedly.
 	appendTries = 8
 )
 
-// File is a container's log file. It need not be there.
+// File is a container's log file, which may not exist yet. Its methods may be called concurrently.
 type File struct {
-	// Dir is the trusted directory. "" stands for the parent of Path.
+	// Dir is the trusted directory; "" means the parent of Path.
 	Dir string
 	// Path is the absolute path of the file, below Dir.
 	Path string
 }
 
-// MakeDir makes the directories that the file needs.
+// MakeDir creates the file's parent directories.
 func (f File) MakeDir() error {
 	dir, name, err := f.split()
 	if err != nil {
@@ -59,8 +59,8 @@ func (f File) MakeDir() error {
 	return nil
 }
 
-// Append opens the file to append to it, and makes it where it is absent. The
-// descriptor does not block.
+// Append opens the file for appending and creates it if it is missing. The descriptor is
+// non-blocking.
 func (f File) Append() (*os.File, error) {
 	var log *os.File
 	var err error
@@ -75,17 +75,16 @@ func (f File) Append() (*os.File, error) {
 	return nil, err
 }
 
-// Create makes the file and opens it to append to it. A file that is already
-// there is os.ErrExist.
+// Create creates the file and opens it for appending. If it exists, the error is os.ErrExist.
 func (f File) Create() (*os.File, error) {
 	return f.open(unix.O_WRONLY | unix.O_APPEND | unix.O_CREAT | unix.O_EXCL)
 }
 
-// Read opens the file to read it.
+// Read opens the file for reading. If it is missing, the error is os.ErrNotExist.
 func (f File) Read() (*os.File, error) { return f.existing(unix.O_RDONLY) }
 
-// existing looks at the file before it opens it: opening a device node or a pipe
-// already has effects.
+// existing checks the file before it opens it, because opening a device node or a named pipe has
+// side effects.
 func (f File) existing(flags int) (*os.File, error) {
 	found, err := f.open(unix.O_PATH)
 	if err != nil {
@@ -100,7 +99,7 @@ func (f File) existing(flags int) (*os.File, error) {
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
 		return nil, fmt.Errorf("open %s: not a regular file", f.Path)
 	case st.Nlink > 1:
-		return nil, fmt.Errorf("open %s: the file has %d names, one may be another pod's or the host's", f.Path, st.Nlink)
+		return nil, fmt.Errorf("open %s: file has %d hard links, one may be another pod's or the host's", f.Path, st.Nlink)
 	}
 	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", found.Fd()), flags|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -109,7 +108,7 @@ func (f File) existing(flags int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), f.Path), nil
 }
 
-// open opens the file itself, whatever kind it is.
+// open opens the file, whatever its type.
 func (f File) open(flags int) (*os.File, error) {
 	dir, name, err := f.split()
 	if err != nil {
@@ -151,7 +150,7 @@ func openDir(dir string) (int, error) {
 	return fd, nil
 }
 
-// openBeneath opens name below the directory at without following a link.
+// openBeneath opens name below the directory at without following links.
 func openBeneath(at int, name string, flags int) (int, error) {
 	how := unix.OpenHow{
 		Flags:   uint64(flags | unix.O_CLOEXEC | unix.O_NOFOLLOW),
@@ -168,7 +167,7 @@ func openBeneath(at int, name string, flags int) (int, error) {
 	}
 }
 
-// makeBeneath makes the directory name in the directory below at.
+// makeBeneath creates the directory name in the directory below, relative to at.
 func makeBeneath(at int, below, name string) error {
 	parent := at
 	if below != "" {

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A pod that may write to its log directory cannot lead a log elsewhere, nor a
-// reader, nor make either of them wait.
+// A pod with write access to its log directory cannot redirect a log or its reader to another file,
+// and cannot block either.
 func TestLogIsNotLedElsewhere(t *testing.T) {
 	const secret = "secret of the host\n"
 	plant := func(act func(victim, dir string) error) func(*testing.T, string, string) {
@@ -66,7 +66,7 @@ func TestLogIsNotLedElsewhere(t *testing.T) {
 	}
 }
 
-// The log directory's own path may have links. What is below it is made.
+// The path of the log directory may contain links. Directories below it are created.
 func TestLogBelowTrustedLink(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, "real"), 0o755); err != nil {
