@@ -1,16 +1,14 @@
-// Package reaper collects the dead children of a process that is a child
-// subreaper, without taking away those that somebody in the process waits for.
+// Package reaper reaps the dead children of a child subreaper process, except those that the
+// process itself waits for.
 //
-// A subreaper (prctl PR_SET_CHILD_SUBREAPER, Linux 3.4) inherits every orphan
-// below it. A plain wait for any child would collect the orphans, but also the
-// children of os/exec, whose Wait would then fail. The reaper instead looks at
-// the next dead child without collecting it (waitid WNOWAIT) and collects it
-// only when nobody owns it.
+// A subreaper (prctl PR_SET_CHILD_SUBREAPER, Linux 3.4) inherits all orphans among its descendants.
+// Waiting for any child would reap the orphans, but also the children of os/exec, whose Wait would
+// then fail. So the reaper first peeks at the next dead child (waitid WNOWAIT), and reaps it only
+// if it has no owner.
 //
-// A child is owned when it was started by [Reaper.Start], while [Reaper.Wait]
-// waits for it, or after [Reaper.Own]. A process whose other packages use
-// os/exec freely sets Options.Grace: a dead child that nobody owns is then left for that
-// long to whoever may be about to wait for it.
+// A child has an owner if [Reaper.Start] started it, while [Reaper.Wait] waits for it, or after
+// [Reaper.Own]. A process whose other packages use os/exec directly sets Options.Grace: a dead
+// child without an owner is then left for that time, so that os/exec can wait for it.
 package reaper
 
 import (
@@ -30,14 +28,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Options of a Reaper. The zero value suits a process in which every child is
-// started by Start.
+// Options are the options of a Reaper. The zero value suits a process that starts every child by
+// Start.
 type Options struct {
-	// Grace is how long a dead child without owner is left alone.
+	// Grace is the time after which a dead child without an owner is reaped.
 	Grace time.Duration
 }
 
-// Status is how a process ended.
+// Status is the outcome of a process.
 type Status struct {
 	// Code is the exit code, or 128+Signal.
 	Code int
@@ -45,7 +43,7 @@ type Status struct {
 	Signal int
 }
 
-// StatusOf translates a wait status.
+// StatusOf converts a wait status.
 func StatusOf(ws unix.WaitStatus) Status {
 	if ws.Signaled() {
 		return Status{Code: 128 + int(ws.Signal()), Signal: int(ws.Signal())}
@@ -53,7 +51,7 @@ func StatusOf(ws unix.WaitStatus) Status {
 	return Status{Code: ws.ExitStatus()}
 }
 
-// Reaper collects orphans until Close. Methods may be called concurrently.
+// Reaper reaps orphans until Close. Its methods may be called concurrently.
 type Reaper struct {
 	grace   time.Duration
 	signals chan os.Signal
@@ -61,13 +59,14 @@ type Reaper struct {
 	stop    chan struct{}
 	done    chan struct{}
 
-	mu    sync.Mutex // guards the rest
+	mu    sync.Mutex // guards the fields below
 	holds int
-	owned map[int]int // owners by pid
+	owned map[int]int // number of owners by pid
 	seen  map[int]time.Time
 }
 
-// New makes the calling process a child subreaper and starts collecting.
+// New makes the calling process a child subreaper and starts reaping. It fails only if the kernel
+// rejects that.
 func New(o Options) (*Reaper, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, fmt.Errorf("become child subreaper: %w", err)
@@ -87,15 +86,15 @@ func New(o Options) (*Reaper, error) {
 	return r, nil
 }
 
-// Close stops collecting. The process stays a subreaper.
+// Close stops reaping. The process stays a subreaper. Close must be called once.
 func (r *Reaper) Close() {
 	signal.Stop(r.signals)
 	close(r.stop)
 	<-r.done
 }
 
-// Start starts cmd as an owned child. The caller must call release after
-// cmd.Wait.
+// Start starts cmd as an owned child. The caller must call release after cmd.Wait. The error is
+// that of cmd.Start.
 func (r *Reaper) Start(cmd *exec.Cmd) (release func(), err error) {
 	defer r.Hold()()
 	if err := cmd.Start(); err != nil {
@@ -104,7 +103,7 @@ func (r *Reaper) Start(cmd *exec.Cmd) (release func(), err error) {
 	return r.Own(cmd.Process.Pid), nil
 }
 
-// Own keeps the child pid from being collected until release is called.
+// Own prevents the child pid from being reaped until release is called.
 func (r *Reaper) Own(pid int) (release func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -119,8 +118,8 @@ func (r *Reaper) Own(pid int) (release func()) {
 	})
 }
 
-// Hold keeps every child from being collected until release is called: for the
-// time in which a helper forks a process whose pid is not known yet.
+// Hold prevents all children from being reaped until release is called. It is for a helper that
+// forks a process whose pid is not known yet.
 func (r *Reaper) Hold() (release func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -133,9 +132,8 @@ func (r *Reaper) Hold() (release func()) {
 	})
 }
 
-// Wait waits for the child or inherited orphan pid, collects it and returns
-// how it ended. A pid that is not a child of this process is an error that
-// satisfies errors.Is(err, unix.ECHILD).
+// Wait waits for the child or inherited orphan pid, reaps it and returns its outcome. If pid is not
+// a child of this process, the error wraps unix.ECHILD; if ctx ends first, it wraps ctx.Err().
 func (r *Reaper) Wait(ctx context.Context, pid int) (Status, error) {
 	defer r.Own(pid)()
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
@@ -206,8 +204,8 @@ func (r *Reaper) run() {
 	}
 }
 
-// collect reaps dead children that nobody owns and returns when to look again,
-// 0 for at the next wake.
+// collect reaps dead children without an owner. It returns when to try again; 0 means at the next
+// wake-up.
 func (r *Reaper) collect() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -217,8 +215,8 @@ func (r *Reaper) collect() time.Duration {
 	if r.grace > 0 {
 		return r.collectLate()
 	}
-	// waitid shows one dead child at a time, always the same until somebody
-	// takes it, so an owned one hides the others: its release wakes the reaper.
+	// waitid returns the same dead child until it is reaped, so one with an owner hides the others.
+	// Its release wakes the reaper.
 	for {
 		pid := peek()
 		if pid <= 0 {
@@ -233,8 +231,7 @@ func (r *Reaper) collect() time.Duration {
 	}
 }
 
-// collectLate is collect with a grace: every dead child has its own. r.mu is
-// held.
+// collectLate is collect with a grace period for each dead child. r.mu is held.
 func (r *Reaper) collectLate() (again time.Duration) {
 	if peek() <= 0 {
 		clear(r.seen)
@@ -271,14 +268,14 @@ func reap(pid int) error {
 	return err
 }
 
-// dead lists the zombies among the children of every thread.
+// dead returns the zombies among the children of all threads.
 func dead() []int {
 	lists, _ := filepath.Glob("/proc/self/task/*/children")
 	var pids []int
 	for _, list := range lists {
 		data, err := os.ReadFile(list)
 		if err != nil {
-			continue // the thread has ended
+			continue // the thread has exited
 		}
 		for _, field := range strings.Fields(string(data)) {
 			if stat, err := os.ReadFile("/proc/" + field + "/stat"); err == nil && isZombie(string(stat)) {
@@ -288,7 +285,7 @@ func dead() []int {
 		}
 	}
 	if pids == nil {
-		// A kernel without CONFIG_PROC_CHILDREN shows one at a time.
+		// Without CONFIG_PROC_CHILDREN, only one child at a time is visible.
 		if pid := peek(); pid > 0 {
 			pids = append(pids, pid)
 		}
@@ -303,8 +300,7 @@ func isZombie(stat string) bool {
 	return i >= 0 && strings.HasPrefix(stat[i+2:], "Z")
 }
 
-// peek returns the pid of a dead child and leaves it a zombie; 0 if there is
-// none.
+// peek returns the pid of a dead child without reaping it; 0 if there is none.
 func peek() int {
 	// The layout of siginfo_t for SIGCHLD on 64-bit Linux, which x/sys keeps
 	// opaque.

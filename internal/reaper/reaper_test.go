@@ -26,9 +26,8 @@ func newReaper(t *testing.T, o Options) *Reaper {
 	return r
 }
 
-// orphan makes a process that is reparented to the test process, and returns
-// its pid. The shell is replaced before it ends, since it would collect a child
-// that is dead by then.
+// orphan creates a process that is reparented to the test process, and returns its pid. The shell
+// is replaced by exec before it ends, since a shell would reap a child that is already dead.
 func orphan(t *testing.T, r *Reaper, script string) int {
 	t.Helper()
 	cmd := exec.Command("/bin/sh", "-c", "("+script+") >/dev/null 2>&1 & exec /bin/echo $!")
@@ -97,7 +96,7 @@ func TestWaitForOrphan(t *testing.T) {
 func TestWaitErrors(t *testing.T) {
 	r := newReaper(t, Options{})
 	if _, err := r.Wait(t.Context(), 1); !errors.Is(err, unix.ECHILD) && !errors.Is(err, context.Canceled) {
-		// Process 1 is not a child: wait4 says so at the first look.
+		// Process 1 is not a child, so the first wait4 fails.
 		t.Errorf("Wait(1) = %v", err)
 	}
 	pid := orphan(t, r, "sleep 30")
@@ -110,8 +109,8 @@ func TestWaitErrors(t *testing.T) {
 	until(t, "killed orphan collected", gone(pid))
 }
 
-// The property: no child that os/exec waits for is ever taken away, however
-// many orphans die meanwhile, also if it is waited for late.
+// Property: no child that os/exec waits for is ever reaped by the Reaper, however many orphans die
+// meanwhile, and even if os/exec waits late.
 func TestLeavesOthersChildren(t *testing.T) {
 	r := newReaper(t, Options{Grace: 3 * time.Second})
 	var orphans []int
