@@ -1,10 +1,9 @@
-// Package sdnotify tells the service manager that has started this process how
-// the process is: ready, busy with a reload, about to end, still alive.
+// Package sdnotify notifies the service manager of this process's state: ready, reloading,
+// stopping, alive.
 //
-// It is the protocol of sd_notify(3), datagrams of VARIABLE=VALUE lines to the
-// socket that NOTIFY_SOCKET names, and nothing else of systemd. Without a service
-// manager every call does nothing. It imports the standard library and
-// golang.org/x/sys only, because the keeper is linked with it.
+// It implements the protocol of sd_notify(3), datagrams of VARIABLE=VALUE lines to the socket in
+// NOTIFY_SOCKET, and nothing else of systemd. Without a service manager every call does nothing. It
+// imports only the standard library and golang.org/x/sys, because the keeper links it.
 package sdnotify
 
 import (
@@ -17,26 +16,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Manager is the service manager that waits for this process. The zero value is
-// none. It is safe for concurrent use.
+// Manager is the service manager of this process. The zero value means none. It may be used
+// concurrently. Each method returns the error of sending the notification.
 type Manager struct {
-	// Socket is the path of the manager's socket, or "@" and an abstract name; ""
-	// if nobody waits.
+	// Socket is the path of the manager's socket, or "@" and an abstract name; "" without a
+	// manager.
 	Socket string
-	// Watchdog is how soon after one Alive the next one must come, lest the
-	// manager kill the process; 0 if it does not watch.
+	// Watchdog is the interval in which the manager expects Alive before it kills the process; 0 if
+	// the watchdog is off.
 	Watchdog time.Duration
 }
 
-// variables are how the manager tells what it expects, and what it tells this
-// process about its start that is not for its children.
+// variables are the environment variables by which the manager addresses this process; its children
+// must not inherit them.
 func variables() []string {
 	return []string{"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"}
 }
 
-// Take reads from the environment who waits for this process, and removes that
-// from the environment: an OCI runtime that inherited it would take itself for the
-// service, and wait for its container to be ready.
+// Take reads the manager from the environment and removes the variables. An OCI runtime that
+// inherited them would act as the service and wait for its container to become ready. An invalid
+// variable is an error.
 func Take() (Manager, error) {
 	m := Manager{Socket: os.Getenv("NOTIFY_SOCKET")}
 	usec, pid := os.Getenv("WATCHDOG_USEC"), os.Getenv("WATCHDOG_PID")
@@ -59,16 +58,17 @@ func Take() (Manager, error) {
 	return m, nil
 }
 
-// Waits tells whether a service manager waits for this process.
+// Waits reports whether a service manager expects notifications.
 func (m Manager) Waits() bool { return m.Socket != "" }
 
-// Ready says that the process serves, also after Reloading. status is for people.
+// Ready reports that the process serves, at the start or after Reloading. status is text for
+// people.
 func (m Manager) Ready(status string) error { return m.send("READY=1", "STATUS="+line(status)) }
 
-// Status says how the process is, for people.
+// Status sets the process's status text for people.
 func (m Manager) Status(status string) error { return m.send("STATUS=" + line(status)) }
 
-// Reloading says that the process takes over a new configuration, until Ready.
+// Reloading reports that the process reloads its configuration, until the next Ready.
 func (m Manager) Reloading() error {
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
@@ -77,7 +77,7 @@ func (m Manager) Reloading() error {
 	return m.send("RELOADING=1", "MONOTONIC_USEC="+strconv.FormatInt(now.Nano()/int64(time.Microsecond), 10))
 }
 
-// Stopping says that the process has begun to end.
+// Stopping reports that the process has begun to stop.
 func (m Manager) Stopping() error { return m.send("STOPPING=1", "STATUS=Stopping") }
 
 // Alive feeds the watchdog.
@@ -89,12 +89,12 @@ func (m Manager) send(lines ...string) error {
 	}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("tell service manager %s: make socket: %w", lines[0], err)
+		return fmt.Errorf("notify service manager of %s: make socket: %w", lines[0], err)
 	}
 	defer func() { _ = unix.Close(fd) }()
 	to := &unix.SockaddrUnix{Name: m.Socket}
 	if err := unix.Sendto(fd, []byte(strings.Join(lines, "\n")), unix.MSG_NOSIGNAL, to); err != nil {
-		return fmt.Errorf("tell service manager %s: %w", lines[0], err)
+		return fmt.Errorf("notify service manager of %s: %w", lines[0], err)
 	}
 	return nil
 }

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// listen is a service manager that hears what it is told.
+// listen is a service manager that records notifications.
 func listen(t *testing.T, name string) *net.UnixConn {
 	t.Helper()
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
