@@ -1,10 +1,9 @@
-// Package testcgroup lets programs run where only version 1 cgroups are seen,
-// on a host whose unified hierarchy has controllers as well. crun refuses such
-// a hybrid host; a mount namespace without the unified hierarchy is enough for
-// it, and leaves the host alone.
+// Package testcgroup runs programs in a mount namespace that shows only version 1 cgroups, on a
+// host whose unified hierarchy has controllers as well. crun does not support such a hybrid host.
+// Hiding the unified hierarchy in a mount namespace satisfies crun and does not affect the host.
 //
-// Whoever looks at mounts or mounts something for a program in that namespace
-// must be in it too.
+// Code that inspects mounts, or mounts something for such a program, must run in the same
+// namespace.
 package testcgroup
 
 import (
@@ -15,9 +14,9 @@ import (
 	"syscall"
 )
 
-// script moves the version 1 hierarchies to a tmpfs of the namespace's own. To
-// unmount the unified one would not do: its mount point would stay, an ordinary
-// directory of the host's tmpfs in which crun makes what it takes for cgroups.
+// script moves the version 1 hierarchies to a tmpfs in the namespace. Unmounting the unified
+// hierarchy is not enough: its mount point would remain a plain directory on the host's tmpfs, in
+// which crun would create directories as if they were cgroups.
 const script = `
 old=/sys/fs/cgroup
 new=$(mktemp -d)
@@ -37,19 +36,18 @@ rmdir "$new"
 exec "$@"
 `
 
-// Hybrid reports whether the unified hierarchy of this host, beside version 1
-// ones, has controllers.
+// Hybrid reports whether this host's unified hierarchy has controllers in addition to version 1
+// hierarchies.
 func Hybrid() bool {
 	text, err := os.ReadFile("/sys/fs/cgroup/unified/cgroup.controllers")
 	return err == nil && len(bytes.TrimSpace(text)) > 0
 }
 
-// Command returns the command line that runs another one, which must not be
-// empty, where Hybrid is false: in a new mount namespace without the unified
-// hierarchy, or as it is where there is nothing to hide. No mount of the
-// namespace reaches the host, and none of the host's the namespace. The program
-// replaces those that set it up, so that signals and the exit status are its
-// own. It needs root.
+// Command returns the command line that runs args, which must not be empty, in an environment where
+// Hybrid is false. That is a new mount namespace without the unified hierarchy, or, on a host that
+// is not hybrid, args unchanged. Mounts do not propagate between the namespace and the host. The
+// program replaces the setup processes by exec, so signals and the exit status are its own. Command
+// needs root.
 func Command(args ...string) []string {
 	if !Hybrid() {
 		return args
@@ -57,8 +55,7 @@ func Command(args ...string) []string {
 	return append([]string{"unshare", "--mount", "--propagation", "private", "/bin/sh", "-euc", script, "sh"}, args...)
 }
 
-// Enter starts this program anew, with the same arguments, by Command. It
-// returns only an error. Where Hybrid is false there is nothing to enter.
+// Enter re-executes this program by Command with the same arguments. It returns only on an error.
 func Enter() error {
 	self, err := os.Executable()
 	if err != nil {

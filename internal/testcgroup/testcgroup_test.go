@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// look says what a program sees: the entries below /sys/fs/cgroup, its mounts
-// there, and the controllers of the unified hierarchy.
+// look prints a program's view: the entries below /sys/fs/cgroup, the mounts there, and the
+// controllers of the unified hierarchy.
 const look = `
 ls /sys/fs/cgroup
 echo mounts
@@ -58,8 +58,8 @@ func TestUnifiedHierarchyIsHidden(t *testing.T) {
 	}
 }
 
-// What a program makes beside the hierarchies stays in its namespace; what it
-// makes in them is the host's.
+// Files created beside the hierarchies stay in the namespace; cgroups created in the hierarchies
+// are the host's.
 func TestOnlyHierarchiesAreShared(t *testing.T) {
 	hybrid(t)
 	name := filepath.Base(t.TempDir()) + "-testcgroup"
@@ -87,7 +87,7 @@ func TestCommandIsAsItIsWithoutHybrid(t *testing.T) {
 	}
 }
 
-// TestInside says something only when TestCommandIsAsItIsWithoutHybrid runs it.
+// TestInside prints its view only if TestCommandIsAsItIsWithoutHybrid runs it.
 func TestInside(t *testing.T) {
 	if Hybrid() {
 		t.Skip("seen from outside")
