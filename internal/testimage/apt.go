@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// apt fetches packages through the machine's apt client as if nothing were
+// apt fetches packages through the machine's apt client, independently of the packages that are
 // installed.
 type apt struct {
 	dir    string // of the fetched .deb files
@@ -30,8 +30,8 @@ func newApt(dir string) (*apt, error) {
 	return a, nil
 }
 
-// closure fetches the packages with everything they depend on, and returns
-// their files in the order of installation.
+// closure fetches the packages with all their dependencies and returns their files in the order of
+// installation.
 func (a *apt) closure(ctx context.Context, packages []string) ([]string, error) {
 	if len(packages) == 0 {
 		return nil, nil
@@ -40,8 +40,7 @@ func (a *apt) closure(ctx context.Context, packages []string) ([]string, error) 
 	if err == nil {
 		return files, nil
 	}
-	// The lists of available packages may be missing, or so old that they name
-	// files that are gone.
+	// The package lists may be missing, or so old that they name files that no longer exist.
 	if err := update(ctx); err != nil {
 		return nil, err
 	}
@@ -56,8 +55,7 @@ func (a *apt) get(ctx context.Context, packages []string) ([]string, error) {
 	return files, a.fetch(ctx, packages, files)
 }
 
-// update fetches the lists of available packages. Who else does so at the moment
-// is waited for, as apt itself does not.
+// update fetches the package lists. It waits for a concurrent update, which apt itself does not.
 func update(ctx context.Context) error {
 	for {
 		_, err := run(ctx, "apt-get", "update", "-q", "-o", "Acquire::Retries=3")
@@ -72,13 +70,13 @@ func update(ctx context.Context) error {
 	}
 }
 
-// uriLine matches what apt prints for a file that it would fetch:
-// 'http://…' nginx_1.2_amd64.deb 532468 SHA256:…
+// uriLine matches apt's line for a file that it would fetch:
+//
+//	'http://…' nginx_1.2_amd64.deb 532468 SHA256:…
 var uriLine = regexp.MustCompile(`(?m)^'[^']*' (\S+\.deb) \d+`)
 
 func (a *apt) list(ctx context.Context, packages []string) ([]string, error) {
-	// An archive directory of its own makes apt list files that are
-	// already fetched as well.
+	// With a separate archive directory, apt also lists files that it has already fetched.
 	empty, err := os.MkdirTemp("", "mica-apt-")
 	if err != nil {
 		return nil, fmt.Errorf("make temporary directory: %w", err)

@@ -24,37 +24,37 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// recipe is part of every key: raise it when the builder writes other bytes
-// for the same description.
+// recipe is part of every key. Increment it when the builder writes other bytes for the same
+// description.
 const recipe = "2"
 
-// Store takes what is built. A testregistry.Registry with a directory is one.
+// Store stores blobs and manifests. A testregistry.Registry with a directory is one.
 type Store interface {
 	PutBlobFrom(r io.Reader) (digest.Digest, error)
 	PutManifest(repo, tag, mediaType string, data []byte) (digest.Digest, error)
 }
 
-// Options of a Builder. All are needed.
+// Options are the options of a Builder. All are required.
 type Options struct {
-	// Dir keeps fetched packages and the list of built layers.
+	// Dir is the directory of fetched packages and of the list of built layers.
 	Dir string
 	// Root is the root directory of this module, for File.C.
 	Root string
-	// Store belongs to Dir: it must still hold what an earlier Builder of
-	// the same Dir put into it.
+	// Store belongs to Dir: it must still hold everything that earlier Builders of the same Dir
+	// stored.
 	Store Store
 }
 
-// Builder builds images. Not safe for concurrent use; several builders of one
-// directory, in several processes, are.
+// Builder builds images. It must not be used concurrently, but several builders may share a
+// directory, even from several processes.
 type Builder struct {
 	options Options
 	apt     *apt
 	lock    *os.File
 }
 
-// Open opens a builder and waits until no other one works in its directory.
-// The error is ctx's when that takes too long.
+// Open opens a builder. It waits until no other builder works in its directory, and returns ctx's
+// error if that takes too long.
 func Open(ctx context.Context, options Options) (*Builder, error) {
 	if err := os.MkdirAll(filepath.Join(options.Dir, "layers"), 0o755); err != nil {
 		return nil, fmt.Errorf("open image builder: %w", err)
@@ -70,7 +70,7 @@ func Open(ctx context.Context, options Options) (*Builder, error) {
 	return &Builder{options: options, apt: apt, lock: lock}, nil
 }
 
-// Close lets the next builder work in the directory.
+// Close releases the directory for the next builder.
 func (b *Builder) Close() error { return b.lock.Close() }
 
 // Build builds one image and stores it under all its names.
@@ -101,14 +101,14 @@ func (b *Builder) Build(ctx context.Context, image Image) (Built, error) {
 	return built, nil
 }
 
-// packedLayer is what layers/<key>.json holds.
+// packedLayer is the content of layers/<key>.json.
 type packedLayer struct {
 	Descriptor ocispec.Descriptor
 	DiffID     digest.Digest
 }
 
-// layer returns the packed layer, building it if no earlier run did. It moves
-// key and below on to the layer.
+// layer returns the packed layer. It builds the layer unless an earlier run did. It advances key
+// and below to the layer.
 func (b *Builder) layer(ctx context.Context, layer Layer, key *digest.Digest, below *[]string) (packedLayer, error) {
 	next, err := b.key(*key, layer)
 	if err != nil {
@@ -137,7 +137,7 @@ func (b *Builder) layer(ctx context.Context, layer Layer, key *digest.Digest, be
 	return packed, os.Rename(record+".new", record)
 }
 
-// key names a layer by all that its bytes depend on.
+// key derives a layer's name from everything that its bytes depend on.
 func (b *Builder) key(below digest.Digest, layer Layer) (digest.Digest, error) {
 	description, err := json.Marshal(layer)
 	if err != nil {
@@ -162,8 +162,8 @@ func (b *Builder) key(below digest.Digest, layer Layer) (digest.Digest, error) {
 	return digest.NewDigest(digest.SHA256, sum), nil
 }
 
-// packages returns the package files of the layer: the closure of all packages
-// up to it, less what is below.
+// packages returns the package files of the layer: all packages up to it with their dependencies,
+// less those of the layers below.
 func (b *Builder) packages(ctx context.Context, layer Layer, below *[]string) ([]string, error) {
 	all, err := b.closure(ctx, layer.Packages)
 	if err != nil {
@@ -181,7 +181,7 @@ func (b *Builder) packages(ctx context.Context, layer Layer, below *[]string) ([
 	return files, nil
 }
 
-// closure is apt's, remembered: debs/<key>.list holds the files.
+// closure caches apt's closure: debs/<key>.list holds the files.
 func (b *Builder) closure(ctx context.Context, packages []string) ([]string, error) {
 	record := filepath.Join(b.apt.dir, digest.FromString(strings.Join(packages, " ")).Encoded()+".list")
 	if data, err := os.ReadFile(record); err == nil {
@@ -211,7 +211,7 @@ func (b *Builder) pack(ctx context.Context, layer Layer, debs []string) (packedL
 	}()
 	counter := &countingReader{in: reader}
 	blob, err := b.options.Store.PutBlobFrom(counter)
-	// Ends the writer, too, when the store gave up.
+	// Also ends the writer if the store has failed.
 	reader.CloseWithError(errors.Join(errors.New("store closed"), err))
 	if err != nil {
 		return packedLayer{}, err
@@ -318,8 +318,8 @@ func (b *Builder) manifest(image Image, built *Built) error {
 	return err
 }
 
-// index stores an index of the manifest and of one for a machine of another
-// kind, whose manifest does not exist: nobody may ask for it.
+// index stores an index of the manifest and of one for another platform. That one does not exist,
+// so clients must not request it.
 func (b *Builder) index(image Image, manifest ocispec.Descriptor) (ocispec.Descriptor, error) {
 	foreign := manifest
 	foreign.Digest = digest.FromString("foreign " + manifest.Digest.String())
@@ -357,7 +357,7 @@ func (b *Builder) put(names []string, mediaType string, v any, untagged bool) (o
 	return descriptor, nil
 }
 
-// lockFile takes the lock, waiting for whoever holds it.
+// lockFile acquires the lock and waits for its holder.
 func lockFile(ctx context.Context, name string) (*os.File, error) {
 	file, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 )
 
-// memory is a Store that keeps everything in maps.
+// memory is a Store in memory.
 type memory struct {
 	blobs map[digest.Digest][]byte
 	tags  map[string]digest.Digest
@@ -73,7 +73,7 @@ func files(compressions ...Compression) Image {
 	return image
 }
 
-// The same description gives the same bytes, in whatever directory.
+// The same description gives the same bytes, regardless of the directory.
 func TestBuildIsDeterministic(t *testing.T) {
 	first, _ := build(t, t.TempDir(), files(Gzip, Zstd, Uncompressed))
 	second, _ := build(t, t.TempDir(), files(Gzip, Zstd, Uncompressed))
@@ -94,8 +94,8 @@ func TestBuildUsesWhatItBuiltBefore(t *testing.T) {
 	}
 }
 
-// A file of this machine is the same layer wherever it lies, and another one when
-// its content changes.
+// A file of this machine gives the same layer wherever it is, and another layer if its content
+// changes.
 func TestHostFilesCountByContent(t *testing.T) {
 	dir, place := t.TempDir(), t.TempDir()
 	layer := func(name, content string) digest.Digest {
@@ -252,7 +252,7 @@ func TestOneBuilderAtATime(t *testing.T) {
 	}
 }
 
-// A package comes with what it depends on, less what is below.
+// A layer has a package's dependencies, less those in the layers below.
 func TestPackages(t *testing.T) {
 	if _, err := os.Stat("/usr/bin/apt-get"); err != nil {
 		t.Skip("needs apt")

@@ -1,20 +1,17 @@
 // Package testimage builds container images for tests and benchmarks from
 // Debian packages, small files and C programs of this repository.
 //
-// It is not an image build tool for users: no package script runs, and an
-// image holds what its description lists and no more. Packages come through
-// the machine's own apt client, from the archives that the machine is set up
-// to use.
+// It is not an image build tool for users: it runs no package scripts, and an image holds only what
+// its description lists. Packages come through the machine's apt client, from the archives that the
+// machine is configured for.
 //
-// Invariants: an image is a pure function of its description, the sources that
-// it names and the package versions of the first build; layers are built once
-// and found again by a key over all of that; two processes may build into one
-// directory at a time (a file lock orders them).
+// Invariants: an image is a pure function of its description, the sources that it names and the
+// package versions of the first build. Each layer is built once and found again by a key over all
+// of these. Two processes may build into one directory at the same time (a file lock orders them).
 //
-// On-disk form, in the builder's directory: debs/ (package files as apt fetched
-// them), layers/<key>.json (the descriptor of a built layer) and lock. Blobs and
-// manifests go to the Store, which belongs to the same directory: whoever removes
-// one removes both.
+// On-disk form, in the builder's directory: debs/ (package files fetched by apt), layers/<key>.json
+// (the descriptor of a built layer) and lock. Blobs and manifests are in the Store, which belongs
+// to the same directory: remove both or neither.
 package testimage
 
 import (
@@ -29,21 +26,21 @@ import (
 
 // Image describes one image.
 type Image struct {
-	// Names are the references under which the image is stored, each
-	// "repository:tag" without a registry. All have the same manifest.
+	// Names are the references of the image, each "repository:tag" without a registry. All refer to
+	// the same manifest.
 	Names []string
 	// Layers are the layers, base first.
 	Layers []Layer
-	// Config is what the image runs, and as whom.
+	// Config is the image's configuration: command, user, environment.
 	Config ocispec.ImageConfig
 	// Docker writes a Docker schema 2 manifest instead of an OCI one.
 	Docker bool
-	// Index wraps the manifest into an index with this platform and a
-	// foreign one, as multi-platform images have it.
+	// Index wraps the manifest in an index with this and one foreign platform, as in multi-platform
+	// images.
 	Index bool
 }
 
-// Compression is how a layer's tar stream is packed.
+// Compression is the compression of a layer's tar stream.
 type Compression string
 
 // The compressions that registries serve. The zero value is Gzip.
@@ -55,10 +52,10 @@ const (
 
 // Layer describes one layer: packages first, then files.
 type Layer struct {
-	// Packages are Debian package names; what they depend on comes with
-	// them unless a layer below brought it.
+	// Packages are Debian package names. Their dependencies are included unless a layer below has
+	// them.
 	Packages []string `json:",omitempty"`
-	// Only keeps the dependencies out: the named packages alone.
+	// Only excludes the dependencies: the layer has only the named packages.
 	Only bool `json:",omitempty"`
 	// Files are written after the packages' files.
 	Files []File `json:",omitempty"`
@@ -69,8 +66,8 @@ type Layer struct {
 	Compression Compression `json:",omitempty"`
 }
 
-// File is one entry of a layer. Exactly one of Content, Symlink, Hardlink,
-// Dir, C and Host says what it is; a File with none is an empty file.
+// File is one entry of a layer. At most one of Content, Symlink, Hardlink, Dir, C and Host is set;
+// a File with none of them is an empty file.
 type File struct {
 	// Path inside the image, absolute.
 	Path string
@@ -83,24 +80,22 @@ type File struct {
 	// of an entry of the same layer.
 	Symlink, Hardlink string `json:",omitempty"`
 	Dir               bool   `json:",omitempty"`
-	// C is the path of a C source, relative to the module root, that is
-	// compiled to a static program.
+	// C is the path of a C source, relative to the module root, to compile to a static program.
 	C string `json:",omitempty"`
-	// Host is the path of a file of this machine that is copied. What counts
-	// is its content, wherever it lies.
+	// Host is the path of a file of this machine to copy. Only its content matters, not its path.
 	Host string `json:"-"`
 }
 
 // Built is a finished image.
 type Built struct {
 	Names []string
-	// Manifest is what a tag of the image points to: the manifest, or the
+	// Manifest is the descriptor that the image's tags refer to: that of the manifest, or of the
 	// index around it.
 	Manifest ocispec.Descriptor
 	// ID is the digest of the image's config.
 	ID digest.Digest
-	// Layers are the descriptors of the packed layers, base first, and
-	// DiffIDs the digests of the tar streams inside.
+	// Layers are the descriptors of the packed layers, base first. DiffIDs are the digests of the
+	// uncompressed tar streams.
 	Layers  []ocispec.Descriptor
 	DiffIDs []digest.Digest
 }
@@ -113,8 +108,8 @@ const (
 	dockerLayer    = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 )
 
-// epoch is the time of everything that has no time of its own, so that the
-// same description gives the same bytes.
+// epoch is the time of all entries that have no time of their own, so that the same description
+// gives the same bytes.
 func epoch() time.Time { return time.Unix(1735689600, 0).UTC() }
 
 func (i Image) validate() error {

@@ -17,7 +17,7 @@ import (
 type layerWriter struct {
 	tar     *tar.Writer
 	scratch string          // directory for built programs
-	root    string          // of the module, for C sources
+	root    string          // module root, for C sources
 	dirs    map[string]bool // directories written so far
 }
 
@@ -32,7 +32,7 @@ func (w *layerWriter) packageFiles(ctx context.Context, deb string) error {
 		return fmt.Errorf("unpack %s: %w", filepath.Base(deb), err)
 	}
 	copyErr := w.copyTar(out)
-	// The rest of the stream is padding; dpkg-deb wants it read.
+	// The rest is padding; dpkg-deb expects it to be read.
 	_, drainErr := io.Copy(io.Discard, out)
 	if err := errors.Join(copyErr, drainErr, cmd.Wait()); err != nil {
 		return fmt.Errorf("unpack %s: %w", filepath.Base(deb), err)
@@ -63,7 +63,7 @@ func (w *layerWriter) copyTar(r io.Reader) error {
 	}
 }
 
-// entry writes one header and its content; a directory only once.
+// entry writes one header and its content. It writes a directory only once.
 func (w *layerWriter) entry(header *tar.Header, content io.Reader) error {
 	if header.Typeflag == tar.TypeDir {
 		if w.dirs[header.Name] {
@@ -122,7 +122,7 @@ func defaultMode(mode, fallback int64) int64 {
 	return mode
 }
 
-// program builds a program of this repository and writes it.
+// program compiles a C program of this repository and writes it.
 func (w *layerWriter) program(ctx context.Context, f File, header *tar.Header) error {
 	out := filepath.Join(w.scratch, "program")
 	if _, err := run(ctx, "gcc", "-static", "-Os", "-s", "-o", out, filepath.Join(w.root, f.C)); err != nil {
@@ -131,7 +131,7 @@ func (w *layerWriter) program(ctx context.Context, f File, header *tar.Header) e
 	return w.copyFile(out, header)
 }
 
-// copyFile writes a file of this machine under the header's name and mode.
+// copyFile writes a file of this machine with the header's name and mode.
 func (w *layerWriter) copyFile(name string, header *tar.Header) error {
 	content, err := os.Open(name)
 	if err != nil {
@@ -171,7 +171,7 @@ func (w *layerWriter) applets(ctx context.Context, deb string) error {
 	return nil
 }
 
-// parents writes the directories above name that the layer does not have.
+// parents writes the parent directories of name that the layer does not have yet.
 func (w *layerWriter) parents(name string) error {
 	dir := path.Dir(name)
 	if dir == "." || w.dirs[dir] {
