@@ -7,17 +7,17 @@ import (
 	"strings"
 )
 
-// Auth is what a registry demands of its callers. The zero value demands nothing. Basic authentication is in force when Username is set, bearer
-// authentication when Bearer is set too.
+// Auth is the authentication that a registry requires. The zero value requires none. Basic
+// authentication is enabled by Username, and bearer authentication by Bearer in addition.
 type Auth struct {
 	Username, Password string
 	Bearer             bool   // tokens from /token instead of basic authentication at /v2/
-	RefreshToken       string // Bearer: identity token that /token also takes (grant_type=refresh_token)
-	RegistryToken      string // a bearer token that is always taken, without asking /token
-	Realm              string // Bearer: URL of the token service; "" is /token of the host that was asked
+	RefreshToken       string // Bearer: identity token that /token also accepts (grant_type=refresh_token)
+	RegistryToken      string // a bearer token that is always accepted, without a request to /token
+	Realm              string // Bearer: URL of the token service; "" means /token of the requested host
 }
 
-// allowed tells whether the request carries proof; if not it answers with 401.
+// allowed reports whether the request is authenticated; if not, it responds with 401.
 func (r *Registry) allowed(w http.ResponseWriter, req *http.Request, scope string) bool {
 	if r.auth.Username == "" && !r.auth.Bearer && r.auth.RegistryToken == "" {
 		return true
@@ -57,7 +57,8 @@ func scheme(req *http.Request) string {
 	return "http"
 }
 
-// tokenCovers tells whether an issued token has every action of scope, which has the form repository:<name>:<action>[,<action>].
+// tokenCovers reports whether an issued token allows every action of scope, which has the form
+// repository:<name>:<action>[,<action>].
 func (r *Registry) tokenCovers(token, scope string) bool {
 	r.mu.Lock()
 	granted, ok := r.tokens[token]

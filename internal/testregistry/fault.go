@@ -8,29 +8,29 @@ import (
 	"time"
 )
 
-// Kind is a way to misbehave.
+// Kind is a kind of fault.
 type Kind int
 
-// Kinds of faults. Those that touch the body apply to successful answers only.
+// Kinds of faults. Those that affect the body apply only to successful responses.
 const (
-	Hang        Kind = iota + 1 // send At bytes of the body (none and no header when At is 0), then nothing until the client leaves
+	Hang        Kind = iota + 1 // send At bytes of the body (none and no header when At is 0), then nothing until the client disconnects
 	Reset                       // send At bytes of the body, then reset the TCP connection
 	Truncate                    // announce the full length, send At bytes, close
 	Short                       // announce and send only the first At bytes, as if the object ended there
 	Corrupt                     // flip a bit of the body's byte At
 	Slow                        // send the body at Rate bytes per second
-	Status                      // answer with Code, and with RetryAfter when set
-	IgnoreRange                 // answer 200 and the whole body to a Range request
+	Status                      // respond with Code, and with RetryAfter if set
+	IgnoreRange                 // respond to a Range request with 200 and the whole body
 	WrongType                   // serve a manifest with the Content-Type MediaType
 )
 
-// Fault is one programmed misbehaviour.
+// Fault is one fault to inject.
 type Fault struct {
 	Kind   Kind
-	Method string // HTTP method that it applies to; "" is any
-	Path   string // part of the URL path that it applies to, such as "/blobs/" or a digest; "" is any
-	Skip   int    // number of matching requests that pass unharmed first
-	Times  int    // number of requests harmed after that; 0 is every one
+	Method string // HTTP method that the fault applies to; "" means any
+	Path   string // part of the URL path that the fault applies to, such as "/blobs/" or a digest; "" means any
+	Skip   int    // number of matching requests that are served normally first
+	Times  int    // number of affected requests after that; 0 means all
 
 	At         int64  // Hang, Reset, Truncate, Short, Corrupt: offset in the body sent, in bytes
 	Rate       int64  // Slow: bytes per second
@@ -44,7 +44,7 @@ type faultState struct {
 	seen int
 }
 
-// takeFault returns the fault to apply to req, and counts it as used.
+// takeFault returns the fault to apply to req and counts its use.
 func (r *Registry) takeFault(req *http.Request) *Fault {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -64,12 +64,12 @@ func (r *Registry) takeFault(req *http.Request) *Fault {
 	return nil
 }
 
-// faultWriter harms the body that passes through it.
+// faultWriter applies a fault to the body that is written through it.
 type faultWriter struct {
 	http.ResponseWriter
 	req   *http.Request
 	fault Fault
-	ok    bool  // the answer is a success: harm it
+	ok    bool  // the response is successful, so the fault applies
 	sent  int64 // body bytes sent
 }
 
@@ -112,7 +112,7 @@ func (w *faultWriter) Write(p []byte) (int, error) {
 	return w.ResponseWriter.Write(p)
 }
 
-// writeUpTo passes bytes on up to offset At and then strikes.
+// writeUpTo writes the bytes up to offset At and then applies the fault.
 func (w *faultWriter) writeUpTo(p []byte) (int, error) {
 	left := w.fault.At - w.sent
 	if int64(len(p)) <= left {

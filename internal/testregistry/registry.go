@@ -12,14 +12,15 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Options of a registry. The zero value is an open registry in memory that behaves.
+// Options are the options of a registry. The zero value is a registry in memory without
+// authentication and faults.
 type Options struct {
 	Dir    string  // directory of the on-disk form; "" keeps everything in memory
-	Auth   Auth    // what callers must prove; the zero value lets everybody in
-	Faults []Fault // faults in force from the start; see Registry.AddFault
+	Auth   Auth    // required authentication; the zero value requires none
+	Faults []Fault // faults from the start on; see Registry.AddFault
 }
 
-// Request is one request as the registry saw it.
+// Request is one request that the registry received.
 type Request struct {
 	Host          string // Host header
 	Method        string
@@ -30,7 +31,8 @@ type Request struct {
 	Header        http.Header
 }
 
-// Registry is an http.Handler that serves the distribution API below /v2/ and, for bearer authentication, tokens at /token.
+// Registry is an http.Handler that serves the distribution API below /v2/ and, for bearer
+// authentication, tokens at /token. It may be used concurrently.
 type Registry struct {
 	store store
 	auth  Auth
@@ -43,7 +45,8 @@ type Registry struct {
 	serial   int
 }
 
-// New returns a registry. A Dir is created on the first write; errors of the disk come from the call that meets them.
+// New returns a registry. Dir is created on the first write; disk errors are returned by the call
+// that encounters them.
 func New(opts Options) *Registry {
 	r := &Registry{
 		auth:    opts.Auth,
@@ -93,18 +96,18 @@ func (r *Registry) PutManifest(repo, ref, mediaType string, data []byte) (digest
 	return dgst, nil
 }
 
-// Digest returns what a tag names; the error is fs.ErrNotExist for one that is not
-// there.
+// Digest returns the digest that a tag refers to. For a missing tag, the error is fs.ErrNotExist.
 func (r *Registry) Digest(repo, tag string) (digest.Digest, error) { return r.store.tag(repo, tag) }
 
-// AddFault puts a fault in force. Of several faults that match a request the one added first and not used up is applied.
+// AddFault adds a fault. If several faults match a request, the oldest that is not used up applies.
 func (r *Registry) AddFault(f Fault) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.faults = append(r.faults, &faultState{Fault: f})
 }
 
-// ClearFaults makes the registry behave again. Requests that hang already stay hanging until their client goes away.
+// ClearFaults removes all faults. Requests that already hang stay so until their client
+// disconnects.
 func (r *Registry) ClearFaults() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -125,7 +128,7 @@ func (r *Registry) ResetRequests() {
 	r.requests = nil
 }
 
-// Server is a registry that listens.
+// Server is a listening registry.
 type Server struct {
 	Addr string // host:port, the registry part of an image reference
 	URL  string // http://host:port
@@ -148,13 +151,13 @@ func (r *Registry) Start(addr string) (*Server, error) {
 	}
 	go func() {
 		defer close(s.done)
-		// Serve ends with ErrServerClosed after Close; any other end shows itself to the clients.
+		// Serve returns ErrServerClosed after Close; clients notice any other error.
 		_ = s.srv.Serve(ln)
 	}()
 	return s, nil
 }
 
-// Close ends the server and every connection, hanging ones too.
+// Close stops the server and closes every connection, including hanging ones.
 func (s *Server) Close() error {
 	err := s.srv.Close()
 	<-s.done

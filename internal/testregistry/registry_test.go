@@ -53,7 +53,7 @@ func do(t *testing.T, method, url string, header map[string]string, body []byte)
 	return resp, data, err
 }
 
-// Both storages serve what was pushed over HTTP; the one on disk also to a later process.
+// Both storages serve content pushed over HTTP; the one on disk also in a later process.
 func TestPushAndPull(t *testing.T) {
 	for _, dir := range []string{"", t.TempDir()} {
 		t.Run(fmt.Sprintf("disk=%v", dir != ""), func(t *testing.T) {

@@ -15,12 +15,12 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// blob is an open blob. Seeking serves ranges.
+// blob is an open blob. Its Seek method serves ranges.
 type blob interface {
 	io.ReadSeekCloser
 }
 
-// store keeps the objects. Methods that look something up return an error that is fs.ErrNotExist when it is not there.
+// store keeps the objects. If an object is missing, its methods return fs.ErrNotExist.
 type store interface {
 	putBlob(src io.Reader) (digest.Digest, error)
 	openBlob(d digest.Digest) (blob, error)
@@ -73,7 +73,7 @@ func (s *memoryStore) openBlob(d digest.Digest) (blob, error) {
 	return memoryBlob{bytes.NewReader(data)}, nil
 }
 
-// repo returns the named repository, made when it is not there. s.mu is held.
+// repo returns the named repository and creates it if it is missing. s.mu is held.
 func (s *memoryStore) repo(name string) *memoryRepo {
 	r, ok := s.repos[name]
 	if !ok {
@@ -237,7 +237,7 @@ func (s diskStore) tags(repo string) ([]string, error) {
 	return names, nil
 }
 
-// writeFile makes a file and its directories appear by rename.
+// writeFile creates a file by rename, and its directories.
 func writeFile(path, content string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
