@@ -1,9 +1,9 @@
-// Package testseed gives random tests their source of numbers and makes a failure
-// repeatable: the seed is logged, and the environment can set it.
+// Package testseed provides random tests with a source of numbers and makes failures repeatable: it
+// logs the seed, which can be set by the environment.
 //
-// A test that draws all its choices from one source makes the same choices again
-// with the same seed. It does not control time, IDs or the order of goroutines.
-// Only tests import the package. It keeps nothing: each source stands alone.
+// A test that draws all its choices from one source repeats them with the same seed. Time, IDs and
+// the order of goroutines are not controlled. Only tests import the package. It has no state:
+// sources are independent.
 package testseed
 
 import (
@@ -13,13 +13,12 @@ import (
 	"testing"
 )
 
-// Variable names the environment variable with the seed, an unsigned decimal
-// number of 64 bits: the one that a failed test has logged.
+// Variable is the environment variable with the seed that a failed test has logged, an unsigned
+// 64-bit decimal number.
 const Variable = "MICA_TEST_SEED"
 
-// New returns a source of random numbers for one test and logs its seed. The seed
-// is random unless Variable is set; a value that is no number fails the test.
-// The source is not safe for concurrent use.
+// New returns a source of random numbers for one test and logs its seed. The seed is random unless
+// Variable is set; an invalid value fails the test. The source must not be used concurrently.
 func New(t testing.TB) *rand.Rand {
 	t.Helper()
 	seed := rand.Uint64()
