@@ -1,9 +1,8 @@
-// Package unixsock listens on a named unix socket the way a daemon needs it.
+// Package unixsock listens on a named unix socket for a daemon.
 //
-// A socket left behind by a dead process is replaced; one that a live process
-// listens on is refused, and so is any file that is not a socket. The socket is
-// bound under another name and renamed into place, so that nobody connects before
-// owner and mode are right, and no umask is changed.
+// Listen replaces the socket of a dead process. It rejects a path where a live process listens, or
+// where a file is not a socket. The socket is bound under a temporary name and renamed, so that no
+// client connects before owner and mode are set, and the process's umask is not changed.
 package unixsock
 
 import (
@@ -22,33 +21,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bornSuffix is added to the socket's name until it has its owner and mode.
+// bornSuffix is appended to the socket's name until its owner and mode are set.
 const bornSuffix = ".new"
 
-// MaxPath is the longest path that Listen can bind, in bytes: what sun_path of
-// unix(7) holds, less its terminating zero and the suffix of the temporary name.
+// MaxPath is the length in bytes of the longest path that Listen can bind: the size of sun_path in
+// unix(7), less its terminating zero and the suffix of the temporary name.
 const MaxPath = 107 - len(bornSuffix)
 
-// probeTimeout bounds the question whether somebody listens already.
+// probeTimeout bounds the check whether another process already listens.
 const probeTimeout = 2 * time.Second
 
-// Args describe a socket. Missing parent directories are made with mode 0711.
+// Args describes a socket. Listen creates missing parent directories with mode 0711.
 type Args struct {
 	Path  string
 	Mode  fs.FileMode
 	Group string // name or number of the owning group; "" is group 0
 }
 
-// Listener is a listening unix socket. Closing it removes its name, if that
-// still leads to this socket.
+// Listener is a listening unix socket. It may be used concurrently. Close removes its name if the
+// name still refers to this socket.
 type Listener struct {
 	*net.UnixListener
 	path string
 	ino  uint64
 }
 
-// Listen binds the socket. The error is errdefs.ErrAlreadyExists when another
-// process listens at the path or the file there is not a socket.
+// Listen binds the socket. The error is errdefs.ErrAlreadyExists if another process listens on the
+// path, or if the file there is not a socket.
 func Listen(ctx context.Context, args Args) (*Listener, error) {
 	l, err := listen(ctx, args)
 	if err != nil {
@@ -118,7 +117,7 @@ func (l *Listener) Close() error {
 	return nil
 }
 
-// refuseTaken returns nil if path is free or a socket on which nobody listens.
+// refuseTaken returns nil if path does not exist or is a socket without a listener.
 func refuseTaken(ctx context.Context, path string) error {
 	info, err := os.Lstat(path)
 	switch {
@@ -138,7 +137,7 @@ func refuseTaken(ctx context.Context, path string) error {
 	if err == nil {
 		_ = conn.Close()
 	}
-	return fmt.Errorf("another process listens there: %w", errdefs.ErrAlreadyExists)
+	return fmt.Errorf("another process listens on it: %w", errdefs.ErrAlreadyExists)
 }
 
 func lookupGroup(group string) (int, error) {

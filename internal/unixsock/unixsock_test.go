@@ -72,7 +72,7 @@ func TestDeadSocketIsReplaced(t *testing.T) {
 	}
 	dead.SetUnlinkOnClose(false)
 	_ = dead.Close()
-	// A process that died between bind and rename leaves the other name, too.
+	// A process that dies between bind and rename leaves the temporary name.
 	if err := os.WriteFile(path+bornSuffix, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
