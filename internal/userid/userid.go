@@ -1,6 +1,6 @@
-// Package userid tells user and group IDs from names, in one way for all of
-// Mica: what the image service reports to the kubelet, which decides whether a
-// container may run, must be what the container gets.
+// Package userid distinguishes user and group IDs from names, in the same way for all of Mica. The
+// image service reports an image's user to the kubelet, which decides by it whether the container
+// may run, so the container must get the same user.
 package userid
 
 import (
@@ -10,14 +10,12 @@ import (
 	"strconv"
 )
 
-// Max is the highest user or group ID; the one above it means "unchanged" to
-// the kernel.
+// Max is the highest user or group ID. The kernel uses the next number for "unchanged".
 const Max = math.MaxUint32 - 1
 
-// Parse reads a user or group ID. A decimal number, with a sign or zeros in
-// front, is only ever an ID, as Docker and containerd have it: numeric is true
-// for it even where it is out of range, which is the error. Any other text is a
-// name.
+// Parse parses a user or group ID. As in Docker and containerd, a decimal number, with or without a
+// sign and leading zeros, is always an ID. numeric is then true, even if the ID is out of range,
+// which is the only error. Any other text is a name. Parse may be called concurrently.
 func Parse(s string) (id uint32, numeric bool, err error) {
 	n, err := strconv.ParseInt(s, 10, 64)
 	if errors.Is(err, strconv.ErrSyntax) {
