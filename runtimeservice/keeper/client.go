@@ -30,8 +30,11 @@ type Client struct {
 
 	mu       sync.Mutex // guards the rest
 	link     *link      // nil while there is no keeper
+	why      error      // there is none
 	changed  chan struct{}
 	held     map[string]*custody
+	lacking  map[string]bool // containers whose copies found no free descriptor
+	fetching bool            // fetchCopies runs
 	closed   bool
 	stopping bool          // Shutdown was asked for: do not look for another keeper
 	grace    time.Duration // how long the last keeper's service manager has to start the next; 0 without one
@@ -44,7 +47,7 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 	o = o.withDefaults()
 	c := &Client{
 		o: o, events: newEventQueue(), end: make(chan struct{}), done: make(chan struct{}),
-		changed: make(chan struct{}), held: map[string]*custody{},
+		changed: make(chan struct{}), held: map[string]*custody{}, lacking: map[string]bool{},
 	}
 	l, err := c.connect(ctx)
 	if err != nil {

@@ -25,7 +25,7 @@ func (c *Client) connect(ctx context.Context) (*link, error) {
 	defer cancel()
 	conn, err := c.dialOrStart(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nameLimit(err)
 	}
 	l, err := newLink(ctx, conn, c.pushed)
 	if err != nil {
@@ -42,7 +42,7 @@ func (c *Client) connect(ctx context.Context) (*link, error) {
 	if c.closed {
 		l.close()
 	}
-	c.link, c.grace = l, 0
+	c.link, c.why, c.grace = l, nil, 0
 	if l.hello.Managed {
 		c.grace = managerGrace
 	}
@@ -180,6 +180,9 @@ func (c *Client) relink() *link {
 			return l
 		}
 		klog.Background().Error(err, "No keeper", "dir", c.o.Dir)
+		c.mu.Lock()
+		c.why = err
+		c.mu.Unlock()
 		select {
 		case <-c.end:
 		case <-time.After(pause):
@@ -192,7 +195,7 @@ func (c *Client) relink() *link {
 func (c *Client) current(ctx context.Context) (*link, error) {
 	for {
 		c.mu.Lock()
-		l, changed := c.link, c.changed
+		l, changed, why := c.link, c.changed, c.why
 		closed := c.closed
 		c.mu.Unlock()
 		if closed {
@@ -207,7 +210,11 @@ func (c *Client) current(ctx context.Context) (*link, error) {
 			return nil, fmt.Errorf("keeper client has ended: %w", errdefs.ErrUnavailable)
 		case <-time.After(20 * time.Millisecond): // the link is lost, run has not seen it yet
 		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for a keeper: %w: %w", ctx.Err(), errdefs.ErrUnavailable)
+			err := fmt.Errorf("wait for a keeper: %w: %w", ctx.Err(), errdefs.ErrUnavailable)
+			if why != nil {
+				err = fmt.Errorf("%w: %v", err, why)
+			}
+			return nil, err
 		}
 	}
 }

@@ -61,6 +61,12 @@ func (l *link) read() {
 	defer close(l.done)
 	for {
 		m, fds, err := l.conn.Receive(nil)
+		if errors.Is(err, wire.ErrDescriptors) {
+			if m.Error == nil {
+				m.Error = outOfDescriptors(err)
+			}
+			err = nil
+		}
 		if err != nil {
 			break
 		}
@@ -87,6 +93,15 @@ func (l *link) read() {
 		close(ch)
 	}
 }
+
+// outOfDescriptors is the error of a message whose descriptors this process had no
+// room for.
+func outOfDescriptors(err error) *wire.Error {
+	return wire.Errorf(wire.CodeExhausted, "%v", nameLimit(err))
+}
+
+// nameLimit names the daemon's limit in an error that is a lack of descriptors.
+func nameLimit(err error) error { return wire.NameLimit(err, "micad", "micad.service") }
 
 // call sends a request with fds, which stay the caller's, and waits for the
 // answer.

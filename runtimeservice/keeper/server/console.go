@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/micarun/mica/runtimeservice/keeper/wire"
 	"golang.org/x/sys/unix"
 )
 
@@ -69,9 +70,12 @@ func (c *console) receive(timeout time.Duration) (int, error) {
 	}
 	name := make([]byte, 4096)
 	oob := make([]byte, unix.CmsgSpace(4))
-	_, n, _, _, err := unix.Recvmsg(conn, name, oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+	_, n, flags, _, err := unix.Recvmsg(conn, name, oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
 	if err != nil {
 		return -1, fmt.Errorf("receive console: %w", err)
+	}
+	if flags&unix.MSG_CTRUNC != 0 && n == 0 {
+		return -1, fmt.Errorf("receive console: %w", wire.ErrDescriptors)
 	}
 	msgs, err := unix.ParseSocketControlMessage(oob[:n])
 	if err != nil || len(msgs) != 1 {

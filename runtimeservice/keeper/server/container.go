@@ -32,6 +32,8 @@ type container struct {
 	release func() // gives a child back to the reaper
 	exit    *wire.Exit
 	orphan  bool // of an earlier keeper, waiting for its descriptors
+	// uncopied says that copying descriptors has failed, which is logged once.
+	uncopied bool
 }
 
 func newContainer(rec record) *container {
@@ -129,7 +131,7 @@ func (s *Server) forget(c *container) {
 	delete(s.containers, c.id())
 	delete(s.making, c.id())
 	s.mu.Unlock()
-	_ = os.RemoveAll(s.path(c.id()))
+	_ = s.spare.lend(func() error { return os.RemoveAll(s.path(c.id())) })
 	c.mu.Lock()
 	s.kills.leave(c.rec.Cgroup)
 	io, pidfd := c.io, c.pidfd
@@ -186,7 +188,7 @@ func (s *Server) launched(ctx context.Context, a wire.Create, subcommand ...stri
 
 // unmake removes what a failed creation has left.
 func (s *Server) unmake(ctx context.Context, c *container) error {
-	err := s.runRuntime(context.WithoutCancel(ctx), command{rec: c.rec, args: []string{"delete", "--force", c.id()}})
+	err := s.mustRun(context.WithoutCancel(ctx), command{rec: c.rec, args: []string{"delete", "--force", c.id()}})
 	s.forget(c)
 	c.unlock()
 	if err != nil && !absent(err) {
@@ -401,7 +403,7 @@ func (s *Server) kill(ctx context.Context, k wire.Kill) error {
 	case !k.All || rec.Init:
 		return nil
 	}
-	err = s.runRuntime(ctx, command{rec: rec, args: []string{"kill", "--all", k.ID, strconv.Itoa(k.Signal)}})
+	err = s.mustRun(ctx, command{rec: rec, args: []string{"kill", "--all", k.ID, strconv.Itoa(k.Signal)}})
 	if err != nil && (ended || c.state().Exit != nil || strings.Contains(err.Error(), "not running")) {
 		return nil
 	}
@@ -424,7 +426,7 @@ func (s *Server) remove(ctx context.Context, id string) error {
 		return err
 	}
 	if !c.rec.Init {
-		err := s.runRuntime(ctx, command{rec: c.rec, args: []string{"delete", "--force", id}})
+		err := s.mustRun(ctx, command{rec: c.rec, args: []string{"delete", "--force", id}})
 		if err != nil && !absent(err) {
 			return err
 		}
@@ -504,11 +506,16 @@ func (s *Server) copiesOf(c *container) (wire.Custody, wire.FDs, error) {
 	}
 	c.mu.Lock()
 	if c.pidfd == pidfd && pidfd >= 0 {
-		if n, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 3); err == nil {
+		var n int
+		if n, err = unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 3); err == nil {
 			fds[wire.FDPid] = n
 		}
 	}
 	c.mu.Unlock()
+	if err != nil {
+		fds.Close()
+		return wire.Custody{}, nil, fmt.Errorf("duplicate %s: %w", wire.FDPid, err)
+	}
 	return wire.Custody{ID: rec.ID, Record: raw}, fds, nil
 }
 
@@ -518,7 +525,7 @@ func (s *Server) removeStale(rec record) {
 	ctx, cancel := context.WithTimeout(context.Background(), defaultTimeout)
 	defer cancel()
 	if !rec.Init {
-		if err := s.runRuntime(ctx, command{rec: rec, args: []string{"delete", "--force", rec.ID}}); err != nil && !absent(err) {
+		if err := s.mustRun(ctx, command{rec: rec, args: []string{"delete", "--force", rec.ID}}); err != nil && !absent(err) {
 			s.logf("container %s: remove half-made container: %v", rec.ID, err)
 		}
 	}

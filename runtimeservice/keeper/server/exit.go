@@ -96,7 +96,9 @@ func (s *Server) ended(c *container) {
 	rec, child, pidfd, io := c.rec, c.child, c.pidfd, c.io
 	c.mu.Unlock()
 	exit := wire.Exit{At: time.Now()}
-	exit.OOMKilled = s.kills.end(rec.Cgroup, rec.OOMKills) // before anybody can remove the cgroup
+	// Before anybody can remove the cgroup. It is read once and opens one file after
+	// the other, so the reserve is given up in any case.
+	s.spare.spend(func() { exit.OOMKilled = s.kills.end(rec.Cgroup, rec.OOMKills) })
 	status, err := exitStatus(rec.Pid, pidfd, child)
 	exit.Code, exit.Signal = status.Code, status.Signal
 	if err != nil {
@@ -110,7 +112,7 @@ func (s *Server) ended(c *container) {
 
 // conclude records an exit and tells it.
 func (s *Server) conclude(c *container, exit wire.Exit) {
-	if err := writeFile(s.path(c.id(), exitName), exit); err != nil {
+	if err := s.spare.lend(func() error { return writeFile(s.path(c.id(), exitName), exit) }); err != nil {
 		s.logf("container %s: record exit: %v", c.id(), err)
 	}
 	c.mu.Lock()

@@ -33,13 +33,16 @@ func (s *Server) adopt(ctx context.Context, m wire.Message, fds wire.FDs) error 
 		return err
 	}
 	c.mu.Lock()
-	wanted := c.orphan && fds[wire.FDPid] > 0
+	wanted := c.orphan
 	c.orphan = false
 	c.mu.Unlock()
 	if !wanted {
 		return nil // not lost: an exit was recorded, or another daemon was faster
 	}
 	pidfd := fds.Take(wire.FDPid)
+	if pidfd < 0 {
+		return s.adoptByPid(c)
+	}
 	c.mu.Lock()
 	c.pidfd = pidfd
 	c.mu.Unlock()
@@ -57,6 +60,15 @@ func (s *Server) adopt(ctx context.Context, m wire.Message, fds wire.FDs) error 
 		}
 	}
 	return s.watcher.add(pidfd, c)
+}
+
+// adoptByPid leaves a container whose pidfd did not come to settle, which watches its
+// process by number.
+func (s *Server) adoptByPid(c *container) error {
+	c.mu.Lock()
+	c.orphan = true
+	c.mu.Unlock()
+	return wire.Errorf(wire.CodePrecondition, "adopt container %s: its pidfd is missing", c.id())
 }
 
 // adoptTable makes the earlier keeper's table this one's, when the first
@@ -152,6 +164,9 @@ func tryProgram(ctx context.Context, s *Server, path string) error {
 	if err == nil {
 		defer release()
 		err = cmd.Wait()
+	}
+	if wire.Exhausted(err) {
+		return fmt.Errorf("upgrade keeper: run %s: %w", path, err)
 	}
 	if err != nil {
 		return wire.Errorf(wire.CodePrecondition, "upgrade keeper: %s is not a keeper: %v", path, err)

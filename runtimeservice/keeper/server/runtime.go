@@ -56,10 +56,19 @@ func (s *Server) runRuntime(ctx context.Context, c command) error {
 		return nil
 	}
 	what := filepath.Base(c.rec.Create.Runtime[0]) + " " + c.args[0]
+	if wire.Exhausted(err) { // it was not started
+		return fmt.Errorf("%s of container %s: %w", what, c.rec.ID, err)
+	}
 	if ctx.Err() == context.DeadlineExceeded {
 		return wire.Errorf(wire.CodeDeadline, "%s of container %s: no end within %v: %s", what, c.rec.ID, timeout, runtimeMessage(logPath, complaints, err))
 	}
 	return wire.Errorf(wire.CodeInternal, "%s of container %s: %s", what, c.rec.ID, runtimeMessage(logPath, complaints, err))
+}
+
+// mustRun is runRuntime for what must also work without a free descriptor: ending
+// and removing containers.
+func (s *Server) mustRun(ctx context.Context, c command) error {
+	return s.runs.lend(func() error { return s.runRuntime(ctx, c) })
 }
 
 func runtimeCommand(ctx context.Context, c command, logPath string) *exec.Cmd {

@@ -69,7 +69,9 @@ type Server struct {
 	pump     *pump
 	watcher  *watcher
 	reaper   *reaper.Reaper
-	table    *table // set before settled is closed
+	spare    *reserve // of steps that take no time
+	runs     *reserve // of runs of OCI runtimes, and of what waits for a disk
+	table    *table   // set before settled is closed
 	settled  chan struct{}
 	quit     chan struct{}
 	work     work
@@ -90,6 +92,7 @@ func Run(ctx context.Context, o Options) error {
 		containers: map[string]*container{}, making: map[string]bool{}, sessions: map[*session]bool{},
 	}
 	s.work.rest = relax
+	s.spare, s.runs = newReserve(spareSteps), newReserve(spareRuns)
 	var err error
 	if s.exe, err = wire.FileID("/proc/self/exe"); err != nil {
 		return err
@@ -251,13 +254,7 @@ func (s *Server) useTable(t *table) {
 // watchLost watches a container of which nothing is left but its pid.
 func (s *Server) watchLost(c *container) {
 	s.logf("container %s: its descriptors died with keeper and daemon; its output is no longer logged", c.id())
-	pidfd, err := unix.PidfdOpen(c.rec.Pid, 0)
-	if err == nil {
-		if st, serr := readStat(c.rec.Pid); serr != nil || st.started != c.rec.Started {
-			_ = unix.Close(pidfd)
-			err = unix.ESRCH
-		}
-	}
+	pidfd, err := s.openProcess(c.rec)
 	if err != nil {
 		s.conclude(c, wire.Exit{Code: 255, At: time.Now(), Reason: "exit code unknown: it ended while neither keeper nor daemon was there"})
 		return
@@ -268,6 +265,44 @@ func (s *Server) watchLost(c *container) {
 	if err := s.watcher.add(pidfd, c); err != nil {
 		s.logf("%v", err)
 	}
+}
+
+// awaitDescriptors is how often a step that cannot be given up looks for a free
+// descriptor.
+const awaitDescriptors = time.Second
+
+// openProcess opens the process of a record. It waits until there is a descriptor
+// for it: without one nobody can say that the process has ended.
+func (s *Server) openProcess(rec record) (pidfd int, err error) {
+	for waited := false; ; waited = true {
+		err = s.spare.lend(func() (err error) {
+			pidfd, err = openProcess(rec)
+			return err
+		})
+		if !wire.Exhausted(err) {
+			return pidfd, err
+		}
+		if !waited {
+			s.logf("container %s: %v; trying until it works", rec.ID, asReply(err))
+		}
+		time.Sleep(awaitDescriptors)
+	}
+}
+
+func openProcess(rec record) (int, error) {
+	pidfd, err := unix.PidfdOpen(rec.Pid, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open process %d: %w", rec.Pid, err)
+	}
+	st, err := readStat(rec.Pid)
+	if err == nil && st.started != rec.Started {
+		err = unix.ESRCH
+	}
+	if err != nil {
+		_ = unix.Close(pidfd)
+		return -1, fmt.Errorf("open process %d: %w", rec.Pid, err)
+	}
+	return pidfd, nil
 }
 
 // serve accepts connections on a listening socket.
@@ -282,23 +317,30 @@ func (s *Server) serve(listener int) error {
 }
 
 func (s *Server) accept(raw syscall.RawConn) {
-	for {
+	for refused := false; ; {
 		var fd int
 		var aerr error
 		err := raw.Read(func(l uintptr) bool {
 			s.gate.RLock()
 			defer s.gate.RUnlock()
-			fd, _, aerr = unix.Accept4(int(l), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+			aerr = s.spare.lend(func() (err error) {
+				fd, _, err = unix.Accept4(int(l), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+				return err
+			})
 			return aerr != unix.EAGAIN
 		})
 		if err != nil {
 			return // closed
 		}
 		if aerr != nil {
-			s.logf("accept: %v", aerr)
+			if !refused {
+				s.logf("accept: %v", asReply(aerr))
+			}
+			refused = true
 			time.Sleep(100 * time.Millisecond) // out of descriptors: others must get on first
 			continue
 		}
+		refused = false
 		if err := wire.CheckPeer(fd); err != nil {
 			s.logf("%v", err)
 			_ = unix.Close(fd)
@@ -328,6 +370,8 @@ func (s *Server) close() {
 	s.watcher.close()
 	s.pump.close()
 	s.reaper.Close()
+	s.spare.close()
+	s.runs.close()
 	_ = unix.Close(s.lock)
 }
 

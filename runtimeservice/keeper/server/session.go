@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"sort"
@@ -166,6 +167,10 @@ func (c *session) read() {
 	section := &wire.Section{Enter: s.gate.RLock, Leave: s.gate.RUnlock, Got: s.work.add, Drop: s.work.done}
 	for {
 		m, fds, err := c.conn.Receive(section)
+		if errors.Is(err, wire.ErrDescriptors) {
+			c.send(wire.Message{ID: m.ID, Op: m.Op, Error: asReply(fmt.Errorf("%s: %w", m.Op, err))}, nil, nil)
+			continue
+		}
 		if err != nil {
 			if !peerGone(err) {
 				s.logf("connection: %v", err)
@@ -294,9 +299,9 @@ func (s *Server) push(op string, body any, fds wire.FDs) {
 }
 
 // giveCopies sends the copies of a container's descriptors to one session, or
-// to all.
+// to all. It tries again later where there is no descriptor for a copy.
 func (s *Server) giveCopies(k *container, to ...*session) {
-	if k.state().Exit != nil {
+	if k.state().Exit != nil || s.isGone(k) {
 		return // nothing that a successor would need
 	}
 	if to == nil {
@@ -306,16 +311,34 @@ func (s *Server) giveCopies(k *container, to ...*session) {
 	}
 	body, fds, err := s.copiesOf(k)
 	if err != nil {
-		s.logf("container %s: copy descriptors: %v", k.id(), err)
+		s.giveLater(k, err, to)
 		return
 	}
 	defer fds.Close()
 	fds[wire.FDTable] = s.table.fd
 	defer delete(fds, wire.FDTable)
 	for _, c := range to {
-		if dup, err := fds.Dup(); err == nil {
-			c.send(wire.Message{Op: wire.OpCustody}, body, dup)
+		dup, err := fds.Dup()
+		if err != nil {
+			s.giveLater(k, err, []*session{c})
+			continue
 		}
+		c.send(wire.Message{Op: wire.OpCustody}, body, dup)
+	}
+}
+
+// giveLater gives copies that err has kept from being made, once there are
+// descriptors for them.
+func (s *Server) giveLater(k *container, err error, to []*session) {
+	k.mu.Lock()
+	again := k.uncopied
+	k.uncopied = true
+	k.mu.Unlock()
+	if !again {
+		s.logf("container %s: copy descriptors for the daemon: %v", k.id(), asReply(err))
+	}
+	if wire.Exhausted(err) {
+		time.AfterFunc(awaitDescriptors, func() { s.later(func() { s.giveCopies(k, to...) }) })
 	}
 }
 
@@ -326,7 +349,7 @@ func (c *session) serve(m wire.Message, fds wire.FDs) {
 	defer cancel()
 	if m.Op == wire.OpUpgrade {
 		if err := c.s.upgrade(ctx, c, m); err != nil {
-			c.send(wire.Message{ID: m.ID, Op: m.Op, Error: wire.AsError(err)}, nil, nil)
+			c.send(wire.Message{ID: m.ID, Op: m.Op, Error: asReply(err)}, nil, nil)
 		}
 		return
 	}
@@ -334,7 +357,7 @@ func (c *session) serve(m wire.Message, fds wire.FDs) {
 	if err != nil {
 		body, out = nil, nil
 	}
-	c.send(wire.Message{ID: m.ID, Op: m.Op, Error: wire.AsError(err)}, body, out)
+	c.send(wire.Message{ID: m.ID, Op: m.Op, Error: asReply(err)}, body, out)
 	if m.Op == wire.OpShutdown && err == nil {
 		close(c.s.quit)
 	}
@@ -397,6 +420,12 @@ func (s *Server) handleTarget(ctx context.Context, m wire.Message) (any, wire.FD
 			return nil, s.reopen(ctx, t.ID)
 		case wire.OpFlush:
 			return nil, s.flush(ctx, t.ID)
+		case wire.OpCopies:
+			k, err := s.find(t.ID)
+			if err == nil {
+				s.giveCopies(k)
+			}
+			return nil, err
 		case wire.OpGet:
 			c, err := s.find(t.ID)
 			if err != nil {

@@ -37,7 +37,7 @@ func (s *Server) start(ctx context.Context, id string) error {
 		return nil
 	}
 	release := c.unblockStart()
-	err = s.runRuntime(ctx, command{rec: c.rec, args: []string{"start", id}})
+	err = s.mustRun(ctx, command{rec: c.rec, args: []string{"start", id}})
 	release()
 	// A runtime kills the process itself when a hook fails.
 	if err == nil || strings.Contains(err.Error(), "hook") {

@@ -44,6 +44,13 @@ func newStdio(p *pump, rec record, fds wire.FDs) (*stdio, error) {
 	for i, fd := range outputs {
 		s, err := newStream(io, i, fd, pendings[i])
 		if err != nil {
+			for _, rest := range outputs[i+1:] { // of the others, io has taken what there is
+				closeFD(rest)
+			}
+			for _, rest := range pendings[i+1:] {
+				closeFD(rest)
+			}
+			fds.Close()
 			io.close()
 			return nil, err
 		}
@@ -69,10 +76,20 @@ func newStream(io *stdio, index, fd, pending int) (*stream, error) {
 		err = unix.Fstat(s.pending, &st)
 	}
 	if err != nil {
+		if fd != io.terminal {
+			closeFD(fd)
+		}
+		closeFD(s.pending)
 		return nil, fmt.Errorf("open %s of container %s: %w", streamNames[index], io.id, err)
 	}
 	s.end = st.Size
 	return s, nil
+}
+
+func closeFD(fd int) {
+	if fd >= 0 {
+		_ = unix.Close(fd)
+	}
 }
 
 func (io *stdio) openLog(at podlog.File, fd int) (err error) {

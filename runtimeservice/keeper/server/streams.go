@@ -68,11 +68,14 @@ func (s *Server) reopen(ctx context.Context, id string) error {
 		return err
 	}
 	var rerr error
-	if err := s.pump.call(ctx, func() { rerr = io.reopen() }); err != nil {
-		return err
-	}
-	if rerr != nil {
-		return fmt.Errorf("container %s: %w", id, rerr)
+	err = s.runs.lend(func() error {
+		if err := s.pump.call(ctx, func() { rerr = io.reopen() }); err != nil {
+			return err
+		}
+		return rerr
+	})
+	if err != nil {
+		return fmt.Errorf("container %s: %w", id, err)
 	}
 	s.giveCopies(c)
 	return nil

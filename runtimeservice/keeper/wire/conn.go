@@ -108,16 +108,18 @@ func (c *Conn) Send(packet []byte, fds []int) error {
 }
 
 // Receive returns the next message and its descriptors, which the caller then owns. It returns
-// io.EOF when the peer has closed the connection, and an error with os.ErrClosed after Close. s may
-// be nil.
+// io.EOF when the peer has closed the connection, and an error with os.ErrClosed after Close. Where
+// this process has no free numbers for the descriptors, it returns the message without them and
+// ErrDescriptors, and the connection goes on. s may be nil.
 func (c *Conn) Receive(s *Section) (Message, FDs, error) {
 	var packet []byte
 	var fds []int
+	var cut bool
 	var rerr error
 	err := c.raw.Read(func(fd uintptr) bool {
 		s.enter()
 		defer s.leave()
-		packet, fds, rerr = receive(int(fd))
+		packet, fds, cut, rerr = receive(int(fd))
 		if rerr == unix.EAGAIN {
 			return false
 		}
@@ -132,7 +134,7 @@ func (c *Conn) Receive(s *Section) (Message, FDs, error) {
 	if rerr != nil {
 		return Message{}, nil, rerr
 	}
-	m, named, err := name(packet, fds)
+	m, named, err := name(packet, fds, cut)
 	if err != nil {
 		s.drop()
 	}
@@ -158,29 +160,31 @@ func (s *Section) call(which func() func()) {
 	}
 }
 
-func receive(fd int) ([]byte, []int, error) {
+// receive returns the next packet and its descriptors. cut says that the kernel has
+// dropped some.
+func receive(fd int) (data []byte, fds []int, cut bool, err error) {
 	size, err := peek(fd)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, false, err
 	}
 	packet := make([]byte, size+1)
 	oob := make([]byte, unix.CmsgSpace(4*MaxFDs))
 	n, oobn, flags, _, err := unix.Recvmsg(fd, packet, oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, false, err
 	}
-	fds, err := rights(oob[:oobn])
-	if err == nil && flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
-		err = errors.New("receive packet: too large or too many descriptors")
+	fds, err = rights(oob[:oobn])
+	if err == nil && flags&unix.MSG_TRUNC != 0 {
+		err = errors.New("receive packet: too large")
 	}
 	if err == nil && n == 0 {
 		err = io.EOF
 	}
 	if err != nil {
 		closeAll(fds)
-		return nil, nil, err
+		return nil, nil, false, err
 	}
-	return packet[:n], fds, nil
+	return packet[:n], fds, flags&unix.MSG_CTRUNC != 0, nil
 }
 
 // peek returns the size of the next packet, so that the buffer is allocated only when a packet
@@ -224,8 +228,12 @@ func rights(oob []byte) ([]int, error) {
 	return fds, nil
 }
 
-func name(packet []byte, fds []int) (Message, FDs, error) {
+func name(packet []byte, fds []int, cut bool) (Message, FDs, error) {
 	m, err := Decode(packet)
+	if err == nil && cut { // Decode allows no more than there is room for
+		closeAll(fds)
+		return m, nil, ErrDescriptors
+	}
 	if err == nil && len(m.FDs) != len(fds) {
 		err = fmt.Errorf("decode message: %d descriptors named, %d received", len(m.FDs), len(fds))
 	}

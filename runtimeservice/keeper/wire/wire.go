@@ -52,6 +52,7 @@ const (
 	OpAttach    = "attach"    // Attach; the descriptors come with the reply
 	OpList      = "list"      // nothing, List: pages until More is false
 	OpGet       = "get"       // Target, State
+	OpCopies    = "copies"    // Target: push the copies of its descriptors again
 	OpAdopt     = "adopt"     // Custody with its descriptors
 	OpAdoptDone = "adoptdone" // nothing: every copy has been handed back
 	OpUpgrade   = "upgrade"   // Upgrade; answered by the new program
