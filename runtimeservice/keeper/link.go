@@ -57,6 +57,14 @@ func newLink(ctx context.Context, conn *wire.Conn, pushed func(wire.Message, wir
 
 func (l *link) close() { _ = l.conn.Close() }
 
+// lose closes the connection and ends its use for requests.
+func (l *link) lose() {
+	l.mu.Lock()
+	l.lost = true
+	l.mu.Unlock()
+	l.close()
+}
+
 func (l *link) read() {
 	defer close(l.done)
 	for {
@@ -177,7 +185,7 @@ func (l *link) transmit(ctx context.Context, packet []byte, fds []int) error {
 	case err == nil:
 		return nil
 	case isBroken(err):
-		l.close() // so that the next keeper is looked for at once
+		l.lose() // so that the next keeper is looked for at once
 		return errors.Join(err, errLost, errUnsent)
 	case errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() != nil:
 		return ctx.Err()

@@ -101,8 +101,13 @@ func (c *Conn) Send(packet []byte, fds []int) error {
 		}
 		return serr != unix.EAGAIN && serr != unix.ETOOMANYREFS
 	})
-	if err = errors.Join(err, serr); err != nil {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
 		return fmt.Errorf("send packet: %w", err)
+	case err != nil: // Close was faster
+		return fmt.Errorf("send packet: %w: %w", os.ErrClosed, err)
+	case serr != nil:
+		return fmt.Errorf("send packet: %w", serr)
 	}
 	return nil
 }
