@@ -255,9 +255,12 @@ func (s *Service) createProcess(ctx context.Context, p *Pod, c *Container) (int,
 	}
 	defer done()
 	journal.Enter(ctx, "create by OCI runtime")
+	if err := s.refuseFrozen(c); err != nil {
+		return 0, fmt.Errorf("create by OCI runtime: %w", err)
+	}
 	pid, err := s.keeper.Create(ctx, s.createArgs(p, c, h))
 	if err != nil {
-		return 0, fmt.Errorf("create by OCI runtime: %w", err)
+		return 0, fmt.Errorf("create by OCI runtime: %w", s.nameFrozen(c, err))
 	}
 	return pid, nil
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 )
@@ -50,6 +51,27 @@ func (s *Service) untilDead(ctx context.Context, d dying, wait func(context.Cont
 	}
 	if what := s.obstacles(d, namespace); what != "" {
 		return fmt.Errorf("%w: %s", err, what)
+	}
+	return err
+}
+
+// refuseFrozen is an error that names the cgroup, of c or above it, that is frozen. A
+// container's process would not run there, and the OCI runtime wait for it until its
+// time-out.
+func (s *Service) refuseFrozen(c *Container) error {
+	by, err := s.cgroups.FrozenBy(s.containerCgroup(c))
+	if err == nil && by != "" {
+		err = fmt.Errorf("cgroup %s is frozen: %w", by, errdefs.ErrFailedPrecondition)
+	}
+	return err
+}
+
+// nameFrozen adds to the error of a time-out the cgroup that was frozen meanwhile.
+func (s *Service) nameFrozen(c *Container, err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		if frozen := s.refuseFrozen(c); frozen != nil {
+			return fmt.Errorf("%w: %w", err, frozen)
+		}
 	}
 	return err
 }

@@ -15,6 +15,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/runtimeservice/keeper"
+	"github.com/micarun/mica/runtimeservice/oci"
 	"github.com/micarun/mica/runtimeservice/podns"
 )
 
@@ -177,7 +178,17 @@ func (s *Service) hasStarted(ctx context.Context, c *Container) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("ask for the state of container %s: %w", c.ID, err)
 	}
+	if state.Status == oci.StatePaused {
+		return wasLetGo(h.Handler().Root, c.ID), nil
+	}
 	return state.Status == specs.StateRunning, nil
+}
+
+// wasLetGo says whether a container was started, from its directory below the OCI
+// runtime's root: runc and crun remove the pipe in it that its process waits at.
+func wasLetGo(root, id string) bool {
+	dir := filepath.Join(root, id)
+	return root != "" && exists(dir) && !exists(filepath.Join(dir, "exec.fifo"))
 }
 
 // settlePod brings the pod's state to what is there. Its containers are settled

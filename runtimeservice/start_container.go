@@ -46,6 +46,9 @@ func (s *Service) startContainer(ctx context.Context, c *Container) error {
 	if err := c.require("start", Created); err != nil {
 		return err
 	}
+	if err := s.refuseFrozen(c); err != nil { // it can be started later
+		return fmt.Errorf("start container %s: %w", c.ID, err)
+	}
 	journal.Enter(ctx, "tell plugins")
 	if err := s.plugins.StartContainer(ctx, c.ID); err != nil {
 		c.beginStart()
@@ -79,7 +82,7 @@ func (s *Service) startProcesses(ctx context.Context, pod *Pod, c *Container) (i
 		journal.Enter(ctx, "start by OCI runtime")
 		c.waiter = programOf(c.snapshot().Pid)
 		if err := s.keeper.Start(ctx, c.ID); err != nil {
-			return 0, fmt.Errorf("start by OCI runtime: %w", err)
+			return 0, fmt.Errorf("start by OCI runtime: %w", s.nameFrozen(c, err))
 		}
 		return c.snapshot().Pid, nil
 	}

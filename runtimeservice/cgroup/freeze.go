@@ -62,6 +62,24 @@ func (m *Manager) Frozen(path string) (bool, error) {
 	return strings.TrimSpace(string(text)) != f.thawed, nil
 }
 
+// FrozenBy returns the topmost of the cgroup and those above it that somebody has
+// asked to be frozen; "" if there is none, or no freezer. Cgroups that do not exist
+// are passed over.
+func (m *Manager) FrozenBy(path string) (string, error) {
+	by := ""
+	for p := filepath.Clean(path); p != "/" && p != "."; p = filepath.Dir(p) {
+		frozen, err := m.Frozen(p)
+		switch {
+		case errdefs.IsNotFound(err), errdefs.IsFailedPrecondition(err):
+		case err != nil:
+			return "", err
+		case frozen:
+			by = p
+		}
+	}
+	return by, nil
+}
+
 // freezer describes the kernel's freezer of one cgroup: the freezer hierarchy on v1, cgroup.freeze
 // on v2.
 type freezer struct {

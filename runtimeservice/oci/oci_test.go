@@ -485,7 +485,7 @@ func TestStatePauseResumeUpdate(t *testing.T) {
 	if err := c.Pause(ctx, c.id); err != nil {
 		t.Fatal(err)
 	}
-	if s := status(); s != statePaused {
+	if s := status(); s != StatePaused {
 		t.Errorf("state %s after pause", s)
 	}
 	if err := c.Resume(ctx, c.id); err != nil {

@@ -12,8 +12,9 @@ import (
 )
 
 const (
-	// statePaused is a state that runtimes use in addition to the specification's.
-	statePaused specs.ContainerState = "paused"
+	// StatePaused is a state that runtimes use in addition to the specification's. It
+	// hides whether the container was started.
+	StatePaused specs.ContainerState = "paused"
 	// maxPauseWait is the longest interval between two checks whether a container is frozen.
 	maxPauseWait = 50 * time.Millisecond
 )
@@ -77,7 +78,7 @@ func (r *Runtime) awaitPaused(ctx context.Context, id string) error {
 			return fmt.Errorf("await pause: %w", err)
 		}
 		switch s.Status {
-		case statePaused:
+		case StatePaused:
 			return nil
 		case specs.StateStopped:
 			return fmt.Errorf("pause container %s: it has ended: %w", id, errdefs.ErrFailedPrecondition)

@@ -1,0 +1,80 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/internal/failpoint"
+)
+
+func (f *fixture) thaw(dir string) {
+	f.t.Helper()
+	file, freeze := freezerFile(dir)
+	text := "THAWED"
+	if freeze == "1" {
+		text = "0"
+	}
+	f.no(os.WriteFile(file, []byte(text), 0))
+}
+
+// A container that was frozen between its start and the record of it runs after the
+// daemon's next start; one that was frozen before its start does not.
+func TestFrozenContainersAreFoundAsTheyWere(t *testing.T) {
+	f := start(t)
+	f.no(f.Kill())
+	f.Env = append(f.Env, failpoint.Variable+"=container-started=kill")
+	_, err := f.StartDaemon(f.ctx)
+	f.no(err)
+	p := f.runPod(f.podConfig())
+	waiting := f.create(p, f.containerConfig(busyboxImage, "sleep", "1000"))
+	started := f.create(p, f.containerConfig(busyboxImage, "sleep", "1000"))
+	cgroups := []string{f.cgroupOf(waiting, "freezer"), f.cgroupOf(started, "freezer")}
+	if err := f.Runtime.StartContainer(f.ctx, started); err == nil {
+		t.Fatal("the daemon has not died in the start")
+	}
+	f.no(f.Kill())
+	for _, dir := range cgroups {
+		f.freeze(dir)
+	}
+	f.Env = nil
+	_, err = f.StartDaemon(f.ctx)
+	f.no(err)
+	f.eventually("the started container runs", func() bool {
+		return f.status(started).State == runtimeapi.ContainerState_CONTAINER_RUNNING
+	})
+	if st := f.status(waiting); st.State != runtimeapi.ContainerState_CONTAINER_CREATED {
+		t.Errorf("the container that was not started is %s", st.State)
+	}
+	if err := f.Runtime.StartContainer(f.ctx, waiting); err == nil || !strings.Contains(err.Error(), "frozen") {
+		t.Errorf("start a frozen container: %v", err)
+	}
+	f.thaw(cgroups[0])
+	f.no(f.Runtime.StartContainer(f.ctx, waiting))
+}
+
+// The OCI runtime would wait in a frozen cgroup until its time-out.
+func TestFrozenPodsRefuseContainers(t *testing.T) {
+	f := start(t)
+	p := f.runPod(f.podConfig())
+	created := f.create(p, f.containerConfig(busyboxImage, "sleep", "1000"))
+	cgroup := filepath.Dir(f.cgroupOf(created, "freezer"))
+	f.freeze(cgroup)
+	_, err := f.Runtime.CreateContainer(f.ctx, p.id, f.containerConfig(busyboxImage, "sleep", "1000"), p.config)
+	for what, err := range map[string]error{"create": err, "start": f.Runtime.StartContainer(f.ctx, created)} {
+		if err == nil || !strings.Contains(err.Error(), filepath.Base(cgroup)+" is frozen") {
+			t.Errorf("%s a container in a frozen pod: %v", what, err)
+		}
+	}
+	list, err := f.Runtime.ListContainers(f.ctx, &runtimeapi.ContainerFilter{PodSandboxId: p.id})
+	f.no(err)
+	if len(list) != 1 || list[0].State != runtimeapi.ContainerState_CONTAINER_CREATED {
+		t.Errorf("containers of the frozen pod: %v", list)
+	}
+	f.thaw(cgroup)
+	f.no(f.Runtime.StartContainer(f.ctx, created))
+	f.start(p, f.containerConfig(busyboxImage, "sleep", "1000"))
+}
