@@ -140,7 +140,7 @@ apiVersion: v1
 kind: Pod
 metadata: {name: round}
 spec:
-	terminationGracePeriodSeconds: 1
+%[2]s	terminationGracePeriodSeconds: 1
 	initContainers:
 	- {name: first, image: %[1]s, command: ["true"]}
 	- {name: sidecar, image: %[1]s, command: [sleep, infinity], restartPolicy: Always}
@@ -164,7 +164,7 @@ spec:
 // soakRound does once what users do with a cluster.
 func (f *fixture) soakRound(number int) {
 	f.t.Helper()
-	f.apply(fmt.Sprintf(passing, cluster.Busybox))
+	f.apply(fmt.Sprintf(passing, cluster.Busybox, f.initNode()))
 	f.awaitPods("app=web", 3)
 	f.awaitPods("app=every", len(f.Nodes))
 	f.awaitPod("round", ready)
