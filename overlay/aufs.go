@@ -93,7 +93,7 @@ func (x *extractor) linkAside(p place, f *aufsFile) error {
 	}
 	defer to.release()
 	if err := unix.Linkat(x.shadow, f.name, to.fd, p.base, 0); err != nil {
-		return fmt.Errorf("link to a file of AUFS: %w", err)
+		return linkError(f.name, err)
 	}
 	if !f.linked {
 		f.linked = true

@@ -30,12 +30,11 @@ type Problem struct {
 }
 
 // Check compares the store on disk with its rules, and with what is in memory.
-// It waits for the sweep that Open began. Work in progress (drafts, layers
-// being made or removed) is not taken for a problem, but a store that changes
-// meanwhile may show problems that are none. The error says that Check itself
+// Work in progress (drafts, layers being made or removed, what Sweep has still
+// to remove) is not taken for a problem, but a store that changes meanwhile may
+// show problems that are none. The error says that Check itself
 // could not do its work.
 func (s *Store) Check(ctx context.Context, o CheckOptions) ([]Problem, error) {
-	s.sweep.Wait()
 	c := s.newChecker()
 	for _, step := range []func() error{c.layers, c.writables, c.directories, c.links, c.tmp, c.mounts} {
 		if err := ctx.Err(); err != nil {

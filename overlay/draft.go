@@ -46,7 +46,7 @@ func (d *Draft) discardLocked() error {
 		return nil
 	}
 	d.budget.leave()
-	err := errors.Join(d.store.removeRetired(d.CacheID), os.RemoveAll(d.store.paths.writeSet(d.CacheID)))
+	err := errors.Join(d.store.removeRetired(context.Background(), d.CacheID), os.RemoveAll(d.store.paths.writeSet(d.CacheID)))
 	if err != nil {
 		return fmt.Errorf("discard draft %s: %w", d.CacheID, err)
 	}
@@ -341,7 +341,7 @@ func (s *Store) dropDamagedLocked(chain digest.Digest) error {
 	}
 	delete(s.damaged, chain)
 	if s.names.directory.MatchString(old.CacheID) && !s.claimedLocked(old.CacheID) {
-		if err := s.removeDirectory(old.CacheID); err != nil {
+		if err := s.removeDirectory(context.Background(), old.CacheID); err != nil {
 			return err
 		}
 	}

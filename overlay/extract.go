@@ -288,7 +288,7 @@ func (x *extractor) imply(parent *node, base string) (*node, error) {
 
 // mkdir makes a directory where there is none.
 func (x *extractor) mkdir(p place) (*node, error) {
-	if err := x.budget.keep(keptDir + len(p.base)); err != nil {
+	if err := errors.Join(x.budget.keep(keptDir+len(p.base)), x.budget.spend(costNode)); err != nil {
 		return nil, err
 	}
 	hides, err := x.vacate(p)
@@ -499,7 +499,7 @@ func (x *extractor) hardLink(p place, m meta, target string) error {
 		err = x.budget.keep(keptLink + len(p.base))
 	}
 	if err != nil {
-		return fmt.Errorf("link to %q: %w", target, err)
+		return linkError(target, err)
 	}
 	if t.dir == p.dir && t.base == p.base {
 		return invalid("a hard link to itself")
@@ -603,7 +603,7 @@ func (x *extractor) whiteout(dir *node, base string) error {
 		old.hides = true
 		return nil
 	}
-	if err := errors.Join(checkPath(dir, base), x.budget.keep(keptFile+len(base))); err != nil {
+	if err := errors.Join(checkPath(dir, base), x.budget.keep(keptFile+len(base)), x.budget.spend(costNode)); err != nil {
 		return err
 	}
 	d, err := x.dirs.get(dir)
@@ -703,7 +703,7 @@ func (x *extractor) dropShadow() error {
 	if x.shadow < 0 {
 		return nil
 	}
-	return removeTree(unix.AT_FDCWD, filepath.Join(x.dir, shadowName))
+	return removeTree(context.Background(), unix.AT_FDCWD, filepath.Join(x.dir, shadowName))
 }
 
 func (x *extractor) close() {

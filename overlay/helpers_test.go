@@ -91,6 +91,7 @@ func openStore(tb testing.TB, root string) *Store {
 	if err != nil {
 		tb.Fatalf("Open: %v", err)
 	}
+	sweep(tb, s)
 	tb.Cleanup(func() {
 		if !isClosed(s) {
 			checkClean(tb, s)
@@ -105,6 +106,13 @@ func openStore(tb testing.TB, root string) *Store {
 		}
 	})
 	return s
+}
+
+func sweep(tb testing.TB, s *Store) {
+	tb.Helper()
+	if err := s.Sweep(context.Background()); err != nil {
+		tb.Errorf("Sweep: %v", err)
+	}
 }
 
 func isClosed(s *Store) bool {

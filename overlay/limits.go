@@ -21,6 +21,7 @@ const (
 const (
 	costLayer     = 1_000_000 // make, parse, sync and publish a layer, whatever it holds
 	costEntry     = 20_000    // parse a header, make the file, set owner, mode and times
+	costNode      = 40_000    // beyond costEntry: make and remove a directory, a whiteout or a device
 	costAttribute = 5_000     // set an extended attribute
 	costFragment  = 5_000     // write a fragment of a sparse file
 	costStep      = 100       // look up one component of a path

@@ -71,7 +71,7 @@ func (m *meta) applyFd(fd int) error {
 	}
 	for _, a := range m.attrs {
 		if err := unix.Fsetxattr(fd, a.name, []byte(a.value), 0); err != nil && !attributeRefused(err) {
-			return fmt.Errorf("set attribute %q: %w", a.name, err)
+			return attributeError(a, err, func(st *unix.Statfs_t) error { return unix.Fstatfs(fd, st) })
 		}
 	}
 	return nil
@@ -90,7 +90,7 @@ func (m *meta) applyAt(dirfd int, base string, symlink bool) error {
 	}
 	for _, a := range m.attrs {
 		if err := unix.Lsetxattr(fdPath(dirfd, base), a.name, []byte(a.value), 0); err != nil && !attributeRefused(err) {
-			return fmt.Errorf("set attribute %q: %w", a.name, err)
+			return attributeError(a, err, func(st *unix.Statfs_t) error { return unix.Fstatfs(dirfd, st) })
 		}
 	}
 	return utimesAt(dirfd, base, m.times)
@@ -100,6 +100,21 @@ func (m *meta) applyAt(dirfd int, base string, symlink bool) error {
 // file cannot have, which dockerd passes over too.
 func attributeRefused(err error) bool {
 	return errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EPERM)
+}
+
+// attributeError explains that an attribute was not set. File systems limit what the attributes of a
+// file may take together: XFS says E2BIG or ERANGE, and ext4, with its single block, ENOSPC as if the disk
+// were full. With free blocks for any attribute, the fault is the layer's.
+func attributeError(a attribute, err error, statfs func(*unix.Statfs_t) error) error {
+	var st unix.Statfs_t
+	large := errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ERANGE)
+	if errors.Is(err, unix.ENOSPC) && statfs(&st) == nil {
+		large = int64(st.Bavail)*st.Bsize > 16*maxAttribute
+	}
+	if large {
+		return invalid("set attribute %q: the attributes are larger than the limit of the file system: %v", a.name, err)
+	}
+	return fmt.Errorf("set attribute %q: %w", a.name, err)
 }
 
 func utimesAt(dirfd int, base string, t times) error {

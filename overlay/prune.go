@@ -46,7 +46,7 @@ func (s *Store) Prune(ctx context.Context, live []digest.Digest) (Pruned, error)
 		if err := failpoint.Hit("overlay.prune.retired"); err != nil {
 			return p, err
 		}
-		if err := errors.Join(s.removeRetired(l.CacheID), os.RemoveAll(set)); err != nil {
+		if err := errors.Join(s.removeRetired(ctx, l.CacheID), os.RemoveAll(set)); err != nil {
 			return p, fmt.Errorf("prune layer %s: %w", l.ID, err)
 		}
 	}

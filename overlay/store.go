@@ -31,17 +31,18 @@ type Store struct {
 	// noMapping says that ProbeMapped found that layers cannot be mapped.
 	noMapping atomic.Bool
 	floors    floors        // of every layer's budget; constant
-	stop      chan struct{} // closed by Close: ends the sweep early
-	sweep     sync.WaitGroup
+	stop      chan struct{} // closed by Close: ends sweeps early
+	sweeps    sync.WaitGroup
 
-	mu       sync.Mutex // guards what follows; no lock of a writable layer is taken under it
-	closed   bool
-	layers   map[digest.Digest]Layer
-	damaged  map[digest.Digest]Layer // entries of layerdb that cannot be used: what is known of them
-	rws      map[string]*writable
-	reserved map[digest.Digest]int // counts of Reserve and Hold
-	busy     map[string]bool       // directories of overlay2 that are being made or removed
-	left     map[string]bool       // directories of overlay2 whose removal has failed: Prune tries again
+	mu        sync.Mutex // guards what follows; no lock of a writable layer is taken under it
+	closed    bool
+	layers    map[digest.Digest]Layer
+	damaged   map[digest.Digest]Layer // entries of layerdb that cannot be used: what is known of them
+	rws       map[string]*writable
+	reserved  map[digest.Digest]int // counts of Reserve and Hold
+	busy      map[string]bool       // directories of overlay2 that are being made or removed
+	left      map[string]bool       // directories of overlay2 whose removal has failed: Prune tries again
+	abandoned abandoned             // for Sweep
 }
 
 // Layer is a committed read-only layer; it never changes.
@@ -55,8 +56,7 @@ type Layer struct {
 
 // Open opens the store in o.Root and makes it when it is absent. It locks the
 // store against other processes (errdefs.ErrUnavailable when one has it), and
-// sweeps what a crash left half-made; large left-overs are deleted in the
-// background.
+// finds what a crash left half-made, which [Store.Sweep] removes.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	s := &Store{
 		paths: layout{o.Root}, names: newNames(), stop: make(chan struct{}),
@@ -87,7 +87,7 @@ func (s *Store) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.startSweep(ctx, found)
+	return s.findAbandoned(ctx, found)
 }
 
 func (s *Store) makeDirectories() error {
@@ -142,7 +142,7 @@ func (s *Store) takeLock() error {
 }
 
 // Close ends background work and gives the lock back. Mounts stay. Drafts that
-// are neither committed nor discarded are removed by the next Open.
+// are neither committed nor discarded are removed by the next Open and Sweep.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	if s.closed {
@@ -152,7 +152,7 @@ func (s *Store) Close() error {
 	s.closed = true
 	close(s.stop)
 	s.mu.Unlock()
-	s.sweep.Wait()
+	s.sweeps.Wait()
 	if s.lock == nil {
 		return nil
 	}

@@ -388,6 +388,7 @@ func TestSweep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	sweep(t, s)
 	problems, err := s.Check(context.Background(), CheckOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -602,7 +603,6 @@ func TestPruneDamaged(t *testing.T) {
 				t.Fatal(err)
 			}
 			s = openStore(t, s.paths.root)
-			s.sweep.Wait()
 			noDrafts(t, s)
 			if n := len(s.Layers()); n != 0 {
 				t.Errorf("%d layers are left", n)

@@ -10,43 +10,57 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
+
+	"github.com/micarun/mica/internal/failpoint"
 )
 
-// startSweep finds what no entry of layerdb claims and removes it in the
-// background. It decides by what f saw before any new work began.
-func (s *Store) startSweep(ctx context.Context, f *findings) error {
+// abandoned is what Open found of a process that died: nothing refers to it.
+type abandoned struct {
+	links       []string // short names of such directories, and of nothing at all
+	sets        []string // unfinished entries of layerdb
+	directories []string // names in overlay2
+}
+
+// findAbandoned takes down what no entry of layerdb claims, for Sweep. It decides by what f saw before
+// any new work began, and removes nothing: a start does not wait for the removal of large trees.
+func (s *Store) findAbandoned(ctx context.Context, f *findings) error {
 	log := klog.FromContext(ctx)
-	sets, err := s.abandonedWriteSets()
-	if err != nil {
+	var a abandoned
+	var err error
+	if a.sets, err = s.abandonedWriteSets(); err != nil {
 		return err
 	}
-	var garbage []string
 	if f.unreadable {
 		log.Info("Not sweeping layer directories: an entry of layerdb cannot be read", "root", s.paths.root)
 	} else {
-		garbage = s.unclaimed(f)
+		a.directories = s.unclaimed(f)
 	}
-	links, err := s.danglingLinks(f, garbage)
-	if err != nil {
+	if a.links, err = s.danglingLinks(f, a.directories); err != nil {
 		return err
 	}
-	if len(garbage)+len(sets)+len(links) == 0 {
-		return nil
+	for _, id := range s.busyFor(a) {
+		s.setBusy(id, true)
 	}
-	log.Info("Sweeping what was left half-made", "directories", len(garbage), "entries", len(sets), "links", len(links))
-	for _, l := range links {
-		if err := os.Remove(l); err != nil {
-			return fmt.Errorf("sweep: %w", err)
+	s.abandoned = a
+	return nil
+}
+
+// busyFor returns the IDs by which Check knows that something is being removed.
+func (s *Store) busyFor(a abandoned) []string {
+	ids := slices.Clone(a.directories)
+	for _, set := range a.sets {
+		ids = append(ids, strings.TrimPrefix(filepath.Base(set), writeSet))
+	}
+	for _, l := range a.links {
+		if id, ok := s.linkTarget(filepath.Base(l)); ok {
+			ids = append(ids, id)
 		}
 	}
-	for _, g := range garbage {
-		s.setBusy(g, true)
-	}
-	s.sweep.Go(func() { s.sweepAll(log, garbage, sets) })
-	return nil
+	return ids
 }
 
 func (s *Store) unclaimed(f *findings) []string {
@@ -82,23 +96,80 @@ func (s *Store) lowersLocked() map[string]bool {
 	return used
 }
 
-// sweepAll ends early at Close; the next Open goes on.
-func (s *Store) sweepAll(log klog.Logger, garbage, sets []string) {
-	for _, set := range sets {
-		if err := os.RemoveAll(set); err != nil {
-			log.Error(err, "Sweep entry", "path", set)
-		}
+// Abandoned reports whether Open found something that Sweep has not begun to remove.
+func (s *Store) Abandoned() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.abandoned.directories)+len(s.abandoned.sets)+len(s.abandoned.links) > 0
+}
+
+// Sweep removes what Open found half-made. It takes as long as the disk needs for that, beside other
+// calls. When ctx ends, or at Close, it stops within one directory; the next Open finds the rest. A
+// second call finds nothing to do.
+func (s *Store) Sweep(ctx context.Context) error {
+	ctx, end, err := s.beginSweep(ctx)
+	if err != nil {
+		return fmt.Errorf("sweep layer store: %w", err)
 	}
-	for _, id := range garbage {
+	defer end()
+	if !s.Abandoned() {
+		return nil
+	}
+	s.mu.Lock()
+	a := s.abandoned
+	s.abandoned = abandoned{}
+	s.mu.Unlock()
+	klog.FromContext(ctx).Info("Sweeping what was left half-made", "directories", len(a.directories), "entries", len(a.sets), "links", len(a.links))
+	if err := s.sweepAll(ctx, a); err != nil {
+		return fmt.Errorf("sweep layer store: %w", err)
+	}
+	return nil
+}
+
+// beginSweep returns a context that Close ends too. Close waits for end.
+func (s *Store) beginSweep(ctx context.Context) (_ context.Context, end func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, nil, fmt.Errorf("layer store is closed: %w", errdefs.ErrUnavailable)
+	}
+	s.sweeps.Add(1)
+	ctx, cancel := context.WithCancel(ctx)
+	stop := s.stop
+	go func() {
 		select {
-		case <-s.stop:
-			return
-		default:
+		case <-stop:
+			cancel()
+		case <-ctx.Done():
 		}
-		if err := s.removeRetired(id); err != nil {
-			log.Error(err, "Sweep directory", "directory", id)
+	}()
+	return ctx, func() { cancel(); s.sweeps.Done() }, nil
+}
+
+// sweepAll goes on after an error. What it could not remove, Prune tries again.
+func (s *Store) sweepAll(ctx context.Context, a abandoned) error {
+	named := s.busyFor(abandoned{sets: a.sets, links: a.links})
+	var errs []error
+	for _, path := range slices.Concat(a.links, a.sets) {
+		if ctx.Err() == nil {
+			errs = append(errs, removeTree(ctx, unix.AT_FDCWD, path))
 		}
 	}
+	doomed := map[string]bool{}
+	for _, id := range a.directories {
+		doomed[id] = true
+	}
+	for _, id := range named {
+		if !doomed[id] {
+			s.setBusy(id, false)
+		}
+	}
+	for _, id := range a.directories {
+		if ctx.Err() == nil {
+			errs = append(errs, failpoint.Hit("overlay.sweep.directory"), s.removeRetired(ctx, id))
+		}
+	}
+	return errors.Join(append(errs, ctx.Err())...)
 }
 
 func (s *Store) abandonedWriteSets() ([]string, error) {
@@ -150,10 +221,10 @@ func (s *Store) linkTarget(name string) (id string, ok bool) {
 	return id, found && diff && s.names.directory.MatchString(id)
 }
 
-// removeRetired removes a busy directory that nothing refers to any more. What fails is tried again
-// by Prune and by the next Open.
-func (s *Store) removeRetired(id string) error {
-	err := s.removeDirectory(id)
+// removeRetired removes a busy directory that nothing refers to any more. What fails, or is cut short
+// by ctx, is tried again by Prune and by the next Open.
+func (s *Store) removeRetired(ctx context.Context, id string) error {
+	err := s.removeDirectory(ctx, id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.busy, id)
@@ -174,7 +245,7 @@ func (s *Store) removeLeft(ctx context.Context) {
 	}
 	s.mu.Unlock()
 	for _, id := range left {
-		if err := s.removeRetired(id); err != nil {
+		if err := s.removeRetired(ctx, id); err != nil {
 			klog.FromContext(ctx).Error(err, "Remove directory that an earlier removal left", "directory", id)
 		}
 	}
@@ -182,7 +253,7 @@ func (s *Store) removeLeft(ctx context.Context) {
 
 // removeDirectory unmounts and deletes overlay2/<id> and its short name. It is
 // idempotent.
-func (s *Store) removeDirectory(id string) error {
+func (s *Store) removeDirectory(ctx context.Context, id string) error {
 	dir := s.paths.dir(id)
 	if err := unmountAll(filepath.Join(dir, mergedName)); err != nil {
 		return err
@@ -195,13 +266,13 @@ func (s *Store) removeDirectory(id string) error {
 			}
 		}
 	}
-	return removeTree(unix.AT_FDCWD, dir)
+	return removeTree(ctx, unix.AT_FDCWD, dir)
 }
 
 // RemoveTree is os.RemoveAll for what a container has filled: a tree of any depth, removed with a bounded
 // number of descriptors. Something mounted in it is an error.
 func RemoveTree(path string) error {
-	if err := removeTree(unix.AT_FDCWD, path); err != nil {
+	if err := removeTree(context.Background(), unix.AT_FDCWD, path); err != nil {
 		return fmt.Errorf("remove %s: %w", path, err)
 	}
 	return nil
@@ -209,8 +280,8 @@ func RemoveTree(path string) error {
 
 // removeTree deletes name below the directory dirfd with all that is in it, but
 // nothing on another mount, which is an error. No such name is none. The tree
-// may be of any depth.
-func removeTree(dirfd int, name string) error {
+// may be of any depth. When ctx ends, the rest stays.
+func removeTree(ctx context.Context, dirfd int, name string) error {
 	err := unix.Unlinkat(dirfd, name, 0)
 	if err == nil || errors.Is(err, unix.ENOENT) {
 		return nil
@@ -225,7 +296,7 @@ func removeTree(dirfd int, name string) error {
 		return &os.PathError{Op: "open", Path: name, Err: oerr}
 	}
 	defer func() { _ = unix.Close(fd) }()
-	if err := walkTree(context.Background(), fd, walk{removes: true, names: unlinkNames, leave: removeEmpty}); err != nil {
+	if err := walkTree(ctx, fd, walk{removes: true, names: unlinkNames, leave: removeEmpty}); err != nil {
 		return err
 	}
 	return removeEmpty(dirfd, name)

@@ -1,12 +1,14 @@
 package overlay
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // kind is what a layer under construction holds at a path.
@@ -118,6 +120,14 @@ func cleanName(name string) (string, error) {
 
 func invalid(format string, args ...any) error {
 	return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
+}
+
+// linkError explains that a hard link was not made. File systems limit the links of a file, ext4 to 65,000.
+func linkError(target string, err error) error {
+	if errors.Is(err, unix.EMLINK) {
+		return invalid("link to %q: a file has more hard links than the file system's limit: %v", target, err)
+	}
+	return fmt.Errorf("link to %q: %w", target, err)
 }
 
 // walker resolves one path as a process would that has the layer as its root

@@ -171,7 +171,7 @@ func (u *unpacker) entry(h *tar.Header, in io.Reader) error {
 	if h.Typeflag == tar.TypeDir {
 		return u.directory(parent, name, m)
 	}
-	if err := removeTree(parent, base); err != nil {
+	if err := removeTree(context.Background(), parent, base); err != nil {
 		return fmt.Errorf("make room: %w", err)
 	}
 	switch h.Typeflag {
@@ -335,7 +335,7 @@ func (u *unpacker) hardLink(parent int, base, target string) error {
 		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOENT) { // a directory, or the link itself
 			return invalid("a hard link to %q: %v", target, err)
 		}
-		return fmt.Errorf("link to %q: %w", target, err)
+		return linkError(target, err)
 	}
 	return nil
 }
@@ -373,7 +373,7 @@ func (u *unpacker) whiteout(parent int, name string) error {
 		if u.made[path.Join(path.Dir(name), hidden)] {
 			return nil
 		}
-		return removeTree(parent, hidden)
+		return removeTree(context.Background(), parent, hidden)
 	}
 	fd, err := openBeneath(parent, ".", unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
@@ -389,7 +389,7 @@ func (u *unpacker) whiteout(parent int, name string) error {
 		if u.made[path.Join(path.Dir(name), child)] {
 			continue
 		}
-		if err := removeTree(parent, child); err != nil {
+		if err := removeTree(context.Background(), parent, child); err != nil {
 			return err
 		}
 	}
@@ -413,5 +413,5 @@ func (u *unpacker) delete(p string) error {
 		return u.refused(err)
 	}
 	defer func() { _ = unix.Close(parent) }()
-	return removeTree(parent, path.Base(name))
+	return removeTree(context.Background(), parent, path.Base(name))
 }

@@ -56,7 +56,7 @@ func (s *Store) Create(ctx context.Context, a CreateArgs) (_ RW, err error) {
 	id := newID()
 	rw := RW{ID: a.ID, MountID: id, InitID: id + initSuffix, Parent: a.Parent}
 	if err := s.build(ctx, rw); err != nil {
-		err = errors.Join(err, s.removeDirectory(rw.MountID), s.removeDirectory(rw.InitID), os.RemoveAll(s.paths.writeSet(id)))
+		err = errors.Join(err, s.removeDirectory(context.WithoutCancel(ctx), rw.MountID), s.removeDirectory(context.WithoutCancel(ctx), rw.InitID), os.RemoveAll(s.paths.writeSet(id)))
 		return RW{}, fmt.Errorf("create writable layer %s: %w", a.ID, err)
 	}
 	return rw, nil
@@ -180,7 +180,7 @@ func (s *Store) writable(id string) (*writable, error) {
 
 // Remove unmounts and deletes a writable layer with its init layer. An ID that
 // is not there is no error.
-func (s *Store) Remove(_ context.Context, id string) error {
+func (s *Store) Remove(ctx context.Context, id string) error {
 	if err := checkID(id); err != nil {
 		return err
 	}
@@ -199,9 +199,9 @@ func (s *Store) Remove(_ context.Context, id string) error {
 	if err := failpoint.Hit("overlay.remove.retired"); err != nil {
 		return err
 	}
-	err = s.removeRetired(w.MountID)
+	err = s.removeRetired(context.WithoutCancel(ctx), w.MountID)
 	if w.InitID != "" {
-		err = errors.Join(err, s.removeRetired(w.InitID))
+		err = errors.Join(err, s.removeRetired(context.WithoutCancel(ctx), w.InitID))
 	}
 	if err = errors.Join(err, os.RemoveAll(set)); err != nil {
 		return fmt.Errorf("remove writable layer %s: %w", id, err)

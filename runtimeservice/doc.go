@@ -32,6 +32,7 @@
 //	DataDir/cri/containers/<id>/{record,state}.json, volumes/<n>
 //	DataDir/cri/containers/<id>/checkpoint (until a restored one is started)
 //	DataDir/cri/checkpoints/<name>/job.json, and what is captured
+//	DataDir/cri/discarded/<random> (records that were never whole; the sweep deletes them)
 //	StateDir/pods/<id>/{net,ipc,uts,pid,shm,hostname,hosts,resolv.conf}
 //	StateDir/containers/<id>/config.json (the OCI bundle)
 //

@@ -81,20 +81,29 @@ func (u *unusables) all() []unusable {
 // UnusableRecords counts the records that are there and cannot be used.
 func (s *Service) UnusableRecords() int { return len(s.unusable.all()) }
 
-// setAside removes a record that was never whole, which belongs to nothing that was shown
-// to anybody, and keeps every other one for who can repair it.
+// setAside moves a record that was never whole, which belongs to nothing that was shown
+// to anybody, out of the way, and keeps every other one for who can repair it. The sweep
+// deletes what was moved: a start does not wait for volumes with many files.
 func (s *Service) setAside(ctx context.Context, u unusable) error {
 	log := klog.FromContext(ctx)
 	if errors.Is(u.err, errNoRecord) {
 		log.Info("Removing what has no record", "directory", u.dir, "reason", u.err.Error())
-		if err := overlay.RemoveTree(u.dir); err != nil { // its volumes may have outlived the record
-			return err
+		if err := s.discard(u.dir); err != nil {
+			return fmt.Errorf("remove %s: %w", u.dir, err)
 		}
 		return nil
 	}
 	log.Error(u.err, "Record cannot be used: what lives by it is torn down, its files stay until it is removed", "record", u.dir)
 	s.unusable.add(u)
 	return nil
+}
+
+// discard moves a directory to those that the sweep deletes.
+func (s *Service) discard(dir string) error {
+	if err := makeDir(s.discardedDir(), privateMode); err != nil {
+		return err
+	}
+	return os.Rename(dir, filepath.Join(s.discardedDir(), newID()[:16]))
 }
 
 // removeUnusable removes an object whose record cannot be used, and of a pod its

@@ -82,6 +82,19 @@ func TestUnusableRecords(t *testing.T) {
 			t.Errorf("%s: what was never whole is there", id)
 		}
 	}
+	// What a start moves out of the way, with all files, the sweep deletes.
+	found, err := s.discarded()
+	if err != nil || len(found) != 2*len(gone) {
+		t.Errorf("discarded: %d directories, %v", len(found), err)
+	}
+	for _, l := range found {
+		if !exists(filepath.Join(l.where, "kept")) {
+			t.Errorf("%s was emptied before the sweep", l.where)
+		}
+		if err := l.remove(t.Context()); err != nil || exists(l.where) {
+			t.Errorf("%s is there after its removal: %v", l.where, err)
+		}
+	}
 	if got, want := s.UnusableRecords(), 2*len(damaged); got != want {
 		t.Errorf("%d unusable records, want %d", got, want)
 	}

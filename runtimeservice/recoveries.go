@@ -112,6 +112,7 @@ func (s *Service) finishStart(run context.Context, todo []recovery, found []left
 		})
 	}
 	parts.Go(func() { s.sweep(run, found) })
+	s.background.Go(func() { s.sweepLayers(run) })
 	s.background.Go(func() {
 		parts.Wait()
 		close(s.recoveries.over)

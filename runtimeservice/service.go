@@ -280,8 +280,10 @@ func (s *Service) RemoveShared() error {
 
 func (s *Service) podsDir() string       { return filepath.Join(s.opts.DataDir, "cri", "pods") }
 func (s *Service) containersDir() string { return filepath.Join(s.opts.DataDir, "cri", "containers") }
-func (s *Service) statePods() string     { return filepath.Join(s.opts.StateDir, "pods") }
-func (s *Service) bundles() string       { return filepath.Join(s.opts.StateDir, "containers") }
+
+func (s *Service) discardedDir() string { return filepath.Join(s.opts.DataDir, "cri", "discarded") }
+func (s *Service) statePods() string    { return filepath.Join(s.opts.StateDir, "pods") }
+func (s *Service) bundles() string      { return filepath.Join(s.opts.StateDir, "containers") }
 
 // podStateDir holds the pod's pinned namespaces and its files under /etc.
 func (s *Service) podStateDir(id string) string { return filepath.Join(s.statePods(), id) }

@@ -50,6 +50,20 @@ func (s *Service) sweep(ctx context.Context, found []leftover) {
 	}
 }
 
+// sweepLayers removes the layers that were half made when the daemon died. A large one takes
+// the disk minutes, so that nothing waits for it but the end of the service.
+func (s *Service) sweepLayers(ctx context.Context) {
+	if !s.layers.Abandoned() {
+		return
+	}
+	ctx, op := s.journal.Begin(ctx, "sweep layers", journal.Subject{})
+	journal.Enter(ctx, "remove half-made layers")
+	err := s.layers.Sweep(ctx)
+	if op.End(err); err != nil && ctx.Err() == nil {
+		klog.FromContext(ctx).Error(err, "Half-made layers stay until the next start")
+	}
+}
+
 // bounded calls f with the time-out of a tear-down.
 func (s *Service) bounded(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, s.opts.TeardownTimeout)
@@ -128,6 +142,9 @@ func (s *Service) leftovers(alive map[string]keeper.State) ([]leftover, error) {
 	jobs, err := s.strayJobs()
 	found = append(found, jobs...)
 	errs = append(errs, err)
+	discarded, err := s.discarded()
+	found = append(found, discarded...)
+	errs = append(errs, err)
 	cgroups, err := s.strayCgroups()
 	return append(found, cgroups...), errors.Join(append(errs, err)...)
 }
@@ -144,6 +161,20 @@ func (s *Service) strayJobs() ([]leftover, error) {
 		if _, ok := s.jobs.Load(d.Name()); !ok {
 			found = append(found, leftover{fileStage, "checkpoint", dir, func(context.Context) error { return overlay.RemoveTree(dir) }})
 		}
+	}
+	return found, err
+}
+
+// discarded finds what setAside moved out of the way, in this start or before.
+func (s *Service) discarded() ([]leftover, error) {
+	dirs, err := os.ReadDir(s.discardedDir())
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	var found []leftover
+	for _, d := range dirs {
+		dir := filepath.Join(s.discardedDir(), d.Name())
+		found = append(found, leftover{fileStage, "record directory", dir, func(context.Context) error { return overlay.RemoveTree(dir) }})
 	}
 	return found, err
 }

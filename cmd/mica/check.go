@@ -57,8 +57,8 @@ func (t *tool) check(ctx context.Context, args []string) error {
 	return nil
 }
 
-// checkOffline checks the node without a daemon. Like every start of the daemon, opening the stores
-// removes unfinished layers.
+// checkOffline is the check without a daemon. It removes the layers that were left
+// half-made, as every start of the daemon does.
 func checkOffline(ctx context.Context, c config.Config, a admin.CheckArgs) (problems []admin.Problem, err error) {
 	ctx = klog.NewContext(ctx, klog.Background().V(1))
 	layers, err := overlay.Open(ctx, c.Overlay())
@@ -66,6 +66,9 @@ func checkOffline(ctx context.Context, c config.Config, a admin.CheckArgs) (prob
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, layers.Close()) }()
+	if err := layers.Sweep(ctx); err != nil {
+		return nil, err
+	}
 	images, err := imageservice.Open(ctx, c.Images, layers)
 	if err != nil {
 		return nil, err

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"strings"
 )
 
@@ -14,7 +15,7 @@ const huge = 10 << 30
 func streams() []Image {
 	begin := item{kind: tar.TypeReg, name: "zeros", size: huge}.bytes()
 	return []Image{
-		{Name: "gzip-10gb", Quick: true, build: layered(func() packed { return packed{zeroMember(begin, 600), unhashed()} })},
+		{Name: "gzip-10gb", build: layered(func() packed { return packed{zeroMember(begin, 600), unhashed()} })},
 		{Name: "gzip-10gb-members", build: layered(func() packed { return (&packer{}).add(begin, 1).add(make([]byte, 16<<20), 600).whole() })},
 		{Name: "gzip-after-the-end", build: layered(func() packed { return (&packer{}).add(make([]byte, 16<<20), 600).whole() })},
 		{Name: "gzip-empty-members", Quick: true, build: layered(emptyMembers)},
@@ -109,10 +110,11 @@ func skippedFrames() packed {
 
 // manyWindows has layers that each want a large window and fill it.
 func manyWindows(p *parts) error {
-	for range 40 {
-		l := packed{zstdZeros(item{kind: tar.TypeReg, name: "zeros", size: 256 << 20}.bytes(), 128<<20, 16), unhashed()}
+	for n := range 40 {
 		// No two layers are the same blob.
-		l.data = append(l.data, zstdFrame([]byte{byte(len(p.manifest.Layers))}, 1<<10)...)
+		file := item{kind: tar.TypeReg, name: fmt.Sprintf("zeros%d", n), size: 256 << 20}
+		l := packed{zstdZeros(file.bytes(), 128<<20, 16), unhashed()}
+		l.data = append(l.data, zstdFrame(make([]byte, 2*block), 1<<10)...)
 		if err := p.layer(l); err != nil {
 			return err
 		}

@@ -1,0 +1,120 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// abandonDraft leaves in a store what a process leaves that dies while it extracts a layer with many
+// directories.
+func abandonDraft(t *testing.T, s *Store, directories int) (id string) {
+	t.Helper()
+	id = newID()
+	if err := s.makeDraft(id); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("../"+id+"/"+diffName, filepath.Join(s.paths.links(), newLink())); err != nil {
+		t.Fatal(err)
+	}
+	for n := range directories {
+		if err := os.MkdirAll(filepath.Join(s.paths.diff(id), fmt.Sprintf("d%d", n), "below"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return id
+}
+
+// countNames counts what is below a directory.
+func countNames(t *testing.T, dir string) (n int) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(string, os.DirEntry, error) error { n++; return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// A start deletes nothing of what a dead process left, and that is no finding of Check. Sweep deletes
+// it, and goes on where an earlier one was cut short.
+func TestOpenDeletesNoAbandonedDraft(t *testing.T) {
+	needRoot(t)
+	s := newStore(t)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	const directories = 3000
+	id := abandonDraft(t, s, directories)
+	root := s.paths.root
+	there := countNames(t, root)
+	s, err := Open(context.Background(), Options{Root: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := countNames(t, root); n != there {
+		t.Errorf("Open deleted %d names", there-n)
+	}
+	checkClean(t, s)
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := s.Sweep(ended); !errors.Is(err, context.Canceled) {
+		t.Errorf("Sweep whose context has ended: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n := countNames(t, root); n != there {
+		t.Errorf("a Sweep that had ended deleted %d names", there-n)
+	}
+	for n := range directories / 2 { // as if killed in the middle
+		if err := os.RemoveAll(filepath.Join(s.paths.diff(id), fmt.Sprintf("d%d", n))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s = openStore(t, root) // which sweeps
+	noDrafts(t, s)
+	checkClean(t, s)
+}
+
+// The removal of a tree ends with its context, between two directories.
+func TestRemoveTreeEndsWithItsContext(t *testing.T) {
+	needRoot(t)
+	s := newStore(t)
+	id := abandonDraft(t, s, 100)
+	ctx := endsAfter{context.Background(), new(int), 50}
+	if err := removeTree(ctx, unix.AT_FDCWD, s.paths.diff(id)); !errors.Is(err, context.Canceled) {
+		t.Errorf("removeTree: %v", err)
+	}
+	if n := countNames(t, s.paths.diff(id)); n < 100 || n == 201 {
+		t.Errorf("%d names are left of 201", n)
+	}
+	s.abandoned = abandoned{directories: []string{id}, sets: []string{s.paths.writeSet(id)}}
+	links, err := readNames(s.paths.links())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		s.abandoned.links = append(s.abandoned.links, filepath.Join(s.paths.links(), l))
+	}
+	sweep(t, s)
+	noDrafts(t, s)
+}
+
+// endsAfter is a context that ends when it has been asked a number of times.
+type endsAfter struct {
+	context.Context
+	asked *int
+	after int
+}
+
+func (e endsAfter) Err() error {
+	if *e.asked++; *e.asked > e.after {
+		return context.Canceled
+	}
+	return nil
+}
