@@ -499,7 +499,7 @@ func (x *extractor) hardLink(p place, m meta, target string) error {
 		err = x.budget.keep(keptLink + len(p.base))
 	}
 	if err != nil {
-		return linkError(target, err)
+		return fmt.Errorf("link to %q: %w", target, err)
 	}
 	if t.dir == p.dir && t.base == p.base {
 		return invalid("a hard link to itself")
@@ -522,7 +522,7 @@ func (x *extractor) hardLink(p place, m meta, target string) error {
 	}
 	defer to.release()
 	if err := unix.Linkat(from.fd, t.base, to.fd, p.base, 0); err != nil {
-		return fmt.Errorf("link to %q: %w", target, err)
+		return linkError(target, err)
 	}
 	if n.kind == kindOther {
 		p.dir.add(p.base, x.file(hides))

@@ -2,6 +2,7 @@ package runtimeservice
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -49,11 +50,18 @@ func allowFewDescriptors(t *testing.T) {
 
 // TestNestedStateIsRemoved: directories of containers, pods and checkpoints go however deep what is in them is nested.
 func TestNestedStateIsRemoved(t *testing.T) {
-	s := &Service{}
+	s := &Service{opts: Options{DataDir: t.TempDir()}}
 	removals := map[string]func(dir string) error{
 		"state directory without a record": clearDir,
 		"record that was never whole": func(dir string) error {
-			return s.setAside(t.Context(), unusable{dir: dir, err: errNoRecord})
+			if err := s.setAside(t.Context(), unusable{dir: dir, err: errNoRecord}); err != nil {
+				return err
+			}
+			found, err := s.discarded()
+			if err != nil || len(found) != 1 {
+				return fmt.Errorf("discarded: %d directories: %w", len(found), err)
+			}
+			return found[0].remove(t.Context())
 		},
 		"checkpoint under way":    func(dir string) error { return s.forgetJob(&job{dir: dir}) },
 		"checkpoint of a restore": func(dir string) error { return (&Container{dir: filepath.Dir(dir)}).dropCheckpoint() },
