@@ -164,7 +164,7 @@ cluster-bench: packages-cluster-bench build build-cluster ## fill a node with po
 FOCUS ?= \[NodeConformance\]
 NODE_E2E_SKIP ?= \[Serial\]|\[Flaky\]|\[Slow\]
 NODE_E2E_PARALLEL ?= 8
-REPORT ?= $(BIN)/node-e2e
+REPORT ?= $(BIN)/node-e2e-report
 .PHONY: node-e2e
 node-e2e: packages-cluster build build-cluster ## run the Kubernetes project's own tests of a node
 	$(BIN)/node-e2e -bin $(BIN) -root $(CURDIR) -focus '$(FOCUS)' -skip '$(NODE_E2E_SKIP)' \

@@ -139,8 +139,8 @@ func (s Suite) arguments(n *Node) []string {
 	return []string{
 		"--procs=" + strconv.Itoa(s.Parallel), "--focus=" + s.Focus, "--skip=" + s.Skip, "--timeout=" + s.Timeout.String(),
 		"--no-color", "--silence-skips", "--output-dir=" + s.Report, "--json-report=" + reportFile,
-		filepath.Join(s.Tools, suiteProgram), "--",
-		"--report-dir=" + s.Report, "--k8s-bin-dir=" + n.wrappers(), "--prepull-images=false",
+		filepath.Join(n.wrappers(), suiteProgram), "--",
+		"--report-dir=" + s.Report, "--prepull-images=false",
 		"--container-runtime-endpoint=unix://" + n.Mica.Socket(), "--kubelet-config-file=" + n.kubeletConfig(),
 		"--container-runtime-process-name=micad", "--container-runtime-pid-file=" + n.runtimePid(),
 		"--kubelet-flags=--node-ip=" + n.IP.String(),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -56,13 +57,19 @@ func (n *Node) mountSuite(ctx context.Context) error {
 	`, n.Disk(), kubeletFiles, apiserverFiles))
 }
 
-// writeWrappers writes the kubelet that the suite starts, and a sudo for root.
+// writeWrappers writes the kubelet that the suite starts, and a sudo for root. The suite's program
+// is linked beside them, because it looks for the kubelet in its own directory.
 func (n *Node) writeWrappers() error {
 	var quoted []string
 	for _, word := range append(n.withoutSysctls(), filepath.Join(n.cluster.Tools, "kubelet")) {
 		quoted = append(quoted, "'"+strings.ReplaceAll(word, "'", `'\''`)+"'")
 	}
+	suite := filepath.Join(n.wrappers(), suiteProgram)
+	if err := os.Remove(suite); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	return errors.Join(
+		os.Symlink(filepath.Join(n.cluster.Tools, suiteProgram), suite),
 		os.WriteFile(filepath.Join(n.wrappers(), "kubelet"), []byte("#!/bin/sh\nexec "+strings.Join(quoted, " ")+" \"$@\"\n"), 0o755),
 		os.WriteFile(filepath.Join(n.wrappers(), "sudo"), []byte("#!/bin/sh\nexec \"$@\"\n"), 0o755),
 	)
