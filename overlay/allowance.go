@@ -98,7 +98,7 @@ func (a *Allowance) holds(kept int64) bool {
 // budget adds up what one layer takes of its image's allowance. Its methods are for one goroutine.
 type budget struct {
 	image    *Allowance
-	received func() int64 // for any goroutine
+	received func() int64 // for any goroutine; image.mu guards the field
 	byteCost int64        // of decompression, beyond what costContent has of it
 
 	work, kept                       int64
@@ -127,10 +127,16 @@ func (b *budget) leave() {
 	a.kept.Add(-b.kept)
 }
 
-// shrink gives back all memory of a complete layer but some.
-func (b *budget) shrink(to int64) {
-	b.image.kept.Add(to - b.kept)
-	b.kept = to
+// complete gives back all memory of a complete layer but some. It fixes what was received, because
+// the input's decompressor and buffers must not stay in memory until the layer is committed.
+func (b *budget) complete(kept int64) {
+	a := b.image
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n := b.received()
+	b.received = func() int64 { return n }
+	a.kept.Add(kept - b.kept)
+	b.kept = kept
 }
 
 // spend adds processor time.

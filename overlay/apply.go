@@ -54,7 +54,7 @@ func (s *Store) ApplyWithin(ctx context.Context, image *Allowance, in io.Reader)
 	if err := s.apply(ctx, d, in); err != nil {
 		return nil, errors.Join(fmt.Errorf("apply layer: %w", err), d.Discard())
 	}
-	d.budget.shrink(d.implied.kept())
+	d.budget.complete(d.implied.kept())
 	return d, nil
 }
 
