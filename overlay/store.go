@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -80,7 +81,7 @@ func (s *Store) open(ctx context.Context) error {
 	if err := s.makeDirectories(); err != nil {
 		return err
 	}
-	if err := s.takeLock(); err != nil {
+	if err := s.takeLock(ctx); err != nil {
 		return err
 	}
 	found, err := s.load(ctx)
@@ -125,12 +126,25 @@ func (s *Store) makeRoot() error {
 	return os.Chmod(s.paths.root, st.Mode()&^0o007)
 }
 
-func (s *Store) takeLock() error {
+const (
+	// lockWait is how long Open waits for the lock. A daemon that was killed while it started a
+	// program leaves the lock to the child until the child executes the program.
+	lockWait = 2 * time.Second
+	// lockInterval is how often Open tries meanwhile.
+	lockInterval = 10 * time.Millisecond
+)
+
+func (s *Store) takeLock(ctx context.Context) error {
 	dir, err := os.Open(s.paths.overlay())
 	if err != nil {
 		return err
 	}
-	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	err = unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	for begin := time.Now(); errors.Is(err, unix.EWOULDBLOCK) && ctx.Err() == nil && time.Since(begin) < lockWait; {
+		time.Sleep(lockInterval)
+		err = unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
 		_ = dir.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return fmt.Errorf("lock: another process has the store open: %w", errdefs.ErrUnavailable)
