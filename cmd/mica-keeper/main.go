@@ -28,6 +28,7 @@ import (
 	"syscall"
 
 	"github.com/micarun/mica/internal/sdnotify"
+	"github.com/micarun/mica/internal/signals"
 	"github.com/micarun/mica/runtimeservice/keeper/server"
 	"github.com/micarun/mica/runtimeservice/keeper/wire"
 	"golang.org/x/sys/unix"
@@ -43,7 +44,10 @@ const umask = 0o022
 
 func main() {
 	unix.Umask(umask)
-	err := run(os.Args[1:])
+	err := signals.RestoreInherited()
+	if err == nil {
+		err = run(os.Args[1:])
+	}
 	if err == nil {
 		return
 	}

@@ -23,6 +23,7 @@ import (
 
 	"github.com/micarun/mica/config"
 	"github.com/micarun/mica/internal/sdnotify"
+	"github.com/micarun/mica/internal/signals"
 	"github.com/micarun/mica/internal/version"
 )
 
@@ -41,6 +42,10 @@ func main() {
 	// which then exit. The main thread cannot exit, so a namespace created on it would live as long
 	// as the daemon.
 	runtime.LockOSThread()
+	if err := signals.RestoreInherited(); err != nil {
+		fmt.Fprintln(os.Stderr, "micad:", err)
+		os.Exit(exitFailed)
+	}
 	os.Exit(run(os.Args[1:], time.Now(), os.Stderr))
 }
 
