@@ -36,6 +36,10 @@ func TestCrashAtEveryFailPoint(t *testing.T) {
 				live = f.twoLives
 			}
 			f.no(f.StopDaemon())
+			if strings.HasPrefix(point, "overlay.sweep.") {
+				// Passed only where an earlier daemon has left a draft.
+				f.no(os.MkdirAll(filepath.Join(f.Data, "overlay2", strings.Repeat("ab", 32), "diff", "etc"), 0o755))
+			}
 			f.Env = append(f.Env, failpoint.Variable+"="+point+"=kill")
 			if _, err := f.StartDaemon(f.ctx); err == nil {
 				// The error is of the call that the daemon died in.

@@ -102,6 +102,9 @@ func (e *env) verify() {
 	if ctx.Err() != nil {
 		ctx = backgroundOf(e.t)
 	}
+	if err := e.layers.Sweep(ctx); err != nil {
+		e.t.Error(err)
+	}
 	problems, err := e.service.Check(ctx)
 	if err != nil {
 		e.t.Error(err)

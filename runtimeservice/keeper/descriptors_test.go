@@ -107,9 +107,12 @@ func TestKeeperWithoutDescriptorsNamesItsLimit(t *testing.T) {
 			}
 		}
 		raise()
-		if now := descriptors(t, pid); now != before {
+		// The keeper may have closed some that it still had open before.
+		now := descriptors(t, pid)
+		if now > before {
 			t.Fatalf("with %d free descriptors, a failed Create leaves %d", free, now-before)
 		}
+		before = now
 	}
 	if refused < 5 || refused == most {
 		t.Errorf("%d creations were refused", refused)
