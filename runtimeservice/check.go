@@ -97,7 +97,7 @@ type CheckArgs struct {
 func CheckRecords(ctx context.Context, a CheckArgs) ([]overlay.Problem, error) {
 	s := &Service{
 		opts: a.Options.withDefaults(), layers: a.Layers, cgroups: a.Cgroups,
-		pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"),
+		pods: newTable[*Pod](podKind), containers: newTable[*Container](containerKind),
 	}
 	var err error
 	if s.bootID, err = readBootID(); err != nil {

@@ -9,10 +9,13 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// ContainerStatus answers with one container. Errors: ErrNotFound,
-// ErrInvalidArgument.
+// ContainerStatus answers with one container. One whose record cannot be used is in state
+// unknown. Errors: ErrNotFound, ErrInvalidArgument.
 func (s *Service) ContainerStatus(_ context.Context, req *runtimeapi.ContainerStatusRequest) (*runtimeapi.ContainerStatusResponse, error) {
 	c, err := s.containers.get(req.GetContainerId())
+	if u, ok := s.unusable.instead(err, containerKind, req.GetContainerId()); ok {
+		return u.containerStatus(req.GetVerbose())
+	}
 	if err != nil {
 		return nil, fmt.Errorf("container status: %w", err)
 	}

@@ -16,10 +16,13 @@ import (
 	"github.com/micarun/mica/runtimeservice/spec"
 )
 
-// PodSandboxStatus answers with one pod and all its containers. Errors:
-// ErrNotFound, ErrInvalidArgument.
+// PodSandboxStatus answers with one pod and all its containers. One whose record cannot be
+// used is not ready. Errors: ErrNotFound, ErrInvalidArgument.
 func (s *Service) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
 	pod, err := s.pods.get(req.GetPodSandboxId())
+	if u, ok := s.unusable.instead(err, podKind, req.GetPodSandboxId()); ok {
+		return u.podStatus(req.GetVerbose())
+	}
 	if err != nil {
 		return nil, fmt.Errorf("pod status: %w", err)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/runtimeservice/cgroup"
 )
 
 // TestUnusableRecords holds that a record which is there and cannot be used keeps its files,
@@ -19,7 +20,7 @@ import (
 func TestUnusableRecords(t *testing.T) {
 	s := &Service{
 		opts: Options{DataDir: t.TempDir()}, pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"),
-		unusable: newUnusables(), recoveries: newRecoveries(),
+		unusable: newUnusables(), recoveries: newRecoveries(), cgroups: new(cgroup.Manager),
 	}
 	pod := func(id string) string {
 		rec := PodRecord{ID: id}
@@ -71,8 +72,9 @@ func TestUnusableRecords(t *testing.T) {
 		t.Errorf("loaded: %d pods and %d containers, %v", len(s.pods.all()), len(s.containers.all()), err)
 	}
 	for id := range damaged {
-		for name, dir := range map[string]string{id: s.podsDir(), "of-" + id: s.containersDir()} {
-			if _, aside := s.unusable.get(name); !aside || !exists(filepath.Join(dir, name, "kept")) {
+		for name, kind := range map[string]string{id: podKind, "of-" + id: containerKind} {
+			dir := filepath.Join(s.opts.DataDir, "cri", kind+"s")
+			if _, aside := s.unusable.get(kind, name); !aside || !exists(filepath.Join(dir, name, "kept")) {
 				t.Errorf("%s: set aside is %v, its files are there is %v", name, aside, exists(filepath.Join(dir, name, "kept")))
 			}
 		}

@@ -14,7 +14,7 @@ import (
 func (s *Service) RemoveContainer(ctx context.Context, req *runtimeapi.RemoveContainerRequest) (*runtimeapi.RemoveContainerResponse, error) {
 	c, err := s.containers.get(req.GetContainerId())
 	if errdefs.IsNotFound(err) {
-		return &runtimeapi.RemoveContainerResponse{}, s.removeUnusable(ctx, req.GetContainerId())
+		return &runtimeapi.RemoveContainerResponse{}, s.removeUnusableContainer(ctx, req.GetContainerId())
 	}
 	if err != nil {
 		return nil, fmt.Errorf("remove container: %w", err)

@@ -8,13 +8,13 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// RemovePodSandbox stops the pod and removes it with all its containers. A pod
-// that is unknown is no error. The removal goes on when the caller gives up,
+// RemovePodSandbox stops the pod and removes it with all its containers, those
+// with unusable records included. A pod that is unknown is no error. The removal goes on when the caller gives up,
 // and a retry waits for it.
 func (s *Service) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
 	pod, err := s.pods.get(req.GetPodSandboxId())
 	if errdefs.IsNotFound(err) {
-		return &runtimeapi.RemovePodSandboxResponse{}, s.removeUnusable(ctx, req.GetPodSandboxId())
+		return &runtimeapi.RemovePodSandboxResponse{}, s.removeUnusablePod(ctx, req.GetPodSandboxId())
 	}
 	if err != nil {
 		return nil, fmt.Errorf("remove pod: %w", err)
@@ -37,6 +37,9 @@ func (s *Service) removePod(ctx context.Context, p *Pod) error {
 		return nil // the call before this one has removed it
 	}
 	ready := p.snapshot().Phase == PodReady
+	if err := s.eraseUnusableOf(ctx, p.ID); err != nil {
+		return fmt.Errorf("remove pod %q (%s): %w", p.meta().GetName(), p.ID, err)
+	}
 	if err := s.erasePod(ctx, p); err != nil {
 		return fmt.Errorf("remove pod %q (%s): %w", p.meta().GetName(), p.ID, err)
 	}

@@ -176,7 +176,7 @@ func Open(ctx context.Context, o Options, d Deps) (*Service, error) {
 		opts: o.withDefaults(), images: d.Images, layers: d.Layers, network: d.Network, keeper: d.Keeper,
 		cgroups: d.Cgroups, host: d.Host, plugins: d.Plugins, injectCDI: d.InjectCDI, hooks: d.Hooks, settings: d.Settings,
 		journal: d.Journal, criu: checkpoint.NewCriu(o.Criu),
-		pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"), unusable: newUnusables(), recoveries: newRecoveries(),
+		pods: newTable[*Pod](podKind), containers: newTable[*Container](containerKind), unusable: newUnusables(), recoveries: newRecoveries(),
 		events: newBroadcaster(), turns: newTurns(),
 	}
 	s.pods.journal, s.pods.making = d.Journal, "run pod"

@@ -44,7 +44,7 @@ func (s *Service) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*r
 	}
 	if bad := s.unusable.all(); len(bad) > 0 {
 		resp.Status.Conditions = append(resp.Status.Conditions, &runtimeapi.RuntimeCondition{
-			Type: recordsUsable, Reason: "RecordUnusable", Message: fmt.Sprintf("%d records cannot be used, among them %s: %v", len(bad), bad[0].dir, bad[0].err),
+			Type: recordsUsable, Reason: reasonUnusable, Message: fmt.Sprintf("%d records cannot be used, among them %s: %v", len(bad), bad[0].dir, bad[0].err),
 		})
 	}
 	if !req.GetVerbose() {

@@ -121,7 +121,7 @@ func (s *Service) leftovers(alive map[string]keeper.State) ([]leftover, error) {
 	for _, rw := range s.layers.RWs() {
 		// In an adopted data root dockerd's containers have layers too.
 		_, err := s.containers.get(rw.ID)
-		_, aside := s.unusable.get(rw.ID)
+		_, aside := s.unusable.get(containerKind, rw.ID)
 		if err != nil && !aside && !exists(filepath.Join(s.opts.DataDir, "containers", rw.ID)) {
 			found = append(found, leftover{fileStage, "writable layer", rw.ID, func(ctx context.Context) error { return s.layers.Remove(ctx, rw.ID) }})
 		}

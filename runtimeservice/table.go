@@ -22,10 +22,16 @@ type object interface {
 	identity() string
 }
 
+// The kinds of objects.
+const (
+	podKind       = "pod"
+	containerKind = "container"
+)
+
 // table holds all objects of one kind by ID and by identity, and joins calls
 // that make the object of one identity. It is safe for concurrent use.
 type table[T object] struct {
-	kind string // "pod" or "container", for errors
+	kind string // podKind or containerKind, for errors
 	// journal hears of creations as making, such as "run pod"; nil is none.
 	journal *journal.Journal
 	making  string

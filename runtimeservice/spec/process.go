@@ -167,15 +167,22 @@ func (b *builder) annotations() error {
 	in := b.in
 	b.spec.Annotations = PodAnnotations(in.PodID, in.Pod)
 	b.spec.Annotations["io.kubernetes.cri.container-type"] = "container"
-	b.spec.Annotations["io.kubernetes.cri.container-name"] = in.Config.GetMetadata().GetName()
-	b.spec.Annotations["io.kubernetes.cri.image-name"] = imageName(in.Config.GetImage())
+	b.spec.Annotations[NameAnnotation] = in.Config.GetMetadata().GetName()
+	b.spec.Annotations[ImageAnnotation] = imageName(in.Config.GetImage())
 	return nil
 }
+
+// Annotations of an OCI specification that say which container it is of.
+const (
+	PodIDAnnotation = "io.kubernetes.cri.sandbox-id"
+	NameAnnotation  = "io.kubernetes.cri.container-name"
+	ImageAnnotation = "io.kubernetes.cri.image-name"
+)
 
 // PodAnnotations returns the annotations that are the same for all containers of a pod.
 func PodAnnotations(id string, pod *runtimeapi.PodSandboxConfig) map[string]string {
 	return map[string]string{
-		"io.kubernetes.cri.sandbox-id":        id,
+		PodIDAnnotation:                       id,
 		"io.kubernetes.cri.sandbox-name":      pod.GetMetadata().GetName(),
 		"io.kubernetes.cri.sandbox-namespace": pod.GetMetadata().GetNamespace(),
 		"io.kubernetes.cri.sandbox-uid":       pod.GetMetadata().GetUid(),

@@ -1,0 +1,194 @@
+package runtimeservice
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+)
+
+// reasonUnusable is the reason of conditions and statuses that report an unusable record.
+const reasonUnusable = "RecordUnusable"
+
+// unknownName stands for names that only the record has. CRI clients, crictl among them,
+// refuse statuses without names.
+const unknownName = "unknown"
+
+// unusable is a record that is there and cannot be used.
+type unusable struct {
+	kind string // podKind or containerKind
+	dir  string
+	id   string
+	err  error
+	// pod or container is the object, if its record can be read.
+	pod       *Pod
+	container *Container
+
+	place containerPlace // of a container, as far as it is known
+	op    *opLock        // held by the removal
+}
+
+// unusableFunc handles a record that cannot be loaded. Its error ends the loading.
+type unusableFunc func(ctx context.Context, u unusable) error
+
+// unusables are the records that the start could not use. Their processes are torn down.
+// The records and the writable layers stay on the disk until they are removed by ID. Lists
+// do not show them: the kubelet would act on half objects. The nil pointer has none. It is
+// safe for concurrent use.
+type unusables struct {
+	mu   sync.Mutex // guards byID
+	byID map[string]unusable
+}
+
+func newUnusables() *unusables { return &unusables{byID: map[string]unusable{}} }
+
+func (u *unusables) add(r unusable) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.byID[r.id] = r
+}
+
+func (u *unusables) remove(id string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	delete(u.byID, id)
+}
+
+// get finds the record of the kind by its ID or the start of it, which must be the start of
+// one ID only.
+func (u *unusables) get(kind, id string) (unusable, bool) {
+	if u == nil || id == "" {
+		return unusable{}, false
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if r, ok := u.byID[id]; ok {
+		return r, r.kind == kind
+	}
+	var found []unusable
+	for full, r := range u.byID {
+		if r.kind == kind && strings.HasPrefix(full, id) {
+			found = append(found, r)
+		}
+	}
+	if len(found) != 1 {
+		return unusable{}, false
+	}
+	return found[0], true
+}
+
+// instead is get for an ID that the table of usable objects does not have, by its error.
+func (u *unusables) instead(err error, kind, id string) (unusable, bool) {
+	if !errdefs.IsNotFound(err) {
+		return unusable{}, false
+	}
+	return u.get(kind, id)
+}
+
+// all returns the records, ordered by directory.
+func (u *unusables) all() []unusable {
+	if u == nil {
+		return nil
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return slices.SortedFunc(maps.Values(u.byID), func(a, b unusable) int { return cmp.Compare(a.dir, b.dir) })
+}
+
+// UnusableRecords counts the records that are there and cannot be used.
+func (s *Service) UnusableRecords() int { return len(s.unusable.all()) }
+
+// setAside moves a record that was never whole, which belongs to nothing that was shown
+// to anybody, out of the way, and keeps every other one for who can repair it. The sweep
+// deletes what was moved: a start does not wait for volumes with many files.
+func (s *Service) setAside(ctx context.Context, u unusable) error {
+	log := klog.FromContext(ctx)
+	if errors.Is(u.err, errNoRecord) {
+		log.Info("Removing what has no record", "directory", u.dir, "reason", u.err.Error())
+		if err := s.discard(u.dir); err != nil {
+			return fmt.Errorf("remove %s: %w", u.dir, err)
+		}
+		return nil
+	}
+	log.Error(u.err, "Record cannot be used: what lives by it is torn down, its files stay until it is removed", "record", u.dir)
+	u.op = newOpLock()
+	if u.kind == containerKind {
+		u.place = s.placeOf(u)
+	}
+	s.unusable.add(u)
+	return nil
+}
+
+// containerStatus is the container as far as it is known.
+func (u unusable) containerStatus(verbose bool) (*runtimeapi.ContainerStatusResponse, error) {
+	status := &runtimeapi.ContainerStatus{
+		Id: u.id, Metadata: &runtimeapi.ContainerMetadata{Name: either(u.place.name, unknownName)}, CreatedAt: u.writtenAt(),
+		Image: &runtimeapi.ImageSpec{Image: either(u.place.image, unknownName)}, ImageRef: either(u.place.image, unknownName),
+	}
+	if u.container != nil {
+		status = u.container.status()
+	}
+	status.State = runtimeapi.ContainerState_CONTAINER_UNKNOWN
+	status.Reason, status.Message = reasonUnusable, u.message()
+	resp := &runtimeapi.ContainerStatusResponse{Status: status}
+	var err error
+	if verbose {
+		resp.Info, err = u.info()
+	}
+	return resp, err
+}
+
+// podStatus is the pod as far as it is known. Only its verbose information has a place for
+// the reason.
+func (u unusable) podStatus(verbose bool) (*runtimeapi.PodSandboxStatusResponse, error) {
+	status := &runtimeapi.PodSandboxStatus{
+		Id: u.id, Metadata: &runtimeapi.PodSandboxMetadata{Name: unknownName, Namespace: unknownName, Uid: unknownName},
+		CreatedAt: u.writtenAt(), Network: &runtimeapi.PodSandboxNetworkStatus{},
+		Linux: &runtimeapi.LinuxPodSandboxStatus{Namespaces: &runtimeapi.Namespace{Options: &runtimeapi.NamespaceOption{}}},
+	}
+	if u.pod != nil {
+		status = u.pod.status()
+		status.Network = &runtimeapi.PodSandboxNetworkStatus{} // the start has detached it
+	}
+	status.State = runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+	resp := &runtimeapi.PodSandboxStatusResponse{Timestamp: time.Now().UnixNano(), Status: status}
+	var err error
+	if verbose {
+		resp.Info, err = u.info()
+	}
+	return resp, err
+}
+
+// writtenAt is when the record was written last, for the time of creation, which only the
+// record has.
+func (u unusable) writtenAt() int64 {
+	info, err := os.Lstat(filepath.Join(u.dir, recordFile))
+	if err != nil {
+		return time.Now().UnixNano() // clients refuse 0
+	}
+	return info.ModTime().UnixNano()
+}
+
+// message names the record and what is wrong with it.
+func (u unusable) message() string {
+	return fmt.Sprintf("record %s cannot be used: %v", filepath.Join(u.dir, recordFile), u.err)
+}
+
+func (u unusable) info() (map[string]string, error) {
+	info := map[string]any{"reason": reasonUnusable, "message": u.message()}
+	if u.kind == containerKind {
+		info["sandboxID"] = u.place.podID
+	}
+	return infoJSON(info)
+}
