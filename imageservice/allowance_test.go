@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/micarun/mica/internal/testregistry"
+	"github.com/micarun/mica/overlay"
 )
 
 // The header of a file of 200 MiB in a tar, and a MiB of zeros, by `xz -6` and by `bzip2 -9`.
@@ -166,7 +167,9 @@ func TestSlowFormatsCountForMore(t *testing.T) {
 		"xz":    join(fromBase64(xzHeader), bytes.Repeat(fromBase64(xzZeros), 200)),
 		"bzip2": join(fromBase64(bzip2Header), bytes.Repeat(fromBase64(bzip2Zeros), 200)),
 	} {
-		d, err := e.service.apply(t.Context(), bytes.NewReader(blob), e.layers.NewAllowance())
+		d, err := e.service.apply(t.Context(), bytes.NewReader(blob), layerArgs{
+			blob: ocispec.Descriptor{Size: int64(len(blob))}, allowances: []*overlay.Allowance{e.layers.NewAllowance()},
+		})
 		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "more work") {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -6,15 +6,17 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"io"
+	"math"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sync/semaphore"
 )
 
 // The same tar, with a file etc/content that holds "xz", by `xz -6`, by `xz` with a dictionary of 128 MiB, and by bzip2.
@@ -66,11 +68,11 @@ func skippableFrame(id uint32, size int) []byte {
 func join(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
 
 func decompressor() *Service {
-	return &Service{dictionaries: semaphore.NewWeighted(maxDictionaries)}
+	return &Service{dictionaries: newDictionaries()}
 }
 
 func (s *Service) decompressAll(ctx context.Context, blob []byte) ([]byte, error) {
-	t, err := s.decompress(ctx, bytes.NewReader(blob))
+	t, err := s.decompress(ctx, bytes.NewReader(blob), int64(len(blob)))
 	if err != nil {
 		return nil, err
 	}
@@ -148,26 +150,82 @@ func TestDecompressRefuses(t *testing.T) {
 	}
 }
 
-// Streams that need much memory wait for each other; those that do not go on.
+// Streams that need much memory wait for each other, also behind one that needs more than the limit of
+// all; those that need little go on.
 func TestDictionariesAreBounded(t *testing.T) {
-	s := decompressor()
-	wide := wideFrame(27, []byte("x"))
-	first, err := s.decompress(t.Context(), bytes.NewReader(wide))
-	if err != nil {
-		t.Fatal(err)
+	for _, log := range []byte{26, 27} {
+		s := decompressor()
+		first, err := s.decompress(t.Context(), bytes.NewReader(wideFrame(log, []byte("x"))), 100<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		if _, err := s.decompressAll(ctx, fromBase64(xzLayer)); err == nil || !strings.Contains(err.Error(), "wait for memory") {
+			t.Errorf("a second large dictionary: %v", err)
+		}
+		if _, err := s.decompressAll(t.Context(), zstdFrame([]byte("small"))); err != nil {
+			t.Error(err)
+		}
+		first.Close()
+		if _, err := s.decompressAll(t.Context(), fromBase64(xzLayer)); err != nil {
+			t.Error(err)
+		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	if _, err := s.decompressAll(ctx, fromBase64(xzLayer)); err == nil || !strings.Contains(err.Error(), "wait for memory") {
-		t.Errorf("a second large dictionary: %v", err)
+}
+
+// The memory for a window depends on the size of the blob, not only on its header.
+func TestWindowsGrowWithTheirBlobs(t *testing.T) {
+	for size, most := range map[int64]uint64{
+		0: 8 << 20, 100: 8 << 20, 64 << 10: 8 << 20, 256 << 10: 32 << 20, 1 << 20: 64 << 20, 10 << 20: 64 << 20, 11 << 20: 128 << 20, math.MaxInt64: 128 << 20,
+	} {
+		if got := mostWindow(size); got != most {
+			t.Errorf("a blob of %d bytes: %d, want %d", size, got, most)
+		}
 	}
-	if _, err := s.decompressAll(t.Context(), zstdFrame([]byte("small"))); err != nil {
-		t.Error(err)
+}
+
+// copies is content that comes twice, with zeros between them.
+func copies(apart int) []byte {
+	content := make([]byte, 64<<10)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(content)
+	return join(content, make([]byte, apart-len(content)), content)
+}
+
+// A stream with a larger window than its blob may use works if its content does not need that window.
+func TestNarrowedWindows(t *testing.T) {
+	near, far := copies(7<<20), copies(20<<20)
+	for name, frame := range map[string]func([]byte) []byte{
+		"unknown size":   func(data []byte) []byte { return wideZstd(data, false) },
+		"single segment": func(data []byte) []byte { return wideZstd(data, true) },
+	} {
+		got, err := decompressor().decompressAll(t.Context(), frame(near))
+		if err != nil || !bytes.Equal(got, near) {
+			t.Errorf("%s: %d bytes and %v, want %d", name, len(got), err, len(near))
+		}
+		_, err = decompressor().decompressAll(t.Context(), frame(far))
+		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "the window is limited to 8") {
+			t.Errorf("%s: a match beyond the limit: %v", name, err)
+		}
+		s, blob := decompressor(), frame(far)
+		tar, err := s.decompress(t.Context(), bytes.NewReader(blob), 100<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(tar); err != nil || !bytes.Equal(got, far) {
+			t.Errorf("%s: in a large blob: %d bytes and %v, want %d", name, len(got), err, len(far))
+		}
+		tar.Close()
 	}
-	first.Close()
-	if _, err := s.decompressAll(t.Context(), fromBase64(xzLayer)); err != nil {
-		t.Error(err)
+}
+
+// wideZstd compresses data with a window of 128 MiB, or with one as large as data.
+func wideZstd(data []byte, single bool) []byte {
+	o := []zstd.EOption{zstd.WithWindowSize(maxZstdWindow), zstd.WithEncoderLevel(zstd.SpeedDefault)}
+	if single {
+		return must(zstd.NewWriter(nil, append(o, zstd.WithSingleSegment(true))...)).EncodeAll(data, nil)
 	}
+	return zstdFrame(data, o...)
 }
 
 // Layers compressed with xz or bzip2, or by pzstd, are pulled as dockerd does, whatever their media type says.

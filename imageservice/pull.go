@@ -465,7 +465,7 @@ func (s *Service) extract(ctx context.Context, a layerArgs) (*overlay.Draft, err
 		pipe.finish(err)
 		downloaded <- err
 	}()
-	draft, err := s.apply(ctx, pipe, a.allowances[0])
+	draft, err := s.apply(ctx, pipe, a)
 	if isDiskError(err) {
 		cancel()
 	} else {
@@ -497,11 +497,11 @@ func isDiskError(err error) bool {
 	return false
 }
 
-func (s *Service) apply(ctx context.Context, blob io.Reader, image *overlay.Allowance) (*overlay.Draft, error) {
-	tar, err := s.decompress(ctx, blob)
+func (s *Service) apply(ctx context.Context, blob io.Reader, a layerArgs) (*overlay.Draft, error) {
+	tar, err := s.decompress(ctx, blob, a.blob.Size)
 	if err != nil {
 		return nil, err
 	}
 	defer tar.Close()
-	return s.layers.ApplyWithin(ctx, image, tar)
+	return s.layers.ApplyWithin(ctx, a.allowances[0], tar)
 }

@@ -14,7 +14,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/semaphore"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
@@ -39,8 +38,9 @@ type Service struct {
 	slots        *slots // layers in transfer, of all pulls
 	pulls        flights[Image, *pullProgress]
 	fetches      flights[*overlay.Draft, *layerProgress]
-	fetched      atomic.Int64        // bytes of layers
-	dictionaries *semaphore.Weighted // memory of the streams that need much
+	fetched      atomic.Int64  // bytes of layers
+	dictionaries *dictionaries // memory of the streams that need much
+	decoders     sync.Pool     // of *zstd.Decoder, for windows of plainZstdWindow
 	hostsSaid    saidOnce
 
 	commit sync.Mutex // orders commits of layers; taken before change
@@ -66,7 +66,7 @@ func Open(ctx context.Context, o Options, layers *overlay.Store) (*Service, erro
 		layers:       layers,
 		db:           imagedb{dir: filepath.Join(base, "imagedb")},
 		distribution: &distribution{dir: filepath.Join(base, "distribution")},
-		dictionaries: semaphore.NewWeighted(maxDictionaries),
+		dictionaries: newDictionaries(),
 		images:       make(map[digest.Digest]Image),
 		broken:       make(map[digest.Digest]unusable),
 	}

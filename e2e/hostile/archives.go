@@ -50,7 +50,9 @@ func Archives() []Archive {
 			prefix := pax("GNU.sparse.major", "1", "GNU.sparse.minor", "0", "GNU.sparse.realsize", fmt.Sprint(huge))
 			p.add(item{kind: tar.TypeReg, name: "checkpoint/pages-1.img", prefix: prefix, data: append([]byte("0\n"), make([]byte, block-2)...)}.bytes(), 1)
 		})},
-		{"zstd-window", true, func() []byte { return zstdZeros(item{kind: tar.TypeReg, name: "x", size: huge}.bytes(), 128<<20, 600) }},
+		{"zstd-window", true, func() []byte {
+			return zstdZeros(item{kind: tar.TypeReg, name: "x", size: huge}.bytes(), 128<<20, 600*16)
+		}},
 		{"pax-records", false, whole(func(p *packer) { p.addMember(paxRecord(1<<20-64, 6000)().data, 1) })},
 	}
 }

@@ -3,9 +3,12 @@ package hostile
 import (
 	"archive/tar"
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"strings"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // huge is the size of a file that is much larger than its blob.
@@ -20,13 +23,18 @@ func streams() []Image {
 		{Name: "gzip-after-the-end", build: layered(func() packed { return (&packer{}).add(make([]byte, 16<<20), 600).whole() })},
 		{Name: "gzip-empty-members", Quick: true, build: layered(emptyMembers)},
 		{Name: "gzip-long-name", build: layered(longGzipName)},
-		{Name: "zstd-10gb", build: layered(func() packed { return packed{zstdZeros(begin, 128<<20, 600), unhashed()} })},
-		{Name: "zstd-300gb", build: layered(func() packed { return packed{zstdZeros(begin, 8<<20, 18_000), unhashed()} })},
-		{Name: "zstd-window-512mb", build: layered(func() packed { return packed{zstdZeros(begin, 512<<20, 600), unhashed()} })},
-		{Name: "zstd-window-2gb", build: layered(func() packed { return packed{zstdZeros(begin, 2<<30, 600), unhashed()} })},
+		{Name: "zstd-10gb", build: layered(func() packed { return packed{zstdZeros(begin, 128<<20, 600*16), unhashed()} })},
+		{Name: "zstd-300gb", build: layered(func() packed { return packed{zstdZeros(begin, 8<<20, 18_000*16), unhashed()} })},
+		{Name: "zstd-window-512mb", build: layered(func() packed { return packed{zstdZeros(begin, 512<<20, 600*16), unhashed()} })},
+		{Name: "zstd-window-2gb", build: layered(func() packed { return packed{zstdZeros(begin, 2<<30, 600*16), unhashed()} })},
 		{Name: "zstd-empty-frames", build: layered(emptyFrames)},
 		{Name: "zstd-skipped-frames", build: layered(skippedFrames)},
-		{Name: "zstd-windows-in-parallel", build: manyWindows},
+		{Name: "zstd-windows-in-parallel", build: windows(append(times(10, zeroLayer{mebibytes: 144, window: 128 << 20, padding: 600 << 10}),
+			times(40, zeroLayer{mebibytes: 16, window: 8 << 20})...)...)},
+		{Name: "zstd-windows-beside-a-large-one", build: windows(append(times(1, zeroLayer{mebibytes: 1 << 10, window: 128 << 20, padding: 9500 << 10}),
+			times(60, zeroLayer{mebibytes: 16, window: 8 << 20})...)...)},
+		{Name: "zstd-windows-of-tiny-layers", build: windows(times(450, zeroLayer{mebibytes: 1, window: 128 << 20, padding: 16 << 10})...)},
+		{Name: "zstd-windows-of-small-layers", build: windows(times(120, zeroLayer{mebibytes: 16, window: 128 << 20, padding: 80 << 10})...)},
 	}
 }
 
@@ -56,14 +64,14 @@ var (
 	skippable = []byte{0x50, 0x2a, 0x4d, 0x18}
 )
 
-// zstdZeros is a frame with the window that begins with data and goes on with times × 16 MiB of zeros.
-func zstdZeros(data []byte, window, times int) []byte {
+// zstdZeros is a frame with the window that begins with data and goes on with some MiB of zeros.
+func zstdZeros(data []byte, window, mebibytes int) []byte {
 	out := bytes.NewBuffer(zstdHeader(window))
 	out.Write(zstdBlock(0, len(data), false))
 	out.Write(data)
 	// A block of type 1 is one byte and how often it comes, at most 128 KiB.
 	zeros := append(zstdBlock(1, 128<<10, false), 0)
-	for range times * 128 {
+	for range mebibytes * 8 {
 		out.Write(zeros)
 	}
 	out.Write(zstdBlock(0, 0, true))
@@ -108,16 +116,44 @@ func skippedFrames() packed {
 	return packed{out, hashed().add(plain, 1).whole().diffID}
 }
 
-// manyWindows has layers that each want a large window and fill it.
-func manyWindows(p *parts) error {
-	for n := range 40 {
-		// No two layers are the same blob.
-		file := item{kind: tar.TypeReg, name: fmt.Sprintf("zeros%d", n), size: 256 << 20}
-		l := packed{zstdZeros(file.bytes(), 128<<20, 16), unhashed()}
-		l.data = append(l.data, zstdFrame(make([]byte, 2*block), 1<<10)...)
-		if err := p.layer(l); err != nil {
-			return err
-		}
+// zeroLayer is a zstd layer with a file of zeros that fills a window.
+type zeroLayer struct {
+	mebibytes, window int
+	padding           int // bytes of the blob that decoders skip
+}
+
+func times(n int, l zeroLayer) []zeroLayer {
+	list := make([]zeroLayer, n)
+	for i := range list {
+		list[i] = l
 	}
-	return nil
+	return list
+}
+
+// windows has layers that each want a window at the same time. No two are the same blob.
+func windows(list ...zeroLayer) func(*parts) error {
+	return func(p *parts) error {
+		for i, l := range list {
+			if err := p.layer(l.pack(fmt.Sprintf("zeros%d", i))); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+func (l zeroLayer) pack(name string) packed {
+	begin := item{kind: tar.TypeReg, name: name, size: int64(l.mebibytes) << 20}.bytes()
+	end := make([]byte, 2*block)
+	sum := sha256.New()
+	sum.Write(begin)
+	zeros := make([]byte, 1<<20)
+	for range l.mebibytes {
+		sum.Write(zeros)
+	}
+	sum.Write(end)
+	out := append(zstdZeros(begin, l.window, l.mebibytes), zstdFrame(end, 1<<10)...)
+	out = append(out, skippable...)
+	out = binary.LittleEndian.AppendUint32(out, uint32(l.padding))
+	return packed{append(out, make([]byte, l.padding)...), digest.NewDigest(digest.SHA256, sum)}
 }
