@@ -35,7 +35,7 @@ const (
 // smaller window than it asks for. Only a match that goes further back is an error.
 const (
 	smallBlob       = 10 << 20 // bytes of the largest blob whose window is at most smallBlobWindow
-	smallBlobWindow = 64 << 20
+	smallBlobWindow = 48 << 20
 	windowRatio     = 128 // bytes of window for each byte of a blob, beyond plainZstdWindow
 )
 
