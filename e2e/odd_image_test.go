@@ -161,6 +161,7 @@ func TestOddVolumes(t *testing.T) {
 	}{
 		"root": {map[string]struct{}{"/..": {}}, `volume "/.." of the image`},
 		"proc": {map[string]struct{}{"/proc": {}}, `volume "/proc" of the image`},
+		"dev":  {map[string]struct{}{"/dev": {}}, `volume "/dev" of the image hides device files`},
 		"many": {many, "1000 volumes of the image, the limit is 128"},
 	} {
 		image := o.pull("volumes-"+name, ocispec.ImageConfig{Volumes: test.volumes, Env: []string{"PATH=/bin"}}, nil)

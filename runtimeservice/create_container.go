@@ -66,7 +66,7 @@ func (s *Service) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 			return nil, fmt.Errorf("create container %q in pod %s: %w", cfg.GetMetadata().GetName(), pod.ID, err)
 		}
 		defer from.close(ctx)
-		if err := spec.ValidateImage(from.img.Config.Config); err != nil {
+		if err := spec.ValidateImage(from.img.Config.Config, cfg.GetMounts()); err != nil {
 			return nil, fmt.Errorf("create container %q in pod %s of image %s: %w", cfg.GetMetadata().GetName(), pod.ID, from.img.ID, err)
 		}
 		return s.createContainer(ctx, pod, cfg, from)

@@ -7,27 +7,38 @@ import (
 	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // maxImageVolumes bounds the volumes of an image. Each needs a directory, a mount and a copy of the
 // image's content. Images have fewer than ten.
 const maxImageVolumes = 128
 
-// ValidateImage checks an image's environment and volumes. Call it before anything is made for a
-// container. Its errors are ErrInvalidArgument.
-func ValidateImage(image ocispec.ImageConfig) error {
+// ValidateImage checks an image's environment, and its volumes together with the mounts that the
+// request has. Call it before anything is made for a container. Its errors are ErrInvalidArgument.
+func ValidateImage(image ocispec.ImageConfig, mounts []*runtimeapi.Mount) error {
 	if err := validateImageEnv(image.Env); err != nil {
 		return err
 	}
-	_, err := ImageVolumes(image)
-	return err
+	volumes, err := ImageVolumes(image)
+	if err != nil {
+		return err
+	}
+	for _, needed := range []string{"/dev", "/dev/null"} {
+		covered := slices.ContainsFunc(mounts, func(m *runtimeapi.Mount) bool { return path.Clean(m.GetContainerPath()) == needed })
+		if slices.Contains(volumes, needed) && !covered {
+			// runc makes no device files in a /dev that is mounted, and needs /dev/null.
+			return invalid("volume %q of the image hides device files", needed)
+		}
+	}
+	return nil
 }
 
 // ImageVolumes returns the paths at which an image declares volumes, clean, absolute, sorted and
 // without duplicates. Relative paths are relative to the root; empty ones are ignored. It returns
 // ErrInvalidArgument for the root file system, /proc and paths below it, which cannot be volumes,
-// for more than 128 volumes, and for paths longer than 4096 bytes. /dev, /sys and paths below them
-// are allowed: systemd images declare /sys/fs/cgroup.
+// for more than 128 volumes, and for paths longer than 4096 bytes. /sys and paths below /sys and
+// /dev are allowed: systemd images declare /sys/fs/cgroup. ValidateImage refuses /dev.
 func ImageVolumes(image ocispec.ImageConfig) ([]string, error) {
 	if len(image.Volumes) > maxImageVolumes {
 		return nil, invalid("%d volumes of the image, the limit is %d", len(image.Volumes), maxImageVolumes)

@@ -20,7 +20,7 @@ func TestVolumesOfOddImages(t *testing.T) {
 	}{
 		{nil, nil, ""},
 		{[]string{"/data", "/data/", "data", "/x/../data"}, []string{"/data"}, ""},
-		{[]string{"relative/dir", "../../etc", "/sys/fs/cgroup", "/dev", "/sys"}, []string{"/dev", "/etc", "/relative/dir", "/sys", "/sys/fs/cgroup"}, ""},
+		{[]string{"relative/dir", "../../etc", "/sys/fs/cgroup", "/dev/shm", "/sys"}, []string{"/dev/shm", "/etc", "/relative/dir", "/sys", "/sys/fs/cgroup"}, ""},
 		{[]string{"", "/data"}, []string{"/data"}, ""},
 		{[]string{"/process"}, []string{"/process"}, ""},
 		{[]string{"/"}, nil, `volume "/" of the image is the root filesystem`},
@@ -43,8 +43,33 @@ func TestVolumesOfOddImages(t *testing.T) {
 		if c.says != "" && (!errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), c.says)) {
 			t.Errorf("%.5q: %v, want %q", c.volumes, err, c.says)
 		}
-		if verr := ValidateImage(image); fmt.Sprint(verr) != fmt.Sprint(err) {
+		if verr := ValidateImage(image, nil); fmt.Sprint(verr) != fmt.Sprint(err) {
 			t.Errorf("%.5q: ValidateImage = %v", c.volumes, verr)
+		}
+	}
+}
+
+// TestVolumeOverDevices holds that an image's volume at /dev, in which the OCI runtime makes no
+// device files, is refused unless the request mounts something there instead.
+func TestVolumeOverDevices(t *testing.T) {
+	devices := []*runtimeapi.Mount{{HostPath: "/dev", ContainerPath: "/dev/"}}
+	for _, c := range []struct {
+		volume string
+		mounts []*runtimeapi.Mount
+		says   string // "" if accepted
+	}{
+		{"/dev", nil, `volume "/dev" of the image hides device files`},
+		{"/x/../dev/", nil, `volume "/dev" of the image hides device files`},
+		{"dev", []*runtimeapi.Mount{{HostPath: "/srv", ContainerPath: "/dev/srv"}}, `volume "/dev" of the image hides device files`},
+		{"/dev/null", devices, `volume "/dev/null" of the image hides device files`},
+		{"/dev", devices, ""},
+		{"/dev/shm", nil, ""},
+		{"/devices", nil, ""},
+		{"/sys", nil, ""},
+	} {
+		err := ValidateImage(ocispec.ImageConfig{Volumes: map[string]struct{}{c.volume: {}}}, c.mounts)
+		if c.says == "" && err != nil || c.says != "" && (!errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), c.says)) {
+			t.Errorf("%s with mounts %v: %v, want %q", c.volume, c.mounts, err, c.says)
 		}
 	}
 }

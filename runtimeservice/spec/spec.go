@@ -34,7 +34,7 @@ func Container(in ContainerInput) (*specs.Spec, error) {
 	if err := ValidateContainer(in.Config, in.Pod); err != nil {
 		return nil, err
 	}
-	if err := ValidateImage(in.Image); err != nil {
+	if err := ValidateImage(in.Image, in.Config.GetMounts()); err != nil {
 		return nil, err
 	}
 	b := &builder{
