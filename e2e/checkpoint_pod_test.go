@@ -288,15 +288,17 @@ func TestRestorePodRefuses(t *testing.T) {
 	f.duoGoesOn(d)
 }
 
+// onlyPod waits until the pod and its two containers are all that there is: a new daemon removes
+// half-made pods while it serves.
 func (f *fixture) onlyPod(id string) {
 	f.t.Helper()
-	pods, err := f.Runtime.ListPodSandbox(f.ctx, nil)
-	f.no(err)
-	containers, err := f.Runtime.ListContainers(f.ctx, nil)
-	f.no(err)
-	if len(pods) != 1 || pods[0].Id != id || len(containers) != 2 {
-		f.t.Errorf("%d pods and %d containers are there", len(pods), len(containers))
-	}
+	f.eventually("only the first pod is there, with two containers", func() bool {
+		pods, err := f.Runtime.ListPodSandbox(f.ctx, nil)
+		f.no(err)
+		containers, err := f.Runtime.ListContainers(f.ctx, nil)
+		f.no(err)
+		return len(pods) == 1 && pods[0].Id == id && len(containers) == 2
+	})
 }
 
 // A CRIU that hangs keeps no container of the pod beyond the caller's deadline.

@@ -26,17 +26,17 @@ func NodeTests(dir, agnhost, source string) ([]testimage.Image, error) {
 	}
 	list := []testimage.Image{
 		{Names: []string{"pause:3.10.2"}, Layers: Pause().Layers, Config: Pause().Config},
-		{Names: []string{e2e + "busybox:1.37.0-1"}, Layers: dynamic("busybox"), Config: shell()},
+		{Names: []string{e2e + "busybox:1.37.0-2"}, Layers: dynamic("busybox"), Config: shell()},
 		{Names: []string{e2e + "busybox:1.36.1-1"}, Layers: dynamic("busybox-1.36"), Config: shell()},
 		{Names: []string{e2e + "nonroot:1.5"}, Layers: dynamic("nonroot"), Config: user("1234")},
 		{Names: []string{e2e + "ipc-utils:1.4"}, Layers: append(dynamic("ipc-utils"), testimage.Layer{Packages: []string{"util-linux"}}), Config: shell()},
-		{Names: []string{e2e + "nginx:1.15-4"}, Layers: append(nginx(80), mark("nginx-1.15")), Config: nginxConfig()},
-		{Names: []string{e2e + "nginx:1.27-0"}, Layers: append(nginx(80), mark("nginx-1.27")), Config: nginxConfig()},
+		{Names: []string{e2e + "nginx:1.27.0-2"}, Layers: append(nginx(80), mark("nginx-1.27")), Config: nginxConfig()},
+		{Names: []string{e2e + "nginx:1.28.0-2"}, Layers: append(nginx(80), mark("nginx-1.28")), Config: nginxConfig()},
 		{Names: []string{e2e + "nonewprivs:1.4"}, Layers: noNewPrivs(), Config: noNewPrivsConfig()},
-		{Names: []string{e2e + "glibc-dns-testing:2.0.0"}, Layers: debian(), Config: ocispec.ImageConfig{Env: []string{searchPath}, Cmd: []string{"bash"}}},
+		{Names: []string{e2e + "glibc-dns-testing:2.1.1"}, Layers: debian(), Config: ocispec.ImageConfig{Env: []string{searchPath}, Cmd: []string{"bash"}}},
 		{Names: []string{e2e + "kitten:1.8"}, Layers: append(dynamic("kitten"), kitten()), Config: shell()},
 	}
-	for _, version := range []string{"2.55", "2.63.0"} {
+	for _, version := range []string{"2.55", "2.66.1"} {
 		list = append(list, testimage.Image{
 			Names:  []string{e2e + "agnhost:" + version},
 			Layers: append(dynamic("agnhost"), agnhostTools(), agnhostProgram(agnhost, version, served)),
