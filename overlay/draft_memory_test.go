@@ -10,7 +10,7 @@ import (
 // decompressor is an input that holds a buffer.
 type decompressor struct {
 	bytes.Reader
-	buffer [1 << 20]byte
+	_ [1 << 20]byte // its buffer
 }
 
 // Received implements [Decompressed].
