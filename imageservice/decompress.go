@@ -316,6 +316,9 @@ type named struct {
 
 func (n named) Read(p []byte) (int, error) {
 	k, err := n.Reader.Read(p)
+	if errors.Is(err, zstd.ErrWindowSizeExceeded) {
+		err = fmt.Errorf("a later frame: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
 	if err != nil && err != io.EOF {
 		err = fmt.Errorf("decompress %s: %w", n.format, err)
 	}

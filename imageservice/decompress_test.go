@@ -185,6 +185,14 @@ func TestWindowsGrowWithTheirBlobs(t *testing.T) {
 	}
 }
 
+// A later frame whose window has no memory is refused as a fault of the layer.
+func TestWindowOfALaterFrame(t *testing.T) {
+	blob := join(zstdFrame([]byte("content")), wideFrame(26, []byte("content")))
+	if _, err := decompressor().decompressAll(t.Context(), blob); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "window size exceeded") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // copies is content that comes twice, with zeros between them.
 func copies(apart int) []byte {
 	content := make([]byte, 64<<10)

@@ -106,13 +106,13 @@ func emptyFrames() packed {
 	p.add(append(item{kind: tar.TypeReg, name: "f"}.bytes(), make([]byte, 2*block)...), 1)
 	plain := append(item{kind: tar.TypeReg, name: "f"}.bytes(), make([]byte, 2*block)...)
 	out := bytes.Repeat(zstdFrame(nil, 128<<20), 1_000_000)
-	return packed{append(out, zstdFrame(plain, 1<<10)...), p.whole().diffID}
+	return packed{append(out, zstdFrame(plain, 1<<12)...), p.whole().diffID}
 }
 
 func skippedFrames() packed {
 	plain := append(item{kind: tar.TypeReg, name: "f"}.bytes(), make([]byte, 2*block)...)
 	skipped := append(bytes.Clone(skippable), 0, 0, 0, 0)
-	out := append(zstdFrame(plain, 1<<10), bytes.Repeat(skipped, 1_200_000)...)
+	out := append(zstdFrame(plain, 1<<12), bytes.Repeat(skipped, 1_200_000)...)
 	return packed{out, hashed().add(plain, 1).whole().diffID}
 }
 
