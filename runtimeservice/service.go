@@ -203,13 +203,13 @@ func (s *Service) begin(ctx context.Context) error {
 	}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = cancel
-	// Recoveries wait for exits, and they do for their pods' plugins to have joined.
-	s.background.Go(func() { s.followExits(run) })
+	// Exits are reported to plugins, so these join first. The keeper's client keeps exits until then.
 	if err := s.startPlugins(ctx); err != nil {
 		cancel()
-		s.background.Wait()
 		return fmt.Errorf("open runtime service: %w", err)
 	}
+	// Recoveries wait for exits.
+	s.background.Go(func() { s.followExits(run) })
 	s.finishStart(run, todo, found)
 	return nil
 }
