@@ -96,7 +96,7 @@ func TestLogIsNotWrittenThroughLinks(t *testing.T) {
 			t.Errorf("a container with the log %s was started", path)
 		}
 	}
-	// A log that became a link since is not opened anew.
+	// A log that has become a link is not opened again.
 	c := f.containerConfig(busyboxImage, "sleep", "600")
 	id := f.start(p, c)
 	path := filepath.Join(config.LogDirectory, c.LogPath)

@@ -165,7 +165,7 @@ type unusable struct {
 	opaque bool
 }
 
-// leaveOut logs why an image cannot be used and finds out what of it stays.
+// leaveOut logs why an image cannot be used and finds out which of its layers stay.
 func (s *Service) leaveOut(ctx context.Context, id digest.Digest, reason error) unusable {
 	log := klog.FromContext(ctx)
 	if !errdefs.IsOutOfRange(reason) && !errdefs.IsInvalidArgument(reason) {

@@ -115,7 +115,7 @@ func TestSlotIsNotLostByCancellation(t *testing.T) {
 	})
 }
 
-// Names below one domain share, because whoever owns it can make any number of them.
+// Names below one domain share, because its owner can create any number of them.
 func TestSiteOfRegistries(t *testing.T) {
 	for registry, want := range map[string]string{
 		"docker.io": "docker.io", "a1.evil.example": "evil.example", "A2.evil.example:5000": "evil.example",
