@@ -17,6 +17,7 @@ import (
 	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/jsonfile"
 	"github.com/micarun/mica/internal/podlog"
+	"github.com/micarun/mica/runtimeservice/stats"
 )
 
 // Phase is where a container stands in its life. It is derived from the state.
@@ -135,7 +136,7 @@ type Container struct {
 	dir    string        // of the record and the state
 	op     *opLock       // held while it is created, started, released or removed
 	exited chan struct{} // closed once the state says Exited
-	usage  usage         // of resources, as last read
+	usage  stats.Sampler
 
 	// mounted and layers are the MountedImages and MountedLayers of the state
 	// that the container will have once it is created; guarded by op.

@@ -1,33 +1,37 @@
 package runtimeservice
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/overlay"
+	"github.com/micarun/mica/runtimeservice/stats"
 )
 
-// ContainerStats answers with what a container uses. Of one that has ended
-// only the writable layer is left. Errors: ErrNotFound, ErrInvalidArgument.
+// ContainerStats returns the resource usage of a container. After its exit that is only the writable
+// layer. Errors: ErrNotFound, ErrInvalidArgument.
 func (s *Service) ContainerStats(ctx context.Context, req *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
 	c, err := s.containers.get(req.GetContainerId())
 	if err != nil {
 		return nil, fmt.Errorf("container stats: %w", err)
 	}
-	stats, err := s.containerStats(ctx, c)
+	usage, err := s.containerStats(ctx, c)
 	if errdefs.IsNotFound(err) {
-		stats, err = s.endedStats(ctx, c)
+		usage, err = s.endedStats(ctx, c)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.ContainerStatsResponse{Stats: stats}, nil
+	return &runtimeapi.ContainerStatsResponse{Stats: usage}, nil
 }
 
-// containerStats reads a container that is created or runs. One that is not,
-// or ends meanwhile, is ErrNotFound.
+// containerStats reads the usage of a created or running container. It returns ErrNotFound for a
+// container in another phase, also if it exits meanwhile.
 func (s *Service) containerStats(ctx context.Context, c *Container) (*runtimeapi.ContainerStats, error) {
 	if err := s.alive(c); err != nil {
 		return nil, err
@@ -36,20 +40,17 @@ func (s *Service) containerStats(ctx context.Context, c *Container) (*runtimeapi
 	if err != nil {
 		return nil, s.unreadable(c, err)
 	}
-	stats, err := s.endedStats(ctx, c)
+	usage, err := s.endedStats(ctx, c)
 	if err != nil {
 		return nil, s.unreadable(c, err)
 	}
-	start := c.snapshot().Started
-	if start.IsZero() {
-		start = c.Created
-	}
-	stats.Cpu = cpuUsage(st, c.usage.rate(st.Time, st.CPU.Usage, start))
-	stats.Memory, stats.Swap, stats.Io = memoryUsage(st), swapUsage(st), ioUsage(st)
-	return stats, nil
+	start := cmp.Or(c.snapshot().Started, c.Created)
+	usage.Cpu = stats.CPU(st, c.usage.Rate(st.Time, st.CPU.Usage, start))
+	usage.Memory, usage.Swap, usage.Io = stats.Memory(st), stats.Swap(st), stats.IO(st)
+	return usage, nil
 }
 
-// endedStats is what can be told of a container without processes.
+// endedStats returns the usage of a container without processes.
 func (s *Service) endedStats(ctx context.Context, c *Container) (*runtimeapi.ContainerStats, error) {
 	layer, err := s.layerUsage(ctx, c)
 	if err != nil {
@@ -63,16 +64,16 @@ func (s *Service) endedStats(ctx context.Context, c *Container) (*runtimeapi.Con
 			Labels:      maps.Clone(cfg.GetLabels()),
 			Annotations: maps.Clone(cfg.GetAnnotations()),
 		},
-		WritableLayer: &runtimeapi.FilesystemUsage{
-			Timestamp:  layer.at.UnixNano(),
-			FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: s.opts.DataDir},
-			UsedBytes:  uint64Value(layer.usage.Bytes),
-			InodesUsed: uint64Value(layer.usage.Inodes),
-		},
+		WritableLayer: layer.Filesystem(s.opts.DataDir),
 	}, nil
 }
 
-// alive is ErrNotFound for a container without a cgroup.
+// layerUsage returns the size of the container's writable layer, measured some seconds ago.
+func (s *Service) layerUsage(ctx context.Context, c *Container) (stats.Layer, error) {
+	return c.usage.Layer(ctx, func(ctx context.Context) (overlay.Usage, error) { return s.layers.Usage(ctx, c.ID) })
+}
+
+// alive returns ErrNotFound for a container without a cgroup.
 func (s *Service) alive(c *Container) error {
 	switch c.phase() {
 	case Created, Running:
@@ -81,8 +82,8 @@ func (s *Service) alive(c *Container) error {
 	return fmt.Errorf("read usage of container %s: %s: %w", c.ID, c.phase(), errdefs.ErrNotFound)
 }
 
-// unreadable says why a container could not be read: ErrNotFound if it ended
-// meanwhile, whatever that made the reading stumble over.
+// unreadable converts the error of reading a container: to ErrNotFound if the container exited
+// meanwhile, because then cause is a consequence of the exit.
 func (s *Service) unreadable(c *Container, cause error) error {
 	if err := s.alive(c); err != nil {
 		return err

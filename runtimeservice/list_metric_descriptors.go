@@ -4,14 +4,11 @@ import (
 	"context"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/runtimeservice/stats"
 )
 
-// ListMetricDescriptors answers with every metric that ListPodSandboxMetrics
-// may have.
+// ListMetricDescriptors returns every metric that ListPodSandboxMetrics may contain.
 func (s *Service) ListMetricDescriptors(context.Context, *runtimeapi.ListMetricDescriptorsRequest) (*runtimeapi.ListMetricDescriptorsResponse, error) {
-	resp := &runtimeapi.ListMetricDescriptorsResponse{}
-	for _, f := range families() {
-		resp.Descriptors = append(resp.Descriptors, f.descriptor())
-	}
-	return resp, nil
+	return &runtimeapi.ListMetricDescriptorsResponse{Descriptors: stats.NewMetrics().Descriptors()}, nil
 }

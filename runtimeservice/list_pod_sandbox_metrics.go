@@ -4,14 +4,16 @@ import (
 	"context"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/runtimeservice/stats"
 )
 
-// podNetwork is the container label of a pod's network, which cAdvisor finds
-// at the pause container.
+// podNetwork is the container label of a pod's network. cAdvisor finds these counters at the pause
+// container.
 const podNetwork = "POD"
 
-// ListPodSandboxMetrics answers with the metrics of every ready pod and of its
-// containers that are created or run, the newest pod first.
+// ListPodSandboxMetrics returns the metrics of every ready pod and of its created and running
+// containers, newest pod first.
 func (s *Service) ListPodSandboxMetrics(ctx context.Context, _ *runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
 	run, err := s.newMetricsRun()
 	if err != nil {
@@ -24,21 +26,21 @@ func (s *Service) ListPodSandboxMetrics(ctx context.Context, _ *runtimeapi.ListP
 	return &runtimeapi.ListPodSandboxMetricsResponse{PodMetrics: metrics}, nil
 }
 
-// metricsRun is what the readings of one call have in common.
+// metricsRun is what the readings of one call share.
 type metricsRun struct {
 	s          *Service
-	families   []family
-	filesystem filesystem
+	metrics    stats.Metrics
+	filesystem stats.Filesystem
 }
 
 func (s *Service) newMetricsRun() (metricsRun, error) {
-	fs, err := readFilesystem(s.opts.DataDir)
-	return metricsRun{s: s, families: families(), filesystem: fs}, err
+	fs, err := stats.ReadFilesystem(s.opts.DataDir)
+	return metricsRun{s: s, metrics: stats.NewMetrics(), filesystem: fs}, err
 }
 
-// pod reads a ready pod. One that is not, or ends meanwhile, is ErrNotFound.
+// pod reads the metrics of a ready pod. It returns ErrNotFound for a pod that stops meanwhile.
 func (m metricsRun) pod(ctx context.Context, p *Pod) (*runtimeapi.PodSandboxMetrics, error) {
-	stats, err := m.s.cgroups.Stats(p.CgroupParent)
+	counters, err := m.s.cgroups.Stats(p.CgroupParent)
 	if err != nil {
 		return nil, unreadablePod(p, err)
 	}
@@ -47,24 +49,24 @@ func (m metricsRun) pod(ctx context.Context, p *Pod) (*runtimeapi.PodSandboxMetr
 		return nil, unreadablePod(p, err)
 	}
 	out := &runtimeapi.PodSandboxMetrics{PodSandboxId: p.ID}
-	whole := &reading{stats: &stats, limits: p.snapshot().Resources.Msg, created: p.Created, seen: stats.Time}
-	out.Metrics = whole.render(m.families, podLabels(p, "", ""))
-	wires := &reading{interfaces: interfaces}
-	out.Metrics = append(out.Metrics, wires.render(m.families, podLabels(p, p.ID, podNetwork))...)
+	whole := &stats.Reading{Stats: &counters, Limits: p.snapshot().Resources.Msg, Created: p.Created, Seen: counters.Time}
+	out.Metrics = m.metrics.Samples(whole, podLabels(p, "", ""))
+	wires := &stats.Reading{Interfaces: interfaces}
+	out.Metrics = append(out.Metrics, m.metrics.Samples(wires, podLabels(p, p.ID, podNetwork))...)
 	out.ContainerMetrics, err = gather(ctx, m.s.containersOf(p.ID), func(ctx context.Context, c *Container) (*runtimeapi.ContainerMetrics, error) {
 		return m.container(ctx, p, c)
 	})
 	return out, err
 }
 
-// container reads a container that is created or runs. One that is not, or
-// ends meanwhile, is ErrNotFound.
+// container reads the metrics of a created or running container. It returns ErrNotFound for one in
+// another phase, also if it exits meanwhile.
 func (m metricsRun) container(ctx context.Context, p *Pod, c *Container) (*runtimeapi.ContainerMetrics, error) {
 	if err := m.s.alive(c); err != nil {
 		return nil, err
 	}
 	path := m.s.containerCgroup(c)
-	stats, err := m.s.cgroups.Stats(path)
+	counters, err := m.s.cgroups.Stats(path)
 	if err != nil {
 		return nil, m.s.unreadable(c, err)
 	}
@@ -77,19 +79,24 @@ func (m metricsRun) container(ctx context.Context, p *Pod, c *Container) (*runti
 		return nil, m.s.unreadable(c, err)
 	}
 	st := c.snapshot()
-	r := &reading{
-		stats: &stats, limits: st.Resources.Msg, created: c.Created, started: st.Started, seen: stats.Time, leaf: true,
-		disk:      &diskReading{filesystem: m.filesystem, used: layer.usage.Bytes, at: layer.at},
-		processes: readProcesses(pids, st.Pid),
+	r := &stats.Reading{
+		Stats: &counters, Limits: st.Resources.Msg, Created: c.Created, Started: st.Started, Seen: counters.Time, Leaf: true,
+		Disk:      &stats.Disk{Filesystem: m.filesystem, Layer: layer},
+		Processes: stats.ReadProcesses(pids, st.Pid),
 	}
-	if r.limits == nil {
-		r.limits = &runtimeapi.LinuxContainerResources{} // the defaults
+	if r.Limits == nil {
+		r.Limits = &runtimeapi.LinuxContainerResources{} // the defaults
 	}
-	labels := []string{path, c.ID, c.image().GetImage(), c.config().GetMetadata().GetName(), p.meta().GetName(), p.meta().GetNamespace()}
-	return &runtimeapi.ContainerMetrics{ContainerId: c.ID, Metrics: r.render(m.families, labels)}, nil
+	labels := stats.Labels{
+		Cgroup: path, Name: c.ID, Image: c.image().GetImage(), Container: c.config().GetMetadata().GetName(),
+		Pod: p.meta().GetName(), Namespace: p.meta().GetNamespace(),
+	}
+	return &runtimeapi.ContainerMetrics{ContainerId: c.ID, Metrics: m.metrics.Samples(r, labels)}, nil
 }
 
-// podLabels are the values of baseLabels for the metrics of a whole pod.
-func podLabels(p *Pod, name, container string) []string {
-	return []string{p.CgroupParent, name, "", container, p.meta().GetName(), p.meta().GetNamespace()}
+// podLabels returns the labels of metrics of a whole pod.
+func podLabels(p *Pod, name, container string) stats.Labels {
+	return stats.Labels{
+		Cgroup: p.CgroupParent, Name: name, Container: container, Pod: p.meta().GetName(), Namespace: p.meta().GetNamespace(),
+	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/runtimeservice/stats"
 )
 
 // PodPhase is where a pod stands in its life.
@@ -72,7 +73,7 @@ type Pod struct {
 	// initOp is held while the init of the shared PID namespace is started;
 	// taken after a container's op, never with the pod's.
 	initOp *opLock
-	usage  usage // of resources, as last read
+	usage  stats.Sampler
 
 	mu    sync.Mutex // guards state; taken after op, never around I/O but the state file's
 	state PodState

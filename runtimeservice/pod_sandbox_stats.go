@@ -12,10 +12,11 @@ import (
 
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/runtimeservice/podns"
+	"github.com/micarun/mica/runtimeservice/stats"
 )
 
-// PodSandboxStats answers with what a pod and its containers use. Errors:
-// ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition (not ready).
+// PodSandboxStats returns the resource usage of a pod and its containers. Errors: ErrNotFound,
+// ErrInvalidArgument, ErrFailedPrecondition (not ready).
 func (s *Service) PodSandboxStats(ctx context.Context, req *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
 	p, err := s.pods.get(req.GetPodSandboxId())
 	if err != nil {
@@ -24,15 +25,15 @@ func (s *Service) PodSandboxStats(ctx context.Context, req *runtimeapi.PodSandbo
 	if err := p.require("read usage of", PodReady); err != nil {
 		return nil, err
 	}
-	stats, err := s.podStats(ctx, p)
+	usage, err := s.podStats(ctx, p)
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.PodSandboxStatsResponse{Stats: stats}, nil
+	return &runtimeapi.PodSandboxStatsResponse{Stats: usage}, nil
 }
 
-// podStats reads a ready pod. One that is not, or ends meanwhile, is
-// ErrNotFound.
+// podStats reads the usage of a ready pod. It returns ErrNotFound for a pod in another phase, also if
+// it stops meanwhile.
 func (s *Service) podStats(ctx context.Context, p *Pod) (*runtimeapi.PodSandboxStats, error) {
 	linux, err := s.linuxPodStats(ctx, p)
 	if err != nil {
@@ -60,24 +61,23 @@ func (s *Service) linuxPodStats(ctx context.Context, p *Pod) (*runtimeapi.LinuxP
 		return nil, err
 	}
 	out := &runtimeapi.LinuxPodSandboxStats{
-		Cpu:     cpuUsage(st, p.usage.rate(st.Time, st.CPU.Usage, p.Created)),
-		Memory:  memoryUsage(st),
-		Io:      ioUsage(st),
-		Process: &runtimeapi.ProcessUsage{Timestamp: st.Time.UnixNano(), ProcessCount: uint64Value(uint64(len(pids)))},
+		Cpu:     stats.CPU(st, p.usage.Rate(st.Time, st.CPU.Usage, p.Created)),
+		Memory:  stats.Memory(st),
+		Io:      stats.IO(st),
+		Process: stats.ProcessCount(st, pids),
 	}
-	if !p.hostNetwork() { // the node's network is no usage of the pod
+	if !p.hostNetwork() { // the node's network is not the pod's usage
 		counters, err := s.podInterfaces(p)
 		if err != nil {
 			return nil, err
 		}
-		out.Network = networkUsage(time.Now(), counters)
+		out.Network = stats.Network(time.Now(), counters)
 	}
 	out.Containers, err = gather(ctx, s.containersOf(p.ID), s.containerStats)
 	return out, err
 }
 
-// podInterfaces are the counters of the pod's own network, none for a pod on
-// the node's.
+// podInterfaces returns the counters of the pod's own network, none for a pod in the host network.
 func (s *Service) podInterfaces(p *Pod) ([]network.InterfaceStats, error) {
 	if p.hostNetwork() {
 		return nil, nil
@@ -85,8 +85,8 @@ func (s *Service) podInterfaces(p *Pod) ([]network.InterfaceStats, error) {
 	return network.Stats(filepath.Join(s.podStateDir(p.ID), podns.Net))
 }
 
-// unreadablePod says why a pod could not be read: ErrNotFound if it ended
-// meanwhile, whatever that made the reading stumble over.
+// unreadablePod converts the error of reading a pod: to ErrNotFound if the pod stopped meanwhile,
+// because then cause is a consequence of the stop.
 func unreadablePod(p *Pod, cause error) error {
 	if ph := p.snapshot().Phase; ph != PodReady {
 		return fmt.Errorf("read usage of pod %s: %s: %w", p.ID, ph, errdefs.ErrNotFound)

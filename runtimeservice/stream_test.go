@@ -8,29 +8,41 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/overlay"
 )
 
-// crowd is how many pods, of one container each, the streams are tested with, and
-// crowdLabel how many bytes of labels each of both has.
+// crowd is the number of pods, each with one container, in tests of streams. crowdLabel is the number
+// of bytes of labels that each pod and container has.
 const (
 	crowd      = 2000
 	crowdLabel = 16 << 10
 )
 
-// addCrowd adds the pods and their containers. They have a memory cgroup each
-// and nothing else that could be measured.
+// slowMeasurement stands for the measurement of a writable layer. It is so slow that its result is
+// reused for a minute, longer than the streams need.
+func slowMeasurement(context.Context) (overlay.Usage, error) {
+	time.Sleep(3 * time.Second)
+	return overlay.Usage{}, nil
+}
+
+// addCrowd adds the pods and their containers. Each container has a memory cgroup and a measured
+// writable layer, and nothing else that could be measured.
 func (m *measured) addCrowd() {
 	m.t.Helper()
 	dir := m.t.TempDir()
 	_, err := m.cgroups.EnsureParent(m.t.Context(), m.parent)
 	m.no(err)
 	labels := map[string]string{"large": strings.Repeat("x", crowdLabel)}
+	var measuring sync.WaitGroup
+	defer measuring.Wait()
 	for i := range crowd {
 		p := newPod(dir, PodRecord{ID: newID(), Created: time.Now()})
 		p.CgroupParent, err = m.cgroups.PodParent("", p.ID)
@@ -45,15 +57,14 @@ func (m *measured) addCrowd() {
 		c := newContainer(p.dir, ContainerRecord{ID: newID(), PodID: p.ID, Created: time.Now(), CgroupParent: p.CgroupParent})
 		c.Config.Msg = &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: fmt.Sprint(i)}, Labels: labels}
 		c.state = ContainerState{Ready: true, Started: time.Now()}
-		c.usage.layer = layerSample{at: time.Now(), took: time.Hour} // good for long
+		measuring.Go(func() { _, _ = c.usage.Layer(m.t.Context(), slowMeasurement) })
 		m.no(m.pods.add(p))
 		m.no(m.containers.add(c))
 		m.no(os.MkdirAll(m.cgroups.MemoryDir(m.containerCgroup(c)), 0o755))
 	}
 }
 
-// serve serves the service on a socket and returns a client that takes what gRPC
-// clients take by default.
+// serve serves the service on a socket and returns a client with gRPC's default message size.
 func (m *measured) serve() runtimeapi.RuntimeServiceClient {
 	m.t.Helper()
 	listener, err := net.Listen("unix", filepath.Join(m.t.TempDir(), "cri.sock"))
@@ -95,7 +106,7 @@ func each[T any](items []T, id func(T) string) []string {
 	return out
 }
 
-// streams are the streaming lists, each read to its end.
+// streams returns the streaming lists, each read to its end.
 func streams(ctx context.Context, client runtimeapi.RuntimeServiceClient) map[string]func() ([][]string, error) {
 	return map[string]func() ([][]string, error){
 		"StreamContainers": func() ([][]string, error) {
@@ -146,9 +157,8 @@ func streams(ctx context.Context, client runtimeapi.RuntimeServiceClient) map[st
 	}
 }
 
-// TestStreamsOfACrowd holds that every streaming list brings each of 2,000 pods or
-// containers with 16 KiB of labels once and then ends, in messages that a client
-// without any setting takes.
+// Every streaming list sends each of 2,000 pods or containers with 16 KiB of labels once and then
+// ends, in messages that a client with default settings accepts.
 func TestStreamsOfACrowd(t *testing.T) {
 	m := newMeasured(t)
 	m.addCrowd()
@@ -163,22 +173,22 @@ func TestStreamsOfACrowd(t *testing.T) {
 			for _, items := range messages {
 				for _, id := range items {
 					if seen[id] {
-						t.Errorf("%s came twice", id)
+						t.Errorf("%s was sent twice", id)
 					}
 					seen[id] = true
 				}
 			}
 			if len(seen) != crowd {
-				t.Errorf("%d items came, want %d", len(seen), crowd)
+				t.Errorf("%d items were sent, want %d", len(seen), crowd)
 			}
 			if len(messages) < crowd*crowdLabel/chunkBytes {
-				t.Errorf("%d items came in %d messages", len(seen), len(messages))
+				t.Errorf("%d items were sent in %d messages", len(seen), len(messages))
 			}
 		})
 	}
 }
 
-// TestStreamsOfNothing holds that a stream without items just ends.
+// A stream without items ends at once.
 func TestStreamsOfNothing(t *testing.T) {
 	m := newMeasured(t)
 	client := m.serve()

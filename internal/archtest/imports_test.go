@@ -70,6 +70,7 @@ func mayImport() []struct {
 		{"runtimeservice", []string{"imageservice", "network", "overlay", "runtimeservice/..."}},
 		{"runtimeservice/keeper", []string{"runtimeservice/keeper/..."}},
 		{"runtimeservice/keeper/server", []string{"runtimeservice/keeper/wire"}},
+		{"runtimeservice/stats", []string{"network", "overlay", "runtimeservice/cgroup"}},
 		{"runtimeservice/...", nil},
 		{"imageservice/...", []string{"overlay"}},
 		{"network/...", nil},

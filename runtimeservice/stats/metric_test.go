@@ -1,4 +1,4 @@
-package runtimeservice
+package stats
 
 import (
 	"fmt"
@@ -14,19 +14,22 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/network"
+	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/cgroup"
 )
 
-// fullReading has everything that can be read, in numbers that differ.
-func fullReading() *reading {
+type limits = runtimeapi.LinuxContainerResources
+
+// fullReading has every value, all different.
+func fullReading() *Reading {
 	pressure := func(some, full uint64) *cgroup.Pressure {
 		return &cgroup.Pressure{Some: cgroup.PressureLine{Total: some * 1e6}, Full: cgroup.PressureLine{Total: full * 1e6}}
 	}
 	swap, files := uint64(18), uint64(1024)
-	return &reading{
-		leaf: true, seen: time.Unix(300, 0), created: time.Unix(100, 0), started: time.Unix(200, 0),
-		limits: &limits{CpuQuota: 5000, CpuShares: 2, MemoryLimitInBytes: 77, MemorySwapLimitInBytes: 78},
-		stats: &cgroup.Stats{
+	return &Reading{
+		Leaf: true, Seen: time.Unix(300, 0), Created: time.Unix(100, 0), Started: time.Unix(200, 0),
+		Limits: &limits{CpuQuota: 5000, CpuShares: 2, MemoryLimitInBytes: 77, MemorySwapLimitInBytes: 78},
+		Stats: &cgroup.Stats{
 			CPU: cgroup.CPUStats{
 				Usage: 4_900_000_000, User: 3_100_000_000, System: 1_800_000_000, Periods: 10, ThrottledPeriods: 5,
 				ThrottledTime: 2_500_000_000, BurstPeriods: 6, BurstTime: 7_900_000_000, Pressure: pressure(11, 12),
@@ -40,13 +43,16 @@ func fullReading() *reading {
 			IO:         []cgroup.IOStats{{Major: 9999, Minor: 1, ReadBytes: 5120, WriteBytes: 1024, DiscardBytes: 46, ReadOps: 47, WriteOps: 48}},
 			IOPressure: pressure(33, 34),
 		},
-		disk:       &diskReading{filesystem: filesystem{device: "/dev/vda", bytes: 50, inodes: 51, inodesFree: 52}, used: 53, at: time.Unix(299, 0)},
-		processes:  &processReading{processes: 60, threads: 61, descriptors: 62, sockets: 63, maxOpenFiles: &files},
-		interfaces: []network.InterfaceStats{{Name: "eth0", RxBytes: 70, RxPackets: 71, RxDropped: 72, RxErrors: 73, TxBytes: 74, TxPackets: 75, TxDropped: 76, TxErrors: 77}},
+		Disk: &Disk{
+			Filesystem: Filesystem{device: "/dev/vda", bytes: 50, inodes: 51, inodesFree: 52},
+			Layer:      Layer{usage: overlay.Usage{Bytes: 53}, at: time.Unix(299, 0)},
+		},
+		Processes:  &Processes{processes: 60, threads: 61, descriptors: 62, sockets: 63, maxOpenFiles: &files},
+		Interfaces: []network.InterfaceStats{{Name: "eth0", RxBytes: 70, RxPackets: 71, RxDropped: 72, RxErrors: 73, TxBytes: 74, TxPackets: 75, TxDropped: 76, TxErrors: 77}},
 	}
 }
 
-// The names, own label keys, types and values, in cAdvisor's words.
+// The names, own label values, types and values, as cAdvisor exposes them.
 const wantMetrics = `
 container_blkio_device_usage_total{9999:1,9999,1,Discard} counter 46
 container_blkio_device_usage_total{9999:1,9999,1,Read} counter 5120
@@ -121,7 +127,7 @@ container_ulimits_soft{max_open_files} gauge 1024
 func lines(metrics []*runtimeapi.Metric) []string {
 	var out []string
 	for _, m := range metrics {
-		own := strings.Join(m.GetLabelValues()[len(baseLabels()):], ",")
+		own := strings.Join(m.GetLabelValues()[len(labelKeys()):], ",")
 		out = append(out, m.GetName()+"{"+own+"} "+strings.ToLower(m.GetMetricType().String())+" "+strconv.FormatUint(m.GetValue().GetValue(), 10))
 	}
 	slices.Sort(out)
@@ -129,8 +135,10 @@ func lines(metrics []*runtimeapi.Metric) []string {
 }
 
 func TestMetrics(t *testing.T) {
-	base := []string{"id", "name", "image", "container", "pod", "namespace"}
-	metrics := fullReading().render(families(), base)
+	base := []string{"/cgroup", "id", "image", "container", "pod", "namespace"}
+	metrics := NewMetrics().Samples(fullReading(), Labels{
+		Cgroup: "/cgroup", Name: "id", Image: "image", Container: "container", Pod: "pod", Namespace: "namespace",
+	})
 	got, want := lines(metrics), strings.Split(strings.TrimSpace(wantMetrics), "\n")
 	for _, line := range want {
 		if !slices.Contains(got, line) {
@@ -147,32 +155,28 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("%s: labels %v do not begin with %v", m.GetName(), m.GetLabelValues(), base)
 		}
 		if cached := m.GetName() == "container_fs_usage_bytes"; cached != (m.GetTimestamp() != 0) {
-			t.Errorf("%s: timestamp %d, want one for what was read before and 0 for the rest", m.GetName(), m.GetTimestamp())
+			t.Errorf("%s: timestamp %d, want one for a value from the cache and 0 for the rest", m.GetName(), m.GetTimestamp())
 		}
 	}
 }
 
-// A client makes a Prometheus metric of each, and one that does not fit its
-// descriptor, or stands there twice, spoils the whole answer.
+// A client makes a Prometheus metric of each. A metric that does not fit its descriptor, or appears
+// twice, makes the whole response unusable.
 func TestMetricsFitTheirDescriptors(t *testing.T) {
-	resp, err := (&Service{}).ListMetricDescriptors(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
 	keys := map[string]int{}
-	for _, d := range resp.GetDescriptors() {
+	for _, d := range NewMetrics().Descriptors() {
 		if _, double := keys[d.GetName()]; double || d.GetHelp() == "" {
-			t.Errorf("descriptor %s: stands there twice (%t) or says nothing", d.GetName(), double)
+			t.Errorf("descriptor %s: appears twice (%t) or has no help", d.GetName(), double)
 		}
 		keys[d.GetName()] = len(d.GetLabelKeys())
 	}
 	full := fullReading()
-	full.stats.IO = append(full.stats.IO, cgroup.IOStats{Major: 9999, Minor: 2})
+	full.Stats.IO = append(full.Stats.IO, cgroup.IOStats{Major: 9999, Minor: 2})
 	seen := map[string]bool{}
-	for _, m := range full.render(families(), baseLabels()) {
+	for _, m := range NewMetrics().Samples(full, Labels{}) {
 		id := m.GetName() + strings.Join(m.GetLabelValues(), "\x00")
 		if seen[id] {
-			t.Errorf("%s%v stands there twice", m.GetName(), m.GetLabelValues())
+			t.Errorf("%s%v appears twice", m.GetName(), m.GetLabelValues())
 		}
 		seen[id] = true
 		if n, ok := keys[m.GetName()]; !ok || n != len(m.GetLabelValues()) {
@@ -182,17 +186,17 @@ func TestMetricsFitTheirDescriptors(t *testing.T) {
 }
 
 func TestMetricsOfPartialReadings(t *testing.T) {
-	render := func(r *reading) []string { return lines(r.render(families(), baseLabels())) }
-	if got := render(&reading{}); len(got) != 0 {
+	render := func(r *Reading) []string { return lines(NewMetrics().Samples(r, Labels{})) }
+	if got := render(&Reading{}); len(got) != 0 {
 		t.Errorf("metrics of nothing = %v", got)
 	}
-	for _, line := range render(&reading{interfaces: fullReading().interfaces}) {
+	for _, line := range render(&Reading{Interfaces: fullReading().Interfaces}) {
 		if !strings.HasPrefix(line, "container_network_") {
 			t.Errorf("metrics of a network have %s", line)
 		}
 	}
 	// A pod's cgroup on a host without most controllers, and no limits.
-	whole := render(&reading{stats: &cgroup.Stats{}, created: time.Unix(100, 0), limits: &limits{CpuQuota: -1, MemoryLimitInBytes: -1}})
+	whole := render(&Reading{Stats: &cgroup.Stats{}, Created: time.Unix(100, 0), Limits: &limits{CpuQuota: -1, MemoryLimitInBytes: -1}})
 	for _, line := range []string{"container_start_time_seconds{} gauge 100", "container_spec_memory_limit_bytes{} gauge 0", "container_spec_cpu_shares{} gauge 1024"} {
 		if !slices.Contains(whole, line) {
 			t.Errorf("metrics of a bare pod lack %s: %v", line, whole)
@@ -206,22 +210,22 @@ func TestMetricsOfPartialReadings(t *testing.T) {
 		}
 	}
 	pod := fullReading()
-	pod.leaf = false
+	pod.Leaf = false
 	for _, line := range render(pod) {
 		if strings.Contains(line, "pgfault,container") {
-			t.Errorf("a pod's own page faults are not counted, but here is %s", line)
+			t.Errorf("page faults of a pod alone are not counted, got %s", line)
 		}
 	}
 }
 
 func TestReadProcesses(t *testing.T) {
-	before := readProcesses([]int{os.Getpid()}, os.Getpid())
+	before := ReadProcesses([]int{os.Getpid()}, os.Getpid())
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	got := readProcesses([]int{os.Getpid(), 1 << 30}, os.Getpid())
+	got := ReadProcesses([]int{os.Getpid(), 1 << 30}, os.Getpid())
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
@@ -236,28 +240,28 @@ func TestReadProcesses(t *testing.T) {
 	case got.maxOpenFiles == nil || *got.maxOpenFiles != limit.Cur:
 		t.Errorf("limit of open files = %v, want %d", got.maxOpenFiles, limit.Cur)
 	}
-	if gone := readProcesses(nil, 1<<30); gone.processes != 0 || gone.maxOpenFiles != nil {
-		t.Errorf("reading of a container that has gone = %+v", gone)
+	if gone := ReadProcesses(nil, 1<<30); gone.processes != 0 || gone.maxOpenFiles != nil {
+		t.Errorf("reading of an ended container = %+v", gone)
 	}
 }
 
 func TestReadFilesystem(t *testing.T) {
-	fs, err := readFilesystem(t.TempDir())
+	fs, err := ReadFilesystem(t.TempDir())
 	if err != nil || fs.device == "" || fs.bytes == 0 {
 		t.Errorf("file system of a directory = %+v, %v", fs, err)
 	}
-	proc, err := readFilesystem("/proc/self")
+	proc, err := ReadFilesystem("/proc/self")
 	if err != nil || proc.device != "proc" {
-		t.Errorf("device of /proc = %q, %v, want the mount that is nearest", proc.device, err)
+		t.Errorf("device of /proc = %q, %v, want the nearest mount", proc.device, err)
 	}
-	if _, err := readFilesystem("/nowhere"); err == nil {
-		t.Error("a directory that is absent has a file system")
+	if _, err := ReadFilesystem("/nowhere"); err == nil {
+		t.Error("a missing directory has a file system")
 	}
 }
 
 func TestDeviceName(t *testing.T) {
 	if got := deviceName(cgroup.IOStats{Major: 9999, Minor: 3}); got != "9999:3" {
-		t.Errorf("name of a device that is gone = %q, want its numbers", got)
+		t.Errorf("name of a removed device = %q, want its numbers", got)
 	}
 	entries, err := os.ReadDir("/sys/dev/block")
 	if err != nil || len(entries) == 0 {

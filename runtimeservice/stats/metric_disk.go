@@ -1,11 +1,10 @@
-package runtimeservice
+package stats
 
 import (
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
-	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -13,59 +12,58 @@ import (
 	"github.com/micarun/mica/runtimeservice/cgroup"
 )
 
-// diskReading is what a container's writable layer uses of its file system.
-type diskReading struct {
-	filesystem filesystem
-	used       uint64 // bytes
-	at         time.Time
+// Disk is a container's writable layer and its file system.
+type Disk struct {
+	Filesystem Filesystem
+	Layer      Layer
 }
 
-// filesystem is the one that the writable layers lie on.
-type filesystem struct {
+// Filesystem is a reading of a file system, from [ReadFilesystem].
+type Filesystem struct {
 	device                    string
 	bytes, inodes, inodesFree uint64
 }
 
-// readFilesystem measures the file system that dir lies on.
-func readFilesystem(dir string) (filesystem, error) {
+// ReadFilesystem measures the file system that contains dir. It may be called concurrently.
+func ReadFilesystem(dir string) (Filesystem, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
-		return filesystem{}, fmt.Errorf("measure file system of %s: %w", dir, err)
+		return Filesystem{}, fmt.Errorf("measure file system of %s: %w", dir, err)
 	}
 	mounts, err := mountinfo.GetMounts(mountinfo.ParentsFilter(dir))
 	if err != nil {
-		return filesystem{}, fmt.Errorf("find file system of %s: %w", dir, err)
+		return Filesystem{}, fmt.Errorf("find file system of %s: %w", dir, err)
 	}
 	var mount mountinfo.Info
 	for _, m := range mounts {
-		// Of mounts over each other the last one counts.
+		// The last of several mounts on one directory is the visible one.
 		if len(m.Mountpoint) >= len(mount.Mountpoint) {
 			mount = *m
 		}
 	}
-	return filesystem{
+	return Filesystem{
 		device: mount.Source, bytes: st.Blocks * uint64(st.Bsize), inodes: st.Files, inodesFree: st.Ffree,
 	}, nil
 }
 
 func diskFamilies() []family {
-	fs := func(f func(*diskReading) sample) func(*reading) []sample {
-		return func(r *reading) []sample {
-			if r.disk == nil {
+	fs := func(f func(*Disk) sample) func(*Reading) []sample {
+		return func(r *Reading) []sample {
+			if r.Disk == nil {
 				return nil
 			}
-			v := f(r.disk)
-			v.labels = []string{r.disk.filesystem.device}
+			v := f(r.Disk)
+			v.labels = []string{r.Disk.Filesystem.device}
 			return []sample{v}
 		}
 	}
-	io := func(f func(cgroup.IOStats) uint64) func(*reading) []sample {
-		return func(r *reading) []sample {
-			if r.stats == nil {
+	io := func(f func(cgroup.IOStats) uint64) func(*Reading) []sample {
+		return func(r *Reading) []sample {
+			if r.Stats == nil {
 				return nil
 			}
 			var out []sample
-			for _, d := range r.stats.IO {
+			for _, d := range r.Stats.IO {
 				out = append(out, sample{value: f(d), labels: []string{deviceName(d)}})
 			}
 			return out
@@ -74,13 +72,13 @@ func diskFamilies() []family {
 	const key = "device"
 	return []family{
 		gauge("container_fs_usage_bytes", "Size of the writable layer.",
-			fs(func(d *diskReading) sample { return sample{value: d.used, at: d.at} }), key),
-		gauge("container_fs_limit_bytes", "Size of the file system that the writable layer lies on.",
-			fs(func(d *diskReading) sample { return sample{value: d.filesystem.bytes} }), key),
-		gauge("container_fs_inodes_total", "Inodes of the file system that the writable layer lies on.",
-			fs(func(d *diskReading) sample { return sample{value: d.filesystem.inodes} }), key),
-		gauge("container_fs_inodes_free", "Free inodes of the file system that the writable layer lies on.",
-			fs(func(d *diskReading) sample { return sample{value: d.filesystem.inodesFree} }), key),
+			fs(func(d *Disk) sample { return sample{value: d.Layer.usage.Bytes, at: d.Layer.at} }), key),
+		gauge("container_fs_limit_bytes", "Size of the file system that contains the writable layer.",
+			fs(func(d *Disk) sample { return sample{value: d.Filesystem.bytes} }), key),
+		gauge("container_fs_inodes_total", "Inodes of the file system that contains the writable layer.",
+			fs(func(d *Disk) sample { return sample{value: d.Filesystem.inodes} }), key),
+		gauge("container_fs_inodes_free", "Free inodes of the file system that contains the writable layer.",
+			fs(func(d *Disk) sample { return sample{value: d.Filesystem.inodesFree} }), key),
 		counter("container_fs_reads_bytes_total", "Bytes read from the device.",
 			io(func(d cgroup.IOStats) uint64 { return d.ReadBytes }), key),
 		counter("container_fs_reads_total", "Reads from the device.",
@@ -94,12 +92,12 @@ func diskFamilies() []family {
 	}
 }
 
-func deviceSamples(r *reading) []sample {
-	if r.stats == nil {
+func deviceSamples(r *Reading) []sample {
+	if r.Stats == nil {
 		return nil
 	}
 	var out []sample
-	for _, d := range r.stats.IO {
+	for _, d := range r.Stats.IO {
 		name, major, minor := deviceName(d), strconv.FormatUint(d.Major, 10), strconv.FormatUint(d.Minor, 10)
 		out = append(out,
 			sample{value: d.ReadBytes, labels: []string{name, major, minor, "Read"}},
@@ -109,8 +107,8 @@ func deviceSamples(r *reading) []sample {
 	return out
 }
 
-// deviceName is the file of a block device, or its numbers if it has none any
-// more, so that two devices never get the same labels.
+// deviceName returns the device file of a block device. It returns the numbers if the file is
+// missing, so that two devices never have the same labels.
 func deviceName(d cgroup.IOStats) string {
 	numbers := fmt.Sprintf("%d:%d", d.Major, d.Minor)
 	link, err := os.Readlink(filepath.Join("/sys/dev/block", numbers))
