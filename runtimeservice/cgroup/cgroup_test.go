@@ -17,6 +17,9 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/sys/mountinfo"
+	"github.com/opencontainers/cgroups"
+	cgroupsv1 "github.com/opencontainers/cgroups/fs"
+	"github.com/opencontainers/cgroups/fs2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/micarun/mica/internal/patience"
@@ -24,7 +27,7 @@ import (
 
 // real returns a manager of this host and a cgroup path for this test, which the test's end
 // removes.
-func real(t *testing.T) (*Manager, string) {
+func real(t testing.TB) (*Manager, string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("cgroups need root")
@@ -473,21 +476,52 @@ func TestPaths(t *testing.T) {
 	}
 }
 
+// BenchmarkStats compares the reader with the library's, which reads about the same files.
 func BenchmarkStats(b *testing.B) {
-	mode, err := Detect()
-	if err != nil {
-		b.Skip(err)
+	m, path := real(b)
+	if _, err := m.EnsureParent(b.Context(), path); err != nil {
+		b.Fatal(err)
 	}
-	m, err := New(mode, Options{})
+	b.Run("mica", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := m.Stats(path); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("library", func(b *testing.B) {
+		library := libraryManager(b, m.mode, path)
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := library.GetStats(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// libraryManager returns the library's manager of a cgroup.
+func libraryManager(b *testing.B, mode Mode, path string) cgroups.Manager {
+	b.Helper()
+	config := &cgroups.Cgroup{Resources: &cgroups.Resources{}}
+	var library cgroups.Manager
+	var err error
+	if mode.V2 {
+		library, err = fs2.NewManager(config, mode.dir("", path))
+	} else {
+		paths := map[string]string{}
+		for _, controller := range []string{"cpuacct", "cpu", "memory", "pids", "blkio", "hugetlb"} {
+			if dir := mode.dir(controller, path); dir != "" {
+				paths[controller] = dir
+			}
+		}
+		library, err = cgroupsv1.NewManager(config, paths)
+	}
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := m.Stats("/"); err != nil {
-			b.Fatal(err)
-		}
-	}
+	return library
 }
 
 func TestUnitConfig(t *testing.T) {
