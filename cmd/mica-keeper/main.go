@@ -27,6 +27,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/micarun/mica/internal/descriptors"
 	"github.com/micarun/mica/internal/sdnotify"
 	"github.com/micarun/mica/internal/signals"
 	"github.com/micarun/mica/runtimeservice/keeper/server"
@@ -44,7 +45,7 @@ const umask = 0o022
 
 func main() {
 	unix.Umask(umask)
-	err := signals.RestoreInherited()
+	err := errors.Join(signals.RestoreInherited(), descriptors.RaiseLimit())
 	if err == nil {
 		err = run(os.Args[1:])
 	}

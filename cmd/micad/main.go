@@ -22,6 +22,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/config"
+	"github.com/micarun/mica/internal/descriptors"
 	"github.com/micarun/mica/internal/sdnotify"
 	"github.com/micarun/mica/internal/signals"
 	"github.com/micarun/mica/internal/version"
@@ -42,7 +43,7 @@ func main() {
 	// which then exit. The main thread cannot exit, so a namespace created on it would live as long
 	// as the daemon.
 	runtime.LockOSThread()
-	if err := signals.RestoreInherited(); err != nil {
+	if err := errors.Join(signals.RestoreInherited(), descriptors.RaiseLimit()); err != nil {
 		fmt.Fprintln(os.Stderr, "micad:", err)
 		os.Exit(exitFailed)
 	}
