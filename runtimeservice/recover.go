@@ -63,7 +63,7 @@ func (s *Service) recover(ctx context.Context) ([]recovery, []leftover, error) {
 		return nil, nil, err
 	}
 	if len(s.pods.all()) > 0 {
-		s.events.openGap(time.Now().Add(eventGap))
+		s.events.OpenGap()
 	}
 	// Containers first: a pod's tear-down waits for its containers' recoveries.
 	todo := append(settleAll(ctx, s.containers.all(), f, s.settleContainer), settleAll(ctx, s.pods.all(), f, s.settlePod)...)

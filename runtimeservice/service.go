@@ -22,6 +22,7 @@ import (
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/cgroup"
 	"github.com/micarun/mica/runtimeservice/checkpoint"
+	"github.com/micarun/mica/runtimeservice/events"
 	"github.com/micarun/mica/runtimeservice/hooks"
 	"github.com/micarun/mica/runtimeservice/keeper"
 	"github.com/micarun/mica/runtimeservice/nri"
@@ -159,7 +160,7 @@ type Service struct {
 	containers *table[*Container]
 	unusable   *unusables
 	recoveries *recoveries
-	events     *broadcaster
+	events     *events.Broadcaster
 	turns      *turns
 	// background counts goroutines that Close waits for.
 	background sync.WaitGroup
@@ -177,7 +178,7 @@ func Open(ctx context.Context, o Options, d Deps) (*Service, error) {
 		cgroups: d.Cgroups, host: d.Host, plugins: d.Plugins, injectCDI: d.InjectCDI, hooks: d.Hooks, settings: d.Settings,
 		journal: d.Journal, criu: checkpoint.NewCriu(o.Criu),
 		pods: newTable[*Pod](podKind), containers: newTable[*Container](containerKind), unusable: newUnusables(), recoveries: newRecoveries(),
-		events: newBroadcaster(), turns: newTurns(),
+		events: events.NewBroadcaster(), turns: newTurns(),
 	}
 	s.pods.journal, s.pods.making = d.Journal, "run pod"
 	s.containers.journal, s.containers.making = d.Journal, "create container"
@@ -251,7 +252,7 @@ func readBootID() (string, error) {
 // lets go of the keeper's events. Pods and containers go on.
 func (s *Service) Close(ctx context.Context) error {
 	s.stop()
-	s.events.close()
+	s.events.Close()
 	done := make(chan struct{})
 	go func() {
 		s.background.Wait()

@@ -1,12 +1,10 @@
 package runtimeservice
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
-	"strconv"
 	"testing"
 	"time"
 
@@ -16,6 +14,7 @@ import (
 
 	"github.com/micarun/mica/imageservice"
 	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/runtimeservice/events"
 	"github.com/micarun/mica/runtimeservice/keeper"
 )
 
@@ -106,14 +105,14 @@ func TestRequireNamesContainerAndPhase(t *testing.T) {
 }
 
 func TestExitOfAShortLivedContainerComesBeforeItsStart(t *testing.T) {
-	s := &Service{pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"), events: newBroadcaster()}
+	s := &Service{pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"), events: events.NewBroadcaster()}
 	pod := newPod(t.TempDir(), PodRecord{ID: "p1"})
 	pod.Config.Msg = &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "pod"}}
 	c := testContainer(t)
 	if err := errors.Join(s.pods.add(pod), s.containers.add(c)); err != nil {
 		t.Fatal(err)
 	}
-	sub, err := s.events.subscribe()
+	sub, err := s.events.Subscribe()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,10 +128,14 @@ func TestExitOfAShortLivedContainerComesBeforeItsStart(t *testing.T) {
 	if st.phase() != Exited || st.ExitCode != 0 || st.Reason != reasonCompleted || st.Started.IsZero() || st.Started.After(st.Finished) {
 		t.Errorf("state = %+v, want completed with code 0, started before it finished", st)
 	}
-	s.events.close()
+	s.events.Close()
 	var kinds []runtimeapi.ContainerEventType
-	for ev := range sub.queue {
+	err = sub.Forward(t.Context(), func(ev *runtimeapi.ContainerEventResponse) error {
 		kinds = append(kinds, ev.GetContainerEventType())
+		return nil
+	})
+	if !errors.Is(err, errdefs.ErrUnavailable) {
+		t.Errorf("end of the subscription = %v, want ErrUnavailable", err)
 	}
 	want := []runtimeapi.ContainerEventType{runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT}
 	if len(kinds) != 2 || kinds[0] != want[0] || kinds[1] != want[1] {
@@ -145,18 +148,18 @@ func TestExitOfAShortLivedContainerComesBeforeItsStart(t *testing.T) {
 	}
 }
 
-// TestExitThatNobodyHears holds that the state says so until somebody listens.
-func TestExitThatNobodyHears(t *testing.T) {
-	for name, heard := range map[string]bool{"nobody": false, "somebody": true} {
-		s := &Service{pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"), events: newBroadcaster()}
+// An exit event without a subscriber is recorded as Untold until a subscriber comes.
+func TestExitWithoutSubscriber(t *testing.T) {
+	for name, subscribed := range map[string]bool{"no subscriber": false, "a subscriber": true} {
+		s := &Service{pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"), events: events.NewBroadcaster()}
 		pod := newPod(t.TempDir(), PodRecord{ID: "p1"})
 		pod.Config.Msg = &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "pod"}}
 		c := testContainer(t)
 		if err := errors.Join(s.pods.add(pod), s.containers.add(c)); err != nil {
 			t.Fatal(err)
 		}
-		if heard {
-			if _, err := s.events.subscribe(); err != nil {
+		if subscribed {
+			if _, err := s.events.Subscribe(); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -165,40 +168,15 @@ func TestExitThatNobodyHears(t *testing.T) {
 			t.Fatal(err)
 		}
 		var onDisk ContainerState
-		if err := jsonfile.Read(filepath.Join(c.dir, stateFile), &onDisk); err != nil || onDisk.Untold == heard {
-			t.Errorf("%s listened: the state on disk says untold %t, %v", name, onDisk.Untold, err)
+		if err := jsonfile.Read(filepath.Join(c.dir, stateFile), &onDisk); err != nil || onDisk.Untold == subscribed {
+			t.Errorf("%s: the state on disk has Untold %t, %v", name, onDisk.Untold, err)
 		}
 		if err := s.forgetUntold(); err != nil {
 			t.Fatal(err)
 		}
 		if err := jsonfile.Read(filepath.Join(c.dir, stateFile), &onDisk); err != nil || c.snapshot().Untold {
-			t.Errorf("%s listened: untold still, %v", name, err)
+			t.Errorf("%s: still Untold, %v", name, err)
 		}
-	}
-}
-
-// TestStopFlushesEvents holds that a client gets what is queued for it when the
-// daemon stops, which ends the stream's context.
-func TestStopFlushesEvents(t *testing.T) {
-	s := &Service{containers: newTable[*Container]("container"), events: newBroadcaster()}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	sub, err := s.events.subscribe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range 3 {
-		if !s.events.publish(&runtimeapi.ContainerEventResponse{ContainerId: strconv.Itoa(i)}) {
-			t.Error("an event for a subscriber counts as unheard")
-		}
-	}
-	stream := &sent[runtimeapi.ContainerEventResponse]{ctx: ctx}
-	s.flush(sub, stream)
-	if len(stream.messages) != 3 {
-		t.Errorf("%d events were sent, want 3", len(stream.messages))
-	}
-	if s.events.publish(&runtimeapi.ContainerEventResponse{}) {
-		t.Error("an event counts as heard though nobody is left")
 	}
 }
 
@@ -216,71 +194,6 @@ func TestExitReason(t *testing.T) {
 			t.Errorf("exitReason(%+v) = %s, want %s", tc.exit, got, tc.want)
 		}
 	}
-}
-
-func TestLaggingSubscriberIsCutOff(t *testing.T) {
-	b := newBroadcaster()
-	slow, err := b.subscribe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for range eventBacklog + 1 {
-		b.publish(&runtimeapi.ContainerEventResponse{})
-	}
-	n := 0
-	for range slow.queue {
-		n++
-	}
-	if n != eventBacklog || !slow.lagged {
-		t.Errorf("slow subscriber got %d events, lagged %v; want %d and true", n, slow.lagged, eventBacklog)
-	}
-	if b.wanted() {
-		t.Error("a cut-off subscriber still counts")
-	}
-	b.close()
-	if _, err := b.subscribe(); !errors.Is(err, errdefs.ErrUnavailable) {
-		t.Errorf("subscribe after close = %v, want ErrUnavailable", err)
-	}
-}
-
-// TestGapIsToldOncePerSubscriber holds that every subscriber of the gap's time
-// gets what happened since it began, each event once and in order, and later
-// ones only what comes.
-func TestGapIsToldOncePerSubscriber(t *testing.T) {
-	b := newBroadcaster()
-	b.publish(&runtimeapi.ContainerEventResponse{ContainerId: "before"})
-	b.openGap(time.Now().Add(time.Hour))
-	for i := range eventBacklog + 2 {
-		b.publish(&runtimeapi.ContainerEventResponse{ContainerId: strconv.Itoa(i)})
-	}
-	for range 2 {
-		sub, err := b.subscribe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		b.publish(&runtimeapi.ContainerEventResponse{ContainerId: "live"})
-		b.cancel(sub)
-		var got []string
-		for ev := range sub.queue {
-			got = append(got, ev.ContainerId)
-		}
-		if len(got) != eventBacklog+1 || got[len(got)-1] != "live" {
-			t.Fatalf("%d events, the last %q; want %d and live", len(got), got[len(got)-1], eventBacklog+1)
-		}
-		if first, _ := strconv.Atoi(got[0]); first < 2 {
-			t.Errorf("the oldest event told is %s", got[0])
-		}
-	}
-	b.openGap(time.Now())
-	sub, err := b.subscribe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.publish(&runtimeapi.ContainerEventResponse{ContainerId: "after"})
-	if got := <-sub.queue; got.ContainerId != "after" || len(sub.queue) != 0 {
-		t.Errorf("after the gap a subscriber is told %q and %d more", got.ContainerId, len(sub.queue))
-	}
-	b.close()
 }
 
 func TestStopSignal(t *testing.T) {
