@@ -12,16 +12,21 @@ import (
 	"github.com/micarun/mica/runtimeservice/keeper/wire"
 )
 
-// Client speaks to one keeper. Its methods may be called concurrently.
+// Client sends requests to one keeper. Its methods may be called concurrently.
 //
-// Errors satisfy errdefs.IsNotFound for an unknown container,
-// errdefs.IsAlreadyExists for a taken ID, errdefs.IsFailedPrecondition for a
-// request that does not fit the container's state, errdefs.IsUnavailable when
-// the keeper died in the middle of a Create, Start, StartInit or Attach, and
-// context.DeadlineExceeded. All other requests are repeated with the next keeper.
+// Errors satisfy errdefs.IsNotFound for an unknown container, errdefs.IsAlreadyExists for an ID in
+// use, errdefs.IsInvalidArgument for a malformed argument, errdefs.IsFailedPrecondition for a
+// request that the container's state does not allow, errdefs.IsResourceExhausted if the keeper or
+// the daemon has no free file descriptor, errdefs.IsUnavailable while there is no keeper,
+// errdefs.IsInternal for a failure of the OCI runtime, and context.DeadlineExceeded or
+// context.Canceled.
 //
-// A request goes on in the keeper when its ctx ends before the answer. A
-// container whose Create was given up on is there until Delete.
+// If the keeper dies during a request, the Client repeats the request with the next keeper. Create,
+// Restore, Start and StartInit are the exception: once sent, they return an error that satisfies
+// errdefs.IsUnavailable.
+//
+// The keeper continues a request whose ctx ends before the answer. A container whose Create
+// returned early therefore exists until Delete.
 type Client struct {
 	o      Options
 	events *eventQueue
@@ -30,24 +35,27 @@ type Client struct {
 
 	mu       sync.Mutex // guards the rest
 	link     *link      // nil while there is no keeper
-	why      error      // there is none
+	why      error      // why link is nil
 	changed  chan struct{}
-	held     map[string]*custody
-	lacking  map[string]bool // containers whose copies found no free descriptor
+	held     map[string]*storedDescriptors
+	lacking  map[string]bool // containers of which the daemon lacked free descriptors to store copies
 	fetching bool            // fetchCopies runs
 	closed   bool
-	stopping bool          // Shutdown was asked for: do not look for another keeper
+	stopping bool          // Shutdown was requested: do not look for another keeper
 	grace    time.Duration // how long the last keeper's service manager has to start the next; 0 without one
 }
 
-// Connect dials the keeper of o.Dir and starts one, detached from the calling
-// process, if none answers. The Client goes on when the keeper dies: it starts
-// another. ctx bounds Connect only.
+// Connect dials the keeper of o.Dir. If none answers, it starts one that is detached from the
+// calling process. When the keeper dies, the Client starts another. ctx bounds Connect only.
+//
+// Connect fails with context.DeadlineExceeded after o.StartTimeout, and with errdefs.IsUnavailable
+// if the keeper ends meanwhile. A keeper of another protocol version, a socket of another user and
+// a Binary that cannot be run are plain errors.
 func Connect(ctx context.Context, o Options) (*Client, error) {
 	o = o.withDefaults()
 	c := &Client{
 		o: o, events: newEventQueue(), end: make(chan struct{}), done: make(chan struct{}),
-		changed: make(chan struct{}), held: map[string]*custody{}, lacking: map[string]bool{},
+		changed: make(chan struct{}), held: map[string]*storedDescriptors{}, lacking: map[string]bool{},
 	}
 	l, err := c.connect(ctx)
 	if err != nil {
@@ -68,8 +76,8 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// Close ends the connection and leaves the keeper and its containers running.
-// It closes the channel of Events.
+// Close ends the connection. The keeper and its containers continue to run. Close closes the
+// channel of Events; it always returns nil and may be called more than once.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	if c.closed {
@@ -93,19 +101,21 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// Events delivers every exit, also of containers that ended before Connect
-// and were not deleted. There is one channel per Client; it is closed by
-// Close. Events wait in memory for a slow reader.
+// Events returns the channel of exits, one per Client. It delivers the exit of every container that
+// is not deleted, including exits before Connect. Events for a slow reader are queued in memory,
+// without a limit. Close closes the channel.
 func (c *Client) Events() <-chan Event { return c.events.out }
 
-// Create makes the keeper run the runtime's create for one container and
-// returns the pid of its init. A failed Create leaves nothing behind; its
-// error carries the runtime's own message.
+// Create makes the keeper run the runtime's create for one container. It returns the process ID of
+// the container's init, in the keeper's PID namespace. A failed Create leaves nothing behind.
+//
+// The error satisfies errdefs.IsAlreadyExists if the ID is in use. With errdefs.IsInternal, its
+// text is the runtime's own message.
 func (c *Client) Create(ctx context.Context, a CreateArgs) (pid int, err error) {
 	if a.Timeout <= 0 {
 		a.Timeout = time.Minute
 	}
-	// The keeper needs its time to clean up after a runtime that hung.
+	// After a.Timeout, the keeper needs time to clean up after a runtime that hangs.
 	ctx, cancel := bounded(ctx, 2*a.Timeout+30*time.Second)
 	defer cancel()
 	var out wire.Created
@@ -113,9 +123,8 @@ func (c *Client) Create(ctx context.Context, a CreateArgs) (pid int, err error) 
 	return out.Pid, err
 }
 
-// Restore makes the keeper run the runtime's restore for one container, which
-// then runs, and returns the pid of its first process. Otherwise it is like
-// Create.
+// Restore makes the keeper run the runtime's restore for one container. The container runs when
+// Restore returns; otherwise Restore is like Create.
 func (c *Client) Restore(ctx context.Context, a RestoreArgs) (pid int, err error) {
 	if a.Timeout <= 0 {
 		a.Timeout = time.Minute
@@ -127,8 +136,9 @@ func (c *Client) Restore(ctx context.Context, a RestoreArgs) (pid int, err error
 	return out.Pid, err
 }
 
-// StartInit starts mica-init as pid 1 of a new PID namespace. It is then
-// listed, killed and deleted like a container.
+// StartInit starts mica-init as pid 1 of a new PID namespace and returns its process ID in the
+// keeper's PID namespace. List, Kill and Delete treat it like a container. Errors are those of
+// Create.
 func (c *Client) StartInit(ctx context.Context, a InitArgs) (pid int, err error) {
 	ctx, cancel := bounded(ctx, c.o.RequestTimeout)
 	defer cancel()
@@ -137,25 +147,25 @@ func (c *Client) StartInit(ctx context.Context, a InitArgs) (pid int, err error)
 	return out.Pid, err
 }
 
-// Start runs the runtime's start. A process that is killed just then counts as
-// started; its exit tells.
+// Start runs the runtime's start. If something kills the process during Start, Start returns nil
+// and the exit is an Event. The error satisfies errdefs.IsFailedPrecondition if the process has
+// exited before, and errdefs.IsInternal if the runtime's start fails.
 func (c *Client) Start(ctx context.Context, id string) error {
 	ctx, cancel := bounded(ctx, c.o.RequestTimeout)
 	defer cancel()
 	return c.once(ctx, wire.OpStart, wire.Target{ID: id}, nil)
 }
 
-// Kill sends sig to the container's init by its pidfd, or with all to every
-// process of the container by the runtime's kill --all. It is no error if the
-// container has ended.
+// Kill sends sig to the container's init through its pidfd. With all, the keeper runs the runtime's
+// kill --all, which signals every process of the container. A container that has ended is not an
+// error; an unknown one is errdefs.IsNotFound.
 func (c *Client) Kill(ctx context.Context, id string, sig syscall.Signal, all bool) error {
 	return c.again(ctx, wire.OpKill, wire.Kill{ID: id, Signal: int(sig), All: all}, nil)
 }
 
-// Delete kills the container if it runs, runs the runtime's delete --force and
-// makes the keeper forget the container, its descriptors and its exit record.
-// The exit of a container that Delete has killed is still an Event. Unknown
-// containers are no error.
+// Delete kills the container if it runs and runs the runtime's delete --force. Then the keeper
+// closes the container's descriptors and removes its exit record. If Delete killed the container,
+// its exit is still an Event. An unknown container is not an error.
 func (c *Client) Delete(ctx context.Context, id string) error {
 	if err := c.again(ctx, wire.OpDelete, wire.Target{ID: id}, nil); err != nil {
 		return err
@@ -164,25 +174,27 @@ func (c *Client) Delete(ctx context.Context, id string) error {
 	return nil
 }
 
-// ReopenLog opens the container's LogPath anew: lines that the container
-// writes after the return go to the new file, none is lost or doubled.
+// ReopenLog makes the keeper open the container's LogPath again. Output written after ReopenLog
+// returns goes to the new file; no line is lost or duplicated. The error satisfies
+// errdefs.IsFailedPrecondition if the container has ended.
 func (c *Client) ReopenLog(ctx context.Context, id string) error {
 	return c.again(ctx, wire.OpReopen, wire.Target{ID: id}, nil)
 }
 
-// Flush returns when what the container had written before is in its log.
-// A keeper of an older build answers that it does not know the request
-// (errdefs.IsInvalidArgument).
+// Flush returns when everything that the container had written before the call is in its log. The
+// error satisfies errdefs.IsFailedPrecondition if the container has ended, and
+// errdefs.IsInvalidArgument if the keeper is of an older build, which has no such request.
 func (c *Client) Flush(ctx context.Context, id string) error {
 	return c.again(ctx, wire.OpFlush, wire.Target{ID: id}, nil)
 }
 
-// Resize sets the size of the container's terminal in characters.
+// Resize sets the size of the container's terminal: w columns, h rows. The error satisfies
+// errdefs.IsFailedPrecondition if the container has no terminal or has ended.
 func (c *Client) Resize(ctx context.Context, id string, w, h uint16) error {
 	return c.again(ctx, wire.OpResize, wire.Resize{ID: id, Width: w, Height: h}, nil)
 }
 
-// Get returns one container's state.
+// Get returns one container's state, or an error that satisfies errdefs.IsNotFound.
 func (c *Client) Get(ctx context.Context, id string) (State, error) {
 	var out wire.State
 	if err := c.again(ctx, wire.OpGet, wire.Target{ID: id}, &out); err != nil {
@@ -191,7 +203,7 @@ func (c *Client) Get(ctx context.Context, id string) (State, error) {
 	return state(out), nil
 }
 
-// List returns every container that was created and not deleted, by ID.
+// List returns the state of every container that was created and not deleted, ordered by ID.
 func (c *Client) List(ctx context.Context) ([]State, error) {
 	var states []State
 	after := ""
@@ -210,7 +222,8 @@ func (c *Client) List(ctx context.Context) ([]State, error) {
 	}
 }
 
-// Attach connects to the streams of a running container.
+// Attach connects to the streams of a running container. The caller must close the Attachment. The
+// error satisfies errdefs.IsFailedPrecondition if the container has ended.
 func (c *Client) Attach(ctx context.Context, id string, a AttachArgs) (*Attachment, error) {
 	ctx, cancel := bounded(ctx, c.o.RequestTimeout)
 	defer cancel()
@@ -232,8 +245,7 @@ func (c *Client) Attach(ctx context.Context, id string, a AttachArgs) (*Attachme
 	return out, nil
 }
 
-// attach asks the next keeper if the one asked dies: an attachment does not
-// outlive its keeper anyway.
+// attach retries with the next keeper if the keeper dies: attachments end with their keeper anyway.
 func (c *Client) attach(ctx context.Context, a wire.Attach) (fds wire.FDs, err error) {
 	err = c.until(ctx, errLost, func(l *link) error {
 		_, fds, err = l.call(ctx, wire.OpAttach, a, nil)
@@ -251,7 +263,7 @@ func state(s wire.State) State {
 	return out
 }
 
-// bounded gives ctx a deadline if it has none.
+// bounded returns ctx with a deadline: its own, or d from now.
 func bounded(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 	if _, ok := ctx.Deadline(); ok {
 		return context.WithCancel(ctx)
@@ -259,20 +271,19 @@ func bounded(ctx context.Context, d time.Duration) (context.Context, context.Can
 	return context.WithTimeout(ctx, d)
 }
 
-// once makes a request that is repeated only if no keeper has seen it.
+// once sends a request, and repeats it only if no keeper received it.
 func (c *Client) once(ctx context.Context, op string, body, out any) error {
 	return c.until(ctx, errUnsent, func(l *link) error { return c.on(ctx, l, op, body, out) })
 }
 
-// again makes a request, and makes it of the next keeper if the one asked
-// dies.
+// again sends a request, and repeats it with the next keeper if the keeper dies.
 func (c *Client) again(ctx context.Context, op string, body, out any) error {
 	ctx, cancel := bounded(ctx, c.o.RequestTimeout)
 	defer cancel()
 	return c.until(ctx, errLost, func(l *link) error { return c.on(ctx, l, op, body, out) })
 }
 
-// until repeats f with the next link as long as it fails by retry and ctx lasts.
+// until calls f with the current link, and again with the next one while f's error is retry.
 func (c *Client) until(ctx context.Context, retry error, f func(*link) error) error {
 	for {
 		if err := ctx.Err(); err != nil {
@@ -300,7 +311,7 @@ func (c *Client) on(ctx context.Context, l *link, op string, body, out any) erro
 	return m.Into(out)
 }
 
-// asError gives an error from the wire its errdefs sentinel.
+// asError adds the errdefs sentinel to an error from the wire.
 func asError(err error) error {
 	var e *wire.Error
 	if err == nil || !errors.As(err, &e) {
@@ -325,7 +336,7 @@ func asError(err error) error {
 	return &coded{e.Text, errdefs.ErrInternal}
 }
 
-// coded is a text of the keeper's with the meaning that errors.Is finds.
+// coded is an error text from the keeper. It unwraps to the matching errdefs sentinel.
 type coded struct {
 	text string
 	is   error
@@ -334,9 +345,8 @@ type coded struct {
 func (e *coded) Error() string { return e.text }
 func (e *coded) Unwrap() error { return e.is }
 
-// errUnsent says that the request did not reach a keeper.
+// errUnsent means that no keeper received the request.
 var errUnsent = errors.New("request was not sent")
 
-// errLost says that the keeper died, or the connection broke, before the
-// answer.
+// errLost means that the keeper died, or the connection broke, before the answer.
 var errLost = fmt.Errorf("connection to the keeper was lost: %w", errdefs.ErrUnavailable)

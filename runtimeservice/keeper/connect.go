@@ -18,8 +18,7 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// connect finds or starts the keeper, hands back to it what an earlier one
-// has lost, and brings it up to date.
+// connect finds or starts a keeper, returns the stored descriptors to it and upgrades it.
 func (c *Client) connect(ctx context.Context) (*link, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.o.StartTimeout)
 	defer cancel()
@@ -51,13 +50,12 @@ func (c *Client) connect(ctx context.Context) (*link, error) {
 	return l, nil
 }
 
-// managerGrace is how long a dead keeper's service manager has to start the next
-// one, which then runs where its administrator looks for it.
+// managerGrace is how long the client waits for the service manager of a dead keeper to start the
+// next one. After that, the client starts a keeper itself, outside the service manager.
 const managerGrace = 5 * time.Second
 
-// dialOrStart dials until a keeper answers or ctx ends, starting one whenever
-// there is none and nobody else is about to. Of several that are started at a time
-// one gets the lock.
+// dialOrStart dials until a keeper answers or ctx ends. It starts a keeper if none answers, unless
+// a service manager is about to. Of several keepers started at once, the lock admits one.
 func (c *Client) dialOrStart(ctx context.Context) (*wire.Conn, error) {
 	pause := time.Millisecond
 	c.mu.Lock()
@@ -81,16 +79,16 @@ func (c *Client) dialOrStart(ctx context.Context) (*wire.Conn, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("connect to keeper of %s: %w", c.o.Dir, errors.Join(ctx.Err(), err))
+			return nil, fmt.Errorf("connect to keeper in %s: %w", c.o.Dir, errors.Join(ctx.Err(), err))
 		case <-c.end:
-			return nil, fmt.Errorf("connect to keeper of %s: client is closed", c.o.Dir)
+			return nil, fmt.Errorf("connect to keeper in %s: client is closed", c.o.Dir)
 		case <-time.After(pause):
 			pause = min(2*pause, 250*time.Millisecond)
 		}
 	}
 }
 
-// startKeeper runs "mica-keeper start", which returns when the keeper serves.
+// startKeeper runs "mica-keeper start", which returns once the keeper accepts connections.
 func (c *Client) startKeeper(ctx context.Context) error {
 	dir, err := filepath.Abs(c.o.Dir)
 	if err != nil {
@@ -109,7 +107,7 @@ func (c *Client) startKeeper(ctx context.Context) error {
 	return nil
 }
 
-// keeperEnv leaves out what a service manager has meant for the daemon alone.
+// keeperEnv removes the variables that a service manager set for the daemon only.
 func keeperEnv(env []string) []string {
 	var out []string
 	for _, kv := range env {
@@ -123,8 +121,8 @@ func keeperEnv(env []string) []string {
 	return out
 }
 
-// upgrade makes a keeper of another program file re-execute ours. A keeper
-// that cannot goes on as it is: the protocol has been agreed on.
+// upgrade makes a keeper of another build execute o.Binary in place. A failure is logged only: the
+// protocol versions already agree.
 func (c *Client) upgrade(ctx context.Context, l *link) {
 	if c.o.NoUpgrade {
 		return
@@ -138,13 +136,13 @@ func (c *Client) upgrade(ctx context.Context, l *link) {
 		_, _, err = l.call(ctx, wire.OpUpgrade, wire.Upgrade{Binary: binary}, nil)
 	}
 	if err != nil {
-		klog.FromContext(ctx).Error(err, "Keeper stays at its older program", "dir", c.o.Dir, "pid", l.hello.Pid)
+		klog.FromContext(ctx).Error(err, "Cannot upgrade the keeper in place", "dir", c.o.Dir, "pid", l.hello.Pid)
 		return
 	}
-	klog.FromContext(ctx).Info("Keeper was upgraded in place", "dir", c.o.Dir, "pid", l.hello.Pid)
+	klog.FromContext(ctx).Info("Upgraded the keeper in place", "dir", c.o.Dir, "pid", l.hello.Pid)
 }
 
-// run keeps a link until Close.
+// run replaces a lost link until Close.
 func (c *Client) run(l *link) {
 	defer close(c.done)
 	for {
@@ -155,7 +153,7 @@ func (c *Client) run(l *link) {
 	}
 }
 
-// relink looks for a keeper until there is one; nil when the client is closed.
+// relink connects until a keeper answers. It returns nil once the client is closed.
 func (c *Client) relink() *link {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -179,7 +177,7 @@ func (c *Client) relink() *link {
 		if err == nil {
 			return l
 		}
-		klog.Background().Error(err, "No keeper", "dir", c.o.Dir)
+		klog.Background().Error(err, "Connecting to the keeper failed", "dir", c.o.Dir)
 		c.mu.Lock()
 		c.why = err
 		c.mu.Unlock()
@@ -191,7 +189,7 @@ func (c *Client) relink() *link {
 	}
 }
 
-// current returns the link, waiting for one while the keeper is replaced.
+// current returns the link. While the keeper is being replaced, it waits.
 func (c *Client) current(ctx context.Context) (*link, error) {
 	for {
 		c.mu.Lock()
@@ -199,7 +197,7 @@ func (c *Client) current(ctx context.Context) (*link, error) {
 		closed := c.closed
 		c.mu.Unlock()
 		if closed {
-			return nil, fmt.Errorf("keeper client is closed: %w", errdefs.ErrUnavailable)
+			return nil, fmt.Errorf("the keeper client is closed: %w", errdefs.ErrUnavailable)
 		}
 		if l != nil && !l.isLost() {
 			return l, nil
@@ -207,10 +205,10 @@ func (c *Client) current(ctx context.Context) (*link, error) {
 		select {
 		case <-changed:
 		case <-c.done:
-			return nil, fmt.Errorf("keeper client has ended: %w", errdefs.ErrUnavailable)
-		case <-time.After(20 * time.Millisecond): // the link is lost, run has not seen it yet
+			return nil, fmt.Errorf("the keeper client is closed or was shut down: %w", errdefs.ErrUnavailable)
+		case <-time.After(20 * time.Millisecond): // run has not noticed yet that the link is lost
 		case <-ctx.Done():
-			err := fmt.Errorf("wait for a keeper: %w: %w", ctx.Err(), errdefs.ErrUnavailable)
+			err := fmt.Errorf("wait for the keeper: %w: %w", ctx.Err(), errdefs.ErrUnavailable)
 			if why != nil {
 				err = fmt.Errorf("%w: %v", err, why)
 			}
@@ -225,9 +223,9 @@ func (l *link) isLost() bool {
 	return l.lost
 }
 
-// Shutdown ends the keeper and waits until its process is gone. It fails with
-// FailedPrecondition while the keeper has containers, exited ones included,
-// that were not deleted. After a successful Shutdown only Close is of use.
+// Shutdown ends the keeper and waits until its process has exited. The error satisfies
+// errdefs.IsFailedPrecondition while the keeper has containers, including ended ones, that were not
+// deleted. After a successful Shutdown, only Close may be called.
 func (c *Client) Shutdown(ctx context.Context) error {
 	ctx, cancel := bounded(ctx, c.o.RequestTimeout)
 	defer cancel()
@@ -261,7 +259,8 @@ func (c *Client) setStopping(yes bool) {
 	c.stopping = yes
 }
 
-// waitReadable waits for the death of the process of a pidfd.
+// waitReadable waits until the process of pidfd has ended, or returns os.ErrDeadlineExceeded when
+// ctx ends.
 func waitReadable(ctx context.Context, pidfd *os.File) error {
 	defer context.AfterFunc(ctx, func() { _ = pidfd.SetReadDeadline(time.Unix(1, 0)) })()
 	raw, err := pidfd.SyscallConn()

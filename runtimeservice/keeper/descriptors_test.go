@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lowestFree is the lowest number that is no descriptor of the process.
+// lowestFree returns the lowest free descriptor number of the process.
 func lowestFree(t *testing.T, pid int) uint64 {
 	t.Helper()
 	for n := uint64(0); ; n++ {
@@ -24,7 +24,8 @@ func lowestFree(t *testing.T, pid int) uint64 {
 	}
 }
 
-// limitDescriptors leaves the process free numbers for more descriptors.
+// limitDescriptors lowers the soft limit of the process so that free descriptors remain. raise
+// restores it.
 func limitDescriptors(t *testing.T, pid, free int) (raise func()) {
 	t.Helper()
 	var old unix.Rlimit
@@ -32,7 +33,7 @@ func limitDescriptors(t *testing.T, pid, free int) (raise func()) {
 		t.Fatal(err)
 	}
 	if old.Cur != old.Max {
-		t.Errorf("process %d may have %d descriptors, its hard limit is %d", pid, old.Cur, old.Max)
+		t.Errorf("process %d has soft limit %d, below its hard limit %d", pid, old.Cur, old.Max)
 	}
 	low := unix.Rlimit{Cur: lowestFree(t, pid) + uint64(free), Max: old.Max}
 	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &low, nil); err != nil {
@@ -46,7 +47,7 @@ func limitDescriptors(t *testing.T, pid, free int) (raise func()) {
 	}
 }
 
-// sameLink fails unless the client still has the connection l.
+// sameLink fails the test unless the client still uses connection l.
 func (n *node) sameLink(l *link) {
 	n.t.Helper()
 	if now, err := n.client.current(n.t.Context()); err != nil || now != l {
@@ -54,21 +55,21 @@ func (n *node) sameLink(l *link) {
 	}
 }
 
-// exhausted fails unless err names the limit of the process.
+// exhausted fails the test unless err is ResourceExhausted and names the limit of process.
 func exhausted(t *testing.T, err error, process string) {
 	t.Helper()
 	if !errdefs.IsResourceExhausted(err) {
-		t.Fatalf("error = %v, want one of exhausted resources", err)
+		t.Fatalf("error = %v, want ResourceExhausted", err)
 	}
 	for _, part := range []string{"too many open files", process, "LimitNOFILE", "descriptors open"} {
 		if !strings.Contains(err.Error(), part) {
-			t.Errorf("error %q does not have %q", err, part)
+			t.Errorf("error %q does not contain %q", err, part)
 		}
 	}
 }
 
-// talker runs a container that writes "one", and "two" after a line of input, and
-// returns its log and its input.
+// talker runs a container that prints "one", and "two" after a line of input. It returns the
+// container's log and its stdin.
 func (n *node) talker() (id, logPath string, input io.Writer) {
 	n.t.Helper()
 	a := n.args(n.newID(), spec{script: "echo one; read x; echo two; exit 7"})
@@ -88,7 +89,7 @@ func TestKeeperWithoutDescriptorsNamesItsLimit(t *testing.T) {
 	}
 	pid := n.keeperPid()
 	process := fmt.Sprintf("mica-keeper (process %d)", pid)
-	const most = 40 // more than a creation takes
+	const most = 40 // more than a Create needs
 	before, refused := descriptors(t, pid), 0
 	for free := range most {
 		a := n.args(n.newID(), spec{script: "true", tty: free%2 == 1})
@@ -107,7 +108,7 @@ func TestKeeperWithoutDescriptorsNamesItsLimit(t *testing.T) {
 			}
 		}
 		raise()
-		// The keeper may have closed some that it still had open before.
+		// The keeper may since have closed descriptors that were still open at the first count.
 		now := descriptors(t, pid)
 		if now > before {
 			t.Fatalf("with %d free descriptors, a failed Create leaves %d", free, now-before)
@@ -115,7 +116,7 @@ func TestKeeperWithoutDescriptorsNamesItsLimit(t *testing.T) {
 		before = now
 	}
 	if refused < 5 || refused == most {
-		t.Errorf("%d creations were refused", refused)
+		t.Errorf("%d calls of Create failed", refused)
 	}
 }
 
@@ -177,8 +178,8 @@ func TestKeeperWithoutDescriptorsGoesOn(t *testing.T) {
 	}
 }
 
-// The daemon gets copies late where the keeper, or the daemon itself, could not make
-// them at once, and they serve the next keeper.
+// If keeper or daemon lack descriptors for copies, the keeper sends the copies later, and the next
+// keeper can use them.
 func TestCopiesComeWhenDescriptorsAreFree(t *testing.T) {
 	for name, whose := range map[string]func(*node) (pid, free int){
 		"keeper": func(n *node) (int, int) { return n.keeperPid(), 2 },
@@ -194,7 +195,7 @@ func TestCopiesComeWhenDescriptorsAreFree(t *testing.T) {
 			n.client.release(id)
 			pid, free := whose(n)
 			raise := limitDescriptors(t, pid, free)
-			err = n.client.ReopenLog(t.Context(), id) // after which the keeper gives copies
+			err = n.client.ReopenLog(t.Context(), id) // makes the keeper send copies again
 			if name == "daemon" && err == nil {
 				_, err := n.client.Attach(t.Context(), id, AttachArgs{Stdout: true})
 				exhausted(t, err, fmt.Sprintf("micad (process %d)", pid))
@@ -206,7 +207,7 @@ func TestCopiesComeWhenDescriptorsAreFree(t *testing.T) {
 				t.Fatalf("ReopenLog: %v", err)
 			}
 			if held != 0 {
-				t.Fatalf("%d copies without descriptors: the test is wrong", held)
+				t.Fatalf("%d copies were stored although no descriptor was free: the test is wrong", held)
 			}
 			eventually(t, "copies", func() bool { return copiesOf(n.client, id) > 0 })
 			n.sameLink(l)
@@ -223,8 +224,8 @@ func TestCopiesComeWhenDescriptorsAreFree(t *testing.T) {
 			if lines := readLog(t, logPath); len(lines) != 1 || lines[0].text != "one" {
 				t.Errorf("log = %v", lines)
 			}
-			if log := n.keeperLog(); strings.Contains(log, "died with keeper and daemon") {
-				t.Errorf("the next keeper has no streams:\n%s", log)
+			if log := n.keeperLog(); strings.Contains(log, "were lost with keeper and daemon") {
+				t.Errorf("the next keeper did not get the streams:\n%s", log)
 			}
 		})
 	}

@@ -2,23 +2,23 @@ package keeper
 
 import "sync"
 
-// eventQueue delivers each container's exit once, whatever the keeper repeats,
-// and never makes the reader of the connection wait.
+// eventQueue delivers each container's exit once, although keepers may report it several times. The
+// goroutine that receives from the keeper never waits for the reader of out.
 type eventQueue struct {
 	out  chan Event
 	stop chan struct{}
 	done chan struct{}
 	wake chan struct{}
 
-	mu    sync.Mutex // guards the rest
-	queue []Event
-	told  map[string]bool
+	mu       sync.Mutex // guards the rest
+	queue    []Event
+	reported map[string]bool
 }
 
 func newEventQueue() *eventQueue {
 	q := &eventQueue{
 		out: make(chan Event), stop: make(chan struct{}), done: make(chan struct{}),
-		wake: make(chan struct{}, 1), told: map[string]bool{},
+		wake: make(chan struct{}, 1), reported: map[string]bool{},
 	}
 	go q.run()
 	return q
@@ -33,10 +33,10 @@ func (q *eventQueue) close() {
 func (q *eventQueue) put(e Event) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.told[e.ID] {
+	if q.reported[e.ID] {
 		return
 	}
-	q.told[e.ID] = true
+	q.reported[e.ID] = true
 	q.queue = append(q.queue, e)
 	select {
 	case q.wake <- struct{}{}:
@@ -44,11 +44,11 @@ func (q *eventQueue) put(e Event) {
 	}
 }
 
-// forget allows another container of this ID.
+// forget allows the exit of another container with this ID.
 func (q *eventQueue) forget(id string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	delete(q.told, id)
+	delete(q.reported, id)
 }
 
 func (q *eventQueue) take() []Event {

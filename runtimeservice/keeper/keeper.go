@@ -1,31 +1,29 @@
-// Package keeper is the daemon's side of mica-keeper: the one process per
-// node that is the parent of every container, holds its stdio, writes its CRI
-// log and records its exit.
+// Package keeper is the daemon's client for mica-keeper. One mica-keeper runs per node. It is the
+// parent of every container, holds the container's stdio, writes the CRI log and records the exit.
 //
-// The package finds the keeper of a state directory, starts one if none
-// answers, and speaks to it over a unix seqpacket socket (package wire). It
-// holds copies of every container's descriptors for the keeper; when the
-// keeper dies, the [Client] starts another and hands the copies back, without
-// its callers noticing more than a delay. The server itself is package
-// server, which this package does not import.
+// [Connect] finds the keeper of a state directory and starts one if none answers. Client and keeper
+// exchange messages over a unix seqpacket socket (package wire). The [Client] stores copies of
+// every container's descriptors. When the keeper dies, the Client starts another one and sends the
+// copies to it; callers notice only a delay. Package server is the keeper itself. This package does
+// not import it.
 //
-// It is not a container runtime (it makes the keeper run one) and it knows
-// nothing of pods, images or CRI records. What a container's end means is the
-// caller's to decide.
+// This package is not a container runtime: the keeper runs one. It has no notion of pods, images or
+// CRI records. The caller decides what follows from a container's exit.
 //
-// On disk, all below Options.Dir, which belongs on a tmpfs:
+// Files, all in Options.Dir, which should be on a tmpfs:
 //
 //	lock                 flock of the running keeper
 //	keeper.sock          its socket, mode 0600
-//	keeper.log           what it has to say
-//	<id>/container.json  what a new keeper must know of a container
+//	keeper.log           its log
+//	<id>/container.json  what the next keeper must know about a container
 //	<id>/exit.json       the exit record, until Delete
 //
-// Invariants: an exit is reported at least once per Client and exactly once
-// per Client and container; a line of a container's output is written to its
-// log exactly once, whichever of daemon and keeper is killed at whatever
-// instant, as long as one of the two lives (a terminal's output may lose what
-// one read was carrying).
+// Invariants:
+//
+//   - A Client reports the exit of each container exactly once.
+//   - Each line of a container's output is written to its log exactly once, even if daemon or
+//     keeper is killed at any instant, as long as one of the two survives. Output of a terminal is
+//     an exception: what one read returned may be lost.
 package keeper
 
 import (
@@ -35,140 +33,139 @@ import (
 	"time"
 )
 
-// Options say where the keeper lives. Dir and Binary are required.
+// Options configure a Client. Dir and Binary are required.
 type Options struct {
-	// Dir is the keeper's state directory. One keeper serves one Dir. It is
-	// made with mode 0700 if absent.
+	// Dir is the keeper's state directory. One keeper serves one Dir. It is created with
+	// mode 0700 if it does not exist.
 	Dir string
-	// Binary is the path of mica-keeper. A running keeper that was started
-	// from another file re-executes this one in place.
+	// Binary is the path of mica-keeper. Connect makes a running keeper of another build execute
+	// this file in place.
 	Binary string
-	// StartTimeout bounds finding or starting a keeper. Default 10 s.
+	// StartTimeout bounds the time to find or start a keeper. Default 10 s.
 	StartTimeout time.Duration
-	// RequestTimeout bounds every request whose ctx has no earlier deadline,
-	// except Create, which its own Timeout bounds. Default 2 min.
+	// RequestTimeout bounds each request whose ctx has no deadline, except Create and Restore,
+	// which CreateArgs.Timeout bounds. Default 2 min.
 	RequestTimeout time.Duration
-	// NoUpgrade leaves a keeper of another build as it is.
+	// NoUpgrade leaves a running keeper of another build unchanged.
 	NoUpgrade bool
 }
 
-// CreateArgs describe one container to the keeper.
+// CreateArgs describe a container.
 type CreateArgs struct {
-	// ID names the container for keeper and runtime; no slash, at most 128 bytes.
+	// ID identifies the container for keeper and runtime: letters, digits, '_', '.' and '-', not
+	// beginning with a dot, at most 128 bytes.
 	ID string
-	// Runtime is the OCI runtime's path and its global flags, for example
+	// Runtime is the absolute path of the OCI runtime and its global options, for example
 	// "/usr/sbin/runc", "--root", "/run/mica/runtimes/runc".
 	Runtime []string
-	// Bundle is the OCI bundle directory, and the runtime's working directory.
+	// Bundle is the absolute path of the OCI bundle, and the runtime's working directory.
 	Bundle string
 	// Terminal must equal process.terminal of the bundle's config.json.
 	Terminal bool
-	// Stdin keeps the container's stdin open for Attach; otherwise it is
-	// /dev/null. Terminals always have stdin.
+	// Stdin keeps the container's stdin open for Attach; without it, stdin is /dev/null. A
+	// container with a terminal always has stdin.
 	Stdin bool
-	// StdinOnce closes stdin when the first attached client that writes to it
-	// goes. It has no meaning for terminals, which cannot be half closed.
+	// StdinOnce closes stdin when the first attached client that has written to it disconnects. It
+	// is ignored for terminals, which cannot be half closed.
 	StdinOnce bool
-	// LogPath is the CRI log file, appended to; "" for no log.
+	// LogPath is the CRI log file, to which the keeper appends; "" for no log.
 	LogPath string
-	// LogDir is the pod's log directory, in which LogPath lies. Symbolic links
-	// are followed up to it and not below. "" stands for LogPath's parent.
+	// LogDir is the pod's log directory, which contains LogPath. The keeper follows symbolic links
+	// in LogDir itself, but none below it. "" means the parent of LogPath.
 	LogDir string
-	// MemoryCgroup is the absolute directory of the container's memory
-	// cgroup, where the OOM counter is read at exit; may be "".
+	// MemoryCgroup is the absolute path of the container's memory cgroup, whose OOM counter the
+	// keeper reads at the exit; "" means the cgroup of the container's init.
 	MemoryCgroup string
-	// Timeout bounds the runtime's create, and each later start and delete.
-	// Default 60 s.
+	// Timeout bounds the runtime's create, and each later run of its start and delete. Default 60
+	// s.
 	Timeout time.Duration
-	// Env is added to the runtime's environment.
+	// Env is appended to the runtime's environment.
 	Env []string
-	// UID and GID own the container's pipes, so that its first process may
-	// open them again as /dev/stdout: the root of its user namespace.
+	// UID and GID own the container's pipes, so that its first process can open /dev/stdout. They
+	// are the host IDs of root in its user namespace.
 	UID, GID int
 }
 
-// RestoreArgs describe a container that comes from a checkpoint.
+// RestoreArgs describe a container that is restored from a checkpoint.
 type RestoreArgs struct {
 	CreateArgs
-	// Images is the directory of CRIU's image files, Work one that takes its
-	// log. Both are absolute, and there.
+	// Images is the directory of CRIU's image files, Work the directory for CRIU's log. Both are
+	// absolute paths of existing directories.
 	Images, Work string
-	// Flags are further ones of the runtime's restore.
+	// Flags are additional options for the runtime's restore.
 	Flags []string
 }
 
 // InitArgs describe the init process of a pod with a shared PID namespace.
 type InitArgs struct {
-	// ID names the init like a container.
+	// ID identifies the init; the same rules apply as for containers.
 	ID string
-	// NetNS, IPCNS and UTSNS are paths of namespaces to join; "" stays in the
-	// keeper's own.
+	// NetNS, IPCNS and UTSNS are paths of the namespaces to join; "" means the keeper's own.
 	NetNS, IPCNS, UTSNS string
-	// UserNS is the path of the user namespace that owns the others and will
-	// own the new one; "" for the keeper's own.
+	// UserNS is the path of the user namespace that owns the other namespaces and the new PID
+	// namespace; "" means the keeper's own.
 	UserNS string
-	// PIDNSPin is an existing file on which the new PID namespace is bind
-	// mounted; "" for none. The caller unmounts it.
+	// PIDNSPin is an existing file. The keeper bind mounts the new PID namespace on it; the caller
+	// unmounts it. "" means no mount.
 	PIDNSPin string
 	// Binary is the path of mica-init.
 	Binary string
-	// CgroupProcs are cgroup.procs files that the init's pid is written to.
+	// CgroupProcs are the cgroup.procs files to which the keeper writes the init's process ID.
 	CgroupProcs []string
 }
 
-// State is what the keeper knows of a container.
+// State is a container's state in the keeper.
 type State struct {
 	ID string
-	// Pid is the container's init as the keeper sees it; kept after its exit.
+	// Pid is the process ID of the container's init in the keeper's PID namespace. It remains set
+	// after the exit.
 	Pid int
-	// Running is true from Create until the init is gone, so also before Start.
+	// Running is true from Create until the init has exited; so also before Start.
 	Running bool
-	// Exit is set when Running is false.
+	// Exit is nil while Running is true.
 	Exit *Exit
 }
 
-// Exit is the end of a container's init.
+// Exit describes how a container's init ended.
 type Exit struct {
-	// Code is the exit code, 128+n for death by signal n, or 255 when Reason
-	// says why it is not known.
+	// Code is the exit code, 128+n after a death by signal n, or 255 if it is unknown; Reason then
+	// says why.
 	Code int
 	// Signal is the signal that killed the init, or 0.
 	Signal int
-	// At is when the keeper noticed.
+	// At is the time at which the keeper noticed the exit, by the host's clock.
 	At time.Time
-	// OOMKilled is true if the kernel killed a process of the container's
-	// memory cgroup for lack of memory.
+	// OOMKilled is true if the kernel killed a process in the container's memory cgroup for lack of
+	// memory.
 	OOMKilled bool
-	// Reason is "" or why Code is not the real one.
+	// Reason says why Code is unknown; otherwise it is "".
 	Reason string
 }
 
-// Event tells of the exit of the container ID.
+// Event reports that the container ID has ended.
 type Event struct {
 	ID   string
 	Exit Exit
 }
 
-// AttachArgs choose the streams of an Attachment. Stderr of a terminal is
-// never there.
+// AttachArgs choose the streams of an Attachment. A terminal has no Stderr.
 type AttachArgs struct {
 	Stdin, Stdout, Stderr bool
 }
 
-// Attachment is one client's connection to a container's streams. The streams
-// that were not asked for, or that the container does not have, are nil.
+// Attachment is one client's connection to a container's streams. A stream is nil if it was not
+// requested or if the container does not have it. Different streams may be used concurrently.
 //
-// Stdout and Stderr carry the output from the moment of Attach on and end
-// with io.EOF when the container has ended, or when this client has read so
-// slowly that more than the pipe's buffer (1 MiB where the kernel allows it)
-// was waiting: the container's log is never kept waiting for a client.
-// Deadlines work on all three.
+// Stdout and Stderr carry the output from Attach on. They end with io.EOF when the container has
+// ended, or when more output waits for this client than its pipe holds: 1 MiB, or less if the
+// kernel does not allow it. A slow client therefore never delays the container's log. All three
+// streams support deadlines.
 type Attachment struct {
 	Stdin          io.WriteCloser
 	Stdout, Stderr io.ReadCloser
 }
 
-// Close closes every stream. It may be called more than once.
+// Close closes every stream and always returns nil. It may be called more than once.
 func (a *Attachment) Close() error {
 	for _, c := range []io.Closer{a.Stdin, a.Stdout, a.Stderr} {
 		if c != nil {

@@ -67,12 +67,12 @@ func TestLifeCycle(t *testing.T) {
 	if _, err := n.client.Get(t.Context(), a.ID); !errdefs.IsNotFound(err) {
 		t.Errorf("Get after Delete: %v", err)
 	}
-	// The ID is free again, and its exit is told again.
+	// The ID can be used again, and the second container's exit is reported.
 	a.LogPath += ".2"
 	n.create(a)
 	n.start(a.ID)
 	if exit := n.exit(a.ID); exit.Code != 3 {
-		t.Errorf("second life: %+v", exit)
+		t.Errorf("exit of the second container: %+v", exit)
 	}
 }
 
@@ -137,7 +137,7 @@ func TestFailedCreate(t *testing.T) {
 		"no runtime": {func(a *CreateArgs) { a.Runtime = []string{"/nonexistent/runc"} }, "no such file", errdefs.IsInternal},
 		"no log dir": {func(a *CreateArgs) { a.LogPath = "/nonexistent/log" }, "open log", errdefs.IsInternal},
 		"bad id":     {func(a *CreateArgs) { a.ID = "../x" }, "not valid", errdefs.IsInvalidArgument},
-		"hung": {func(a *CreateArgs) { a.Runtime = []string{slow}; a.Timeout = 300 * time.Millisecond }, "no end within", func(err error) bool {
+		"hung": {func(a *CreateArgs) { a.Runtime = []string{slow}; a.Timeout = 300 * time.Millisecond }, "did not end within", func(err error) bool {
 			return strings.Contains(err.Error(), "slow create") && errors.Is(err, context.DeadlineExceeded)
 		}},
 	} {
@@ -178,7 +178,7 @@ func TestOOM(t *testing.T) {
 	if exit.Code != 137 || !exit.OOMKilled {
 		t.Errorf("exit = %+v, want an OOM kill", exit)
 	}
-	// A kill by somebody else is none.
+	// A process killed by another sender is not an OOM kill.
 	id, log := n.run(spec{script: "echo; sleep 1000", memory: 16 << 20})
 	eventually(t, "container ready", func() bool { return size(log) > 0 })
 	if err := n.client.Kill(t.Context(), id, syscall.SIGKILL, false); err != nil {
@@ -189,19 +189,19 @@ func TestOOM(t *testing.T) {
 	}
 }
 
-// A process that outlives the init and keeps its stdout must not delay the
-// exit for long, and its output is logged all the same.
+// A process that survives the init and keeps its stdout does not delay the exit for long. Its later
+// output is logged.
 func TestSurvivorHoldsOutput(t *testing.T) {
 	n := newNode(t)
 	id, log := n.run(spec{script: "(trap 'echo late; exit' USR1; echo ready; while :; do sleep 0.1; done) & echo $!", hostNS: true})
 	if exit := n.exit(id); exit.Code != 0 {
 		t.Errorf("exit = %+v", exit)
 	}
-	// Only now, and once it is ready, is the survivor let go.
+	// Let the surviving process continue only now, once it is ready.
 	eventually(t, "early output logged", func() bool { return len(readLog(t, log)) == 2 })
 	early := readLog(t, log)
 	pid, err := strconv.Atoi(early[0].text)
-	if err != nil { // it was ready before its ID was told
+	if err != nil { // it was ready before it printed its ID
 		pid, err = strconv.Atoi(early[1].text)
 	}
 	if err != nil {
@@ -211,8 +211,8 @@ func TestSurvivorHoldsOutput(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "late output logged", func() bool { return len(readLog(t, log)) == 3 })
-	// What still dies would be in the way of the cgroup's removal.
-	eventually(t, "the survivor is gone", func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH })
+	// A process that is still exiting would prevent the removal of the cgroup.
+	eventually(t, "the surviving process has ended", func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH })
 }
 
 func TestManyConnect(t *testing.T) {

@@ -14,14 +14,14 @@ import (
 	"github.com/micarun/mica/runtimeservice/keeper/wire"
 )
 
-// link is one connection to one keeper.
+// link is one connection to one keeper. Its methods may be called concurrently.
 type link struct {
 	conn   *wire.Conn
 	hello  wire.Hello
-	pushed func(wire.Message, wire.FDs) // takes the descriptors over
+	pushed func(wire.Message, wire.FDs) // handles pushed messages; owns the descriptors
 	done   chan struct{}                // closed when reading has ended
-	// sending is held by the one request that is being sent: the socket has one
-	// write deadline, which is that request's.
+	// sending is held by the request that is being sent: the socket has a single write deadline,
+	// which is set for that request.
 	sending chan struct{}
 
 	mu      sync.Mutex // guards the rest
@@ -35,7 +35,7 @@ type answer struct {
 	fds wire.FDs
 }
 
-// newLink says hello on conn, which it takes over, and starts reading.
+// newLink takes ownership of conn, exchanges Hello and starts reading.
 func newLink(ctx context.Context, conn *wire.Conn, pushed func(wire.Message, wire.FDs)) (*link, error) {
 	l := &link{conn: conn, pushed: pushed, done: make(chan struct{}), sending: make(chan struct{}, 1), waiting: map[uint64]chan answer{}}
 	go l.read()
@@ -57,7 +57,7 @@ func newLink(ctx context.Context, conn *wire.Conn, pushed func(wire.Message, wir
 
 func (l *link) close() { _ = l.conn.Close() }
 
-// lose closes the connection and ends its use for requests.
+// lose closes the connection, so that later requests fail.
 func (l *link) lose() {
 	l.mu.Lock()
 	l.lost = true
@@ -86,7 +86,7 @@ func (l *link) read() {
 		ch := l.waiting[m.ID]
 		delete(l.waiting, m.ID)
 		l.mu.Unlock()
-		if ch == nil { // given up on
+		if ch == nil { // the caller has returned
 			fds.Close()
 			continue
 		}
@@ -102,17 +102,17 @@ func (l *link) read() {
 	}
 }
 
-// outOfDescriptors is the error of a message whose descriptors this process had no
-// room for.
+// outOfDescriptors is the error of a message whose descriptors this process had no free numbers
+// for.
 func outOfDescriptors(err error) *wire.Error {
 	return wire.Errorf(wire.CodeExhausted, "%v", nameLimit(err))
 }
 
-// nameLimit names the daemon's limit in an error that is a lack of descriptors.
+// nameLimit adds the daemon's limit to an error for lack of descriptors.
 func nameLimit(err error) error { return wire.NameLimit(err, "micad", "micad.service") }
 
-// call sends a request with fds, which stay the caller's, and waits for the
-// answer.
+// call sends a request and waits for the answer. fds remain the caller's; the returned descriptors
+// are the caller's too.
 func (l *link) call(ctx context.Context, op string, body any, fds wire.FDs) (wire.Message, wire.FDs, error) {
 	id, ch, err := l.expect()
 	if err != nil {
@@ -154,13 +154,12 @@ func (l *link) send(ctx context.Context, m wire.Message, body any, fds wire.FDs)
 	return nil
 }
 
-// sendTimeout bounds sending one request. A keeper reads all the time, so a socket
-// that stays full for so long belongs to one that is stopped.
+// sendTimeout bounds the sending of one request. A keeper reads all the time: if its socket stays
+// full for this long, it is stopped.
 const sendTimeout = 30 * time.Second
 
-// transmit sends one packet. Its error is the context's where that has ended, and
-// errLost with errUnsent only where the connection is broken: the request may then
-// be sent to the next keeper.
+// transmit sends one packet. If ctx has ended, it returns the error of ctx. It returns errLost with
+// errUnsent only if the connection is broken: the request may then be sent to the next keeper.
 func (l *link) transmit(ctx context.Context, packet []byte, fds []int) error {
 	select {
 	case l.sending <- struct{}{}:
@@ -179,23 +178,23 @@ func (l *link) transmit(ctx context.Context, packet []byte, fds []int) error {
 	})
 	err := l.conn.Send(packet, fds)
 	if !stop() {
-		<-interrupt // lest it end the next request
+		<-interrupt // otherwise its deadline could hit the next request
 	}
 	switch {
 	case err == nil:
 		return nil
 	case isBroken(err):
-		l.lose() // so that the next keeper is looked for at once
+		l.lose() // so that the client connects to the next keeper at once
 		return errors.Join(err, errLost, errUnsent)
 	case errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return fmt.Errorf("it has read nothing for %s: %w", sendTimeout, errdefs.ErrUnavailable)
+		return fmt.Errorf("it has not read from its socket for %s: %w", sendTimeout, errdefs.ErrUnavailable)
 	}
 	return err
 }
 
-// isBroken tells a connection without a peer from one that cannot send just now.
+// isBroken reports whether a connection has no peer. Other errors of Send are temporary.
 func isBroken(err error) bool {
 	for _, broken := range []error{unix.EPIPE, unix.ECONNRESET, unix.ENOTCONN, unix.EBADF, os.ErrClosed} {
 		if errors.Is(err, broken) {
@@ -217,7 +216,7 @@ func (l *link) expect() (uint64, chan answer, error) {
 	return l.last, ch, nil
 }
 
-// abandon gives up on an answer that may have come meanwhile.
+// abandon stops waiting for an answer, which may already have arrived.
 func (l *link) abandon(id uint64, ch chan answer) {
 	l.mu.Lock()
 	_, waiting := l.waiting[id]

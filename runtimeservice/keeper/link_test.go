@@ -9,7 +9,8 @@ import (
 	"github.com/micarun/mica/runtimeservice/keeper/wire"
 )
 
-// A connection that was closed before the send is a lost one: the next keeper may get the request.
+// On a connection that is closed before the send, call returns errLost and errUnsent, so that the
+// request goes to the next keeper.
 func TestSendOnAClosedConnectionIsUnsent(t *testing.T) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -24,9 +25,9 @@ func TestSendOnAClosedConnectionIsUnsent(t *testing.T) {
 	l.close()
 	_, _, err = l.call(t.Context(), wire.OpGet, nil, nil)
 	if !errors.Is(err, errUnsent) || !errors.Is(err, errLost) {
-		t.Errorf("error = %v, want one that is repeated", err)
+		t.Errorf("error = %v, want errLost and errUnsent", err)
 	}
 	if !l.isLost() {
-		t.Error("the link is used again")
+		t.Error("the link accepts another request")
 	}
 }

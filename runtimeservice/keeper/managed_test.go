@@ -11,39 +11,38 @@ import (
 	"time"
 )
 
-// manager is a service manager that runs keepers of a node.
+// manager acts as the service manager that runs the keepers of a node.
 type manager struct {
-	n    *node
-	told *net.UnixConn
+	n      *node
+	notify *net.UnixConn
 }
 
 func newManager(n *node) *manager {
 	n.t.Helper()
 	address := &net.UnixAddr{Name: filepath.Join(n.t.TempDir(), "notify"), Net: "unixgram"}
-	told, err := net.ListenUnixgram("unixgram", address)
+	notify, err := net.ListenUnixgram("unixgram", address)
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	return &manager{n, told}
+	return &manager{n, notify}
 }
 
-// close is to be called before the node stops, which counts descriptors.
-func (m *manager) close() { _ = m.told.Close() }
+// close must be called before the node stops, because the node counts descriptors.
+func (m *manager) close() { _ = m.notify.Close() }
 
-// managed is a keeper that a service manager has started.
+// managed is a keeper started by the service manager.
 type managed struct {
 	pid    int
-	status string        // what it said when it was ready
-	ended  chan struct{} // closed when it has ended
-	err    *error        // and how
+	status string        // its READY notification
+	ended  chan struct{} // closed at its exit
+	err    *error        // how it ended
 }
 
-// start runs a keeper as a service manager does, until it is ready. It is for the
-// test to end it.
+// start runs a keeper as a service manager does and waits until it is ready. The test must end it.
 func (m *manager) start() managed {
 	m.n.t.Helper()
 	cmd := exec.Command(programs.keeper, "run", "--dir", m.n.o.Dir)
-	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+m.told.LocalAddr().String())
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+m.notify.LocalAddr().String())
 	if err := cmd.Start(); err != nil {
 		m.n.t.Fatal(err)
 	}
@@ -53,23 +52,23 @@ func (m *manager) start() managed {
 		*k.err = cmd.Wait()
 	}()
 	m.n.waits = append(m.n.waits, func() { <-k.ended })
-	if err := m.told.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+	if err := m.notify.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		m.n.t.Fatal(err)
 	}
 	buf := make([]byte, 1000)
-	length, err := m.told.Read(buf)
+	length, err := m.notify.Read(buf)
 	if err != nil {
 		m.n.t.Fatal(err)
 	}
 	ready, status, _ := strings.Cut(string(buf[:length]), "\n")
 	if ready != "READY=1" {
-		m.n.t.Errorf("the keeper told %q", buf[:length])
+		m.n.t.Errorf("the keeper notified %q", buf[:length])
 	}
 	k.status = status
 	return k
 }
 
-// newManagedNode is a node whose first keeper a service manager has started.
+// newManagedNode returns a node whose first keeper was started by a service manager.
 func newManagedNode(t *testing.T) (*node, *manager, managed) {
 	t.Helper()
 	var m *manager
@@ -85,15 +84,15 @@ func newManagedNode(t *testing.T) (*node, *manager, managed) {
 	return n, m, first
 }
 
-// wait gives the service manager so long to start the next keeper.
+// wait sets how long the service manager has to start the next keeper.
 func (n *node) wait(grace time.Duration) {
 	n.client.mu.Lock()
 	defer n.client.mu.Unlock()
 	n.client.grace = grace
 }
 
-// A keeper that a service manager runs is the service manager's to start again,
-// also after an upgrade.
+// If a service manager runs the keeper, the service manager starts the next one, also after an
+// upgrade.
 func TestServiceManagerStartsTheNextKeeper(t *testing.T) {
 	n, m, first := newManagedNode(t)
 	id, _ := n.run(spec{script: "sleep 1000"})
@@ -107,7 +106,7 @@ func TestServiceManagerStartsTheNextKeeper(t *testing.T) {
 	}
 	n.client = n.connect()
 	if got := n.client.grace; got != managerGrace {
-		t.Errorf("the service manager has %s after an upgrade", got)
+		t.Errorf("after an upgrade, the grace period is %s", got)
 	}
 
 	n.wait(time.Hour)
@@ -122,8 +121,8 @@ func TestServiceManagerStartsTheNextKeeper(t *testing.T) {
 	}
 }
 
-// A service manager that starts no other keeper is not waited for, and told so if
-// it does too late.
+// If the service manager does not start the next keeper in time, the client starts one. A later
+// start by the service manager fails with an error.
 func TestServiceManagerComesLate(t *testing.T) {
 	n, m, first := newManagedNode(t)
 	id, _ := n.run(spec{script: "sleep 1000"})
@@ -134,11 +133,11 @@ func TestServiceManagerComesLate(t *testing.T) {
 		t.Errorf("Get = %+v, %v", st, err)
 	}
 	if got := n.client.grace; got != 0 {
-		t.Errorf("the daemon's own keeper's service manager has %s", got)
+		t.Errorf("for a keeper that the daemon started, the grace period is %s", got)
 	}
 	late := m.start()
 	if !strings.Contains(late.status, "Another keeper") {
-		t.Errorf("the late keeper told %q", late.status)
+		t.Errorf("the late keeper notified %q", late.status)
 	}
 	var exit *exec.ExitError
 	<-late.ended

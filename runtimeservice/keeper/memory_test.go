@@ -10,11 +10,10 @@ import (
 	"time"
 )
 
-// perContainer is what the keeper may grow by for one idle container, in
-// bytes.
+// perContainer is the limit for the keeper's memory growth per idle container, in bytes.
 const perContainer = 40 << 10
 
-// pss reads a process's proportional set size in bytes.
+// pss returns a process's proportional set size in bytes.
 func pss(t *testing.T, pid int) int {
 	t.Helper()
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
@@ -34,7 +33,7 @@ func pss(t *testing.T, pid int) int {
 	return 0
 }
 
-// settled waits until the keeper has given back what it can.
+// settled waits until the keeper has returned its unused memory to the kernel.
 func settled(t *testing.T, pid int) int {
 	t.Helper()
 	least := pss(t, pid)
@@ -44,17 +43,17 @@ func settled(t *testing.T, pid int) int {
 	return least
 }
 
-// A container costs the keeper a little memory, a few descriptors and no
-// goroutine, and its deletion gives them back.
+// An idle container costs the keeper little memory, few descriptors and no goroutine. Delete frees
+// them.
 func TestMemoryOf100Containers(t *testing.T) {
 	if testing.Short() {
 		t.Skip("runs 100 containers")
 	}
 	if raceFlag == "-race" {
-		t.Skip("the race detector's memory would be measured")
+		t.Skip("would measure the race detector's memory")
 	}
 	n := newNode(t)
-	id, _ := n.run(spec{script: "echo warm"}) // what the first one alone needs
+	id, _ := n.run(spec{script: "echo warm"}) // what only the first container allocates
 	n.exit(id)
 	pid := n.keeperPid()
 	idle := settled(t, pid)
@@ -78,7 +77,7 @@ func TestMemoryOf100Containers(t *testing.T) {
 	if states, err := n.client.List(t.Context()); err != nil || len(states) != count+1 {
 		t.Errorf("after the keeper's death: %d states, %v", len(states), err)
 	}
-	t.Logf("a new keeper has adopted them after %v, daemon has %d goroutines", time.Since(begin), runtime.NumGoroutine())
+	t.Logf("a new keeper adopted them after %v, the daemon has %d goroutines", time.Since(begin), runtime.NumGoroutine())
 	pid = n.keeperPid()
 	for _, id := range ids {
 		if err := n.client.Delete(t.Context(), id); err != nil {
@@ -86,7 +85,7 @@ func TestMemoryOf100Containers(t *testing.T) {
 		}
 	}
 	if now := descriptors(t, pid); now > fds+4 {
-		t.Errorf("keeper has %d descriptors, had %d", now, fds)
+		t.Errorf("keeper has %d descriptors, had %d before", now, fds)
 	}
 	after := settled(t, pid)
 	t.Logf("keeper PSS after deletion: %d KiB", after>>10)

@@ -2,5 +2,5 @@
 
 package keeper
 
-// The keeper under test looks for races when the tests do.
+// With -race, the keeper under test is built with the race detector too.
 const raceFlag, cgo = "-race", "CGO_ENABLED=1"

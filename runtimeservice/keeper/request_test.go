@@ -28,8 +28,8 @@ func connectForeign(t *testing.T) (c *Client, asked chan string) {
 	return c, asked
 }
 
-// Every kind of request ends at once when its context is over, and the link is
-// still good for the next one.
+// Every kind of request returns at once when its context ends, and the link accepts the next
+// request.
 func TestRequestWithAnExpiredContextEnds(t *testing.T) {
 	c, asked := connectForeign(t)
 	expired, cancel := context.WithDeadline(t.Context(), time.Unix(1, 0))
@@ -53,12 +53,12 @@ func TestRequestWithAnExpiredContextEnds(t *testing.T) {
 					t.Errorf("request %s: %v, want %v", name, err, want)
 				}
 			case <-time.After(patience.Of(10 * time.Second)):
-				t.Fatalf("request %s goes on", name)
+				t.Fatalf("request %s does not return", name)
 			}
 		}
 	}
 	if _, err := c.List(t.Context()); err != nil {
-		t.Errorf("request after the expired ones: %v", err)
+		t.Errorf("request after the cancelled ones: %v", err)
 	}
 	if err := c.Close(); err != nil {
 		t.Error(err)
@@ -68,12 +68,12 @@ func TestRequestWithAnExpiredContextEnds(t *testing.T) {
 		ops = append(ops, op)
 	}
 	if len(ops) != 2 || ops[0] != wire.OpHello || ops[1] != wire.OpList {
-		t.Errorf("the keeper was asked %v", ops)
+		t.Errorf("the keeper received %v", ops)
 	}
 }
 
-// A keeper that is stopped does not read: once its socket is full, requests end
-// with their contexts, without the error of a lost keeper.
+// A stopped keeper does not read. Once its socket is full, requests end with their contexts, and
+// not with the error of a lost keeper.
 func TestRequestsToAStoppedKeeperEnd(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "keeper")
 	release := deafKeeper(t, dir)
@@ -82,12 +82,12 @@ func TestRequestsToAStoppedKeeperEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	id := strings.Repeat("c", 64)
-	for range 2000 { // the kernel queues some hundred packets
+	for range 2000 { // the kernel queues a few hundred packets
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		err := c.Delete(ctx, id)
 		cancel()
 		if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errdefs.ErrUnavailable) {
-			t.Fatalf("Delete = %v, want the end of its context", err)
+			t.Fatalf("Delete = %v, want the error of its context", err)
 		}
 	}
 	release()
@@ -96,7 +96,7 @@ func TestRequestsToAStoppedKeeperEnd(t *testing.T) {
 	}
 }
 
-// deafKeeper greets one client and reads nothing after that, until release.
+// deafKeeper answers one client's Hello and then reads nothing until release.
 func deafKeeper(t *testing.T, dir string) (release func()) {
 	t.Helper()
 	if err := os.MkdirAll(dir, 0o700); err != nil {

@@ -11,8 +11,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// restorer stands in for a runtime that restores: it runs the bundle anew, and
-// keeps the command line that it was given.
+// restorer replaces a runtime that can restore: it runs the bundle from the start, and stores its
+// command line.
 const restorer = `#!/bin/sh
 echo "$@" >>%[1]s
 args=
@@ -43,8 +43,7 @@ func (n *node) restorer() (path, calls string) {
 	return path, calls
 }
 
-// TestRestore holds that a restored container is the keeper's like a created
-// one, but for the start: it runs at once.
+// A restored container is a child of the keeper, like a created one, but runs without Start.
 func TestRestore(t *testing.T) {
 	n := newNode(t)
 	runtime, calls := n.restorer()
@@ -64,7 +63,7 @@ func TestRestore(t *testing.T) {
 		t.Errorf("Get = %+v, %v", st, err)
 	}
 	if parent := parentOf(t, pid); parent != n.keeperPid() {
-		t.Errorf("the parent is %d and not the keeper", parent)
+		t.Errorf("the parent is process %d, want the keeper", parent)
 	}
 	at := n.attach(a.ID, AttachArgs{Stdin: true})
 	if _, err := at.Stdin.Write([]byte("word\n")); err != nil {
@@ -78,12 +77,12 @@ func TestRestore(t *testing.T) {
 		got = append(got, l.text)
 	}
 	if text := strings.Join(got, ","); text != "before,restored,got word" {
-		t.Errorf("log = %s: it must go on where it was", text)
+		t.Errorf("log = %s: want the lines before the checkpoint and the later ones", text)
 	}
 	line, err := os.ReadFile(calls)
 	want := fmt.Sprintf("restore --detach --image-path /images --work-path /work --file-locks --bundle %s --pid-file", a.Bundle)
 	if err != nil || !strings.Contains(string(line), want) {
-		t.Errorf("the runtime was called as %q, %v, want %q in it", line, err, want)
+		t.Errorf("the runtime's command line is %q, %v, want %q in it", line, err, want)
 	}
 }
 
@@ -97,7 +96,7 @@ func TestRestoreFails(t *testing.T) {
 		t.Errorf("Restore by a runtime that fails = %v", err)
 	}
 	if states, err := n.client.List(t.Context()); err != nil || len(states) != 0 {
-		t.Errorf("left: %+v, %v", states, err)
+		t.Errorf("a failed Restore leaves %+v, %v", states, err)
 	}
 	a.Images = "relative"
 	if _, err := n.client.Restore(t.Context(), a); !errdefs.IsInvalidArgument(err) {
@@ -105,7 +104,7 @@ func TestRestoreFails(t *testing.T) {
 	}
 }
 
-// TestFlush holds that after Flush the log has all that was written before.
+// After Flush, the log contains everything that was written before.
 func TestFlush(t *testing.T) {
 	n := newNode(t)
 	const lines = 20000

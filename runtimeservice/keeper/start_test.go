@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// dyingStart is runc up to the start, at which something else happens. The last
-// argument is the container.
+// dyingStart runs runc, except for start, where it runs the test's commands. The last argument is
+// the container's ID.
 const dyingStart = `#!/bin/sh
 for arg; do
 	[ "$before" != --root ] || root=$arg
@@ -20,9 +20,8 @@ done
 die() { kill -9 "$(sed 's/.*"init_process_pid":\([0-9]*\).*/\1/' "$root/$arg/state.json")"; }
 `
 
-// TestKilledAtStart holds that a process that is killed while it is started
-// counts as started and ended by that, whatever the runtime says or does then;
-// and that a start that fails for another reason does not.
+// A process that is killed during Start counts as started, and its exit reports the signal,
+// whatever the runtime prints. Start returns an error if it fails for another reason.
 func TestKilledAtStart(t *testing.T) {
 	for name, tc := range map[string]struct{ does, says string }{
 		"crun waits for a reader": {`die; printf 0 >"$root/$arg/exec.fifo"`, ""},
@@ -58,7 +57,7 @@ func TestKilledAtStart(t *testing.T) {
 				t.Errorf("exit = %+v", exit)
 			}
 			if err := n.client.Start(t.Context(), a.ID); err != nil {
-				t.Errorf("Start of what was killed: %v", err)
+				t.Errorf("Start of a killed container: %v", err)
 			}
 		})
 	}

@@ -47,7 +47,7 @@ func TestAttach(t *testing.T) {
 	all := n.attach(a.ID, AttachArgs{Stdin: true, Stdout: true, Stderr: true})
 	second := n.attach(a.ID, AttachArgs{Stdout: true})
 	if second.Stdin != nil || second.Stderr != nil {
-		t.Error("streams that were not asked for")
+		t.Error("Attach returns streams that were not requested")
 	}
 	if _, err := io.WriteString(all.Stdin, "one\n"); err != nil {
 		t.Fatal(err)
@@ -59,7 +59,7 @@ func TestAttach(t *testing.T) {
 	if line, err := bufio.NewReader(all.Stderr).ReadString('\n'); err != nil || line != "err one\n" {
 		t.Fatalf("stderr: %q, %v", line, err)
 	}
-	// Without StdinOnce, stdin stays open for another client.
+	// Without StdinOnce, stdin remains open for the next client.
 	if err := all.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +87,7 @@ func TestStdinOnce(t *testing.T) {
 	a.Stdin, a.StdinOnce = true, true
 	n.create(a)
 	n.start(a.ID)
-	big := bytes.Repeat([]byte("0123456789abcde\n"), 64<<10) // more than any buffer on the way
+	big := bytes.Repeat([]byte("0123456789abcde\n"), 64<<10) // more than the pipes in between can hold
 	at := n.attach(a.ID, AttachArgs{Stdin: true})
 	if _, err := at.Stdin.Write(big); err != nil {
 		t.Fatal(err)
@@ -107,7 +107,7 @@ func TestStdinOnce(t *testing.T) {
 func TestNoStdin(t *testing.T) {
 	n := newNode(t)
 	id, log := n.run(spec{script: "cat; readlink /proc/self/fd/0; sleep 100"})
-	eventually(t, "container has read its stdin", func() bool { return len(readLog(t, log)) == 1 })
+	eventually(t, "the container has read its stdin", func() bool { return len(readLog(t, log)) == 1 })
 	if lines := readLog(t, log); lines[0].text != "/dev/null" {
 		t.Errorf("stdin is %q", lines[0].text)
 	}
@@ -140,7 +140,7 @@ func TestTerminal(t *testing.T) {
 			t.Fatalf("%q, %v, want %q", line, err, want)
 		}
 	}
-	n.killKeeper() // the terminal survives too
+	n.killKeeper() // the terminal survives the keeper's death too
 	at = n.attach(a.ID, AttachArgs{Stdin: true, Stdout: true})
 	if _, err := io.WriteString(at.Stdin, "\n"); err != nil {
 		t.Fatal(err)
@@ -164,7 +164,7 @@ func TestTerminal(t *testing.T) {
 	}
 }
 
-// A client that does not read loses its stream; the log gets everything.
+// A client that does not read loses its stream; the log is complete.
 func TestSlowClient(t *testing.T) {
 	n := newNode(t)
 	a := n.args(n.newID(), spec{script: counting(lots / 5)})
@@ -190,7 +190,7 @@ func TestReopenUnderLoad(t *testing.T) {
 	var paths []string
 	for i := range times {
 		n.proceed(a.ID, i)
-		eventually(t, "output flows", func() bool { return size(a.LogPath) > 1<<20 })
+		eventually(t, "the container writes output", func() bool { return size(a.LogPath) > 1<<20 })
 		old := fmt.Sprintf("%s.%d", a.LogPath, i)
 		if err := os.Rename(a.LogPath, old); err != nil {
 			t.Fatal(err)
@@ -222,16 +222,16 @@ func TestReopenFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := n.client.ReopenLog(t.Context(), a.ID); err == nil {
-		t.Error("ReopenLog without directory succeeds")
+		t.Error("ReopenLog succeeds without the log directory")
 	}
 	if _, err := io.WriteString(n.attach(a.ID, AttachArgs{Stdin: true}).Stdin, "still\n"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the old log goes on", func() bool { return size(dir+".away/log") > 0 })
+	eventually(t, "the old log grows", func() bool { return size(dir+".away/log") > 0 })
 }
 
-// A full disk neither stops nor ends the container; the log has whole lines
-// only, and goes on when there is space again.
+// A full disk neither stalls nor ends the container. The log has whole lines only, and continues
+// once there is space again.
 func TestLogDiskFull(t *testing.T) {
 	n := newNode(t)
 	dir := t.TempDir()
@@ -337,8 +337,8 @@ func TestInit(t *testing.T) {
 	if data, _ := os.ReadFile(proc + "cgroup"); !strings.Contains(string(data), "memory:"+n.cgroup) {
 		t.Errorf("cgroups: %s", data)
 	}
-	// It reaps what joins its namespace, and ends politely, also with the
-	// next keeper.
+	// mica-init reaps processes that join its namespace, and ends at SIGTERM, also with the next
+	// keeper.
 	n.reapsInside(pin, pid)
 	n.killKeeper()
 	if err := n.client.Kill(t.Context(), id, syscall.SIGTERM, false); err != nil {
@@ -349,22 +349,22 @@ func TestInit(t *testing.T) {
 	}
 }
 
-// reapsInside runs a shell in the PID namespace that leaves an orphan, and
-// waits until nothing but the init is there.
+// reapsInside runs a shell in the PID namespace that leaves an orphan. It waits until only the init
+// remains.
 func (n *node) reapsInside(pin string, pid int) {
 	n.t.Helper()
 	out, err := runCommand("nsenter", "--pid="+pin, "/bin/busybox", "sh", "-c", "(sleep 0.2; exit 3) >/dev/null 2>&1 &")
 	if err != nil {
 		n.t.Fatalf("%v: %s", err, out)
 	}
-	eventually(n.t, "orphan is reaped", func() bool {
+	eventually(n.t, "the orphan is reaped", func() bool {
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 		return err == nil && len(bytes.TrimSpace(data)) == 0
 	})
 }
 
-// TestInitInUserNamespace holds that the init of a pod with a user namespace
-// runs there, in a PID namespace that it owns, and is otherwise like any init.
+// The init of a pod with a user namespace runs in that namespace, and its PID namespace belongs to
+// it. Otherwise it behaves like any init.
 func TestInitInUserNamespace(t *testing.T) {
 	n := newNode(t)
 	hold := exec.Command(programs.init, "hold")

@@ -20,7 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What TestMain builds, and the role of a re-executed test binary.
+// built are the programs that TestMain builds. A test binary that runs itself acts as a daemon
+// instead.
 type built struct{ dir, keeper, init string }
 
 var programs built
@@ -37,7 +38,7 @@ func TestMain(m *testing.M) {
 
 func runTests(m *testing.M) int {
 	if os.Geteuid() != 0 {
-		return m.Run() // every test that needs the programs skips
+		return m.Run() // tests that need the programs are skipped
 	}
 	dir, err := os.MkdirTemp("", "mica-keeper-test-")
 	if err != nil {
@@ -68,15 +69,15 @@ func runTests(m *testing.M) int {
 	return code
 }
 
-// node is one keeper's world in a test.
+// node is the keeper of one test, with its directories and client.
 type node struct {
 	t      *testing.T
 	o      Options
 	client *Client
-	root   string // runtime's
+	root   string // the OCI runtime's
 	cgroup string
 	count  int
-	waits  []func() // for what ends with the keeper
+	waits  []func() // functions to call when the keeper ends
 }
 
 var nodes atomic.Int32
@@ -86,7 +87,7 @@ func newNode(t *testing.T) *node {
 	return newNodeAfter(t, func(*node) {})
 }
 
-// newNodeAfter is newNode with something done before the daemon connects.
+// newNodeAfter is newNode, but calls before ahead of connecting.
 func newNodeAfter(t *testing.T, prepare func(*node)) *node {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -108,7 +109,7 @@ func newNodeAfter(t *testing.T, prepare func(*node)) *node {
 			wait()
 		}
 		if now := openFDs(t); now != fds {
-			t.Errorf("descriptors of the daemon leak: %d before, %d after", fds, now)
+			t.Errorf("the daemon leaks descriptors: %d before, %d after", fds, now)
 		}
 	})
 	return n
@@ -122,7 +123,7 @@ func openFDs(t *testing.T) int {
 	}
 	n := 0
 	for _, e := range entries {
-		// The Go runtime's own, opened at first use.
+		// The Go runtime opens these at first use.
 		if to, _ := os.Readlink("/proc/self/fd/" + e.Name()); !strings.Contains(to, "anon_inode:[event") && !strings.Contains(to, "/dev/null") {
 			n++
 		}
@@ -144,7 +145,7 @@ func (n *node) keeperLog() string {
 	return string(data)
 }
 
-// stop deletes what the test has left, ends the keeper and looks for traces.
+// stop deletes the test's containers, ends the keeper and checks for leftovers.
 func (n *node) stop() {
 	t := n.t
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
@@ -166,7 +167,7 @@ func (n *node) stop() {
 	}
 	for _, glob := range []string{"/sys/fs/cgroup/*" + n.cgroup + "/*/cgroup.procs", "/sys/fs/cgroup" + n.cgroup + "/*/cgroup.procs"} {
 		if left, _ := filepath.Glob(glob); len(left) > 0 {
-			t.Errorf("cgroups left: %v", left)
+			t.Errorf("leftover cgroups: %v", left)
 		}
 	}
 	dirs, _ := filepath.Glob("/sys/fs/cgroup/*" + n.cgroup)
@@ -176,18 +177,18 @@ func (n *node) stop() {
 	entries, _ := os.ReadDir(n.o.Dir)
 	for _, e := range entries {
 		if e.Name() != "lock" && e.Name() != "keeper.log" {
-			t.Errorf("left in the keeper's directory: %s", e.Name())
+			t.Errorf("leftover in the keeper's directory: %s", e.Name())
 		}
 	}
 	if log := n.keeperLog(); strings.Contains(log, "DATA RACE") || strings.Contains(log, "panic") {
-		t.Error("the keeper has raced or panicked")
+		t.Error("data race or panic in the keeper")
 	}
 	if t.Failed() {
 		t.Logf("keeper.log:\n%s", n.keeperLog())
 	}
 }
 
-// keeperPid is the process that serves the node.
+// keeperPid returns the process ID of the keeper that serves the node.
 func (n *node) keeperPid() int {
 	n.t.Helper()
 	l, err := n.client.current(n.t.Context())
@@ -197,7 +198,7 @@ func (n *node) keeperPid() int {
 	return l.hello.Pid
 }
 
-// killKeeper kills the keeper and waits until it is gone.
+// killKeeper kills the keeper and waits until it has ended.
 func (n *node) killKeeper() {
 	n.t.Helper()
 	pid := n.keeperPid()
@@ -220,7 +221,7 @@ type spec struct {
 	script string
 	tty    bool
 	memory int64
-	hostNS bool // no PID namespace of its own
+	hostNS bool // a PID namespace would hide the container's process IDs
 }
 
 // bundle writes an OCI bundle that runs a shell script.
@@ -274,7 +275,7 @@ func (n *node) args(id string, s spec) CreateArgs {
 	}
 }
 
-// create makes a container and fails the test otherwise.
+// create makes a container, or fails the test.
 func (n *node) create(a CreateArgs) string {
 	n.t.Helper()
 	if _, err := n.client.Create(n.t.Context(), a); err != nil {
@@ -290,7 +291,7 @@ func (n *node) start(id string) {
 	}
 }
 
-// run creates and starts a script and returns its ID and log.
+// run creates and starts a container for script and returns its ID and log.
 func (n *node) run(s spec) (id, logPath string) {
 	n.t.Helper()
 	a := n.args(n.newID(), s)
@@ -299,7 +300,7 @@ func (n *node) run(s spec) (id, logPath string) {
 	return a.ID, a.LogPath
 }
 
-// exit waits for the event of a container.
+// exit waits for the exit event of a container.
 func (n *node) exit(id string) Exit {
 	n.t.Helper()
 	timeout := time.After(60 * time.Second)
@@ -324,7 +325,7 @@ type logLine struct {
 	stream, tag, text string
 }
 
-// readLog parses a CRI log strictly.
+// readLog parses a CRI log and fails the test at any violation of the format.
 func readLog(t *testing.T, path string) []logLine {
 	t.Helper()
 	f, err := os.Open(path)
@@ -347,9 +348,10 @@ func readLog(t *testing.T, path string) []logLine {
 		if len(parts) != 4 {
 			t.Fatalf("line %d of %s: %.100q", len(lines)+1, path, raw)
 		}
-		// Lines of a batch share their time; parsing every one costs more than writing it.
+		// Lines of one batch have the same time. Parsing each would take longer than writing the
+		// line.
 		if parts[0] == last {
-			// parsed already
+			// already parsed
 		} else if _, err := time.Parse(time.RFC3339Nano, parts[0]); err != nil {
 			t.Fatalf("line %d of %s: %v", len(lines)+1, path, err)
 		}
@@ -358,7 +360,7 @@ func readLog(t *testing.T, path string) []logLine {
 	}
 }
 
-// checkCount fails unless the logs in order hold the numbers 1 to max, each
+// checkCount fails the test unless the logs together contain the numbers 1 to max in order, each
 // once.
 func checkCount(t *testing.T, max int, paths ...string) {
 	t.Helper()
@@ -393,7 +395,7 @@ func size(path string) int64 {
 	return st.Size()
 }
 
-// fakeDaemon connects like micad and waits to be killed.
+// fakeDaemon connects to the keeper like micad and waits until it is killed.
 func fakeDaemon() {
 	c, err := Connect(context.Background(), Options{Dir: os.Args[1], Binary: os.Args[2]})
 	if err != nil {
@@ -406,7 +408,7 @@ func fakeDaemon() {
 	}
 }
 
-// daemon starts a second process that is connected to the node's keeper.
+// daemon starts a process that connects to the node's keeper.
 func (n *node) daemon() *exec.Cmd {
 	n.t.Helper()
 	cmd := exec.Command("/proc/self/exe", n.o.Dir, n.o.Binary)
@@ -421,7 +423,7 @@ func (n *node) daemon() *exec.Cmd {
 	}
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil || line != "connected\n" {
-		n.t.Fatalf("daemon says %q, %v", line, err)
+		n.t.Fatalf("daemon prints %q, %v", line, err)
 	}
 	return cmd
 }
@@ -438,6 +440,6 @@ func killed(t *testing.T, cmd *exec.Cmd) {
 	}
 	var exit *exec.ExitError
 	if err := cmd.Wait(); !errors.As(err, &exit) {
-		t.Fatalf("killed daemon: %v", err)
+		t.Fatalf("kill daemon: %v", err)
 	}
 }

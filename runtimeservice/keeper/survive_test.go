@@ -13,20 +13,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// counting prints the numbers 1 to n at full speed, in writes that end
-// anywhere in a line.
+// counting prints the numbers 1 to n at full speed. Its writes end anywhere in a line.
 func counting(n int) string { return fmt.Sprintf("seq 1 %d >/tmp/n; cat /tmp/n", n) }
 
 const lots = 3_000_000
 
-// countingBy is counting in parts, each of which waits for proceed: a container that
-// is to be alive at a certain moment does not depend on who is faster.
+// countingBy is counting in parts. Each part waits for proceed, so that the container is alive
+// whenever the test needs it.
 func countingBy(parts, n int) string {
 	return fmt.Sprintf("i=0; while [ $i -lt %d ]; do seq $((i*%d+1)) $((i*%d+%d)) >/tmp/n; until [ -e /tmp/go$i ]; do sleep 0.01; done; cat /tmp/n; i=$((i+1)); done",
 		parts, n/parts, n/parts, n/parts)
 }
 
-// proceed lets the container print the next part, beginning with part 0.
+// proceed lets the container print the next part, from part 0 on.
 func (n *node) proceed(id string, part int) {
 	n.t.Helper()
 	st, err := n.client.Get(n.t.Context(), id)
@@ -38,7 +37,7 @@ func (n *node) proceed(id string, part int) {
 	}
 }
 
-// Property: whatever dies, the log holds every line once.
+// Property: whichever of daemon and keeper is killed, the log contains every line once.
 
 func TestDaemonKilledUnderLoad(t *testing.T) {
 	n := newNode(t)
@@ -46,12 +45,12 @@ func TestDaemonKilledUnderLoad(t *testing.T) {
 	n.create(a)
 	first := n.daemon()
 	n.start(a.ID)
-	eventually(t, "output flows", func() bool { return size(a.LogPath) > 1<<20 })
+	eventually(t, "the container writes output", func() bool { return size(a.LogPath) > 1<<20 })
 	killed(t, first)
 	for range 3 {
 		killed(t, n.daemon())
 	}
-	if err := n.client.Close(); err != nil { // also the only one that is left
+	if err := n.client.Close(); err != nil { // including the only one
 		t.Fatal(err)
 	}
 	n.client = n.connect()
@@ -63,14 +62,14 @@ func TestDaemonKilledUnderLoad(t *testing.T) {
 
 func TestKeeperKilledUnderLoad(t *testing.T) {
 	n := newNode(t)
-	const kills, parts = 24, 25 // the end comes under a keeper
+	const kills, parts = 24, 25 // the exit must happen while a keeper runs
 	a := n.args(n.newID(), spec{script: countingBy(parts, lots) + "; exit 7"})
 	n.create(a)
 	n.start(a.ID)
 	for i := range kills {
 		was := size(a.LogPath)
 		n.proceed(a.ID, i)
-		eventually(t, "output flows", func() bool { return size(a.LogPath) > was+1<<20 })
+		eventually(t, "the container writes output", func() bool { return size(a.LogPath) > was+1<<20 })
 		n.killKeeper()
 	}
 	n.proceed(a.ID, kills)
@@ -80,8 +79,8 @@ func TestKeeperKilledUnderLoad(t *testing.T) {
 	checkCount(t, lots, a.LogPath)
 }
 
-// The exit happens while no keeper lives, and is known all the same: from the
-// pidfd that the daemon held.
+// An exit while no keeper runs is reported with its exit code, which the pidfd in the daemon
+// provides.
 func TestExitWithoutKeeper(t *testing.T) {
 	n := newNode(t)
 	for name, tc := range map[string]struct {
@@ -110,7 +109,7 @@ func TestExitWithoutKeeper(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer func() { _ = at.Close() }()
-			// Stopped, the keeper cannot notice; killed, it never will.
+			// A stopped keeper cannot notice the exit; after SIGKILL it never will.
 			if err := unix.Kill(n.keeperPid(), unix.SIGSTOP); err != nil {
 				t.Fatal(err)
 			}
@@ -150,7 +149,7 @@ func TestExitRedelivered(t *testing.T) {
 		}
 	}
 	n.client = n.connect()
-	// A keeper's death does not tell it again to the same client.
+	// The next keeper does not report the exit to the same client again.
 	if exit := n.exit(id); exit.Code != 5 {
 		t.Errorf("exit = %+v", exit)
 	}
@@ -160,12 +159,12 @@ func TestExitRedelivered(t *testing.T) {
 	}
 	select {
 	case e := <-n.client.Events():
-		t.Errorf("told twice: %+v", e)
+		t.Errorf("a second event: %+v", e)
 	case <-time.After(100 * time.Millisecond):
 	}
 }
 
-// Both die: the container's end is told with an honest reason.
+// If daemon and keeper die, the exit is reported with a reason for the unknown code.
 func TestKeeperAndDaemonDie(t *testing.T) {
 	n := newNode(t)
 	quick := n.args(n.newID(), spec{script: "sleep 0.5; exit 5", hostNS: true})
@@ -183,23 +182,23 @@ func TestKeeperAndDaemonDie(t *testing.T) {
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "container gone", func() bool { return unix.Kill(st.Pid, 0) == unix.ESRCH })
+	eventually(t, "the container has ended", func() bool { return unix.Kill(st.Pid, 0) == unix.ESRCH })
 	n.client = n.connect()
 	if exit := n.exit(quick.ID); exit.Code != 255 || !strings.Contains(exit.Reason, "exit code unknown") {
 		t.Errorf("exit = %+v", exit)
 	}
 	if st, err := n.client.Get(t.Context(), long); err != nil || !st.Running {
-		t.Errorf("survivor: %+v, %v", st, err)
+		t.Errorf("state of the running container: %+v, %v", st, err)
 	}
 	if err := n.client.Kill(t.Context(), long, syscall.SIGKILL, false); err != nil {
 		t.Fatal(err)
 	}
 	if exit := n.exit(long); exit.Code != 137 {
-		t.Errorf("survivor's exit = %+v", exit)
+		t.Errorf("exit of the running container = %+v", exit)
 	}
 }
 
-// A daemon that is stopped neither stalls the log nor the other daemon.
+// A stopped daemon stalls neither the log nor another daemon.
 func TestHungDaemon(t *testing.T) {
 	n := newNode(t)
 	hung := n.daemon()
@@ -229,7 +228,7 @@ func TestHalfMadeContainerIsRemoved(t *testing.T) {
 		_, err := n.client.Create(t.Context(), a)
 		failed <- err
 	}()
-	eventually(t, "creation begun", func() bool { return size(filepath.Join(n.o.Dir, a.ID, "container.json")) > 0 })
+	eventually(t, "the runtime's create runs", func() bool { return size(filepath.Join(n.o.Dir, a.ID, "container.json")) > 0 })
 	n.killKeeper()
 	if err := <-failed; err == nil || !strings.Contains(err.Error(), "lost") {
 		t.Errorf("Create = %v", err)
@@ -239,8 +238,8 @@ func TestHalfMadeContainerIsRemoved(t *testing.T) {
 	}
 }
 
-// The keeper re-executes another program: same process, nothing lost, attached
-// clients included.
+// The keeper executes another program in place: the process remains, nothing is lost, and attached
+// clients stay connected.
 func TestUpgradeUnderLoad(t *testing.T) {
 	n := newNode(t)
 	a := n.args(n.newID(), spec{script: "read x; echo attached; " + counting(lots) + "; exit 6"})
@@ -267,21 +266,21 @@ func TestUpgradeUnderLoad(t *testing.T) {
 	if _, err := at.Stdin.Write([]byte("go\n")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "output flows", func() bool { return size(a.LogPath) > 1<<18 })
+	eventually(t, "the container writes output", func() bool { return size(a.LogPath) > 1<<18 })
 	for range 4 {
 		n.o.Binary = n.copyKeeper()
 		c := n.connect()
 		defer func() { _ = c.Close() }()
 	}
 	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err != nil || exe != n.o.Binary {
-		t.Errorf("keeper %d runs %s, %v; want %s", pid, exe, err, n.o.Binary)
+		t.Errorf("keeper %d executes %s, %v; want %s", pid, exe, err, n.o.Binary)
 	}
 	if now := n.keeperPid(); now != pid {
 		t.Errorf("keeper was %d, is %d", pid, now)
 	}
 	n.checkProcessName(pid)
 	if exit := n.exit(ended); exit.Code != 4 {
-		t.Errorf("exit told by the new program = %+v", exit)
+		t.Errorf("exit reported by the new program = %+v", exit)
 	}
 	if exit := n.exit(a.ID); exit.Code != 6 || exit.Reason != "" {
 		t.Errorf("exit = %+v", exit)
@@ -292,7 +291,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 	}
 }
 
-// checkProcessName checks what ps shows as the keeper's command.
+// checkProcessName checks the keeper's command name, as ps shows it.
 func (n *node) checkProcessName(pid int) {
 	n.t.Helper()
 	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
@@ -321,7 +320,7 @@ func (n *node) copyKeeper() string {
 	return to.Name()
 }
 
-// A program that is no keeper does not get the containers.
+// A program that is not a keeper does not replace the keeper.
 func TestUpgradeToNonsense(t *testing.T) {
 	n := newNode(t)
 	id, _ := n.run(spec{script: "sleep 1000"})

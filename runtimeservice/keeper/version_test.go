@@ -12,8 +12,8 @@ import (
 	"github.com/micarun/mica/runtimeservice/keeper/wire"
 )
 
-// foreignKeeper serves one connection as a keeper that speaks the given versions,
-// and answers every request with success.
+// foreignKeeper serves one connection as a keeper of the given versions. It answers every request
+// with success.
 func foreignKeeper(t *testing.T, dir string, hello wire.Hello) (asked chan string) {
 	t.Helper()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -59,7 +59,7 @@ func foreignKeeper(t *testing.T, dir string, hello wire.Hello) (asked chan strin
 	return asked
 }
 
-// A keeper of a later release that still speaks our protocol is used as it is.
+// The client uses a keeper of a later release that supports the client's protocol version.
 func TestNewerKeeperThatStillSpeaksOurs(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "keeper")
 	asked := foreignKeeper(t, dir, wire.Hello{Version: wire.Version + 8, Min: wire.Version, Pid: os.Getpid(), Exe: "later"})
@@ -75,12 +75,12 @@ func TestNewerKeeperThatStillSpeaksOurs(t *testing.T) {
 	}
 	for op := range asked {
 		if op == wire.OpUpgrade {
-			t.Error("the keeper was asked to become an older one")
+			t.Error("the keeper was asked to execute an older program")
 		}
 	}
 }
 
-// One that does not is left alone, and the error names both sides' versions.
+// The client refuses a keeper without a common version, and the error names the versions of both.
 func TestKeeperWithoutCommonVersion(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "keeper")
 	asked := foreignKeeper(t, dir, wire.Hello{Version: wire.Version + 8, Min: wire.Version + 7})
@@ -90,7 +90,7 @@ func TestKeeperWithoutCommonVersion(t *testing.T) {
 	}
 	for op := range asked {
 		if op != wire.OpHello {
-			t.Errorf("the keeper was asked for %s", op)
+			t.Errorf("the keeper received %s", op)
 		}
 	}
 }

@@ -9,20 +9,19 @@ import (
 
 // Sizes of an attached client's buffers.
 const (
-	clientPipe  = 1 << 20  // what a client may be behind, where the kernel allows it
-	inputBuffer = 16 << 10 // input read at a time, and kept while the container is slow
+	clientPipe  = 1 << 20  // output that may wait for a client, if the kernel allows this size
+	inputBuffer = 16 << 10 // input read at a time, and kept until the container reads it
 )
 
-// client is one attached client. Its pipes' other ends are in the daemon. The
-// pump owns it.
+// client is one attached client. Its pipes' other ends are in the daemon. The pump owns it.
 type client struct {
 	io     *stdio
 	input  int    // read end, or -1
 	output [2]int // write ends, or -1
 }
 
-// attach makes a client and returns it with the descriptors that go to it,
-// which the caller closes after sending.
+// attach makes a client. It returns the client's ends of the pipes, which the caller closes after
+// sending them.
 func (io *stdio) attach(a wire.Attach) (wire.FDs, error) {
 	c := &client{io: io, input: -1, output: [2]int{-1, -1}}
 	theirs := wire.FDs{}
@@ -79,14 +78,14 @@ func pipe() (r, w int, err error) {
 func bufferPipe() (r, w int, err error) {
 	r, w, err = pipe()
 	if err == nil {
-		// A smaller buffer is a less patient one, not an error.
+		// If the kernel refuses this size, the client gets the default size.
 		_, _ = unix.FcntlInt(uintptr(w), unix.F_SETPIPE_SZ, clientPipe)
 	}
 	return r, w, err
 }
 
-// feed gives output to the attached clients. One whose pipe is full loses
-// that stream: the log waits for nobody.
+// feed writes output to the attached clients. A client whose pipe is full loses that stream, so
+// that no client delays the log.
 func (io *stdio) feed(index int, data []byte) {
 	for _, c := range io.clients {
 		fd := c.output[index]
@@ -100,7 +99,7 @@ func (io *stdio) feed(index int, data []byte) {
 	io.tidy()
 }
 
-// tidy forgets clients without streams.
+// tidy removes clients without streams.
 func (io *stdio) tidy() {
 	kept := io.clients[:0]
 	for _, c := range io.clients {
@@ -126,7 +125,7 @@ func (c *client) close() {
 	c.input = -1
 }
 
-// target is where input goes, or -1.
+// target returns the descriptor that takes input, or -1.
 func (io *stdio) target() int {
 	if io.terminal >= 0 {
 		return io.terminal
@@ -134,7 +133,7 @@ func (io *stdio) target() int {
 	return io.stdin
 }
 
-// listen takes input of c, unless the container is behind.
+// listen reads input of c, unless the container has not taken earlier input yet.
 func (io *stdio) listen(c *client) {
 	if c.input < 0 || len(io.queued) > 0 {
 		return
@@ -160,8 +159,7 @@ func (io *stdio) takeInput(c *client) {
 	io.giveInput()
 }
 
-// giveInput writes queued input. While the container does not take it, no
-// client is read.
+// giveInput writes the queued input. Until the container has taken it, no client is read.
 func (io *stdio) giveInput() {
 	to := io.target()
 	for to >= 0 && len(io.queued) > 0 {
@@ -198,8 +196,7 @@ func (io *stdio) pause() {
 	io.pump.onWrite(io.target(), io.giveInput)
 }
 
-// closeStdin closes the container's stdin once its end was asked for and all
-// input is delivered.
+// closeStdin closes the container's stdin once all input is written and no more may come.
 func (io *stdio) closeStdin() {
 	if !io.eof || len(io.queued) > 0 || io.stdin < 0 {
 		return
@@ -216,7 +213,7 @@ func (io *stdio) closeStdin() {
 	}
 }
 
-// part ends the attachments of a container that has ended.
+// part disconnects the clients of a container that has ended.
 func (io *stdio) part() {
 	for _, c := range io.clients {
 		c.close()

@@ -11,8 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// console is the socket on which an OCI runtime hands over the master of a
-// container's terminal.
+// console is the socket on which the OCI runtime sends the pty master of a container's terminal.
 type console struct {
 	listener, dir int
 	file          string
@@ -39,8 +38,8 @@ func newConsole(dir string) (*console, error) {
 	return c, nil
 }
 
-// path is a short name of the socket for this process and its children: the
-// real one may be too long for a socket address.
+// path returns a short path of the socket for this process and its children. The real path may be
+// longer than a socket address allows.
 func (c *console) path() string {
 	return "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(c.dir) + "/console"
 }
@@ -53,8 +52,8 @@ func (c *console) close() {
 	_ = os.Remove(c.file)
 }
 
-// receive returns the master. The runtime has sent it before it exits, so
-// that there is little to wait for.
+// receive returns the pty master. The runtime sends it before it exits, so there is little to wait
+// for.
 func (c *console) receive(timeout time.Duration) (int, error) {
 	end := time.Now().Add(timeout)
 	if err := readable(c.listener, end); err != nil {
@@ -88,7 +87,7 @@ func (c *console) receive(timeout time.Duration) (int, error) {
 	return fds[0], nil
 }
 
-// readable waits until fd can be read.
+// readable waits until fd can be read. It returns ETIMEDOUT at end.
 func readable(fd int, end time.Time) error {
 	for {
 		left := max(time.Until(end), 0)

@@ -19,20 +19,20 @@ import (
 
 // container is one container, or the init of a pod.
 type container struct {
-	// op is held by whoever creates, starts or deletes the container.
+	// op is held while the container is being created, started or deleted.
 	op chan struct{}
-	// gone is closed when the exit is known and recorded.
+	// gone is closed once the exit is recorded.
 	gone chan struct{}
 
 	mu      sync.Mutex // guards the rest
 	rec     record
 	io      *stdio // nil for an init, an orphan, and after Delete
 	pidfd   int    // -1 for an orphan whose process is gone
-	child   bool   // the init is this process's own child
-	release func() // gives a child back to the reaper
+	child   bool   // the init is a child of this process
+	release func() // lets the reaper collect the child
 	exit    *wire.Exit
-	orphan  bool // of an earlier keeper, waiting for its descriptors
-	// uncopied says that copying descriptors has failed, which is logged once.
+	orphan  bool // made by an earlier keeper; its descriptors have not come yet
+	// uncopied is true once copying descriptors has failed; the failure is logged once.
 	uncopied bool
 }
 
@@ -40,9 +40,9 @@ func newContainer(rec record) *container {
 	return &container{op: make(chan struct{}, 1), gone: make(chan struct{}), rec: rec, pidfd: -1, release: func() {}}
 }
 
-func (c *container) id() string { return c.rec.ID } // never changes
+func (c *container) id() string { return c.rec.ID } // immutable
 
-// lock begins an operation.
+// lock begins an operation and waits for the current one.
 func (c *container) lock(ctx context.Context) error {
 	select {
 	case c.op <- struct{}{}:
@@ -60,7 +60,7 @@ func (c *container) state() wire.State {
 	return wire.State{ID: c.rec.ID, Pid: c.rec.Pid, Running: c.exit == nil, Exit: c.exit}
 }
 
-// streams returns the stdio of a container that runs.
+// streams returns the stdio of a running container.
 func (c *container) streams() (*stdio, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -70,7 +70,7 @@ func (c *container) streams() (*stdio, error) {
 	return c.io, nil
 }
 
-// find returns a container that is not being made.
+// find returns a container whose creation is complete.
 func (s *Server) find(id string) (*container, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -81,10 +81,10 @@ func (s *Server) find(id string) (*container, error) {
 	return c, nil
 }
 
-// reserve makes the record of a container to be.
+// reserve registers a new container and writes its record. The caller holds its op.
 func (s *Server) reserve(rec record) (*container, error) {
 	if rec.Row = s.table.take(); rec.Row < 0 {
-		return nil, wire.Errorf(wire.CodeExhausted, "create container %s: this keeper holds %d already", rec.ID, tableRows)
+		return nil, wire.Errorf(wire.CodeExhausted, "create container %s: the keeper has %d containers, its maximum", rec.ID, tableRows)
 	}
 	c := newContainer(rec)
 	c.op <- struct{}{}
@@ -116,16 +116,16 @@ func (s *Server) enlist(c *container) error {
 	return nil
 }
 
-// made ends the time in which a container is being made.
+// made ends the creation of a container.
 func (s *Server) made(c *container) {
 	s.mu.Lock()
 	delete(s.making, c.id())
 	s.mu.Unlock()
-	s.giveCopies(c)
+	s.sendCopies(c)
 	c.unlock()
 }
 
-// forget removes every trace of a container.
+// forget removes the container's record, descriptors and table row.
 func (s *Server) forget(c *container) {
 	s.mu.Lock()
 	delete(s.containers, c.id())
@@ -145,7 +145,7 @@ func (s *Server) forget(c *container) {
 		}
 		s.table.release(row)
 	}
-	// A pump that hangs in a dead disk must not keep Delete from ending.
+	// A pump that hangs in a write to a dead disk must not block Delete.
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	_ = s.pump.call(ctx, done)
@@ -163,8 +163,7 @@ func (s *Server) create(ctx context.Context, a wire.Create) (*container, error) 
 	return s.launched(ctx, a, "create")
 }
 
-// restore is create and start in one, by what CRIU has written of another
-// container.
+// restore creates and starts a container from CRIU's images.
 func (s *Server) restore(ctx context.Context, a wire.Restore) (*container, error) {
 	if err := a.Check(); err != nil {
 		return nil, err
@@ -173,7 +172,7 @@ func (s *Server) restore(ctx context.Context, a wire.Restore) (*container, error
 	return s.launched(ctx, a.Create, append(command, a.Flags...)...)
 }
 
-// launched makes a container by a subcommand of the runtime.
+// launched makes a container with a subcommand of the runtime.
 func (s *Server) launched(ctx context.Context, a wire.Create, subcommand ...string) (*container, error) {
 	c, err := s.reserve(record{ID: a.ID, Create: a})
 	if err != nil {
@@ -186,7 +185,7 @@ func (s *Server) launched(ctx context.Context, a wire.Create, subcommand ...stri
 	return c, nil
 }
 
-// unmake removes what a failed creation has left.
+// unmake cleans up after a failed creation.
 func (s *Server) unmake(ctx context.Context, c *container) error {
 	err := s.mustRun(context.WithoutCancel(ctx), command{rec: c.rec, args: []string{"delete", "--force", c.id()}})
 	s.forget(c)
@@ -197,16 +196,16 @@ func (s *Server) unmake(ctx context.Context, c *container) error {
 	return nil
 }
 
-// absent recognises a runtime's complaint about a container that it does not
-// know; there is no code for it.
+// absent reports whether a runtime's error means that the container does not exist. Runtimes have
+// no exit code for it.
 func absent(err error) bool {
 	text := err.Error()
 	return strings.Contains(text, "does not exist") || strings.Contains(text, "No such file or directory") || strings.Contains(text, "error opening file")
 }
 
-// build runs the runtime's create or restore and takes its result over.
+// build runs the runtime's create or restore and takes over the container.
 func (s *Server) build(ctx context.Context, c *container, subcommand []string) error {
-	hold := s.reaper.Hold() // the init is ours as soon as the runtime ends
+	hold := s.reaper.Hold() // the init becomes a child of the keeper when the runtime exits
 	defer hold()
 	ours, err := s.launch(ctx, c.rec, subcommand)
 	if err != nil {
@@ -227,8 +226,7 @@ func (s *Server) build(ctx context.Context, c *container, subcommand []string) e
 	return s.install(ctx, c, rec, ours)
 }
 
-// launch runs the runtime and returns the keeper's ends of the container's
-// streams.
+// launch runs the runtime and returns the keeper's ends of the container's streams.
 func (s *Server) launch(ctx context.Context, rec record, subcommand []string) (wire.FDs, error) {
 	args := append(subcommand, "--bundle", rec.Create.Bundle, "--pid-file", s.path(rec.ID, "pid"))
 	if rec.Create.Terminal {
@@ -238,8 +236,8 @@ func (s *Server) launch(ctx context.Context, rec record, subcommand []string) (w
 	if err != nil {
 		return nil, err
 	}
-	err = s.runRuntime(ctx, command{rec: rec, args: append(args, rec.ID), files: p.theirs})
-	p.closeTheirs()
+	err = s.runRuntime(ctx, command{rec: rec, args: append(args, rec.ID), files: p.remote})
+	p.closeRemote()
 	if err != nil {
 		said := drained(p.ours[wire.FDStderr])
 		p.ours.Close()
@@ -268,24 +266,24 @@ func (s *Server) launchTerminal(ctx context.Context, rec record, args []string) 
 	return wire.FDs{wire.FDTerminal: master}, nil
 }
 
-// pipes are the stdio of a container without terminal.
+// pipes are the stdio of a container without a terminal: the keeper's ends and the container's.
 type pipes struct {
 	ours   wire.FDs
-	theirs [3]*os.File
+	remote [3]*os.File
 }
 
 func newPipes(c wire.Create) (*pipes, error) {
 	p := &pipes{ours: wire.FDs{}}
 	for i, name := range []string{wire.FDStdin, wire.FDStdout, wire.FDStderr} {
 		if i == 0 && !c.Stdin {
-			continue // os/exec opens /dev/null
+			continue // os/exec then uses /dev/null
 		}
 		r, w, err := pipe()
 		if err == nil && (c.UID != 0 || c.GID != 0) {
-			err = unix.Fchown(r, c.UID, c.GID) // of both ends
+			err = unix.Fchown(r, c.UID, c.GID) // changes both ends
 		}
 		if err != nil {
-			p.closeTheirs()
+			p.closeRemote()
 			p.ours.Close()
 			return nil, err
 		}
@@ -294,20 +292,20 @@ func newPipes(c wire.Create) (*pipes, error) {
 			mine, its = w, r
 		}
 		p.ours[name] = mine
-		p.theirs[i] = os.NewFile(uintptr(its), name)
+		p.remote[i] = os.NewFile(uintptr(its), name)
 	}
 	return p, nil
 }
 
-func (p *pipes) closeTheirs() {
-	for _, f := range p.theirs {
+func (p *pipes) closeRemote() {
+	for _, f := range p.remote {
 		if f != nil {
 			_ = f.Close()
 		}
 	}
 }
 
-// drained is what a runtime that failed has written to the container's stderr.
+// drained returns what a failed runtime has written to the container's stderr.
 func drained(fd int) string {
 	_ = unix.SetNonblock(fd, true)
 	buf := make([]byte, wire.MaxText/2)
@@ -327,7 +325,7 @@ func readPid(path string) (int, error) {
 	return pid, nil
 }
 
-// install makes a created process the container: record, pidfd, streams.
+// install stores pidfd, record and streams of a created process in the container.
 func (s *Server) install(ctx context.Context, c *container, rec record, ours wire.FDs) error {
 	release := s.reaper.Own(rec.Pid)
 	pidfd, err := unix.PidfdOpen(rec.Pid, 0)
@@ -358,7 +356,7 @@ func (s *Server) install(ctx context.Context, c *container, rec record, ours wir
 	return s.watcher.add(pidfd, c)
 }
 
-// connect gives the container its streams.
+// connect sets up the container's streams.
 func (s *Server) connect(ctx context.Context, c *container, fds wire.FDs, resume bool) error {
 	var io *stdio
 	var err, warn error
@@ -366,7 +364,7 @@ func (s *Server) connect(ctx context.Context, c *container, fds wire.FDs, resume
 	defer cancel()
 	if cerr := s.pump.call(ctx, func() {
 		if io, err = newStdio(s.pump, c.rec, fds); err == nil {
-			io.onStdin = func() { s.later(func() { s.giveCopies(c) }) }
+			io.onStdin = func() { s.later(func() { s.sendCopies(c) }) }
 			warn = io.begin(resume)
 		}
 	}); cerr != nil {
@@ -413,7 +411,7 @@ func (s *Server) kill(ctx context.Context, k wire.Kill) error {
 func (s *Server) remove(ctx context.Context, id string) error {
 	c, err := s.find(id)
 	if err != nil {
-		return nil // also one that is being made: its creator answers for it
+		return nil // also while it is being created: the creator removes it after a failure
 	}
 	if err := c.lock(ctx); err != nil {
 		return err
@@ -441,15 +439,15 @@ func (s *Server) isGone(c *container) bool {
 	return s.containers[c.id()] != c
 }
 
-// endTimeout bounds the death of a killed process.
+// endTimeout bounds the wait for the death of a killed process.
 const endTimeout = 15 * time.Second
 
-// killAgain is how often a process that must die is killed: its descriptor may
-// come after the first time, from a daemon or, for want of one, by its number.
+// killAgain is the interval of SIGKILLs to a process that must end. Its pidfd may become known only
+// after the first one.
 const killAgain = 100 * time.Millisecond
 
-// end kills the container's init and waits for its exit record, which wants
-// the cgroup that the runtime's delete takes away.
+// end kills the container's init and waits for its exit record. The record needs the cgroup, which
+// the runtime's delete removes.
 func (s *Server) end(ctx context.Context, c *container) error {
 	t := time.NewTimer(endTimeout)
 	defer t.Stop()
@@ -466,7 +464,7 @@ func (s *Server) end(ctx context.Context, c *container) error {
 			return nil
 		case <-again.C:
 		case <-t.C:
-			return wire.Errorf(wire.CodeDeadline, "delete container %s: its init does not die", c.id())
+			return wire.Errorf(wire.CodeDeadline, "delete container %s: its init does not exit after SIGKILL", c.id())
 		case <-ctx.Done():
 			return wire.Errorf(wire.CodeDeadline, "delete container %s: %v", c.id(), ctx.Err())
 		}
@@ -474,20 +472,20 @@ func (s *Server) end(ctx context.Context, c *container) error {
 }
 
 // copiesOf returns duplicates of a container's descriptors and its record.
-func (s *Server) copiesOf(c *container) (wire.Custody, wire.FDs, error) {
+func (s *Server) copiesOf(c *container) (wire.Descriptors, wire.FDs, error) {
 	c.mu.Lock()
 	rec, io, pidfd := c.rec, c.io, c.pidfd
 	c.mu.Unlock()
 	raw, err := json.Marshal(rec)
 	if err != nil {
-		return wire.Custody{}, nil, err
+		return wire.Descriptors{}, nil, err
 	}
 	var fds wire.FDs
 	if io != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		var derr error
-		// The result goes by a channel: the call may outlast ctx.
+		// A channel carries the result, because the call may end after ctx.
 		got := make(chan wire.FDs, 1)
 		err = s.pump.call(ctx, func() {
 			var dup wire.FDs
@@ -498,7 +496,7 @@ func (s *Server) copiesOf(c *container) (wire.Custody, wire.FDs, error) {
 			fds, err = <-got, derr
 		}
 		if err != nil {
-			return wire.Custody{}, nil, err
+			return wire.Descriptors{}, nil, err
 		}
 	}
 	if fds == nil {
@@ -514,13 +512,12 @@ func (s *Server) copiesOf(c *container) (wire.Custody, wire.FDs, error) {
 	c.mu.Unlock()
 	if err != nil {
 		fds.Close()
-		return wire.Custody{}, nil, fmt.Errorf("duplicate %s: %w", wire.FDPid, err)
+		return wire.Descriptors{}, nil, fmt.Errorf("duplicate %s: %w", wire.FDPid, err)
 	}
-	return wire.Custody{ID: rec.ID, Record: raw}, fds, nil
+	return wire.Descriptors{ID: rec.ID, Record: raw}, fds, nil
 }
 
-// removeStale cleans up a container whose creation an earlier keeper did not
-// finish.
+// removeStale removes a container whose creation an earlier keeper did not finish.
 func (s *Server) removeStale(rec record) {
 	ctx, cancel := context.WithTimeout(context.Background(), defaultTimeout)
 	defer cancel()

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watcher waits for the deaths of containers: one epoll set of pidfds, which
-// is itself in the Go runtime's, so that it costs no thread.
+// watcher waits for the exits of containers with one epoll set of pidfds. The Go runtime polls the
+// set, so waiting takes no thread.
 type watcher struct {
 	poll  *os.File
 	raw   syscall.RawConn
@@ -40,7 +40,7 @@ func newWatcher(ended func(*container)) (*watcher, error) {
 
 func (w *watcher) close() { _ = w.poll.Close() }
 
-// run calls ended once for every container whose process dies, until close.
+// run calls ended once for each container whose process exits, until close.
 func (w *watcher) run() {
 	events := make([]unix.EpollEvent, 16)
 	for {
@@ -78,7 +78,7 @@ func (w *watcher) add(pidfd int, c *container) error {
 	return nil
 }
 
-// forget takes a pidfd out and returns its container, nil if it is out.
+// forget removes a pidfd and returns its container, or nil if it was removed before.
 func (w *watcher) forget(pidfd int) *container {
 	w.mu.Lock()
 	c := w.byFD[int32(pidfd)]
@@ -90,14 +90,14 @@ func (w *watcher) forget(pidfd int) *container {
 	return c
 }
 
-// ended deals with the death of a container's init.
+// ended handles the exit of a container's init.
 func (s *Server) ended(c *container) {
 	c.mu.Lock()
 	rec, child, pidfd, io := c.rec, c.child, c.pidfd, c.io
 	c.mu.Unlock()
 	exit := wire.Exit{At: time.Now()}
-	// Before anybody can remove the cgroup. It is read once and opens one file after
-	// the other, so the reserve is given up in any case.
+	// The cgroup is read before anything can remove it. The read opens one file at a time and
+	// happens once, so the reserve is used in any case.
 	s.spare.spend(func() { exit.OOMKilled = s.kills.end(rec.Cgroup, rec.OOMKills) })
 	status, err := exitStatus(rec.Pid, pidfd, child)
 	exit.Code, exit.Signal = status.Code, status.Signal
@@ -110,7 +110,7 @@ func (s *Server) ended(c *container) {
 	s.conclude(c, exit)
 }
 
-// conclude records an exit and tells it.
+// conclude records an exit and sends it to the clients.
 func (s *Server) conclude(c *container, exit wire.Exit) {
 	if err := s.spare.lend(func() error { return writeFile(s.path(c.id(), exitName), exit) }); err != nil {
 		s.logf("container %s: record exit: %v", c.id(), err)
@@ -134,14 +134,12 @@ func (s *Server) conclude(c *container, exit wire.Exit) {
 	s.push(wire.OpExit, c.state(), nil)
 }
 
-// unknownAfter is how long the keeper waits for the exit status of a process
-// that is not its child.
+// unknownAfter is how long the keeper waits for the exit status of a process that is not its child.
 const unknownAfter = 5 * time.Second
 
-// exitStatus finds out how a dead process ended. A child is collected. For
-// others, of an earlier keeper, the status is that of the zombie, as long as
-// its new parent has not collected it, or, from Linux 6.15 on, what the kernel
-// keeps with a pidfd that was opened before.
+// exitStatus returns how a dead process ended. A child is collected. The children of an earlier
+// keeper have another parent now: the status comes from the zombie while that parent has not
+// collected it. After that, from Linux 6.15 on, the kernel reports it for a pidfd opened earlier.
 func exitStatus(pid, pidfd int, child bool) (reaper.Status, error) {
 	if child {
 		return collect(pid)
@@ -156,7 +154,7 @@ func exitStatus(pid, pidfd int, child bool) (reaper.Status, error) {
 			return reaper.StatusOf(unix.WaitStatus(info.Exit_code)), nil
 		}
 		if time.Now().After(end) {
-			return reaper.Status{}, fmt.Errorf("exit code unknown: the keeper died and its successor is not the parent (pidfd info: %v)", err)
+			return reaper.Status{}, fmt.Errorf("exit code unknown: the process's keeper died, and it has another parent now (pidfd info: %v)", err)
 		}
 	}
 }

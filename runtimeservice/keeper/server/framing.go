@@ -5,14 +5,13 @@ import (
 	"time"
 )
 
-// maxLine is where a line of output is split, in bytes of text.
+// maxLine is the maximum length of a line's text in the log, in bytes. Longer lines are split.
 const maxLine = 16 << 10
 
 // headSize is the length of "2006-01-02T15:04:05.000000000Z stdout F ".
 const headSize = 30 + 1 + 6 + 1 + 2
 
-// head is the beginning of a log line, the same for all lines of one batch but
-// for its tag, which tagAt tells.
+// head appends the start of a log line. All lines of a batch share it; only the tag differs.
 func head(dst []byte, at time.Time, stream string) []byte {
 	dst = at.UTC().AppendFormat(dst, "2006-01-02T15:04:05.000000000Z")
 	dst = append(dst, ' ')
@@ -20,17 +19,16 @@ func head(dst []byte, at time.Time, stream string) []byte {
 	return append(dst, " F "...)
 }
 
-// tagAt is where the tag stands from the end of a head.
+// tagAt is the distance of the tag from the end of a head.
 const tagAt = 2
 
-// frame appends the CRI log lines of data to out, as many as fit in out's
-// capacity, and returns how many bytes of data they took. What it leaves is,
-// when full is false, less than a line: at most maxLine bytes without newline,
-// whose end is still to come. With last set the end has come.
+// frame appends the CRI log lines of data to out, as many as out's capacity allows. It returns how
+// many bytes of data they contain. If full is false, the rest is less than a line: at most maxLine
+// bytes whose newline has not come yet. With last set, nothing more comes and no rest remains.
 //
-// The tag F says that the text had a newline, and P that it goes on or, at the
-// end, that it had none: readers put a newline after F only. A text longer than
-// maxLine becomes several lines, all but the last with the tag P.
+// Tag F means that the text ended with a newline. Tag P means that the text continues or, at the
+// end of the output, that it has no newline: readers add a newline after F only. A text longer than
+// maxLine becomes several lines; all but the last have the tag P.
 func frame(out, head, data []byte, last bool) (_ []byte, used int, full bool) {
 	for used < len(data) {
 		rest := data[used:]
@@ -54,8 +52,8 @@ func frame(out, head, data []byte, last bool) (_ []byte, used int, full bool) {
 	return out, used, false
 }
 
-// cut returns the size of the first line of data with its newline, if it has
-// one, and its tag; size 0 if more data is needed to know.
+// cut returns the size of data's first line including its newline, if there is one, and the line's
+// tag. Size 0 means that more data is needed.
 func cut(data []byte, last bool) (size int, tag byte) {
 	window := data[:min(len(data), maxLine+1)]
 	if i := bytes.IndexByte(window, '\n'); i >= 0 {

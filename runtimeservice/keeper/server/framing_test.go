@@ -20,20 +20,20 @@ func TestFrame(t *testing.T) {
 		want []string // tag and text
 		used int
 	}{
-		"nothing":                  {"", false, nil, 0},
-		"nothing at the end":       {"", true, nil, 0},
-		"lines":                    {"a\nb\n", false, []string{"F a", "F b"}, 4},
-		"empty lines":              {"\n\n", false, []string{"F ", "F "}, 2},
-		"unfinished":               {"a\nbc", false, []string{"F a"}, 2},
-		"unfinished at the end":    {"a\nbc", true, []string{"F a", "P bc"}, 4},
-		"carriage return is text":  {"a\r\n", false, []string{"F a\r"}, 3},
-		"any bytes":                {"\x00\xff \xfe\n", false, []string{"F \x00\xff \xfe"}, 5},
-		"longest line":             {long + "\n", false, []string{"F " + long}, maxLine + 1},
-		"longest without newline":  {long, false, nil, 0},
-		"longest, last":            {long, true, []string{"P " + long}, maxLine},
-		"one too long":             {long + "y\n", false, []string{"P " + long, "F y"}, maxLine + 2},
-		"one too long, unfinished": {long + "y", false, []string{"P " + long}, maxLine},
-		"three pieces":             {long + long + "z\nn\n", false, []string{"P " + long, "P " + long, "F z", "F n"}, 2*maxLine + 4},
+		"nothing":                      {"", false, nil, 0},
+		"nothing at the end":           {"", true, nil, 0},
+		"lines":                        {"a\nb\n", false, []string{"F a", "F b"}, 4},
+		"empty lines":                  {"\n\n", false, []string{"F ", "F "}, 2},
+		"unfinished":                   {"a\nbc", false, []string{"F a"}, 2},
+		"unfinished at the end":        {"a\nbc", true, []string{"F a", "P bc"}, 4},
+		"carriage return is text":      {"a\r\n", false, []string{"F a\r"}, 3},
+		"any bytes":                    {"\x00\xff \xfe\n", false, []string{"F \x00\xff \xfe"}, 5},
+		"longest line":                 {long + "\n", false, []string{"F " + long}, maxLine + 1},
+		"longest line without newline": {long, false, nil, 0},
+		"longest line, at the end":     {long, true, []string{"P " + long}, maxLine},
+		"one too long":                 {long + "y\n", false, []string{"P " + long, "F y"}, maxLine + 2},
+		"one too long, unfinished":     {long + "y", false, []string{"P " + long}, maxLine},
+		"three pieces":                 {long + long + "z\nn\n", false, []string{"P " + long, "P " + long, "F z", "F n"}, 2*maxLine + 4},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := head(nil, at, "stdout")
@@ -60,7 +60,7 @@ func TestHeadSize(t *testing.T) {
 	}
 }
 
-// unframe is the reader of a log: it joins P and F lines.
+// unframe reads a log as the kubelet does: it joins P and F lines.
 func unframe(t *testing.T, framed []byte) (text []byte, endsOpen bool) {
 	t.Helper()
 	for line := range bytes.Lines(framed) {
@@ -86,8 +86,8 @@ func unframe(t *testing.T, framed []byte) (text []byte, endsOpen bool) {
 	return text, endsOpen
 }
 
-// Property: in whatever pieces output comes, and however small the buffer of
-// framed lines is, a reader of the log gets the output back.
+// Property: however output is split into pieces, and however small the buffer of framed lines is,
+// the log contains the output.
 func FuzzLogFraming(f *testing.F) {
 	f.Add([]byte("a\nb"), uint16(1), uint16(0))
 	f.Add(bytes.Repeat([]byte("x"), 2*maxLine+1), uint16(5000), uint16(100))
@@ -111,11 +111,11 @@ func FuzzLogFraming(f *testing.F) {
 					break
 				}
 				if used == 0 {
-					t.Fatal("the buffer is full of nothing")
+					t.Fatal("frame reports a full buffer but returns no line")
 				}
 			}
 			if len(rest) > 0 && len(pending) > maxLine {
-				t.Fatalf("%d bytes stay pending", len(pending))
+				t.Fatalf("%d bytes remain pending", len(pending))
 			}
 		}
 		if len(pending) != 0 {

@@ -16,9 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// adopt takes a container's descriptors back from the daemon.
+// adopt receives a container's descriptors from the daemon.
 func (s *Server) adopt(ctx context.Context, m wire.Message, fds wire.FDs) error {
-	var a wire.Custody
+	var a wire.Descriptors
 	if err := m.Into(&a); err != nil {
 		return err
 	}
@@ -37,7 +37,7 @@ func (s *Server) adopt(ctx context.Context, m wire.Message, fds wire.FDs) error 
 	c.orphan = false
 	c.mu.Unlock()
 	if !wanted {
-		return nil // not lost: an exit was recorded, or another daemon was faster
+		return nil // its exit is recorded, or another daemon was first
 	}
 	pidfd := fds.Take(wire.FDPid)
 	if pidfd < 0 {
@@ -62,8 +62,8 @@ func (s *Server) adopt(ctx context.Context, m wire.Message, fds wire.FDs) error 
 	return s.watcher.add(pidfd, c)
 }
 
-// adoptByPid leaves a container whose pidfd did not come to settle, which watches its
-// process by number.
+// adoptByPid returns a container whose pidfd is missing to the orphans: settle watches its process
+// by process ID.
 func (s *Server) adoptByPid(c *container) error {
 	c.mu.Lock()
 	c.orphan = true
@@ -71,14 +71,13 @@ func (s *Server) adoptByPid(c *container) error {
 	return wire.Errorf(wire.CodePrecondition, "adopt container %s: its pidfd is missing", c.id())
 }
 
-// adoptTable makes the earlier keeper's table this one's, when the first
-// container comes. s.mu is held.
+// adoptTable uses the earlier keeper's table, which comes with the first container. s.mu is held.
 func (s *Server) adoptTable(fds wire.FDs) error {
 	fd := fds.Take(wire.FDTable)
 	select {
 	case <-s.settled:
 		_ = unix.Close(fd)
-		return wire.Errorf(wire.CodePrecondition, "adopt: this keeper has already gone on without")
+		return wire.Errorf(wire.CodePrecondition, "adopt: too late, the keeper has already lost the container's streams")
 	default:
 	}
 	if s.table != nil || fd < 0 {
@@ -94,14 +93,14 @@ func (s *Server) adoptTable(fds wire.FDs) error {
 	return nil
 }
 
-// handover is the state that one program leaves to the next in the same
-// process. Numbers are descriptors.
+// handover is the state that one program passes to the next in the same process. Its numbers are
+// descriptors.
 type handover struct {
 	Lock       int          `json:"lock"`
 	Listener   int          `json:"listener"`
 	Table      int          `json:"table"`
 	Sessions   []int        `json:"sessions,omitempty"`
-	Caller     int          `json:"caller"` // the session that asked
+	Caller     int          `json:"caller"` // the session that requested the upgrade
 	Request    uint64       `json:"request"`
 	Containers []handedOver `json:"containers,omitempty"`
 	Cgroups    []string     `json:"cgroups,omitempty"`
@@ -126,8 +125,8 @@ type handedClient struct {
 // quiesceTimeout bounds the wait for running requests before an upgrade.
 const quiesceTimeout = 30 * time.Second
 
-// upgrade replaces this program by another one in the same process. It
-// returns only if that failed, and the keeper goes on then.
+// upgrade executes another program in this process. It returns only on failure; the keeper then
+// continues to serve.
 func (s *Server) upgrade(ctx context.Context, caller *session, m wire.Message) error {
 	var a wire.Upgrade
 	if err := m.Into(&a); err != nil {
@@ -137,7 +136,7 @@ func (s *Server) upgrade(ctx context.Context, caller *session, m wire.Message) e
 		return err
 	}
 	<-s.settled
-	s.gate.Lock() // nothing new is taken from any socket
+	s.gate.Lock() // nothing more is read from any socket
 	defer s.gate.Unlock()
 	for end := time.Now().Add(quiesceTimeout); s.work.count() > 1; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
@@ -152,8 +151,8 @@ func (s *Server) upgrade(ctx context.Context, caller *session, m wire.Message) e
 	return fmt.Errorf("upgrade keeper to %s: %w", a.Binary, errors.Join(cerr, err))
 }
 
-// tryProgram makes sure that path is a keeper that understands what this one leaves
-// it: one of the same or a later protocol. After the exec there is no way back.
+// tryProgram checks that path is a keeper that can read this keeper's state: one with the same or a
+// later protocol version. After the exec, there is no way back.
 func tryProgram(ctx context.Context, s *Server, path string) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -174,7 +173,7 @@ func tryProgram(ctx context.Context, s *Server, path string) error {
 	text, ok := strings.CutPrefix(strings.TrimSpace(out.String()), "mica-keeper protocol ")
 	version, err := strconv.Atoi(text)
 	if !ok || err != nil {
-		return wire.Errorf(wire.CodePrecondition, "upgrade keeper: %s is not a keeper: it says %.64q", path, out.String())
+		return wire.Errorf(wire.CodePrecondition, "upgrade keeper: %s is not a keeper: it prints %.64q", path, out.String())
 	}
 	if version < wire.Version {
 		return wire.Errorf(wire.CodePrecondition, "upgrade keeper: %s is older: it speaks protocol %d, this keeper %d", path, version, wire.Version)
@@ -182,8 +181,7 @@ func tryProgram(ctx context.Context, s *Server, path string) error {
 	return nil
 }
 
-// exec runs in the pump, so that no stream moves. Descriptors become
-// inheritable only here.
+// exec runs in the pump, so that no output moves. Only here do the descriptors become inheritable.
 func (s *Server) exec(binary string, caller *session, request uint64) error {
 	h := s.handover(caller, request)
 	data, err := json.Marshal(h)
@@ -254,7 +252,7 @@ func (s *Server) handover(caller *session, request uint64) *handover {
 	return h
 }
 
-// descriptors lists every descriptor that the state names.
+// descriptors lists every descriptor in the state.
 func (h *handover) descriptors() []int {
 	fds := append([]int{h.Lock, h.Listener, h.Table}, h.Sessions...)
 	for _, k := range h.Containers {
@@ -272,7 +270,7 @@ func (h *handover) descriptors() []int {
 	return fds
 }
 
-// readHandover reads the state in the memfd fd; nil for 0.
+// readHandover reads the state from memfd fd. It returns nil for 0.
 func readHandover(fd int) (*handover, error) {
 	if fd == 0 {
 		return nil, nil
@@ -290,7 +288,7 @@ func readHandover(fd int) (*handover, error) {
 	return h, nil
 }
 
-// resume goes on where the replaced program was.
+// resume restores the state of the replaced program.
 func (s *Server) resume(h *handover) error {
 	s.cgroups, s.managed = h.Cgroups, h.Managed
 	t, err := openTable(h.Table)
@@ -314,7 +312,7 @@ func (s *Server) resume(h *handover) error {
 		if fd == h.Caller {
 			c.send(wire.Message{ID: h.Request, Op: wire.OpUpgrade}, nil, nil)
 		}
-		s.later(c.brief)
+		s.later(c.catchUp)
 	}
 	return s.serve(h.Listener)
 }
@@ -350,7 +348,7 @@ func (s *Server) resumeContainer(k handedOver) error {
 	return s.watcher.add(c.pidfd, c)
 }
 
-// rejoin brings the attached clients of the replaced program back.
+// rejoin restores the attached clients of the replaced program.
 func (io *stdio) rejoin(k handedOver) {
 	io.queued, io.eof = k.Queued, k.EOF
 	for _, h := range k.Clients {

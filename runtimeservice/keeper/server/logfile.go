@@ -32,7 +32,7 @@ func openLog(id string, at podlog.File) (*logFile, error) {
 	return useLog(id, at, fd)
 }
 
-// useLog takes over an open descriptor.
+// useLog takes ownership of an open descriptor.
 func useLog(id string, at podlog.File, fd int) (*logFile, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
@@ -48,8 +48,7 @@ func (l *logFile) close() {
 	}
 }
 
-// rewind cuts off what was appended after the log had size bytes, if it is
-// the same file.
+// rewind truncates the log to size bytes if file is its inode.
 func (l *logFile) rewind(size int64, file uint64) error {
 	if l == nil || file != l.file || l.size <= size {
 		return nil
@@ -61,9 +60,8 @@ func (l *logFile) rewind(size int64, file uint64) error {
 	return nil
 }
 
-// write appends whole lines. Lines that cannot be written are dropped and
-// counted, so that neither a full disk nor a dead one stops a container; the
-// first failure and the recovery are reported.
+// write appends whole lines. Lines that cannot be written are dropped and counted, so that neither
+// a full disk nor a failing one stops a container. The first failure and the recovery are logged.
 func (l *logFile) write(lines []byte) {
 	for len(lines) > 0 {
 		n, err := unix.Write(l.fd, lines)
@@ -78,7 +76,7 @@ func (l *logFile) write(lines []byte) {
 		n = l.mend(lines, max(n, 0))
 		lines = lines[n:]
 		if err == nil && n == 0 {
-			err = unix.ENOSPC // there is room for a part of a line only
+			err = unix.ENOSPC // there is room for part of a line only
 		}
 		if err != nil {
 			l.failed(err, len(lines))
@@ -87,13 +85,13 @@ func (l *logFile) write(lines []byte) {
 	}
 }
 
-// mend removes the torn line at the end of the n bytes of lines that were
-// written, and returns how many bytes stay.
+// mend removes the partial line at the end of the n bytes that were written. It returns the number
+// of bytes that remain.
 func (l *logFile) mend(lines []byte, n int) int {
 	whole := bytes.LastIndexByte(lines[:n], '\n') + 1
 	if whole < n {
 		if err := unix.Ftruncate(l.fd, l.size+int64(whole)); err != nil {
-			whole = n // the torn line stays; it reads as one odd line
+			whole = n // the partial line remains, and readers see one malformed line
 		}
 	}
 	l.size += int64(whole)
@@ -109,7 +107,7 @@ func (l *logFile) failed(err error, bytes int) {
 
 func (l *logFile) recovered() {
 	if l.lost > 0 {
-		log.Printf("container %s: log %s is written again, %d bytes were dropped", l.id, l.at.Path, l.lost)
+		log.Printf("container %s: log %s can be written again, %d bytes were dropped", l.id, l.at.Path, l.lost)
 		l.lost = 0
 	}
 }

@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// oomKills reads how many processes of a memory cgroup, or below it, the
-// kernel has killed for lack of memory: oom_kill of memory.events (cgroup v2)
-// or of memory.oom_control (v1, Linux 4.13). It is false if that cannot be read.
+// oomKills returns how many processes in a memory cgroup, and below it, the kernel has killed for
+// lack of memory. The value is oom_kill in memory.events (cgroup v2) or in memory.oom_control (v1,
+// since Linux 4.13). The result is false if neither can be read.
 func oomKills(dir string) (uint64, bool) {
 	if dir == "" {
 		return 0, false
@@ -26,7 +26,7 @@ func oomKills(dir string) (uint64, bool) {
 	return 0, false
 }
 
-// counter finds the line "name N".
+// counter returns N of the line "name N".
 func counter(text, name string) (uint64, bool) {
 	for line := range strings.Lines(text) {
 		if key, value, ok := strings.Cut(strings.TrimSpace(line), " "); ok && key == name {
@@ -37,8 +37,7 @@ func counter(text, name string) (uint64, bool) {
 	return 0, false
 }
 
-// memoryCgroup finds the directory of a process's memory cgroup; "" if there
-// is none that the keeper can see.
+// memoryCgroup returns the directory of a process's memory cgroup, or "" if the keeper sees none.
 func memoryCgroup(pid int) string {
 	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
 	if err != nil {
@@ -52,8 +51,8 @@ func memoryCgroup(pid int) string {
 	return ""
 }
 
-// cgroupDirs turns the content of a /proc/PID/cgroup into candidates for the
-// directory of one controller: that of v1, then those of v2.
+// cgroupDirs returns candidates for the directory of one controller, from the content of
+// /proc/PID/cgroup: v1 first, then v2.
 func cgroupDirs(text, controller string) []string {
 	const root = "/sys/fs/cgroup"
 	var v1, v2 []string

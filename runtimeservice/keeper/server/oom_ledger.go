@@ -6,14 +6,13 @@ import (
 	"sync"
 )
 
-// ledger tells which containers the kernel has killed for lack of memory, also
-// when their cgroups are gone before they can be asked: systemd removes that of a
-// dead container at once, often faster than the keeper hears of the death. The
-// pod's cgroup outlives them, and on v2 its counter has the kills of all that
-// were ever below it. What nobody has been told of are those of the container.
-// On v1, where counters are not inherited, only a cgroup that is there can tell.
+// ledger finds out which containers had OOM kills, even if their cgroups are already removed.
+// systemd removes the cgroup of a dead container at once, often before the keeper notices the exit.
 //
-// Its methods may be called concurrently.
+// The pod's cgroup remains. On v2 its counter includes the kills in all cgroups that were ever
+// below it. Kills that belong to no existing cgroup and were not reported before belong to the
+// container that has just ended. On v1, counters are not inherited, so kills in a removed cgroup
+// are unknown.
 type ledger struct {
 	mu   sync.Mutex // guards the rest
 	pods map[string]*podKills
@@ -22,12 +21,12 @@ type ledger struct {
 // podKills are the kills in one pod's cgroup.
 type podKills struct {
 	dir   string
-	live  map[string]bool   // cgroups of containers that run
-	ended map[string]uint64 // kills in cgroups of containers that have ended
-	gone  uint64            // kills that were told, in cgroups that are gone
+	live  map[string]bool   // cgroups of running containers
+	ended map[string]uint64 // kills in the cgroups of ended containers
+	gone  uint64            // reported kills in cgroups that no longer exist
 }
 
-// join adds the cgroup of a container that begins to run.
+// join adds the cgroup of a container that starts.
 func (l *ledger) join(dir string) {
 	if dir == "" {
 		return
@@ -38,7 +37,7 @@ func (l *ledger) join(dir string) {
 	p := l.pods[pod]
 	if p == nil {
 		p = &podKills{dir: pod, live: map[string]bool{}, ended: map[string]uint64{}}
-		p.gone, _ = p.untold() // of containers before
+		p.gone, _ = p.unreported() // kills in cgroups of earlier containers
 		if l.pods == nil {
 			l.pods = map[string]*podKills{}
 		}
@@ -47,34 +46,34 @@ func (l *ledger) join(dir string) {
 	p.live[dir] = true
 }
 
-// end says whether there were kills in the cgroup of a container that has ended,
-// beyond the given ones. It is to be asked once.
+// end reports whether the OOM counter of an ended container's cgroup exceeds before. It must be
+// called once per container.
 func (l *ledger) end(dir string, before uint64) bool {
 	if dir == "" {
 		return false
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	kills, there := oomKills(dir)
+	kills, exists := oomKills(dir)
 	p := l.pods[filepath.Dir(dir)]
 	if p == nil {
 		return kills > before
 	}
 	delete(p.live, dir)
-	if there {
+	if exists {
 		p.ended[dir] = kills
 		return kills > before
 	}
-	kills, pending := p.untold()
+	kills, pending := p.unreported()
 	if kills == 0 {
 		return false
 	}
-	// Others whose cgroups are gone as well, and who are asked next, may have had one each.
+	// Other containers whose cgroups are gone too may have had one kill each.
 	p.gone += max(1, kills-min(kills, pending))
 	return true
 }
 
-// leave takes the cgroup of a container out that is removed.
+// leave removes the cgroup of a deleted container.
 func (l *ledger) leave(dir string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -91,11 +90,10 @@ func (l *ledger) leave(dir string) {
 	}
 }
 
-// untold counts the kills in the pod's cgroup that are in no cgroup below it and
-// that nobody was told of, and the containers that are believed to run but whose
-// cgroups are gone.
-func (p *podKills) untold() (kills, pending uint64) {
-	const attempts = 5 // to read while the kernel kills nothing
+// unreported counts the kills in the pod's cgroup that are in no cgroup below it and were not
+// reported. It also counts the containers in p.live whose cgroups no longer exist.
+func (p *podKills) unreported() (kills, pending uint64) {
+	const attempts = 5 // to read while no kill happens
 	for range attempts {
 		total, _ := oomKills(p.dir)
 		below, missing := p.below()
@@ -107,8 +105,8 @@ func (p *podKills) untold() (kills, pending uint64) {
 	return kills, pending
 }
 
-// below counts the kills in the cgroups below the pod's that are there, and
-// containers that are believed to run but whose cgroups are gone.
+// below counts the kills in the existing cgroups below the pod's cgroup. It also counts the
+// containers in p.live whose cgroups no longer exist.
 func (p *podKills) below() (kills, missing uint64) {
 	entries, _ := os.ReadDir(p.dir)
 	for _, entry := range entries {
@@ -118,18 +116,18 @@ func (p *podKills) below() (kills, missing uint64) {
 			kills += n
 		}
 	}
-	for dir, told := range p.ended {
-		n, there := oomKills(dir)
+	for dir, reported := range p.ended {
+		n, exists := oomKills(dir)
 		kills += n
-		if !there {
-			p.gone += told
+		if !exists {
+			p.gone += reported
 			delete(p.ended, dir)
 		}
 	}
 	for dir := range p.live {
-		n, there := oomKills(dir)
+		n, exists := oomKills(dir)
 		kills += n
-		if !there {
+		if !exists {
 			missing++
 		}
 	}

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// pod is a directory that looks like a pod's cgroup on v2.
+// pod is a directory with the files of a pod's cgroup on v2.
 type pod struct {
 	t     *testing.T
 	dir   string
@@ -39,7 +39,8 @@ func (p *pod) container(name string) string {
 	return dir
 }
 
-// kill has the kernel kill as many processes of a container that had none killed.
+// kill makes the counters as if the kernel had killed that many processes of a container without
+// earlier kills.
 func (p *pod) kill(dir string, kills int) {
 	p.t.Helper()
 	p.total += kills
@@ -54,8 +55,8 @@ func (p *pod) vanish(dir string) {
 	}
 }
 
-// Containers whose cgroups are gone when they are asked have the kills that nobody
-// else has.
+// Kills of containers whose cgroups are gone are those in the pod's counter that belong to no other
+// container.
 func TestLedger(t *testing.T) {
 	p := newPod(t)
 	p.kill(p.container("before"), 3)
@@ -76,24 +77,24 @@ func TestLedger(t *testing.T) {
 	long, init := join("long"), p.container("init")
 	p.kill(init, 1)
 
-	gone := join("gone, and not killed")
+	gone := join("cgroup gone, no kills")
 	p.vanish(gone)
 	want(gone, false)
 
-	there := join("killed, and there")
+	there := join("kills, cgroup exists")
 	p.kill(there, 2)
 	want(there, true)
-	other := join("gone while the dead one is there")
+	other := join("cgroup gone while the killed container's cgroup exists")
 	p.vanish(other)
 	want(other, false)
 	p.vanish(there)
 
-	killed := join("killed twice, and gone")
+	killed := join("two kills, cgroup gone")
 	p.kill(killed, 2)
 	p.vanish(killed)
 	want(killed, true)
 	l.leave(killed)
-	next := join("gone after that")
+	next := join("cgroup gone after that")
 	p.vanish(next)
 	want(next, false)
 
@@ -116,14 +117,14 @@ func TestLedger(t *testing.T) {
 	}
 }
 
-// Without a pod's counter, a cgroup that is there tells.
+// Without a counter in the pod's cgroup, only an existing container cgroup shows kills.
 func TestLedgerWithoutPods(t *testing.T) {
 	p := newPod(t)
 	var l ledger
 	dir := p.container("unknown")
 	p.kill(dir, 2)
 	if !l.end(dir, 1) || l.end(dir, 2) || l.end("", 0) {
-		t.Error("a cgroup without a pod does not tell its kills beyond those before")
+		t.Error("new kills in a cgroup without a pod cgroup are not reported")
 	}
 	l.join("")
 	l.leave(dir)
@@ -132,10 +133,10 @@ func TestLedgerWithoutPods(t *testing.T) {
 	}
 	l.join(dir)
 	if !l.end(dir, 0) {
-		t.Error("a pod's cgroup without a counter hides that of its container")
+		t.Error("kills are not reported if the pod's cgroup has no counter")
 	}
 	p.vanish(dir)
 	if l.end(dir, 0) {
-		t.Error("nothing tells of kills, and there were some")
+		t.Error("kills are reported although no counter exists")
 	}
 }

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// initTimeout bounds the start of mica-init.
+// initTimeout bounds the wait for mica-init to be ready.
 const initTimeout = 10 * time.Second
 
 // startInit starts pid 1 of a new PID namespace.
@@ -79,8 +79,8 @@ func enterCgroups(pid int, procs []string) error {
 	return nil
 }
 
-// runInit starts mica-init on a thread that joins the namespaces and is
-// thrown away afterwards, and waits until it is set up.
+// runInit starts mica-init and waits until it is ready. The thread that starts it joins the pod's
+// namespaces and exits afterwards.
 func runInit(a wire.Init) (int, error) {
 	type result struct {
 		pid int
@@ -91,7 +91,7 @@ func runInit(a wire.Init) (int, error) {
 	}
 	done := make(chan result)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with this goroutine
+		runtime.LockOSThread() // never unlocked: the thread exits with this goroutine
 		pid, err := forkInit(a)
 		done <- result{pid, err}
 	}()
@@ -133,43 +133,43 @@ func forkInit(a wire.Init) (int, error) {
 	if err := awaitInit(r); err != nil {
 		_ = cmd.Process.Kill()
 		werr := cmd.Wait()
-		return 0, fmt.Errorf("start init %s: it did not get ready: %w", a.ID, errors.Join(err, werr))
+		return 0, fmt.Errorf("start init %s: it did not become ready: %w", a.ID, errors.Join(err, werr))
 	}
-	// From here on the process is watched like a container, not by os/exec.
+	// From here on the watcher waits for the process, as for a container.
 	_ = cmd.Process.Release()
 	return pid, nil
 }
 
-// joinInit starts mica-init in a user namespace, which takes a process that
-// goes there itself: no thread of the keeper can.
+// joinInit starts mica-init in a user namespace. mica-init itself joins the namespace: a thread of
+// the keeper cannot, because the keeper has several.
 func joinInit(a wire.Init) (int, error) {
-	ready, said, err := os.Pipe()
+	ready, readyEnd, err := os.Pipe()
 	if err != nil {
 		return 0, err
 	}
 	defer func() { _ = ready.Close() }()
-	pids, told, err := os.Pipe()
+	pids, pidsEnd, err := os.Pipe()
 	if err != nil {
-		_ = said.Close()
+		_ = readyEnd.Close()
 		return 0, err
 	}
 	defer func() { _ = pids.Close() }()
 	program, err := sealed(a.Binary)
 	if err != nil {
-		closeFiles([]*os.File{said, told})
+		closeFiles([]*os.File{readyEnd, pidsEnd})
 		return 0, fmt.Errorf("start init %s: %w", a.ID, err)
 	}
 	defer func() { _ = program.Close() }()
 	cmd := &exec.Cmd{Path: execPath(program), Args: []string{a.Binary, "join"}}
 	cmd.Env = []string{}
 	cmd.Dir = "/"
-	cmd.Stdout, cmd.Stderr = said, told
+	cmd.Stdout, cmd.Stderr = readyEnd, pidsEnd
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.ExtraFiles, err = openAll(a.UserNS, a.NetNS, a.IPCNS, a.UTSNS)
 	if err == nil {
 		err = cmd.Run()
 	}
-	closeFiles(append(cmd.ExtraFiles, said, told))
+	closeFiles(append(cmd.ExtraFiles, readyEnd, pidsEnd))
 	if err != nil {
 		return 0, fmt.Errorf("start init %s in its user namespace: %w", a.ID, err)
 	}
@@ -181,25 +181,25 @@ func joinInit(a wire.Init) (int, error) {
 	if err := awaitInit(ready); err != nil {
 		_ = unix.Kill(pid, unix.SIGKILL)
 		_, cerr := collect(pid)
-		return 0, fmt.Errorf("start init %s: it did not get ready: %w", a.ID, errors.Join(err, cerr))
+		return 0, fmt.Errorf("start init %s: it did not become ready: %w", a.ID, errors.Join(err, cerr))
 	}
 	return pid, nil
 }
 
-// awaitInit waits for the byte with which an init says that it is ready, and
-// for the end of its stdout, its last descriptor.
+// awaitInit waits for the byte by which mica-init reports that it is ready. It also waits for the
+// end of stdout, the last descriptor that mica-init closes.
 func awaitInit(stdout *os.File) error {
 	if err := stdout.SetReadDeadline(time.Now().Add(initTimeout)); err != nil {
 		return err
 	}
-	said, err := io.ReadAll(io.LimitReader(stdout, 2))
-	if err == nil && len(said) != 1 {
+	sent, err := io.ReadAll(io.LimitReader(stdout, 2))
+	if err == nil && len(sent) != 1 {
 		err = io.ErrUnexpectedEOF
 	}
 	return err
 }
 
-// openAll opens those of the paths that are not "".
+// openAll opens the paths that are not empty.
 func openAll(paths ...string) ([]*os.File, error) {
 	var files []*os.File
 	for _, path := range paths {

@@ -11,17 +11,15 @@ import (
 	"strings"
 )
 
-// oomScore is what the keeper asks for: to be the last to go but for the
-// kernel's own.
+// oomScore makes the keeper one of the last processes that the kernel kills for lack of memory.
 const oomScore = -999
 
-// settleDown makes the process hard to kill by accident: a low OOM score, and
-// cgroups of its own, so that ending the daemon's ends only the daemon. What
-// the host does not allow is logged and left. It returns the cgroup
-// directories that it made.
+// settleDown protects the process: it lowers the OOM score, and makes separate cgroups so that
+// whatever ends the daemon's cgroup does not end the keeper. Failures are logged only. It returns
+// the cgroup directories that it made.
 func settleDown(o Options) []string {
 	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(oomScore)), 0); err != nil {
-		log.Printf("keep the OOM score: %v", err)
+		log.Printf("lower the OOM score: %v", err)
 	}
 	if o.OwnCgroup {
 		return nil
@@ -31,8 +29,8 @@ func settleDown(o Options) []string {
 	return ownCgroups(fmt.Sprintf("mica-%s-%08x", filepath.Base(o.Dir), sum.Sum32()))
 }
 
-// ownCgroups moves the process to a cgroup called name at the root of every
-// hierarchy in which it is not at the root already.
+// ownCgroups moves the process into a cgroup called name, at the root of each hierarchy in which
+// the process is not at the root.
 func ownCgroups(name string) []string {
 	data, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
@@ -50,7 +48,7 @@ func ownCgroups(name string) []string {
 			}
 			dir := filepath.Join(root, name)
 			if err := enterCgroup(dir); err != nil {
-				log.Printf("make an own cgroup: %v", err)
+				log.Printf("make a separate cgroup: %v", err)
 				continue
 			}
 			made = append(made, dir)
@@ -60,8 +58,7 @@ func ownCgroups(name string) []string {
 	return made
 }
 
-// hierarchyRoots are where a hierarchy of /proc/self/cgroup is usually
-// mounted.
+// hierarchyRoots returns the usual mount points of a hierarchy in /proc/self/cgroup.
 func hierarchyRoots(controllers string) []string {
 	const root = "/sys/fs/cgroup"
 	if controllers == "" {

@@ -8,12 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// batch is how many bytes of output are moved at a time: a pipe's capacity.
+// batch is the number of bytes of output that are moved at a time: a pipe's capacity.
 const batch = 64 << 10
 
-// pump is the one goroutine that moves the bytes of all containers. It owns
-// every stdio: others reach one only from a function passed to call. It
-// blocks in writes of log files, and nowhere else.
+// pump is the goroutine that moves the input and output of all containers. It owns every stdio;
+// other goroutines reach one only through call. It blocks in writes to log files and nowhere else.
 type pump struct {
 	poll, wake int
 	table      *table
@@ -21,7 +20,7 @@ type pump struct {
 	count      int32
 	in, out    []byte
 
-	mu    sync.Mutex // guards calls, stopped
+	mu    sync.Mutex // guards calls, stop
 	calls []func()
 	stop  bool
 	done  chan struct{}
@@ -74,7 +73,7 @@ func (p *pump) run() {
 func (p *pump) dispatch(e unix.EpollEvent) {
 	w := p.watches[e.Fd]
 	if w == nil || w.stamp != e.Pad {
-		return // closed by an earlier event of this round
+		return // an earlier event of this round closed it
 	}
 	const bad = unix.EPOLLERR | unix.EPOLLHUP
 	if e.Events&(unix.EPOLLIN|bad) != 0 && w.read != nil {
@@ -88,7 +87,7 @@ func (p *pump) dispatch(e unix.EpollEvent) {
 	}
 }
 
-// close ends the pump after the calls that are queued.
+// close ends the pump after the queued calls.
 func (p *pump) close() {
 	p.mu.Lock()
 	p.stop = true
@@ -99,7 +98,7 @@ func (p *pump) close() {
 
 func (p *pump) kick() { _, _ = unix.Write(p.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) }
 
-// call runs f in the pump and waits for it. When ctx ends first, f runs later.
+// call runs f in the pump and waits for it. If ctx ends first, f still runs later.
 func (p *pump) call(ctx context.Context, f func()) error {
 	done := make(chan struct{})
 	p.mu.Lock()
@@ -125,13 +124,13 @@ func (p *pump) runCalls() (goOn bool) {
 	return !stop
 }
 
-// onRead calls f whenever fd can be read or has come to its end; nil ends it.
+// onRead calls f whenever fd is readable or at its end. A nil f stops this.
 func (p *pump) onRead(fd int, f func()) { p.set(fd, func(w *watch) { w.read = f }) }
 
-// onWrite calls f whenever fd can be written or nobody reads it any more.
+// onWrite calls f whenever fd is writable or has no reader. A nil f stops this.
 func (p *pump) onWrite(fd int, f func()) { p.set(fd, func(w *watch) { w.write = f }) }
 
-// onBroken calls f when nobody reads fd any more.
+// onBroken calls f when fd has no reader any more.
 func (p *pump) onBroken(fd int, f func()) { p.set(fd, func(w *watch) { w.broken = f }) }
 
 func (p *pump) set(fd int, change func(*watch)) {
@@ -163,8 +162,8 @@ func (p *pump) set(fd int, change func(*watch)) {
 	}
 }
 
-// forget takes fd out of the set. It must be called before fd is closed: a
-// copy held by the daemon would keep it in.
+// forget removes fd from the set. It must be called before fd is closed: the daemon's copy would
+// otherwise keep it in the set.
 func (p *pump) forget(fd int) {
 	if p.watches[int32(fd)] != nil {
 		_ = unix.EpollCtl(p.poll, unix.EPOLL_CTL_DEL, fd, nil)
@@ -172,7 +171,7 @@ func (p *pump) forget(fd int) {
 	}
 }
 
-// drop forgets and closes fd, if it is one.
+// drop removes fd from the set and closes it, unless it is negative.
 func (p *pump) drop(fd int) {
 	if fd >= 0 {
 		p.forget(fd)

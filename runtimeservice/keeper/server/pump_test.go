@@ -15,8 +15,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// pumped is a pump with one container's streams, whose writing ends are held
-// here.
+// pumped is a pump with the streams of one container. The test holds the write ends.
 type pumped struct {
 	pump *pump
 	io   *stdio
@@ -55,13 +54,13 @@ func newPumped(t testing.TB) *pumped {
 	return x
 }
 
-// The end of the output is drained quickly when the writers are gone, and in
-// bounded time when they are not.
+// drain returns quickly once the writers have closed the output, and within its bound if they do
+// not.
 func TestDrain(t *testing.T) {
 	for name, tc := range map[string]struct {
 		closed, busy bool
 		atLeast      time.Duration
-		atMost       time.Duration // more than the bound by what a busy machine may take
+		atMost       time.Duration // the bound, and some time for a busy machine
 	}{
 		"closed": {true, false, 0, 30 * time.Second},
 		"quiet":  {false, false, drainQuiet / 2, drainMost},
@@ -93,14 +92,14 @@ func TestDrain(t *testing.T) {
 			took := time.Since(begin)
 			close(stop)
 			<-done
-			over := false // all was read, so there was nothing to wait for
+			over := false // everything was read, so drain had nothing to wait for
 			select {
 			case <-x.io.over:
 				over = true
 			default:
 			}
 			if over != tc.closed {
-				t.Errorf("drain came to the end of the output: %t", over)
+				t.Errorf("drain reached the end of the output: %t", over)
 			}
 			if took < tc.atLeast || took > tc.atMost {
 				t.Errorf("drain took %v", took)
@@ -112,7 +111,7 @@ func TestDrain(t *testing.T) {
 	}
 }
 
-// Memory of logged output is given back.
+// The memory of logged output is freed.
 func TestPendingIsTrimmed(t *testing.T) {
 	x := newPumped(t)
 	line := append(bytes.Repeat([]byte("x"), 99), '\n')
@@ -135,7 +134,7 @@ func TestPendingIsTrimmed(t *testing.T) {
 		t.Fatal(err)
 	}
 	if blocks == 0 || blocks > 2<<20 {
-		t.Errorf("%d bytes are held for 4 pending ones", blocks)
+		t.Errorf("%d bytes are allocated for 4 pending bytes", blocks)
 	}
 	if _, err := x.out.WriteString("\n"); err != nil {
 		t.Fatal(err)
@@ -149,7 +148,7 @@ func TestPendingIsTrimmed(t *testing.T) {
 		t.Fatal(err)
 	}
 	if blocks != 0 {
-		t.Errorf("%d bytes are held for nothing", blocks)
+		t.Errorf("%d bytes are allocated although nothing is pending", blocks)
 	}
 }
 

@@ -13,23 +13,22 @@ import (
 	"github.com/micarun/mica/runtimeservice/keeper/wire"
 )
 
-// record is container.json: what a keeper must know of a container that an
-// earlier one made.
+// record is container.json: what the next keeper must know about a container.
 type record struct {
 	ID string `json:"id"`
-	// Create is what was asked for; of an init process only ID is set.
+	// Create is the request. For an init process, only ID is set.
 	Create wire.Create `json:"create"`
 	Init   bool        `json:"init,omitempty"`
-	// Pid is 0 while the container is being made.
+	// Pid is 0 during the creation.
 	Pid int `json:"pid,omitempty"`
-	// Started is the init's start time in clock ticks since boot: together
-	// with Pid it names one process.
+	// Started is the init's start time in clock ticks since boot. With Pid it identifies one
+	// process.
 	Started uint64 `json:"started,omitempty"`
 	// Row is the container's row in the table.
 	Row int `json:"row"`
-	// Cgroup is the directory of the memory cgroup with the OOM counter.
+	// Cgroup is the directory of the memory cgroup whose OOM counter is read.
 	Cgroup string `json:"cgroup,omitempty"`
-	// OOMKills is that counter's value when the container was made.
+	// OOMKills is that counter's value at the creation.
 	OOMKills uint64 `json:"oomKills,omitempty"`
 }
 
@@ -42,8 +41,7 @@ func (s *Server) path(id string, name ...string) string {
 	return filepath.Join(append([]string{s.o.Dir, id}, name...)...)
 }
 
-// writeFile replaces path in one step. The directory is on a tmpfs: nothing
-// is gained by syncing.
+// writeFile replaces path atomically. The directory is on a tmpfs, so fsync has no use.
 func writeFile(path string, v any) error {
 	data, err := json.Marshal(v)
 	if err != nil {
@@ -67,7 +65,7 @@ func readFile(path string, v any) error {
 	return nil
 }
 
-// readRecords returns the containers of an earlier keeper, and their exits.
+// readRecords returns the records of an earlier keeper's containers, and their exits.
 func (s *Server) readRecords() ([]record, map[string]*wire.Exit, error) {
 	entries, err := os.ReadDir(s.o.Dir)
 	if err != nil {
@@ -82,7 +80,7 @@ func (s *Server) readRecords() ([]record, map[string]*wire.Exit, error) {
 		var rec record
 		err := readFile(s.path(e.Name(), recordName), &rec)
 		if errors.Is(err, fs.ErrNotExist) || err == nil && rec.ID != e.Name() {
-			_ = os.RemoveAll(s.path(e.Name())) // died before the record, or after its removal
+			_ = os.RemoveAll(s.path(e.Name())) // the keeper died before it wrote the record, or after it removed it
 			continue
 		}
 		if err != nil {
@@ -101,7 +99,7 @@ func (s *Server) readRecords() ([]record, map[string]*wire.Exit, error) {
 type procStat struct {
 	state    byte
 	started  uint64
-	exitCode uint32 // a wait status; only of zombies
+	exitCode uint32 // a wait status; zombies only
 }
 
 func readStat(pid int) (procStat, error) {
@@ -112,8 +110,7 @@ func readStat(pid int) (procStat, error) {
 	return parseStat(string(data))
 }
 
-// parseStat counts fields from behind the process's name, which may contain
-// spaces and parentheses.
+// parseStat counts fields after the process's name, which may contain spaces and parentheses.
 func parseStat(stat string) (procStat, error) {
 	i := strings.LastIndex(stat, ") ")
 	if i < 0 {

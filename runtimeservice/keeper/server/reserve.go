@@ -10,20 +10,18 @@ import (
 
 // Sizes of the keeper's reserves of descriptors.
 const (
-	// spareSteps lets the keeper accept a daemon, write an exit record, count OOM
-	// kills and open a process when it has no other descriptor: each takes one or
-	// two at a time. An accepted connection and an opened process keep theirs.
+	// spareSteps is for short steps with no free descriptor: accept a daemon, write an exit record,
+	// count OOM kills, open a process. Each needs one or two at a time. Accepted connections and
+	// opened processes keep theirs.
 	spareSteps = 16
-	// spareRuns lets it run an OCI runtime, which takes a memfd, two of /dev/null, two of
-	// a pipe, a pidfd and what reading the runtime's log needs; or open a log.
+	// spareRuns is for a run of the OCI runtime: a memfd, two of /dev/null, two of a pipe, a pidfd,
+	// and those for reading the runtime's log. Or for opening a log.
 	spareRuns = 16
 )
 
-// reserve is a number of descriptors that are kept open for the steps that must not
-// fail for want of one: those that end containers, record exits, and let a daemon
-// in. A step that finds none gives the reserve up for as long as it lasts.
-//
-// Its methods may be called concurrently.
+// reserve keeps descriptors open for the steps that must not fail for lack of one: those that end
+// containers, record exits or accept a daemon. A step that finds none closes the reserve while it
+// runs.
 type reserve struct {
 	size int
 
@@ -37,8 +35,8 @@ func newReserve(size int) *reserve {
 	return r
 }
 
-// lend runs f, and runs it again with the reserve given up if f lacked a
-// descriptor. f must leave nothing behind when it fails so.
+// lend runs f. If f fails for lack of a descriptor, lend closes the reserve and runs f again. A
+// failed f must leave nothing behind.
 func (r *reserve) lend(f func() error) error {
 	err := f()
 	if !wire.Exhausted(err) {
@@ -48,7 +46,7 @@ func (r *reserve) lend(f func() error) error {
 	return err
 }
 
-// spend gives the reserve up while f runs.
+// spend runs f with the reserve closed.
 func (r *reserve) spend(f func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -64,7 +62,7 @@ func (r *reserve) release() {
 	r.fds = r.fds[:0]
 }
 
-// refill takes what it can get: the next use tries again.
+// refill opens as many descriptors as it can; the next use tries again.
 func (r *reserve) refill() {
 	for len(r.fds) < r.size {
 		fd, err := unix.Open(os.DevNull, unix.O_PATH|unix.O_CLOEXEC, 0)
@@ -81,10 +79,10 @@ func (r *reserve) close() {
 	r.release()
 }
 
-// asReply gives an error that is a lack of descriptors the limit's name and its code.
+// asReply adds the limit's name to an error for lack of descriptors, and gives it CodeExhausted.
 func asReply(err error) *wire.Error {
 	if !wire.Exhausted(err) {
 		return wire.AsError(err)
 	}
-	return wire.Errorf(wire.CodeExhausted, "%v", wire.NameLimit(err, "mica-keeper", "mica-keeper.service, or of micad.service where micad starts the keeper"))
+	return wire.Errorf(wire.CodeExhausted, "%v", wire.NameLimit(err, "mica-keeper", "mica-keeper.service, or of micad.service if micad started the keeper"))
 }

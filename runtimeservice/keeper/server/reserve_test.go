@@ -14,14 +14,14 @@ import (
 	"github.com/micarun/mica/runtimeservice/keeper/wire"
 )
 
-// noDescriptors lets this process open none until raise.
+// noDescriptors prevents this process from opening descriptors until raise.
 func noDescriptors(t *testing.T) (raise func()) {
 	t.Helper()
 	var old unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
 		t.Fatal(err)
 	}
-	// The number that it would get is the lowest that is free.
+	// Open returns the lowest free number.
 	free, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -64,7 +64,7 @@ func TestReserveIsLentAndTakenBack(t *testing.T) {
 	}
 }
 
-// logged is a log that can be waited for.
+// logged is a log whose next line can be waited for.
 type logged struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -81,8 +81,8 @@ func (l *logged) Write(p []byte) (int, error) {
 	return l.text.Write(p)
 }
 
-// A keeper that cannot open an orphan's process waits. It must not say that the
-// process has ended.
+// A keeper that lacks the descriptor to open an orphan's process waits for one. It must not report
+// an exit.
 func TestRunningProcessIsNotLostForWantOfADescriptor(t *testing.T) {
 	st, err := readStat(os.Getpid())
 	if err != nil {
@@ -118,7 +118,7 @@ func TestRunningProcessIsNotLostForWantOfADescriptor(t *testing.T) {
 	}
 }
 
-// What fails for want of a descriptor closes the descriptors that it was given.
+// An operation that fails for lack of a descriptor closes the descriptors that it was given.
 func TestStreamsWithoutDescriptorsLeaveNone(t *testing.T) {
 	given := wire.FDs{}
 	for _, name := range []string{wire.FDStdin, wire.FDStdout, wire.FDStderr, wire.FDLog} {

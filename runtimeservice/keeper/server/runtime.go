@@ -24,11 +24,10 @@ const defaultTimeout = 60 * time.Second
 type command struct {
 	rec   record
 	args  []string
-	files [3]*os.File // stdio; nil stdin and stdout are /dev/null, nil stderr is kept for the error
+	files [3]*os.File // stdio; nil stdin and stdout mean /dev/null, nil stderr goes into the error
 }
 
-// runRuntime runs the OCI runtime and waits for it. The error carries the
-// runtime's own message.
+// runRuntime runs the OCI runtime and waits for it. The error carries the runtime's own message.
 func (s *Server) runRuntime(ctx context.Context, c command) error {
 	timeout := c.rec.Create.Timeout
 	if timeout <= 0 {
@@ -37,7 +36,8 @@ func (s *Server) runRuntime(ctx context.Context, c command) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	logPath := s.path(c.rec.ID, "runtime.log")
-	// Also for a container whose record was removed from outside: it can be deleted.
+	// The directory may be missing if the record was removed from outside; Delete must work
+	// nevertheless.
 	if err := os.MkdirAll(filepath.Dir(logPath), 0o700); err != nil {
 		return err
 	}
@@ -56,17 +56,17 @@ func (s *Server) runRuntime(ctx context.Context, c command) error {
 		return nil
 	}
 	what := filepath.Base(c.rec.Create.Runtime[0]) + " " + c.args[0]
-	if wire.Exhausted(err) { // it was not started
+	if wire.Exhausted(err) { // the runtime was not started
 		return fmt.Errorf("%s of container %s: %w", what, c.rec.ID, err)
 	}
 	if ctx.Err() == context.DeadlineExceeded {
-		return wire.Errorf(wire.CodeDeadline, "%s of container %s: no end within %v: %s", what, c.rec.ID, timeout, runtimeMessage(logPath, complaints, err))
+		return wire.Errorf(wire.CodeDeadline, "%s of container %s: the runtime did not end within %v: %s", what, c.rec.ID, timeout, runtimeMessage(logPath, complaints, err))
 	}
 	return wire.Errorf(wire.CodeInternal, "%s of container %s: %s", what, c.rec.ID, runtimeMessage(logPath, complaints, err))
 }
 
-// mustRun is runRuntime for what must also work without a free descriptor: ending
-// and removing containers.
+// mustRun is runRuntime for steps that must work without a free descriptor: ending and removing
+// containers.
 func (s *Server) mustRun(ctx context.Context, c command) error {
 	return s.runs.lend(func() error { return s.runRuntime(ctx, c) })
 }
@@ -90,17 +90,17 @@ func runtimeCommand(ctx context.Context, c command, logPath string) *exec.Cmd {
 			to(c.files[i])
 		}
 	}
-	// A process group, to be killed as one; and no runtime outlives the keeper,
-	// whose successor cleans up after it.
+	// The runtime runs in a process group, which is killed as a whole. It must not outlive the
+	// keeper, because the next keeper cleans up after it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
 	return cmd
 }
 
-// await runs cmd as a child that the reaper leaves alone. What the runtime
-// leaves behind is not collected before this returns, so the caller can own
-// it. The thread is kept because the parent death signal is that of the thread.
+// await runs cmd as a child that the reaper does not collect. Until await returns, the reaper also
+// does not collect the processes that the runtime leaves, so that the caller can own them. The
+// thread is locked because the parent death signal depends on the thread.
 func (s *Server) await(cmd *exec.Cmd) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -112,8 +112,8 @@ func (s *Server) await(cmd *exec.Cmd) error {
 	return cmd.Wait()
 }
 
-// runtimeMessage is what the runtime had to say: the errors in its log, else
-// its stderr, else how it ended.
+// runtimeMessage returns the runtime's own message: the errors in its log, otherwise its stderr,
+// otherwise its exit status.
 func runtimeMessage(logPath string, complaints *os.File, err error) string {
 	data, _ := os.ReadFile(logPath)
 	if text := logErrors(string(data)); text != "" {
@@ -129,8 +129,8 @@ func runtimeMessage(logPath string, complaints *os.File, err error) string {
 	return err.Error()
 }
 
-// logErrors joins the messages of a runtime's JSON log that are errors, or
-// the last message where none is marked so.
+// logErrors joins the error messages in a runtime's JSON log. If no entry has an error level, it
+// returns the last message.
 func logErrors(text string) string {
 	var found []string
 	last := ""

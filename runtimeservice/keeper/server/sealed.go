@@ -9,12 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sealed opens a copy of the program that nobody can change, to be executed by
-// its descriptor. Processes of a pod may open /proc/1/exe of mica-init and write
-// to it once mica-init has ended; that must not be the program on the host.
+// sealed opens a copy of the program that no process can modify, to be executed by its descriptor.
+// Processes of a pod may open /proc/1/exe of mica-init and write to it once mica-init has ended;
+// that must not be the program on the host.
 //
-// The copy is a sealed memfd. Where sysctl vm.memfd_noexec=2 forbids executable
-// memfds, it is the program's own file on a read-only mount.
+// The copy is a sealed memfd. Where sysctl vm.memfd_noexec=2 forbids executable memfds, it is the
+// program's own file on a read-only mount.
 func sealed(program string) (*os.File, error) {
 	f, err := sealedCopy(program)
 	if errors.Is(err, unix.EACCES) {
@@ -52,7 +52,7 @@ func sealedCopy(program string) (*os.File, error) {
 	return f, nil
 }
 
-// readOnlyClone opens the program on a read-only mount that is attached nowhere.
+// readOnlyClone opens the program on a detached read-only mount.
 func readOnlyClone(program string) (*os.File, error) {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, program, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
@@ -66,6 +66,6 @@ func readOnlyClone(program string) (*os.File, error) {
 	return f, nil
 }
 
-// execPath names an open file for execve. It holds in the child, too, before the
+// execPath returns the path of an open file for execve. It is also valid in the child, until the
 // descriptor is closed on exec.
 func execPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }

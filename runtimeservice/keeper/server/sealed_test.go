@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A process that holds /proc/PID/exe of a protected program and outlives it
-// cannot write to the program's file, not even as root.
+// A process that holds /proc/PID/exe of a protected program cannot write to it, even after the
+// program has ended.
 func TestProtectedProgramCannotBeChanged(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: mounts")
@@ -49,14 +49,14 @@ func TestProtectedProgramCannotBeChanged(t *testing.T) {
 			}
 			isControl := name == "negative control"
 			if changed != isControl || bytes.Equal(got, want) == isControl {
-				t.Errorf("writing worked: %v; the program's file is as it was: %v", changed, bytes.Equal(got, want))
+				t.Errorf("write succeeded: %v; program file unchanged: %v", changed, bytes.Equal(got, want))
 			}
 		})
 	}
 }
 
-// exeAfterItsEnd runs the program and returns its /proc/PID/exe, opened while it
-// ran, after its end. It closes f.
+// exeAfterItsEnd runs the program and returns its /proc/PID/exe, opened during the run, after the
+// program has ended.
 func exeAfterItsEnd(t *testing.T, f *os.File) *os.File {
 	t.Helper()
 	cmd := &exec.Cmd{Path: execPath(f), Args: []string{"cat"}}
@@ -74,7 +74,7 @@ func exeAfterItsEnd(t *testing.T, f *os.File) *os.File {
 	if _, err := in.Write([]byte("x")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := io.ReadFull(out, make([]byte, 1)); err != nil { // it runs
+	if _, err := io.ReadFull(out, make([]byte, 1)); err != nil { // the program runs
 		t.Fatal(err)
 	}
 	fd, err := unix.Open("/proc/"+strconv.Itoa(cmd.Process.Pid)+"/exe", unix.O_PATH|unix.O_CLOEXEC, 0)

@@ -1,18 +1,17 @@
-// Package server is mica-keeper: the parent of every container of a node.
+// Package server is mica-keeper, the parent of every container on a node.
 //
-// It runs the OCI runtime so that the containers' init processes become its
-// children, moves their output into CRI logs and to attached clients, collects
-// their exits, and serves the daemon by package wire. It decides nothing: it
-// restarts no container and removes none that it was not told to.
+// It runs the OCI runtime such that the containers' init processes become its children. It copies
+// their output to CRI logs and to attached clients, collects their exits, and serves the daemon
+// with the protocol of package wire. It has no policy: it neither restarts containers nor removes
+// any on its own.
 //
-// Four kinds of goroutines: the pump, which owns every stream; the watcher of
-// pidfds; one reader and one writer per connection; and one per request or
-// exit while it is being dealt with. A container costs no goroutine and no
-// buffer. A daemon that does not read is disconnected when its queue is
-// full, and nothing else waits for it.
+// There are four kinds of goroutines: the pump, which owns every stream; the watcher of pidfds; a
+// reader and a writer per connection; and one per running request or exit. A container takes no
+// goroutine and no buffer. A daemon that does not read is disconnected once its queue is full; it
+// delays nothing else.
 //
-// On disk it keeps what package keeper documents. It imports nothing but the
-// standard library, golang.org/x/sys and leaves of this module, to stay small.
+// Package keeper documents the files. Imports are limited to the standard library, golang.org/x/sys
+// and leaf packages of this module, to keep the process small.
 package server
 
 import (
@@ -33,31 +32,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Options of a keeper.
+// Options configure a keeper.
 type Options struct {
 	// Dir is the state directory.
 	Dir string
-	// Ready, when not nil, is closed once the keeper serves. An error of the
-	// start is written to it before.
+	// Ready, if not nil, is closed once the keeper accepts connections. An error of the start is
+	// written to it before.
 	Ready *os.File
-	// Serving, when not nil, is called once the keeper serves.
+	// Serving, if not nil, is called once the keeper accepts connections.
 	Serving func()
-	// OwnCgroup says that the process is in a cgroup of its own already, which a
-	// service manager made for it. Otherwise it makes one.
+	// OwnCgroup is true if a service manager made a separate cgroup for the process. Otherwise the
+	// keeper makes one.
 	OwnCgroup bool
-	// Resume is the number of the memfd with the state of the program that
-	// this one replaces; 0 for none.
+	// Resume is the memfd with the state of the program that this one replaces, or 0.
 	Resume int
 }
 
-// settleTimeout is how long a new keeper waits for a daemon to hand back the
-// descriptors of an earlier keeper's containers.
+// settleTimeout is how long a new keeper waits for a daemon to hand back the descriptors of an
+// earlier keeper's containers.
 const settleTimeout = 10 * time.Second
 
-// ErrLocked says that another keeper serves the directory.
+// ErrLocked means that another keeper serves the directory.
 var ErrLocked = errors.New("another keeper holds the lock")
 
-// Server is one keeper.
+// Server is one keeper. Its methods may be called concurrently.
 type Server struct {
 	o        Options
 	instance string
@@ -69,14 +67,14 @@ type Server struct {
 	pump     *pump
 	watcher  *watcher
 	reaper   *reaper.Reaper
-	spare    *reserve // of steps that take no time
-	runs     *reserve // of runs of OCI runtimes, and of what waits for a disk
+	spare    *reserve // for short steps
+	runs     *reserve // for runs of OCI runtimes, and for steps that wait for a disk
 	table    *table   // set before settled is closed
 	settled  chan struct{}
 	quit     chan struct{}
 	work     work
 	kills    ledger
-	gate     sync.RWMutex // held for writing from an upgrade's last look to its end
+	gate     sync.RWMutex // locked by an upgrade from its last check on
 
 	mu         sync.Mutex // guards the rest
 	containers map[string]*container
@@ -85,7 +83,8 @@ type Server struct {
 	stopping   bool
 }
 
-// Run serves until a client asks for the end or ctx ends.
+// Run serves until a client requests the shutdown or ctx ends; it then returns nil. It returns
+// ErrLocked if another keeper serves o.Dir.
 func Run(ctx context.Context, o Options) error {
 	s := &Server{
 		o: o, instance: newInstance(), lock: -1, settled: make(chan struct{}), quit: make(chan struct{}),
@@ -119,15 +118,15 @@ func Run(ctx context.Context, o Options) error {
 	return nil
 }
 
-// newInstance names this life of a keeper.
+// newInstance returns a unique name for this run of a keeper.
 func newInstance() string {
 	return strconv.Itoa(os.Getpid()) + "." + strconv.FormatInt(time.Now().UnixNano(), 36)
 }
 
-// relax gives memory back that only a burst of requests needed.
+// relax returns memory to the kernel that only a burst of requests needed.
 func relax() { debug.FreeOSMemory() }
 
-// open takes the directory and starts everything.
+// open locks the directory and starts the goroutines.
 func (s *Server) open(was *handover) error {
 	if err := s.takeLock(was); err != nil {
 		return err
@@ -181,7 +180,7 @@ func (s *Server) takeLock(was *handover) error {
 	return nil
 }
 
-// recover reads what an earlier keeper has left.
+// recover reads the records that an earlier keeper left.
 func (s *Server) recover() error {
 	records, exits, err := s.readRecords()
 	if err != nil {
@@ -215,8 +214,8 @@ func (s *Server) recover() error {
 	return nil
 }
 
-// settle ends the time in which descriptors are handed back: containers
-// whose descriptors did not come are watched by pid, without their streams.
+// settle ends the time in which descriptors are handed back. A container whose descriptors did not
+// come is watched by process ID, and its streams are lost.
 func (s *Server) settle() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -251,12 +250,12 @@ func (s *Server) useTable(t *table) {
 	_ = s.pump.call(context.Background(), func() { s.pump.table = t })
 }
 
-// watchLost watches a container of which nothing is left but its pid.
+// watchLost watches a container of which only the process ID is known.
 func (s *Server) watchLost(c *container) {
-	s.logf("container %s: its descriptors died with keeper and daemon; its output is no longer logged", c.id())
+	s.logf("container %s: its descriptors were lost with keeper and daemon; its output is no longer logged", c.id())
 	pidfd, err := s.openProcess(c.rec)
 	if err != nil {
-		s.conclude(c, wire.Exit{Code: 255, At: time.Now(), Reason: "exit code unknown: it ended while neither keeper nor daemon was there"})
+		s.conclude(c, wire.Exit{Code: 255, At: time.Now(), Reason: "exit code unknown: it ended while neither keeper nor daemon ran"})
 		return
 	}
 	c.mu.Lock()
@@ -267,12 +266,11 @@ func (s *Server) watchLost(c *container) {
 	}
 }
 
-// awaitDescriptors is how often a step that cannot be given up looks for a free
-// descriptor.
+// awaitDescriptors is the interval at which a step that must not fail checks for a free descriptor.
 const awaitDescriptors = time.Second
 
-// openProcess opens the process of a record. It waits until there is a descriptor
-// for it: without one nobody can say that the process has ended.
+// openProcess opens the process of a record. It waits for a free descriptor: without one, the
+// keeper could not notice the exit.
 func (s *Server) openProcess(rec record) (pidfd int, err error) {
 	for waited := false; ; waited = true {
 		err = s.spare.lend(func() (err error) {
@@ -283,7 +281,7 @@ func (s *Server) openProcess(rec record) (pidfd int, err error) {
 			return pidfd, err
 		}
 		if !waited {
-			s.logf("container %s: %v; trying until it works", rec.ID, asReply(err))
+			s.logf("container %s: %v; retrying", rec.ID, asReply(err))
 		}
 		time.Sleep(awaitDescriptors)
 	}
@@ -337,7 +335,7 @@ func (s *Server) accept(raw syscall.RawConn) {
 				s.logf("accept: %v", asReply(aerr))
 			}
 			refused = true
-			time.Sleep(100 * time.Millisecond) // out of descriptors: others must get on first
+			time.Sleep(100 * time.Millisecond) // no free descriptor: other steps must finish first
 			continue
 		}
 		refused = false
@@ -355,7 +353,7 @@ func (s *Server) accept(raw syscall.RawConn) {
 	}
 }
 
-// close lets go of the sockets; the kernel takes the rest.
+// close closes the sockets and stops the goroutines; the kernel closes the rest.
 func (s *Server) close() {
 	_ = unix.Unlink(filepath.Join(s.o.Dir, wire.SocketName))
 	_ = s.listener.Close()
@@ -377,7 +375,7 @@ func (s *Server) close() {
 
 func (s *Server) logf(format string, args ...any) { log.Printf(format, args...) }
 
-// later runs f in a goroutine that an upgrade waits for.
+// later runs f in a goroutine. An upgrade waits for it.
 func (s *Server) later(f func()) {
 	go func() {
 		s.gate.RLock()
@@ -388,7 +386,7 @@ func (s *Server) later(f func()) {
 	}()
 }
 
-// work counts what is being done, and calls rest a while after the last.
+// work counts running requests, and calls rest some time after the last one.
 type work struct {
 	rest func()
 
@@ -397,7 +395,7 @@ type work struct {
 	timer *time.Timer
 }
 
-// restAfter is how long nothing must have been done before rest is called.
+// restAfter is the idle time before rest is called.
 const restAfter = 2 * time.Second
 
 func (w *work) add() {

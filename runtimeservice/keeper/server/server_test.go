@@ -37,7 +37,7 @@ func TestTable(t *testing.T) {
 	if got := tab.get(a); got != want {
 		t.Errorf("get = %+v", got)
 	}
-	// Another keeper maps the same memory.
+	// The next keeper maps the same memory.
 	fd, err := unix.FcntlInt(uintptr(tab.fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -57,7 +57,7 @@ func TestTable(t *testing.T) {
 		tab.take()
 	}
 	if row := tab.take(); row != -1 {
-		t.Errorf("a full table gives row %d", row)
+		t.Errorf("take of a full table = %d", row)
 	}
 	tab.release(b)
 	if row := tab.take(); row != b || tab.get(b) != (progress{}) {
@@ -65,8 +65,8 @@ func TestTable(t *testing.T) {
 	}
 }
 
-// A write of the side that does not count yet does not change the row: what a
-// killed keeper leaves is the old or the new progress.
+// A write to the inactive side does not change the row. A keeper killed in between leaves such a
+// side.
 func TestTablePutIsOneStep(t *testing.T) {
 	tab, err := newTable()
 	if err != nil {
@@ -91,7 +91,7 @@ func TestOpenTableRefusesOthers(t *testing.T) {
 	}
 	defer func() { _ = f.Close() }()
 	if _, err := openTable(int(f.Fd())); err == nil {
-		t.Error("an empty file is a table")
+		t.Error("openTable accepts an empty file")
 	}
 }
 
@@ -106,10 +106,10 @@ func TestLogFileRewind(t *testing.T) {
 	at := l.size
 	l.write([]byte("two\n"))
 	if err := l.rewind(at, l.file+1); err != nil || l.size != 8 {
-		t.Errorf("another file was cut: %d, %v", l.size, err)
+		t.Errorf("rewind truncates another file: %d, %v", l.size, err)
 	}
 	if err := l.rewind(100, l.file); err != nil || l.size != 8 {
-		t.Errorf("a shorter file was changed: %d, %v", l.size, err)
+		t.Errorf("rewind changes a shorter file: %d, %v", l.size, err)
 	}
 	if err := l.rewind(at, l.file); err != nil {
 		t.Fatal(err)
@@ -206,8 +206,7 @@ func FuzzParseStat(f *testing.F) {
 	})
 }
 
-// Property: a log that is full now and then has whole lines only, and no line
-// twice.
+// Property: a log whose file system is full at times has whole lines only, and no line twice.
 func TestLogFileOnFullDisk(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: mounts a small tmpfs")
@@ -239,7 +238,7 @@ func TestLogFileOnFullDisk(t *testing.T) {
 	}
 }
 
-// Only a keeper of the same or a later protocol gets the containers.
+// Only a keeper of the same or a later protocol version replaces this one.
 func TestTryProgram(t *testing.T) {
 	s := &Server{}
 	var err error
@@ -265,11 +264,11 @@ func TestTryProgram(t *testing.T) {
 		}
 	}
 	if err := tryProgram(t.Context(), s, "/nonexistent"); err == nil {
-		t.Error("a program that is not there was accepted")
+		t.Error("tryProgram accepts a missing program")
 	}
 }
 
-// A process whose descriptor comes after its end was asked for is killed, too.
+// end also kills a process whose pidfd becomes known only after the call.
 func TestEndWithALateDescriptor(t *testing.T) {
 	cmd := exec.Command("sleep", "1000")
 	if err := cmd.Start(); err != nil {
@@ -290,7 +289,7 @@ func TestEndWithALateDescriptor(t *testing.T) {
 	go func() { ended <- (&Server{}).end(t.Context(), c) }()
 	select {
 	case err := <-ended:
-		t.Errorf("end without a descriptor: %v", err)
+		t.Errorf("end without a pidfd: %v", err)
 	case <-time.After(killAgain / 2):
 	}
 	pidfd, err := unix.PidfdOpen(cmd.Process.Pid, 0)

@@ -16,12 +16,12 @@ import (
 
 // Limits of one connection.
 const (
-	// maxQueue is how many packets wait for a peer that does not read, before it is
-	// disconnected; more than the copies and exits of a full node.
+	// maxQueue is how many packets wait for a peer that does not read. With more, the peer is
+	// disconnected. It exceeds the copies and exits of a full node.
 	maxQueue = 2*tableRows + 1024
-	// sendTimeout is how long one packet may take.
+	// sendTimeout bounds the sending of one packet.
 	sendTimeout = 30 * time.Second
-	// maxRequests is how many requests of a connection are served at a time.
+	// maxRequests is how many requests of one connection run concurrently.
 	maxRequests = 256
 )
 
@@ -30,7 +30,7 @@ type session struct {
 	s       *Server
 	conn    *wire.Conn
 	slots   chan struct{} // one per request
-	greeted bool          // of the reading goroutine
+	greeted bool          // used by the reading goroutine only
 
 	mu     sync.Mutex // guards the rest
 	queue  []outgoing
@@ -47,7 +47,7 @@ type outgoing struct {
 // admit starts serving a new connection.
 func (s *Server) admit(conn *wire.Conn) *session { return s.newSession(conn, false) }
 
-// admitGreeted is admit for one that has said hello to a replaced program.
+// admitGreeted is admit for a connection whose peer sent Hello to the replaced program.
 func (s *Server) admitGreeted(conn *wire.Conn) *session { return s.newSession(conn, true) }
 
 func (s *Server) newSession(conn *wire.Conn, greeted bool) *session {
@@ -84,8 +84,8 @@ func (o outgoing) drop() {
 	fds.Close()
 }
 
-// send queues a message. It takes fds over. It never waits: a peer that lets
-// the queue grow full is disconnected.
+// send queues a message and takes ownership of fds. It never waits: a peer whose queue is full is
+// disconnected.
 func (c *session) send(m wire.Message, body any, fds wire.FDs) {
 	o := outgoing{}
 	for name, fd := range fds {
@@ -114,7 +114,7 @@ func (c *session) send(m wire.Message, body any, fds wire.FDs) {
 	c.mu.Unlock()
 	o.drop()
 	if full && !closed {
-		c.s.logf("disconnect a daemon that does not read")
+		c.s.logf("disconnecting a daemon: it does not read from its socket")
 		go c.close()
 	}
 }
@@ -135,7 +135,7 @@ func (c *session) write() {
 		_ = c.conn.SetWriteDeadline(time.Now().Add(sendTimeout))
 		err := c.conn.Send(o.packet, o.fds)
 		c.mu.Lock()
-		if len(c.queue) > 0 { // else closed meanwhile, which has dropped o
+		if len(c.queue) > 0 { // otherwise close has dropped o
 			c.queue = c.queue[1:]
 			o.drop()
 			c.filled.Broadcast()
@@ -148,7 +148,7 @@ func (c *session) write() {
 	}
 }
 
-// flush waits until everything queued is sent.
+// flush waits until everything queued is sent. It returns false after timeout.
 func (c *session) flush(timeout time.Duration) bool {
 	timer := time.AfterFunc(timeout, c.filled.Broadcast)
 	defer timer.Stop()
@@ -195,7 +195,7 @@ func (c *session) read() {
 	}
 }
 
-// peerGone tells an ordinary end of a connection from a broken protocol.
+// peerGone reports whether err is an ordinary end of a connection.
 func peerGone(err error) bool {
 	return errors.Is(err, os.ErrClosed) || strings.Contains(err.Error(), "EOF") || strings.Contains(err.Error(), "connection reset")
 }
@@ -224,19 +224,19 @@ func (c *session) greet(m wire.Message) error {
 		Version: wire.Version, Min: wire.MinVersion, Pid: os.Getpid(), Exe: s.exe,
 		Instance: s.instance, Cgroup: s.cgroups, Managed: s.managed, Orphans: s.orphans(),
 	}, nil)
-	s.later(func() { c.brief() })
+	s.later(func() { c.catchUp() })
 	return nil
 }
 
-// brief tells a new peer of everything that is pushed, once that is known.
-func (c *session) brief() {
+// catchUp sends a new peer all descriptor copies and exits, once the earlier keeper's are known.
+func (c *session) catchUp() {
 	s := c.s
 	<-s.settled
 	c.mu.Lock()
 	c.ready = true
 	c.mu.Unlock()
 	for _, k := range s.all() {
-		s.giveCopies(k, c)
+		s.sendCopies(k, c)
 		if st := k.state(); !st.Running {
 			c.send(wire.Message{Op: wire.OpExit}, st, nil)
 		}
@@ -252,12 +252,11 @@ func (s *Server) orphans() []string {
 		}
 		c.mu.Unlock()
 	}
-	// A longer list than fits a packet is cut: the daemon offers every copy
-	// that it has anyway.
+	// The list is cut to fit into one packet: the daemon sends all copies anyway.
 	return ids[:min(len(ids), 256)]
 }
 
-// all returns the containers by ID, without those that are being made.
+// all returns the containers ordered by ID, except those that are being created.
 func (s *Server) all() []*container {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -271,7 +270,7 @@ func (s *Server) all() []*container {
 	return list
 }
 
-// listeners are the sessions that get pushed messages.
+// listeners returns the sessions that get pushed messages.
 func (s *Server) listeners() []*session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -286,7 +285,7 @@ func (s *Server) listeners() []*session {
 	return list
 }
 
-// push sends a message to every peer. fds stay the caller's.
+// push sends a message to every peer. fds remain the caller's.
 func (s *Server) push(op string, body any, fds wire.FDs) {
 	for _, c := range s.listeners() {
 		dup, err := fds.Dup()
@@ -298,11 +297,11 @@ func (s *Server) push(op string, body any, fds wire.FDs) {
 	}
 }
 
-// giveCopies sends the copies of a container's descriptors to one session, or
-// to all. It tries again later where there is no descriptor for a copy.
-func (s *Server) giveCopies(k *container, to ...*session) {
+// sendCopies sends the copies of a container's descriptors to the given sessions, or to all. It
+// retries later if no descriptor is free for a copy.
+func (s *Server) sendCopies(k *container, to ...*session) {
 	if k.state().Exit != nil || s.isGone(k) {
-		return // nothing that a successor would need
+		return // a next keeper would not need them
 	}
 	if to == nil {
 		if to = s.listeners(); len(to) == 0 {
@@ -311,7 +310,7 @@ func (s *Server) giveCopies(k *container, to ...*session) {
 	}
 	body, fds, err := s.copiesOf(k)
 	if err != nil {
-		s.giveLater(k, err, to)
+		s.retryCopies(k, err, to)
 		return
 	}
 	defer fds.Close()
@@ -320,16 +319,15 @@ func (s *Server) giveCopies(k *container, to ...*session) {
 	for _, c := range to {
 		dup, err := fds.Dup()
 		if err != nil {
-			s.giveLater(k, err, []*session{c})
+			s.retryCopies(k, err, []*session{c})
 			continue
 		}
-		c.send(wire.Message{Op: wire.OpCustody}, body, dup)
+		c.send(wire.Message{Op: wire.OpDescriptors}, body, dup)
 	}
 }
 
-// giveLater gives copies that err has kept from being made, once there are
-// descriptors for them.
-func (s *Server) giveLater(k *container, err error, to []*session) {
+// retryCopies sends copies again later if err is a lack of descriptors.
+func (s *Server) retryCopies(k *container, err error, to []*session) {
 	k.mu.Lock()
 	again := k.uncopied
 	k.uncopied = true
@@ -338,7 +336,7 @@ func (s *Server) giveLater(k *container, err error, to []*session) {
 		s.logf("container %s: copy descriptors for the daemon: %v", k.id(), asReply(err))
 	}
 	if wire.Exhausted(err) {
-		time.AfterFunc(awaitDescriptors, func() { s.later(func() { s.giveCopies(k, to...) }) })
+		time.AfterFunc(awaitDescriptors, func() { s.later(func() { s.sendCopies(k, to...) }) })
 	}
 }
 
@@ -363,7 +361,7 @@ func (c *session) serve(m wire.Message, fds wire.FDs) {
 	}
 }
 
-// handle does what m asks for and returns the reply's body and descriptors.
+// handle executes the request m and returns body and descriptors of the reply.
 func (s *Server) handle(ctx context.Context, m wire.Message, fds wire.FDs) (any, wire.FDs, error) {
 	switch m.Op {
 	case wire.OpAdopt:
@@ -423,7 +421,7 @@ func (s *Server) handleTarget(ctx context.Context, m wire.Message) (any, wire.FD
 		case wire.OpCopies:
 			k, err := s.find(t.ID)
 			if err == nil {
-				s.giveCopies(k)
+				s.sendCopies(k)
 			}
 			return nil, err
 		case wire.OpGet:
@@ -433,11 +431,11 @@ func (s *Server) handleTarget(ctx context.Context, m wire.Message) (any, wire.FD
 			}
 			return c.state(), nil
 		}
-		return nil, wire.Errorf(wire.CodeInvalid, "operation %.32q is not known", m.Op)
+		return nil, wire.Errorf(wire.CodeInvalid, "unknown operation %.32q", m.Op)
 	})
 }
 
-// with decodes the body of m into a before f.
+// with decodes the body of m into a and then calls f.
 func with(m wire.Message, a any, f func() (any, error)) (any, wire.FDs, error) {
 	if err := m.Into(a); err != nil {
 		return nil, nil, err
@@ -474,7 +472,7 @@ func (s *Server) shutdown() error {
 		return wire.Errorf(wire.CodePrecondition, "shut down keeper: it has %d containers", n)
 	}
 	if s.stopping {
-		return wire.Errorf(wire.CodePrecondition, "shut down keeper: already asked for")
+		return wire.Errorf(wire.CodePrecondition, "shut down keeper: already requested")
 	}
 	s.stopping = true
 	return nil

@@ -10,16 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// verdictTime is how long after a failed start it may take to learn that the
-// process is dead.
+// verdictTime is how long start waits after a failure to learn that the process is dead.
 const verdictTime = 2 * time.Second
 
-// execFifo is the name, in a container's directory below the runtime's root, of
-// the pipe by which runc and crun let the container's process go.
+// execFifo is the name of the pipe by which runc and crun start the container's process. It is in
+// the container's directory below the runtime's root.
 const execFifo = "exec.fifo"
 
-// start lets the process of a created container go. A process that somebody
-// kills just then counts as started: that it was killed is how it ended.
+// start starts the process of a created container. If something kills the process during the call,
+// the start counts as successful, and the exit reports the signal.
 func (s *Server) start(ctx context.Context, id string) error {
 	c, err := s.find(id)
 	if err != nil {
@@ -39,7 +38,7 @@ func (s *Server) start(ctx context.Context, id string) error {
 	release := c.unblockStart()
 	err = s.mustRun(ctx, command{rec: c.rec, args: []string{"start", id}})
 	release()
-	// A runtime kills the process itself when a hook fails.
+	// A runtime itself kills the process when a hook fails.
 	if err == nil || strings.Contains(err.Error(), "hook") {
 		return err
 	}
@@ -56,10 +55,9 @@ func (s *Server) start(ctx context.Context, id string) error {
 
 func killed(st wire.State) bool { return st.Exit != nil && st.Exit.Signal != 0 }
 
-// unblockStart sees to it that the runtime's start ends if the process dies
-// before it was let go: crun opens the pipe to write, and waits for ever if
-// nobody is there any more to read. A dead process is not let go by a reader.
-// release ends that once the start has ended.
+// unblockStart makes sure that the runtime's start ends if the process dies before it is started.
+// crun opens the pipe for writing, and blocks forever if the reader is gone. The reader opened here
+// cannot start a dead process. release must be called once the start has ended.
 func (c *container) unblockStart() (release func()) {
 	pipe := ""
 	for i, arg := range c.rec.Create.Runtime {
@@ -77,7 +75,7 @@ func (c *container) unblockStart() (release func()) {
 		}
 		fd, err := unix.Open(pipe, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 		<-ended
-		if err == nil { // else the start is past it, or a runtime has none
+		if err == nil { // otherwise the start is past the pipe, or the runtime has none
 			_ = unix.Close(fd)
 		}
 	}()

@@ -19,17 +19,17 @@ type stdio struct {
 	terminal int        // pty master, or -1
 	once     bool       // StdinOnce
 	log      *logFile   // nil for none
-	row      int        // in the table
+	row      int        // row in the table
 	clients  []*client
-	queued   []byte // input that the container has not taken yet
+	queued   []byte // input that the container has not read yet
 	eof      bool   // close stdin when queued is empty
-	open     int    // streams that have not ended
+	open     int    // number of streams that have not ended
 	over     chan struct{}
-	onStdin  func() // called when stdin was closed
+	onStdin  func() // called when stdin is closed
 }
 
-// newStdio makes the keeper's side of descriptors fds, which it takes over.
-// It is not known to the pump before begin.
+// newStdio makes the keeper's side of descriptors fds, and takes ownership of them. The pump does
+// not use it before begin.
 func newStdio(p *pump, rec record, fds wire.FDs) (*stdio, error) {
 	io := &stdio{
 		id: rec.ID, pump: p, row: rec.Row, once: rec.Create.StdinOnce, over: make(chan struct{}),
@@ -44,7 +44,7 @@ func newStdio(p *pump, rec record, fds wire.FDs) (*stdio, error) {
 	for i, fd := range outputs {
 		s, err := newStream(io, i, fd, pendings[i])
 		if err != nil {
-			for _, rest := range outputs[i+1:] { // of the others, io has taken what there is
+			for _, rest := range outputs[i+1:] { // io already owns those before i
 				closeFD(rest)
 			}
 			for _, rest := range pendings[i+1:] {
@@ -105,8 +105,8 @@ func (io *stdio) openLog(at podlog.File, fd int) (err error) {
 	return err
 }
 
-// begin starts the streams. With resume set they go on where the table says
-// that an earlier keeper was. Only for the pump.
+// begin starts the streams. With resume set they continue at the position that the table has from
+// an earlier keeper. Only the pump may call it.
 func (io *stdio) begin(resume bool) error {
 	var err error
 	if resume {
@@ -138,7 +138,7 @@ func (io *stdio) begin(resume bool) error {
 	return err
 }
 
-// rewind goes back to the last step that counts.
+// rewind returns to the position that the table has.
 func (io *stdio) rewind() error {
 	was := io.pump.table.get(io.row)
 	for i, s := range io.streams {
@@ -152,7 +152,7 @@ func (io *stdio) rewind() error {
 	return io.log.rewind(was.size, was.file)
 }
 
-// commit makes what was logged count.
+// commit writes the current position to the table.
 func (io *stdio) commit() {
 	var now progress
 	if io.log != nil {
@@ -166,7 +166,7 @@ func (io *stdio) commit() {
 	io.pump.table.put(io.row, now)
 }
 
-// reopen changes to a new log file at the same path.
+// reopen opens the log file at the same path again.
 func (io *stdio) reopen() error {
 	if io.log == nil {
 		return nil
@@ -182,7 +182,7 @@ func (io *stdio) reopen() error {
 	return nil
 }
 
-// ended notes the end of one output.
+// ended handles the end of one output.
 func (io *stdio) ended(index int) {
 	for _, c := range io.clients {
 		c.closeOutput(index)
@@ -192,7 +192,7 @@ func (io *stdio) ended(index int) {
 	}
 }
 
-// copies returns the descriptors that the daemon keeps for a keeper to come.
+// copies returns the descriptors that the daemon stores for the next keeper.
 func (io *stdio) copies() wire.FDs {
 	fds := wire.FDs{}
 	if io.stdin >= 0 {
@@ -219,7 +219,7 @@ func (io *stdio) copies() wire.FDs {
 	return fds
 }
 
-// close lets go of everything, after writing what is left to the log.
+// close writes the remaining output to the log and closes all descriptors.
 func (io *stdio) close() {
 	for _, c := range io.clients {
 		c.close()
@@ -254,14 +254,14 @@ func (io *stdio) close() {
 
 // Bounds of draining the streams of a container whose init has ended.
 const (
-	drainQuiet = 100 * time.Millisecond // nothing new for so long is the end
+	drainQuiet = 100 * time.Millisecond // output counts as ended after this time without any
 	drainMost  = 2 * time.Second
 )
 
-// drain waits until the outputs of an ended container are in the log: until
-// every writer is gone, or, where other processes hold the pipes open, until
-// nothing has come for drainQuiet, and for drainMost at most. What comes
-// later is still logged, until Delete. It runs outside of the pump.
+// drain waits until the output of an ended container is in the log. It waits until all writers have
+// closed it. If other processes hold the pipes open, it returns after drainQuiet without output,
+// and after drainMost at the latest. Later output is still logged, until Delete. drain must not run
+// in the pump.
 func (io *stdio) drain(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, drainMost)
 	defer cancel()

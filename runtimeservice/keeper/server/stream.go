@@ -7,20 +7,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stream is one output of a container on its way to the log. Its pending
-// memfd holds what has left the container's pipe and is not in the log yet:
-// the bytes [done, end). It is normally empty, or holds the beginning of a
-// line.
+// stream is one output of a container on its way to the log. Its pending memfd holds the bytes
+// [done, end) that have left the container's pipe and are not in the log yet. Usually there are
+// none, or the beginning of a line.
 type stream struct {
 	io       *stdio
 	index    int    // 0 stdout or terminal, 1 stderr
-	fd       int    // the container's; -1 after its end
+	fd       int    // the container's output; -1 after its end
 	pending  int    // memfd
 	end      int64  // size of pending
-	done     int64  // where the unlogged part begins
-	freed    int64  // below this pending holds no memory
-	seen     uint64 // bytes ever read, to notice quiet
-	readOnly bool   // splice does not work here: a terminal
+	done     int64  // start of the part that is not logged
+	freed    int64  // pending holds no memory below this
+	seen     uint64 // bytes read so far, to detect silence
+	readOnly bool   // splice is not possible: a terminal
 }
 
 var streamNames = [2]string{"stdout", "stderr"}
@@ -41,8 +40,8 @@ func (s *stream) ready() {
 	}
 }
 
-// fill appends up to one batch of the container's output to pending, and
-// reports whether the output has ended.
+// fill appends up to one batch of the container's output to pending. It reports whether the output
+// has ended.
 func (s *stream) fill() (over bool) {
 	n, err := s.move()
 	switch {
@@ -52,7 +51,7 @@ func (s *stream) fill() (over bool) {
 		return false
 	case err == unix.EAGAIN || err == unix.EINTR:
 		return false
-	case err != nil && err != unix.EIO: // EIO is a terminal's end
+	case err != nil && err != unix.EIO: // a terminal ends with EIO
 		log.Printf("container %s: read %s: %v", s.io.id, streamNames[s.index], err)
 	}
 	return true
@@ -75,8 +74,8 @@ func (s *stream) move() (int, error) {
 	return unix.Pwrite(s.pending, in[:n], s.end)
 }
 
-// advance writes the whole lines of pending to the log, and the part from
-// fresh on to the attached clients. With over set the rest is a line too.
+// advance writes the whole lines in pending to the log, and the part from fresh on to the attached
+// clients. With over set, the rest counts as a line.
 func (s *stream) advance(fresh int64, over bool) {
 	p := s.io.pump
 	for s.done < s.end {
@@ -102,7 +101,7 @@ func (s *stream) advance(fresh int64, over bool) {
 	s.trim()
 }
 
-// record appends the lines of data to the log and returns their size in data.
+// record appends the lines of data to the log and returns how many bytes of data they contain.
 func (s *stream) record(data []byte, last bool) (used int) {
 	if s.io.log == nil {
 		return len(data)
@@ -122,8 +121,8 @@ func (s *stream) record(data []byte, last bool) (used int) {
 	}
 }
 
-// trim gives the memory of logged output back: at once when nothing is
-// pending, else after a MiB.
+// trim frees the memory of logged output: at once if nothing is pending, otherwise in steps of a
+// MiB.
 func (s *stream) trim() {
 	const page = 4096
 	upTo := s.done &^ (page - 1)
@@ -141,13 +140,13 @@ func (s *stream) trim() {
 	}
 }
 
-// finish closes the container's end.
+// finish closes the keeper's end.
 func (s *stream) finish() {
 	if s.fd < 0 {
 		return
 	}
 	if s.fd == s.io.terminal {
-		s.io.pump.onRead(s.fd, nil) // still open for resize until Delete
+		s.io.pump.onRead(s.fd, nil) // stays open for resize until Delete
 	} else {
 		s.io.pump.drop(s.fd)
 	}
@@ -155,7 +154,7 @@ func (s *stream) finish() {
 	s.io.ended(s.index)
 }
 
-// waiting is how many bytes the container has written that were not read.
+// waiting returns how many bytes the container has written that were not read.
 func (s *stream) waiting() int {
 	if s.fd < 0 {
 		return 0

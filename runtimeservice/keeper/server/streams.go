@@ -77,11 +77,11 @@ func (s *Server) reopen(ctx context.Context, id string) error {
 	if err != nil {
 		return fmt.Errorf("container %s: %w", id, err)
 	}
-	s.giveCopies(c)
+	s.sendCopies(c)
 	return nil
 }
 
-// flush brings what a container has written so far into its log.
+// flush writes what a container has written so far to its log.
 func (s *Server) flush(ctx context.Context, id string) error {
 	c, err := s.find(id)
 	if err != nil {
@@ -94,8 +94,8 @@ func (s *Server) flush(ctx context.Context, id string) error {
 	return s.pump.call(ctx, io.flush)
 }
 
-// flush reads each output until it is empty, or for as long as there can have
-// been something in it at the call. Only for the pump.
+// flush reads each output until it is empty, or until it has read as much as was waiting at the
+// call. Only the pump may call it.
 func (io *stdio) flush() {
 	for _, s := range io.streams {
 		if s == nil {

@@ -10,16 +10,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// table is shared memory that says, per container, how far its log is: which
-// bytes of its pending output are in the log, and how long the log was when
-// they were. It outlives the keeper in the daemon's copy of its descriptor.
+// table is shared memory with each container's position in its log: how many bytes of pending
+// output are in the log, and the log's size at that point. The daemon's copy of the descriptor
+// keeps it alive when the keeper dies.
 //
-// Output reaches the log exactly once because of this order: the kernel moves
-// it from the container's pipe into the stream's pending memfd (splice: the
-// move and the growth of the file are one step even for SIGKILL), its lines
-// are appended to the log, and one store of one word makes the new position
-// count. A keeper that finds the log longer than the table says knows that
-// the last step is missing, cuts the log back, and writes those lines again.
+// This order makes sure that output is logged exactly once:
+//
+//   - splice moves output from the container's pipe to the stream's pending memfd. Even SIGKILL cannot
+//     separate the move from the growth of the file.
+//   - The keeper appends the lines to the log.
+//   - One store of one word makes the new position valid.
+//
+// A keeper that finds the log longer than in the table knows that the store is missing. It
+// truncates the log to the table's size and writes those lines again.
 type table struct {
 	fd  int
 	mem []byte
@@ -35,7 +38,7 @@ const (
 
 // progress is one container's row.
 type progress struct {
-	size int64    // of the log in bytes
+	size int64    // log size in bytes
 	file uint64   // inode of the log
 	done [2]int64 // bytes of each pending memfd that are in the log
 }
@@ -56,7 +59,7 @@ func newTable() (*table, error) {
 	return t, err
 }
 
-// openTable maps a table that an earlier keeper made.
+// openTable maps a table made by an earlier keeper.
 func openTable(fd int) (*table, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil || st.Size != tableRow*tableRows {
@@ -81,7 +84,7 @@ func (t *table) close() {
 	_ = unix.Close(t.fd)
 }
 
-// take reserves a free row and clears it; -1 if there is none.
+// take reserves a free row and clears it; -1 if all are in use.
 func (t *table) take() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -95,7 +98,7 @@ func (t *table) take() int {
 	return -1
 }
 
-// claim reserves a row that a container already has.
+// claim reserves the row of an existing container.
 func (t *table) claim(row int) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -112,7 +115,7 @@ func (t *table) release(row int) {
 	delete(t.used, row)
 }
 
-// put makes p the row's content in one step. One goroutine puts.
+// put replaces the row's content atomically. Only one goroutine may call it.
 func (t *table) put(row int, p progress) {
 	which := t.which(row)
 	next := 1 - which.Load()&1

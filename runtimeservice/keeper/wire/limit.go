@@ -8,18 +8,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrDescriptors says that a message came without its descriptors, because the
-// receiver had no number free for them. The kernel drops them (MSG_CTRUNC).
+// ErrDescriptors means that a message arrived without its descriptors, because the receiver had no
+// free descriptor numbers. In this case the kernel drops them (MSG_CTRUNC).
 var ErrDescriptors = fmt.Errorf("receive descriptors: %w", unix.EMFILE)
 
-// Exhausted tells whether err is a lack of descriptors, of the process or the machine.
+// Exhausted reports whether err means that the process or the machine has no free descriptor.
 func Exhausted(err error) bool {
 	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)
 }
 
-// NameLimit adds to an error that is a lack of descriptors whose limit was
-// reached, and what raises it. Other errors stay as they are. program is this
-// process's name, unit the service that sets its limit.
+// NameLimit adds the limit that was reached, and how to raise it, to an error for lack of
+// descriptors. It returns other errors unchanged. program is this process's name, unit the systemd
+// service that sets its limit.
 func NameLimit(err error, program, unit string) error {
 	switch {
 	case errors.Is(err, unix.EMFILE):
@@ -30,14 +30,14 @@ func NameLimit(err error, program, unit string) error {
 	return err
 }
 
-// descriptors says how many descriptors this process has and may have.
+// descriptors describes how many descriptors this process has, and its limit.
 func descriptors() string {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return "no descriptor left"
 	}
-	// From Linux 6.2 on, the size is the number of entries. Reading the directory
-	// would take a descriptor.
+	// Since Linux 6.2, st_size of the directory is the number of entries. Reading the directory
+	// would need a descriptor.
 	var st unix.Stat_t
 	if err := unix.Stat("/proc/self/fd", &st); err != nil || st.Size == 0 {
 		return fmt.Sprintf("no descriptor left of %d", limit.Cur)

@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A message whose descriptors find no free number says so, and the connection goes on.
+// Receive reports a message for whose descriptors no number is free, and the connection stays
+// usable.
 func TestReceiveWithoutDescriptors(t *testing.T) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -46,7 +47,7 @@ func TestReceiveWithoutDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = unix.Close(free)
-	// Room for one of two: neither may be kept.
+	// There is room for one of two descriptors; Receive must keep neither.
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(free) + 1, Max: old.Max}); err != nil {
 		t.Fatal(err)
 	}
@@ -75,6 +76,6 @@ func TestNameLimitLeavesOtherErrors(t *testing.T) {
 		t.Error(err)
 	}
 	if NameLimit(nil, "a", "b") != nil {
-		t.Error("an error of nothing")
+		t.Error("NameLimit(nil) is an error")
 	}
 }

@@ -39,27 +39,27 @@ const (
 
 // Operations. The comments give the bodies of request and reply.
 const (
-	OpHello     = "hello"     // Hello, Hello
-	OpCreate    = "create"    // Create, Created
-	OpRestore   = "restore"   // Restore, Created
-	OpInit      = "init"      // Init, Created
-	OpStart     = "start"     // Target
-	OpKill      = "kill"      // Kill
-	OpDelete    = "delete"    // Target
-	OpReopen    = "reopen"    // Target
-	OpFlush     = "flush"     // Target
-	OpResize    = "resize"    // Resize
-	OpAttach    = "attach"    // Attach; the descriptors come with the reply
-	OpList      = "list"      // nothing, List: pages until More is false
-	OpGet       = "get"       // Target, State
-	OpCopies    = "copies"    // Target: push the copies of its descriptors again
-	OpAdopt     = "adopt"     // Custody with its descriptors
-	OpAdoptDone = "adoptdone" // nothing: every copy has been handed back
-	OpUpgrade   = "upgrade"   // Upgrade; answered by the new program
-	OpShutdown  = "shutdown"  // nothing
-	OpExit      = "exit"      // pushed: State
-	OpCustody   = "custody"   // pushed: Custody with its descriptors
-	OpRelease   = "release"   // pushed: Target: drop the copies
+	OpHello       = "hello"     // Hello, Hello
+	OpCreate      = "create"    // Create, Created
+	OpRestore     = "restore"   // Restore, Created
+	OpInit        = "init"      // Init, Created
+	OpStart       = "start"     // Target
+	OpKill        = "kill"      // Kill
+	OpDelete      = "delete"    // Target
+	OpReopen      = "reopen"    // Target
+	OpFlush       = "flush"     // Target
+	OpResize      = "resize"    // Resize
+	OpAttach      = "attach"    // Attach; the descriptors come with the reply
+	OpList        = "list"      // nothing, List: pages until More is false
+	OpGet         = "get"       // Target, State
+	OpCopies      = "copies"    // Target: push the copies of its descriptors again
+	OpAdopt       = "adopt"     // Descriptors with the copies
+	OpAdoptDone   = "adoptdone" // nothing: every copy has been handed back
+	OpUpgrade     = "upgrade"   // Upgrade; answered by the new program
+	OpShutdown    = "shutdown"  // nothing
+	OpExit        = "exit"      // pushed: State
+	OpDescriptors = "custody"   // pushed: Descriptors with the copies; older builds have this name
+	OpRelease     = "release"   // pushed: Target: drop the copies
 )
 
 // Names of descriptors in Message.FDs.
@@ -193,7 +193,7 @@ func (c Create) Check() error {
 // Restore requests a container whose processes are restored from a checkpoint. It runs at once.
 type Restore struct {
 	Create
-	// Images is the directory of CRIU's image files, Work that of its log.
+	// Images is the directory of CRIU's image files, Work the directory for CRIU's log.
 	Images string `json:"images"`
 	Work   string `json:"work"`
 	// Flags are additional options for the runtime's restore command.
@@ -299,8 +299,9 @@ type List struct {
 // PageSize is the number of states in a List, chosen so that it fits into MaxMessage.
 const PageSize = 100
 
-// Custody is sent with descriptor copies. For the table it has no ID and no Record.
-type Custody struct {
+// Descriptors is sent with copies of a container's descriptors. For the table it has no ID and no
+// Record.
+type Descriptors struct {
 	ID     string          `json:"id,omitempty"`
 	Record json.RawMessage `json:"record,omitempty"`
 }

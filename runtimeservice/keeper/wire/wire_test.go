@@ -55,18 +55,18 @@ func same[T any](t *testing.T, m Message, want *T) {
 
 func TestLimits(t *testing.T) {
 	if _, err := Encode(Message{Op: "x"}, strings.Repeat("a", MaxMessage)); err == nil {
-		t.Error("a body that is too large is sent")
+		t.Error("Encode accepts a body that is too large")
 	}
 	if _, err := Decode(make([]byte, MaxMessage+1)); err == nil {
-		t.Error("a packet that is too large is read")
+		t.Error("Decode accepts a packet that is too large")
 	}
 	if e := Errorf(CodeInternal, "%s", strings.Repeat("é", MaxText)); len(e.Text) > MaxText+8 {
 		t.Errorf("error of %d bytes", len(e.Text))
 	}
 	if err := (&Error{Code: CodeNotFound, Text: "x"}); AsError(errors.Join(err)).Code != CodeNotFound {
-		t.Error("the code is lost")
+		t.Error("AsError drops the code of a wrapped Error")
 	}
-	// The largest page of a list fits into a packet.
+	// The largest page of a list fits into one packet.
 	page := List{More: true}
 	for range PageSize {
 		page.States = append(page.States, State{ID: strings.Repeat("f", MaxID), Pid: 1 << 22, Exit: &Exit{
@@ -131,7 +131,7 @@ func TestConnPassesDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = r.Close() }()
-	packet, err := Encode(Message{Op: OpCustody, FDs: []string{"w"}}, Custody{ID: "x"})
+	packet, err := Encode(Message{Op: OpDescriptors, FDs: []string{"w"}}, Descriptors{ID: "x"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +140,7 @@ func TestConnPassesDescriptors(t *testing.T) {
 	}
 	_ = w.Close()
 	m, fds, err := b.Receive(nil)
-	if err != nil || m.Op != OpCustody || len(fds) != 1 {
+	if err != nil || m.Op != OpDescriptors || len(fds) != 1 {
 		t.Fatalf("%+v, %v, %v", m, fds, err)
 	}
 	if _, err := unix.Write(fds["w"], []byte("hi")); err != nil {
@@ -161,15 +161,15 @@ func TestConnRefuses(t *testing.T) {
 		packet []byte
 		fds    int
 	}{
-		"too large":         {make([]byte, MaxMessage+1), 0},
-		"no JSON":           {[]byte("hello"), 0},
-		"no operation":      {[]byte("{}"), 0},
-		"unnamed":           {[]byte(`{"op":"x"}`), 1},
-		"not sent":          {[]byte(`{"op":"x","fds":["a"]}`), 0},
-		"named twice":       {[]byte(`{"op":"x","fds":["a","a"]}`), 2},
-		"many descriptors":  {[]byte(`{"op":"x"}`), MaxFDs + 1},
-		"many names":        {[]byte(`{"op":"x","fds":[` + strings.Repeat(`"a",`, MaxFDs) + `"a"]}`), 0},
-		"body of a bad fit": {[]byte(`{"op":1}`), 0},
+		"too large":            {make([]byte, MaxMessage+1), 0},
+		"no JSON":              {[]byte("hello"), 0},
+		"no operation":         {[]byte("{}"), 0},
+		"unnamed":              {[]byte(`{"op":"x"}`), 1},
+		"not sent":             {[]byte(`{"op":"x","fds":["a"]}`), 0},
+		"named twice":          {[]byte(`{"op":"x","fds":["a","a"]}`), 2},
+		"too many descriptors": {[]byte(`{"op":"x"}`), MaxFDs + 1},
+		"too many names":       {[]byte(`{"op":"x","fds":[` + strings.Repeat(`"a",`, MaxFDs) + `"a"]}`), 0},
+		"body of another type": {[]byte(`{"op":1}`), 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, b, _ := socketPair(t)
@@ -182,7 +182,7 @@ func TestConnRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 			if m, _, err := b.Receive(nil); err == nil {
-				t.Errorf("received %+v", m)
+				t.Errorf("Receive accepts %+v", m)
 			}
 			if after := countFDs(t); after != before {
 				t.Errorf("%d descriptors before, %d after", before, after)
@@ -213,7 +213,7 @@ func TestSendTimesOut(t *testing.T) {
 		}
 	}
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("a peer that does not read: %v", err)
+		t.Errorf("Send to a peer that does not read: %v", err)
 	}
 }
 
@@ -262,14 +262,14 @@ func FuzzMessage(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, body := range []any{new(Hello), new(Create), new(Init), new(Restore), new(Kill), new(Resize), new(Attach), new(List), new(State), new(Custody), new(Upgrade)} {
+		for _, body := range []any{new(Hello), new(Create), new(Init), new(Restore), new(Kill), new(Resize), new(Attach), new(List), new(State), new(Descriptors), new(Upgrade)} {
 			if m.Into(body) != nil {
 				continue
 			}
 			if c, ok := body.(interface{ Check() error }); ok && c.Check() == nil {
 				var t2 Target
 				if m.Into(&t2) != nil || CheckID(t2.ID) != nil {
-					t.Errorf("%s: an ID that is not valid passes", data)
+					t.Errorf("%s: Check accepts an invalid ID", data)
 				}
 			}
 		}

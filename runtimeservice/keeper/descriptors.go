@@ -13,24 +13,24 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// custody is the copy of one container's descriptors, kept for the next
+// storedDescriptors are copies of one container's descriptors. The daemon stores them for the next
 // keeper.
-type custody struct {
-	body wire.Custody
+type storedDescriptors struct {
+	body wire.Descriptors
 	fds  wire.FDs
 }
 
-// pushed takes what the keeper sends without being asked.
+// pushed handles the messages that the keeper sends on its own.
 func (c *Client) pushed(m wire.Message, fds wire.FDs) {
 	var err error
 	switch m.Op {
-	case wire.OpCustody:
-		var body wire.Custody
+	case wire.OpDescriptors:
+		var body wire.Descriptors
 		switch err = m.Into(&body); {
 		case err == nil && m.Error != nil:
 			c.lacks(body.ID, m.Error)
 		case err == nil:
-			c.keep(&custody{body, fds})
+			c.keep(&storedDescriptors{body, fds})
 			return
 		}
 	case wire.OpRelease:
@@ -47,11 +47,11 @@ func (c *Client) pushed(m wire.Message, fds wire.FDs) {
 	}
 	fds.Close()
 	if err != nil {
-		klog.Background().Error(err, "Keeper sent what cannot be read", "op", m.Op)
+		klog.Background().Error(err, "Cannot decode message from keeper", "op", m.Op)
 	}
 }
 
-func (c *Client) keep(k *custody) {
+func (c *Client) keep(k *storedDescriptors) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.drop(k.body.ID)
@@ -59,8 +59,8 @@ func (c *Client) keep(k *custody) {
 	delete(c.lacking, k.body.ID)
 }
 
-// lacks notes copies that this process had no free descriptors for. The keeper goes
-// on without them: they are only needed if it dies.
+// lacks records that the daemon had no free descriptors for the copies of one container. They are
+// needed only if the keeper dies, so nothing else changes.
 func (c *Client) lacks(id string, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -69,28 +69,28 @@ func (c *Client) lacks(id string, err error) {
 		return
 	}
 	c.fetching = true
-	klog.Background().Error(err, "No copies of a container's descriptors until there are free ones", "container", id)
+	klog.Background().Error(err, "Too few free file descriptors to store copies of a container's descriptors; retrying", "container", id)
 	go c.fetchCopies()
 }
 
-// awaitDescriptors is how often copies are asked for that there was no room for.
-const awaitDescriptors = time.Second
+// retryCopies is the interval between requests for missing copies.
+const retryCopies = time.Second
 
-// fetchCopies asks for the copies that are lacking until there are none, or Close.
+// fetchCopies requests the missing copies until none is missing or the client is closed.
 func (c *Client) fetchCopies() {
 	for {
 		select {
 		case <-c.end:
 			return
-		case <-time.After(awaitDescriptors):
+		case <-time.After(retryCopies):
 		}
 		for id := c.lackingOne(); id != ""; id = c.lackingOne() {
 			err := c.again(context.Background(), wire.OpCopies, wire.Target{ID: id}, nil)
-			if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) { // an older keeper does not know the request
+			if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) { // an older keeper, which has no such request
 				c.giveUpCopies(id)
 			}
 			if c.isLacking(id) {
-				break // there is still no room
+				break // still too few free descriptors
 			}
 		}
 		if c.hasAllCopies() {
@@ -120,7 +120,7 @@ func (c *Client) giveUpCopies(id string) {
 	delete(c.lacking, id)
 }
 
-// hasAllCopies ends fetching if nothing is lacking.
+// hasAllCopies reports whether no copy is missing. If so, it also marks fetching as ended.
 func (c *Client) hasAllCopies() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -135,7 +135,7 @@ func (c *Client) release(id string) {
 	delete(c.lacking, id)
 }
 
-// drop closes a container's copies. c.mu is held.
+// drop closes the copies of one container. c.mu is held.
 func (c *Client) drop(id string) {
 	if k := c.held[id]; k != nil {
 		k.fds.Close()
@@ -143,7 +143,7 @@ func (c *Client) drop(id string) {
 	}
 }
 
-// handBack gives a new keeper the descriptors of the containers whose keeper
+// handBack returns the stored descriptors to a new keeper, for the containers of the keeper that
 // died.
 func (c *Client) handBack(ctx context.Context, l *link) error {
 	if len(l.hello.Orphans) == 0 {
@@ -158,7 +158,7 @@ func (c *Client) handBack(ctx context.Context, l *link) error {
 		case errors.Is(err, errLost), ctx.Err() != nil:
 			return fmt.Errorf("hand back container %s: %w", id, err)
 		default:
-			klog.FromContext(ctx).Error(err, "Hand back container", "container", id)
+			klog.FromContext(ctx).Error(err, "Handing a container back to the keeper failed", "container", id)
 		}
 	}
 	if _, _, err := l.call(ctx, wire.OpAdoptDone, nil, nil); err != nil {
@@ -167,17 +167,17 @@ func (c *Client) handBack(ctx context.Context, l *link) error {
 	return nil
 }
 
-// handPause is how often a container is handed back for which one of the two sides
-// has no free descriptors.
+// handPause is the interval between attempts to hand back a container while the daemon or the
+// keeper lacks free descriptors.
 const handPause = 100 * time.Millisecond
 
-// handBackOne hands one container back. Until ctx ends it waits for descriptors: a
+// handBackOne hands one container back. While descriptors are lacking, it retries until ctx ends: a
 // container that is not handed back loses its log.
 func (c *Client) handBackOne(ctx context.Context, l *link, id string) error {
 	for {
 		k, err := c.copyOf(id)
 		if err == nil && k == nil {
-			return nil // released meanwhile
+			return nil // released in the meantime
 		}
 		if err == nil {
 			_, _, err = l.call(ctx, wire.OpAdopt, k.body, k.fds)
@@ -194,9 +194,9 @@ func (c *Client) handBackOne(ctx context.Context, l *link, id string) error {
 	}
 }
 
-// copyOf duplicates the copies of one container, so that none is closed while it is
-// sent. It is nil if there are none.
-func (c *Client) copyOf(id string) (*custody, error) {
+// copyOf duplicates the copies of one container, so that none is closed while it is being sent. It
+// returns nil if there are none.
+func (c *Client) copyOf(id string) (*storedDescriptors, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	k := c.held[id]
@@ -207,10 +207,10 @@ func (c *Client) copyOf(id string) (*custody, error) {
 	if err != nil {
 		return nil, nameLimit(err)
 	}
-	return &custody{k.body, fds}, nil
+	return &storedDescriptors{k.body, fds}, nil
 }
 
-// allHeld returns the containers that there are copies of.
+// allHeld returns the IDs of the containers with stored descriptors.
 func (c *Client) allHeld() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
