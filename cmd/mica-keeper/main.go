@@ -1,13 +1,14 @@
 // Command mica-keeper is the parent of every container of a node. It is the command line of package
 // server.
 //
-//	mica-keeper start --dir DIR    start a keeper in the background and wait until it serves
-//	mica-keeper run --dir DIR      be the keeper, in the foreground, for a service manager
+//	mica-keeper start --dir DIR    start a keeper in the background and wait until it is ready
+//	mica-keeper run --dir DIR      run the keeper in the foreground, for a service manager
 //	mica-keeper version            print the protocol's version
 //
 // start exits with 0 if a keeper serves DIR, whether it is new or existed before, and otherwise
-// with 1 and a reason on stderr. run notifies the service manager (sd_notify) when it serves. It
-// exits with 0 after a requested end, with 3 if another keeper serves DIR, and with 1 otherwise.
+// with 1 and a reason on stderr. run notifies the service manager (sd_notify) when it is ready. It
+// exits with 0 after a requested shutdown, with 3 if another keeper serves DIR, and with 1
+// otherwise.
 package main
 
 import (
@@ -40,7 +41,7 @@ const (
 	exitLocked = 3
 )
 
-// umask is inherited by OCI runtimes and containers, whatever umask the keeper inherited.
+// umask is set explicitly, because OCI runtimes and containers inherit it.
 const umask = 0o022
 
 func main() {
@@ -66,7 +67,7 @@ func run(args []string) error {
 	flags := flag.NewFlagSet("mica-keeper "+args[0], flag.ContinueOnError)
 	dir := flags.String("dir", "", "state directory")
 	resume := flags.Int("resume", 0, "descriptor with the state of a replaced program")
-	ready := flags.Int("ready", 0, "descriptor to close when serving")
+	ready := flags.Int("ready", 0, "descriptor to close when ready")
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
 	}
@@ -134,8 +135,8 @@ func start(dir string) error {
 // processName is the name in ps. The kernel allows 15 bytes.
 const processName = "mica-keeper"
 
-// nameProcess sets the name of the whole process. start executes /proc/self/exe,
-// and the kernel takes the name from the path: "exe".
+// nameProcess sets the name of the whole process. start executes /proc/self/exe, and the kernel
+// takes the name from the path: "exe".
 func nameProcess() {
 	if err := os.WriteFile("/proc/self/comm", []byte(processName), 0); err != nil {
 		log.Printf("set process name: %v", err)

@@ -37,8 +37,8 @@ func keeper(t *testing.T, env []string, args ...string) (cmd *exec.Cmd, stderr *
 	return cmd, stderr
 }
 
-// A service manager is notified when the keeper serves, and the keeper stays in its unit's cgroup.
-// A second keeper reports that another one serves.
+// The keeper notifies its service manager when it is ready, and stays in its unit's cgroup. A
+// second keeper reports that another one serves the directory.
 func TestUnderServiceManager(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: a keeper lowers its OOM score and reaps")
@@ -60,10 +60,10 @@ func TestUnderServiceManager(t *testing.T) {
 	packet := make([]byte, 4096)
 	n, err := manager.Read(packet)
 	if got := string(packet[:n]); err != nil || !strings.HasPrefix(got, "READY=1\n") {
-		t.Errorf("heard %q, %v\n%s", got, err, stderr)
+		t.Errorf("notification %q, %v\n%s", got, err, stderr)
 	}
 	if got, want := cgroups(t, first.Process.Pid), cgroups(t, os.Getpid()); got != want {
-		t.Errorf("the keeper has left its unit's cgroup: it is in\n%snot in\n%s", got, want)
+		t.Errorf("the keeper has left its unit's cgroup: it is in\n%swant\n%s", got, want)
 	}
 	second, said := keeper(t, []string{"NOTIFY_SOCKET=" + address}, "run", "--dir", dir)
 	if _ = second.Run(); second.ProcessState.ExitCode() != exitLocked || !strings.Contains(said.String(), "another keeper") {
@@ -71,7 +71,7 @@ func TestUnderServiceManager(t *testing.T) {
 	}
 	n, err = manager.Read(packet)
 	if got := string(packet[:n]); err != nil || got != "READY=1\nSTATUS=Another keeper serves "+dir {
-		t.Errorf("heard %q of the second, %v", got, err)
+		t.Errorf("the second keeper's notification is %q, %v", got, err)
 	}
 	if err := first.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)

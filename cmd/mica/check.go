@@ -57,8 +57,8 @@ func (t *tool) check(ctx context.Context, args []string) error {
 	return nil
 }
 
-// checkOffline is the check without a daemon. It removes the layers that were left
-// half-made, as every start of the daemon does.
+// checkOffline checks the node without a daemon. Like every start of the daemon, it first removes
+// incomplete layers.
 func checkOffline(ctx context.Context, c config.Config, a admin.CheckArgs) (problems []admin.Problem, err error) {
 	ctx = klog.NewContext(ctx, klog.Background().V(1))
 	layers, err := overlay.Open(ctx, c.Overlay())

@@ -25,7 +25,7 @@ func (t *tool) config(_ context.Context, args []string) error {
 		if err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(t.stdout, "# Keys that are not here have the default that `mica config default` shows.\n\n%s", text)
+		_, err = fmt.Fprintf(t.stdout, "# Missing keys have the defaults shown by `mica config default`.\n\n%s", text)
 		return err
 	case "check":
 		if _, err := config.Load(t.path); err != nil {

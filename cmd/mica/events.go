@@ -22,8 +22,8 @@ type eventFilter struct {
 func (t *tool) events(ctx context.Context, args []string) error {
 	var f eventFilter
 	flags := t.flags("mica events")
-	flags.BoolVar(&f.follow, "follow", false, "go on with what happens from now on")
-	flags.BoolVar(&f.running, "running", false, "only what the daemon is doing now")
+	flags.BoolVar(&f.follow, "follow", false, "continue with new operations as they end")
+	flags.BoolVar(&f.running, "running", false, "only running operations")
 	flags.StringVar(&f.pod, "pod", "", "only events of this pod: a prefix of its ID, its `NAME`, or namespace/name")
 	flags.BoolVar(&f.json, "json", false, "one JSON object a line")
 	if err := t.parse(flags, args); err != nil {

@@ -39,9 +39,9 @@ func TestEventFilter(t *testing.T) {
 		}
 	}
 	if (eventFilter{running: true}).wants(e) {
-		t.Error("--running takes what has ended")
+		t.Error("--running selects an ended operation")
 	}
 	if (eventFilter{pod: "abc"}).wants(admin.Event{Image: "abc"}) {
-		t.Error("--pod takes an image")
+		t.Error("--pod selects an image")
 	}
 }

@@ -49,10 +49,10 @@ type command struct {
 
 func commands() []command {
 	return []command{
-		{"info", "", "say what the running daemon is", (*tool).info},
-		{"check", "[--content]", "look for damage and leftovers on the whole node", (*tool).check},
-		{"events", "[--follow] [--running] [--pod NAME] [--json]", "what the daemon is doing and did last, stage by stage", (*tool).events},
-		{"config", "default|dump|check", "print a commented configuration file, print what is in force, or check the files", (*tool).config},
+		{"info", "", "show version, directories and sockets of the running daemon", (*tool).info},
+		{"check", "[--content]", "check the whole node for damage and leftovers", (*tool).check},
+		{"events", "[--follow] [--running] [--pod NAME] [--json]", "show running and recent operations with their stages", (*tool).events},
+		{"config", "default|dump|check", "print a commented configuration file, print the settings in force, or check the files", (*tool).config},
 		{"stop", "[--all|--keeper]", "end the daemon; with --keeper also the keeper and the embedded network, with --all also all pods", (*tool).stop},
 		{"version", "", "print the version", (*tool).version},
 	}

@@ -48,7 +48,7 @@ func (d *daemon) run(ctx context.Context) error {
 		return fmt.Errorf("start: %w", err)
 	}
 	serveErr := d.serve(ctx)
-	told(log, d.manager.Stopping())
+	logNotifyError(log, d.manager.Stopping())
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
 	return errors.Join(serveErr, d.close(closing))
@@ -67,8 +67,7 @@ func (d *daemon) close(ctx context.Context) error {
 	return d.node.close(ctx)
 }
 
-// serve runs the CRI, metrics and admin endpoints until ctx ends or one of them
-// fails.
+// serve runs the CRI, metrics and admin endpoints until ctx ends or one of them fails.
 func (d *daemon) serve(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -85,7 +84,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		"admin":   func(ctx context.Context) error { return admin.Serve(ctx, sock, d) },
 		"metrics": func(ctx context.Context) error { return serveMetrics(ctx, metricsListener, d.node.registry()) },
 		"reload":  d.reloadOnSignal,
-		"manager": d.tellManager,
+		"manager": d.notifyManager,
 	}
 	ended := make(chan error, len(parts))
 	for name, serve := range parts {
@@ -121,8 +120,8 @@ func (d *daemon) reloadOnSignal(ctx context.Context) error {
 func (d *daemon) reload(ctx context.Context) {
 	log := klog.FromContext(ctx)
 	if d.ready.Load() != 0 { // before the first Ready, the manager expects no reload
-		told(log, d.manager.Reloading())
-		defer func() { told(log, d.manager.Ready(d.serving())) }()
+		logNotifyError(log, d.manager.Reloading())
+		defer func() { logNotifyError(log, d.manager.Ready(d.serving())) }()
 	}
 	c, err := config.Load(d.path)
 	if err != nil {

@@ -8,14 +8,14 @@ import (
 )
 
 // Events implements admin.Daemon.
-func (d *daemon) Events(ctx context.Context, args admin.EventsArgs, tell func(admin.Event) error) error {
-	hear := func(e journal.Entry) error { return tell(asEvent(e)) }
+func (d *daemon) Events(ctx context.Context, args admin.EventsArgs, emit func(admin.Event) error) error {
+	emitEntry := func(e journal.Entry) error { return emit(asEvent(e)) }
 	j := d.node.journal
 	if args.Follow {
-		return j.Follow(ctx, hear)
+		return j.Follow(ctx, emitEntry)
 	}
 	for _, e := range append(j.Ended(), j.Running()...) {
-		if err := hear(e); err != nil {
+		if err := emitEntry(e); err != nil {
 			return err
 		}
 	}

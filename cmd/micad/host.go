@@ -26,10 +26,10 @@ import (
 const (
 	keeperName = "mica-keeper"
 	initName   = "mica-init"
-	// orphanGrace is how long a dead child stays for a package that may wait for it itself, such as
-	// os/exec.
+	// orphanGrace is how long the reaper leaves a dead child to a package that may wait for it
+	// itself, such as os/exec.
 	orphanGrace = 10 * time.Second
-	// libexec is searched for helpers that are not beside the daemon.
+	// libexec is searched for helpers that are not in the daemon's directory.
 	libexec = "/usr/libexec/mica"
 	// lowestOOMScore is the kernel's lowest oom_score_adj.
 	lowestOOMScore = -1000
@@ -39,8 +39,8 @@ const (
 	probeID = "probe"
 )
 
-// helper returns the path of a helper: setting if it is set, or else an executable beside the
-// daemon, in libexec or in PATH.
+// helper returns the path of a helper: setting if it is set, otherwise an executable in the
+// daemon's directory, in libexec or in PATH.
 func helper(setting, name string) (string, error) {
 	if setting != "" {
 		return setting, nil
@@ -161,7 +161,7 @@ func (n *node) removeDefaultParent(ctx context.Context) error {
 	return n.cgroups.RemoveParent(ctx, filepath.Dir(pod))
 }
 
-// clamped lists the privileges that this host keeps the daemon from giving to containers.
+// clamped lists the privileges that the daemon cannot give to containers on this host.
 func clamped(h spec.Host) []string {
 	var lines, missing []string
 	for _, c := range capability.ListKnown() {

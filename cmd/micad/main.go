@@ -33,8 +33,9 @@ const (
 	exitUsage  = 2
 )
 
-// umask applies to the files and directories of pods, whatever umask the daemon inherited:
-// containers that do not run as root read them. Private files have an explicit mode.
+// umask applies to the files and directories of pods, which containers read that do not run as
+// root. The daemon sets it because it may have inherited another one. Private files have an
+// explicit mode.
 const umask = 0o022
 
 func main() {

@@ -35,10 +35,10 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		Setup:               func(env *testscript.Env) error { return setup(t, env, bin) },
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"ready":   ready,
-			"gone":    gone,
-			"manager": manager,
-			"heard":   heard,
+			"ready":    ready,
+			"gone":     gone,
+			"manager":  manager,
+			"notified": notified,
 		},
 	})
 }
@@ -89,7 +89,7 @@ enable = false
 	return os.WriteFile(filepath.Join(dir, "config.toml"), []byte(config), 0o600)
 }
 
-// clean ends the processes that a failed script has left.
+// clean ends the processes that a failed script left.
 func clean(t *testing.T, dir, name string) {
 	for _, proc := range processes(dir) {
 		var pid int
@@ -155,9 +155,9 @@ func manager(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Setenv("WATCHDOG_USEC", "1500000")
 }
 
-// heard waits until the manager receives a notification whose lines begin with the arguments.
+// notified waits until the manager receives a notification whose lines begin with the arguments.
 // Negated, it searches the notifications received so far.
-func heard(ts *testscript.TestScript, neg bool, want []string) {
+func notified(ts *testscript.TestScript, neg bool, want []string) {
 	conn := managerOf(ts).conn
 	ts.Check(conn.SetReadDeadline(time.Now().Add(patience)))
 	for {
@@ -170,7 +170,7 @@ func heard(ts *testscript.TestScript, neg bool, want []string) {
 			continue
 		}
 		if neg {
-			ts.Fatalf("heard %q", text)
+			ts.Fatalf("got notification %q", text)
 		}
 		return
 	}
@@ -205,7 +205,7 @@ func beginsWith(text string, want []string) bool {
 func remains(dir, name string) []string {
 	var left []string
 	for _, proc := range processes(dir) {
-		text, _ := os.ReadFile(proc) // empty if the process has exited meanwhile
+		text, _ := os.ReadFile(proc) // empty if the process has exited
 		left = append(left, strings.ReplaceAll(string(text), "\x00", " "))
 	}
 	return append(left, cgroups(name)...)

@@ -15,11 +15,11 @@ import (
 // readyTimeout bounds the daemon's first call on its own socket.
 const readyTimeout = 10 * time.Second
 
-// tellManager reports readiness to the service manager once the daemon has answered a call on its
+// notifyManager reports readiness to the service manager once the daemon has answered a call on its
 // own socket. Then it feeds the watchdog for as long as the daemon answers, three times per
 // watchdog interval, so that one slow answer does not kill the daemon. Without a service manager it
 // only records the time until ready.
-func (d *daemon) tellManager(ctx context.Context) error {
+func (d *daemon) notifyManager(ctx context.Context) error {
 	log := klog.FromContext(ctx)
 	conn, err := grpc.NewClient("unix://"+d.config.CRI.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -35,11 +35,11 @@ func (d *daemon) tellManager(ctx context.Context) error {
 	took := time.Since(d.started)
 	d.ready.Store(int64(took))
 	log.Info("Ready", "socket", d.config.CRI.Socket, "streams", d.node.server.StreamAddress().String(), "took", took)
-	told(log, d.manager.Ready(d.serving()))
+	logNotifyError(log, d.manager.Ready(d.serving()))
 	recovered := make(chan struct{})
 	go func() {
 		defer close(recovered)
-		d.tellRecovered(ctx)
+		d.notifyRecovered(ctx)
 	}()
 	defer func() { <-recovered }()
 	if d.manager.Watchdog == 0 {
@@ -52,7 +52,7 @@ func (d *daemon) tellManager(ctx context.Context) error {
 	return nil
 }
 
-// feedWatchdog feeds the manager's watchdog as long as the daemon works.
+// feedWatchdog feeds the manager's watchdog for as long as the daemon works.
 func (d *daemon) feedWatchdog(ctx context.Context, conn *grpc.ClientConn) {
 	log := klog.FromContext(ctx)
 	pause := d.manager.Watchdog / 3
@@ -65,7 +65,7 @@ func (d *daemon) feedWatchdog(ctx context.Context, conn *grpc.ClientConn) {
 		case <-ticks.C:
 		}
 		if err := works(ctx, conn, pause); err == nil {
-			told(log, d.manager.Alive())
+			logNotifyError(log, d.manager.Alive())
 		} else if ctx.Err() == nil {
 			log.Error(err, "Call on the daemon's own socket failed, not feeding the watchdog")
 		}
@@ -101,9 +101,9 @@ func works(ctx context.Context, conn *grpc.ClientConn, timeout time.Duration) er
 	return err
 }
 
-// tellRecovered logs when all pods and containers are recovered, and updates the status at the
+// notifyRecovered logs when all pods and containers are recovered, and updates the status at the
 // service manager.
-func (d *daemon) tellRecovered(ctx context.Context) {
+func (d *daemon) notifyRecovered(ctx context.Context) {
 	log := klog.FromContext(ctx)
 	select {
 	case <-d.node.service.Recovered():
@@ -111,7 +111,7 @@ func (d *daemon) tellRecovered(ctx context.Context) {
 		return
 	}
 	log.Info("Recovered", "after", time.Since(d.started), "unusableRecords", d.node.service.UnusableRecords())
-	told(log, d.manager.Status(d.serving()))
+	logNotifyError(log, d.manager.Status(d.serving()))
 }
 
 // serving returns the daemon's status line for the service manager.
@@ -123,9 +123,9 @@ func (d *daemon) serving() string {
 	return text
 }
 
-// told logs a failure to notify the service manager. The daemon continues: if it matters, the
-// manager kills the daemon.
-func told(log klog.Logger, err error) {
+// logNotifyError logs a failure to notify the service manager. The daemon continues: if it matters,
+// the manager kills the daemon.
+func logNotifyError(log klog.Logger, err error) {
 	if err != nil {
 		log.Error(err, "Notifying the service manager failed")
 	}

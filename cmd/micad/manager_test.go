@@ -42,7 +42,7 @@ func (s stuckService) ImageStatus(ctx context.Context, _ *runtimeapi.ImageStatus
 }
 
 // A daemon that answers health checks but hangs in lookups does not feed the watchdog.
-func TestWatchdogSeesWhatStandsStill(t *testing.T) {
+func TestWatchdogDetectsHang(t *testing.T) {
 	for _, stuck := range []string{"", "pods", "containers", "images"} {
 		path := filepath.Join(t.TempDir(), "s")
 		l, err := net.Listen("unix", path)

@@ -18,7 +18,8 @@ type operationMetrics struct {
 }
 
 func newOperationMetrics() *operationMetrics {
-	// From operations in memory (1 ms) over pod starts to pulls and timeouts (5 min).
+	// The buckets range from operations in memory (1 ms) over pod starts to pulls and timeouts (5
+	// min).
 	buckets := []float64{.001, .003, .01, .03, .1, .3, 1, 3, 10, 30, 100, 300}
 	return &operationMetrics{
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{

@@ -137,7 +137,7 @@ func TestAbsentCollector(t *testing.T) {
 	clearTracing(t)
 	tr, err := startTracing(t.Context())
 	if tr != nil || err != nil {
-		t.Fatalf("tracing without being asked: %v, %v", tr, err)
+		t.Fatalf("tracing is enabled by default: %v, %v", tr, err)
 	}
 	if err := tr.close(t.Context()); err != nil {
 		t.Error(err)
