@@ -100,9 +100,9 @@ type Daemon interface {
 	Info(ctx context.Context) (Info, error)
 	// Check returns the problems found. Problems are not an error.
 	Check(ctx context.Context, args CheckArgs) ([]Problem, error)
-	// Events calls tell for each recent and each running operation, and with args.Follow for later
-	// ones until ctx ends. It returns tell's error, if there is one.
-	Events(ctx context.Context, args EventsArgs, tell func(Event) error) error
+	// Events calls emit for each recent and each running operation, and with args.Follow for later
+	// ones until ctx ends. It returns emit's error, if there is one.
+	Events(ctx context.Context, args EventsArgs, emit func(Event) error) error
 	// Stop begins to stop the daemon and returns, or returns why it cannot stop.
 	Stop(ctx context.Context, args StopArgs) error
 }

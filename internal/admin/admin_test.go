@@ -29,8 +29,8 @@ func (fakeDaemon) Check(_ context.Context, args CheckArgs) ([]Problem, error) {
 	return nil, nil
 }
 
-func (fakeDaemon) Events(ctx context.Context, args EventsArgs, tell func(Event) error) error {
-	if err := tell(Event{What: "run pod", Pod: "p", Stages: []Stage{{Name: "make cgroup", Seconds: 0.5}}}); err != nil {
+func (fakeDaemon) Events(ctx context.Context, args EventsArgs, emit func(Event) error) error {
+	if err := emit(Event{What: "run pod", Pod: "p", Stages: []Stage{{Name: "make cgroup", Seconds: 0.5}}}); err != nil {
 		return err
 	}
 	if !args.Follow {
@@ -89,14 +89,14 @@ func TestEvents(t *testing.T) {
 		return nil
 	}
 	if err := c.Events(t.Context(), EventsArgs{}, hear); err == nil || err.Error() != "the end" {
-		t.Errorf("an error in the stream arrives as %v", err)
+		t.Errorf("the client returns a stream's error as %v", err)
 	}
 	if !cmp.Equal(got, []Event{want}) {
 		t.Errorf("events: %+v", got)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	if err := c.Events(ctx, EventsArgs{Follow: true}, func(Event) error { cancel(); return nil }); err != nil {
-		t.Errorf("a follower that leaves: %v", err)
+		t.Errorf("a follower that disconnects: %v", err)
 	}
 	full := errors.New("full")
 	if err := c.Events(t.Context(), EventsArgs{Follow: true}, func(Event) error { return full }); !errors.Is(err, full) {
@@ -127,18 +127,18 @@ func TestErrorsKeepTheirText(t *testing.T) {
 	c := serve(t, fakeDaemon{stop: func(args StopArgs) error {
 		asked = append(asked, args)
 		if args.Everything {
-			return errors.New("2 pods are there")
+			return errors.New("the node has 2 pods")
 		}
 		return nil
 	}})
-	if err := c.Stop(t.Context(), StopArgs{Everything: true}); err == nil || err.Error() != "2 pods are there" {
+	if err := c.Stop(t.Context(), StopArgs{Everything: true}); err == nil || err.Error() != "the node has 2 pods" {
 		t.Errorf("got %v", err)
 	}
 	if err := c.Stop(t.Context(), StopArgs{}); err != nil {
 		t.Errorf("got %v", err)
 	}
 	if len(asked) != 2 {
-		t.Errorf("asked %v", asked)
+		t.Errorf("the daemon received %v", asked)
 	}
 }
 

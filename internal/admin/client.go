@@ -50,10 +50,10 @@ func (c *Client) Stop(ctx context.Context, args StopArgs) error {
 	return c.call(ctx, http.MethodPost, pathStop, args, &struct{}{})
 }
 
-// Events calls tell for each recent and each running operation. With args.Follow it continues with
-// later ones until the daemon exits or ctx ends; neither is an error. An error of tell ends Events
+// Events calls emit for each recent and each running operation. With args.Follow it continues with
+// later ones until the daemon exits or ctx ends; neither is an error. An error of emit ends Events
 // and is returned.
-func (c *Client) Events(ctx context.Context, args EventsArgs, tell func(Event) error) error {
+func (c *Client) Events(ctx context.Context, args EventsArgs, emit func(Event) error) error {
 	path := pathEvents
 	if args.Follow {
 		path += "?follow"
@@ -79,7 +79,7 @@ func (c *Client) Events(ctx context.Context, args EventsArgs, tell func(Event) e
 		case m.Event == nil:
 			continue
 		}
-		if err := tell(*m.Event); err != nil {
+		if err := emit(*m.Event); err != nil {
 			return err
 		}
 	}

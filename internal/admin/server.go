@@ -100,7 +100,7 @@ func streamEvents(ctx context.Context, d Daemon) http.Handler {
 			})
 		}
 		if err != nil && asked.Err() == nil {
-			_ = out.Encode(message{Failure: &failure{err.Error()}}) // the client may be gone
+			_ = out.Encode(message{Failure: &failure{err.Error()}}) // a failure means that the client has disconnected
 		}
 	})
 }
@@ -108,5 +108,5 @@ func streamEvents(ctx context.Context, d Daemon) http.Handler {
 func reply(w http.ResponseWriter, code int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(body) // the client may be gone
+	_ = json.NewEncoder(w).Encode(body) // a failure means that the client has disconnected
 }

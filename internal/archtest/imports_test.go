@@ -98,7 +98,7 @@ func TestImportsGoDownwards(t *testing.T) {
 			return matches(r.who, p.path())
 		})
 		if rule < 0 {
-			t.Errorf("%s has no place in the house: give it a row in mayImport and in docs/design.md", p.path())
+			t.Errorf("%s has no rule: add a row in mayImport and in docs/design.md", p.path())
 			continue
 		}
 		for _, imported := range p.Imports {
@@ -129,7 +129,7 @@ func TestLibrariesStayBehindTheirPackage(t *testing.T) {
 	}
 }
 
-// Executables that run beside every container stay small.
+// Executables that run beside every container must stay small.
 func TestKeeperLinksTheStandardLibraryOnly(t *testing.T) {
 	for _, p := range list(t, "-deps", "./cmd/mica-keeper") {
 		if !p.Standard && !matches(module+"/...", p.ImportPath) && !matches("golang.org/x/sys/...", p.ImportPath) {

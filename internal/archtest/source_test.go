@@ -60,7 +60,7 @@ func TestPackagesExplainThemselves(t *testing.T) {
 			t.Errorf("the doc comment of %s does not begin with %q", pkg, want)
 		}
 		if len(doc) < shortestDoc {
-			t.Errorf("the doc comment of %s says little: %q", pkg, doc)
+			t.Errorf("the doc comment of %s is too short: %q", pkg, doc)
 		}
 	}
 }
@@ -239,13 +239,13 @@ func TestEveryRPCIsInTheFileOfItsName(t *testing.T) {
 			}
 			rpcs[fn.Name.Name] = true
 			if want := snake(fn.Name.Name) + ".go"; filepath.Base(f.name) != want {
-				t.Errorf("%s: %s belongs into %s", f.at(fn), fn.Name.Name, want)
+				t.Errorf("%s: %s belongs in %s", f.at(fn), fn.Name.Name, want)
 			}
 		}
 	}
 	for name, found := range rpcs {
 		if !found {
-			t.Errorf("nobody answers %s", name)
+			t.Errorf("no package implements %s", name)
 		}
 	}
 }

@@ -24,7 +24,8 @@ func TestMain(m *testing.M) {
 	_, _ = os.Stdout.Write(out)
 }
 
-// A started program has the hard limit as its soft limit, although this one was started with another.
+// A started program has the hard limit as its soft limit, even if this process was started with a
+// lower one.
 func TestRaiseLimit(t *testing.T) {
 	cmd := exec.Command("sh", "-c", `ulimit -S -n 64 && exec "$0"`, os.Args[0])
 	cmd.Env = append(os.Environ(), raisedEnv+"=1")

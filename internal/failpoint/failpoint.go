@@ -1,5 +1,5 @@
-// Package failpoint lets a test kill, fail or delay the process at a named point, where a crash is
-// hard to handle.
+// Package failpoint lets a test kill, fail or delay the process at a named point, to test crashes
+// at exactly that point.
 //
 // The environment variable MICA_FAILPOINTS arms points; it is read once, at the first point that
 // the process reaches. It is a comma-separated list of name=action. The actions are kill (the

@@ -288,9 +288,9 @@ func (j *Journal) Ended() []Entry {
 	return slices.Clone(j.ended)
 }
 
-// Follow calls tell for each kept entry, for each running operation, and then for each entry that
-// ends later. It returns nil when ctx ends, tell's error, or ErrLagged if tell is too slow.
-func (j *Journal) Follow(ctx context.Context, tell func(Entry) error) error {
+// Follow calls emit for each kept entry, for each running operation, and then for each entry that
+// ends later. It returns nil when ctx ends, emit's error, or ErrLagged if emit is too slow.
+func (j *Journal) Follow(ctx context.Context, emit func(Entry) error) error {
 	more := make(chan Entry, backlog)
 	j.mu.Lock()
 	before := slices.Clone(j.ended)
@@ -302,7 +302,7 @@ func (j *Journal) Follow(ctx context.Context, tell func(Entry) error) error {
 		delete(j.followers, more)
 	}()
 	for _, e := range append(before, j.Running()...) {
-		if err := tell(e); err != nil {
+		if err := emit(e); err != nil {
 			return err
 		}
 	}
@@ -314,7 +314,7 @@ func (j *Journal) Follow(ctx context.Context, tell func(Entry) error) error {
 			if !ok {
 				return ErrLagged
 			}
-			if err := tell(e); err != nil {
+			if err := emit(e); err != nil {
 				return err
 			}
 		}

@@ -61,7 +61,7 @@ func TestWhatIsKept(t *testing.T) {
 	_, idle := j.Begin(t.Context(), "stop pod", Subject{})
 	idle.End(nil)
 	if got := j.Ended(); len(got) != 0 {
-		t.Errorf("an operation that had nothing to do is kept: %+v", got)
+		t.Errorf("an operation without a stage is kept: %+v", got)
 	}
 	for i := range kept + 10 {
 		j.Note("n", Subject{}, fmt.Sprint(i))
@@ -104,23 +104,23 @@ func TestFollow(t *testing.T) {
 	_, op := j.Begin(t.Context(), "running", Subject{})
 	defer op.End(nil)
 	ctx, cancel := context.WithCancel(t.Context())
-	told := make(chan string)
+	emitted := make(chan string)
 	ended := make(chan error, 1)
 	go func() {
 		ended <- j.Follow(ctx, func(e Entry) error {
-			told <- e.What
+			emitted <- e.What
 			return nil
 		})
 	}()
-	if got := <-told; got != "before" {
-		t.Errorf("told %q", got)
+	if got := <-emitted; got != "before" {
+		t.Errorf("emitted %q", got)
 	}
-	if got := <-told; got != "running" {
-		t.Errorf("told %q", got)
+	if got := <-emitted; got != "running" {
+		t.Errorf("emitted %q", got)
 	}
 	j.Note("after", Subject{}, "")
-	if got := <-told; got != "after" {
-		t.Errorf("told %q", got)
+	if got := <-emitted; got != "after" {
+		t.Errorf("emitted %q", got)
 	}
 	cancel()
 	if err := <-ended; err != nil {
@@ -131,7 +131,7 @@ func TestFollow(t *testing.T) {
 		t.Errorf("Follow = %v", err)
 	}
 	if len(j.followers) != 0 {
-		t.Error("a follower is left")
+		t.Error("a follower remains registered")
 	}
 }
 
@@ -178,12 +178,12 @@ func (o *observer) End(ctx context.Context, e Entry) {
 	o.ended = append(o.ended, e)
 }
 
-func TestObserverHearsEverything(t *testing.T) {
+func TestObserverGetsEverything(t *testing.T) {
 	o := &observer{}
 	j := New(o)
 	ctx, op := j.Begin(t.Context(), "a", Subject{})
 	if ctx.Value(observed{}) != "a" {
-		t.Error("the observer's context is not used")
+		t.Error("the operation does not use the observer's context")
 	}
 	op.End(nil)
 	_, op = j.Begin(t.Context(), "b", Subject{})

@@ -58,13 +58,13 @@ func TestReadMissing(t *testing.T) {
 	}
 }
 
-func TestReadTornNamesTheFile(t *testing.T) {
+func TestReadTruncatedNamesTheFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "torn.json")
 	if err := os.WriteFile(path, []byte(`{"Name":"x`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := Read(path, &doc{}); err == nil {
-		t.Error("Read of a torn file succeeded")
+		t.Error("Read of a truncated file succeeded")
 	}
 }
 

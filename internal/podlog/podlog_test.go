@@ -12,7 +12,7 @@ import (
 
 // A pod with write access to its log directory cannot redirect a log or its reader to another file,
 // and cannot block either.
-func TestLogIsNotLedElsewhere(t *testing.T) {
+func TestLogIsNotRedirected(t *testing.T) {
 	const secret = "secret of the host\n"
 	plant := func(act func(victim, dir string) error) func(*testing.T, string, string) {
 		return func(t *testing.T, victim, dir string) {
@@ -101,6 +101,6 @@ func TestLogBelowTrustedLink(t *testing.T) {
 		t.Errorf("create: %v", err)
 	}
 	if _, err := (File{Dir: dir, Path: filepath.Join(dir, "..", "x")}).Append(); err == nil {
-		t.Error("a path outside the directory is opened")
+		t.Error("Append opens a path outside the directory")
 	}
 }

@@ -49,7 +49,7 @@ func TestEveryState(t *testing.T) {
 				t.Fatal(err)
 			}
 			if got := hear(t, conn); !regexp.MustCompile(want).MatchString(got) {
-				t.Errorf("%s: heard %q, want %s", name, got, want)
+				t.Errorf("%s: received %q, want %s", name, got, want)
 			}
 		}
 	}
@@ -81,17 +81,17 @@ func TestTake(t *testing.T) {
 			}
 			for _, key := range variables() {
 				if value, ok := os.LookupEnv(key); ok {
-					t.Errorf("%s=%s is left to children", key, value)
+					t.Errorf("%s=%s is visible to children", key, value)
 				}
 			}
 		})
 	}
 }
 
-func TestNobodyIsToldNothing(t *testing.T) {
+func TestNoManagerIsNoError(t *testing.T) {
 	var m Manager
 	if m.Waits() || m.Ready("x") != nil || m.Reloading() != nil || m.Stopping() != nil || m.Alive() != nil {
-		t.Error("an absent manager was spoken to")
+		t.Error("Ready succeeds without a listening manager")
 	}
 }
 

@@ -1,9 +1,9 @@
-// Package signals restores what a program's own start may have changed about signals.
+// Package signals restores signal actions that a program may have inherited from its parent.
 //
-// glibc's posix_spawn, which GNU make uses, leaves the two signals that glibc keeps for its threads
-// ignored in every program that it starts. The Go runtime installs no handler for these, and an
-// ignored signal stays ignored over fork and exec, so that containers would inherit it. The package
-// keeps nothing.
+// glibc reserves two signals for its threads. posix_spawn of glibc, which GNU make uses, leaves
+// them ignored in every program that it starts. The Go runtime installs no handler for them, and an
+// ignored signal stays ignored over fork and exec, so containers would inherit it. The package has
+// no state.
 package signals
 
 import (
@@ -27,8 +27,9 @@ type action struct {
 // ignored is the handler SIG_IGN.
 const ignored = 1
 
-// RestoreInherited sets the signals that the Go runtime leaves alone to their default action if they
-// are ignored. A program that starts others calls it first. Errors are the kernel's.
+// RestoreInherited sets ignored signals for which the Go runtime has no handler to their default
+// action. Programs that start others call it first. Errors are the kernel's. It may be called
+// concurrently.
 func RestoreInherited() error {
 	for _, signal := range []uintptr{cancel, setxid} {
 		var now, normal action

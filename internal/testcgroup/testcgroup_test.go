@@ -54,7 +54,7 @@ func TestUnifiedHierarchyIsHidden(t *testing.T) {
 		t.Errorf("inside: %q, want %q", got, want)
 	}
 	if after := run(t, "sh", "-c", look); after != outside {
-		t.Errorf("the host had %q, and has %q", outside, after)
+		t.Errorf("the host's view was %q and is %q", outside, after)
 	}
 }
 
@@ -75,7 +75,7 @@ func TestOnlyHierarchiesAreShared(t *testing.T) {
 	}
 }
 
-func TestCommandIsAsItIsWithoutHybrid(t *testing.T) {
+func TestCommandUnchangedWithoutHybrid(t *testing.T) {
 	hybrid(t)
 	self, err := os.Executable()
 	if err != nil {
@@ -87,10 +87,10 @@ func TestCommandIsAsItIsWithoutHybrid(t *testing.T) {
 	}
 }
 
-// TestInside prints its view only if TestCommandIsAsItIsWithoutHybrid runs it.
+// TestInside prints its view only if TestCommandUnchangedWithoutHybrid runs it.
 func TestInside(t *testing.T) {
 	if Hybrid() {
-		t.Skip("seen from outside")
+		t.Skip("runs only inside the namespace")
 	}
 	if got := Command("true"); !slices.Equal(got, []string{"true"}) {
 		t.Errorf("Command: %q", got)

@@ -40,7 +40,7 @@ func (a *apt) closure(ctx context.Context, packages []string) ([]string, error) 
 	if err == nil {
 		return files, nil
 	}
-	// The package lists may be missing, or so old that they name files that no longer exist.
+	// The package lists may be missing, or be so old that they name removed files.
 	if err := update(ctx); err != nil {
 		return nil, err
 	}

@@ -163,7 +163,7 @@ func (b *Builder) key(below digest.Digest, layer Layer) (digest.Digest, error) {
 }
 
 // packages returns the package files of the layer: all packages up to it with their dependencies,
-// less those of the layers below.
+// without those of the layers below.
 func (b *Builder) packages(ctx context.Context, layer Layer, below *[]string) ([]string, error) {
 	all, err := b.closure(ctx, layer.Packages)
 	if err != nil {
@@ -336,8 +336,7 @@ func (b *Builder) index(image Image, manifest ocispec.Descriptor) (ocispec.Descr
 	return b.put(image.Names, index.MediaType, index, false)
 }
 
-// put stores a manifest or index in every repository of names, by digest only
-// or tagged.
+// put stores a manifest or index in every repository of names, by digest only or tagged.
 func (b *Builder) put(names []string, mediaType string, v any, untagged bool) (ocispec.Descriptor, error) {
 	data, err := json.Marshal(v)
 	if err != nil {
@@ -357,7 +356,7 @@ func (b *Builder) put(names []string, mediaType string, v any, untagged bool) (o
 	return descriptor, nil
 }
 
-// lockFile acquires the lock and waits for its holder.
+// lockFile takes the lock. It waits for another holder.
 func lockFile(ctx context.Context, name string) (*os.File, error) {
 	file, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {

@@ -94,7 +94,7 @@ func TestBuildUsesWhatItBuiltBefore(t *testing.T) {
 	}
 }
 
-// A file of this machine gives the same layer wherever it is, and another layer if its content
+// A file of this machine gives the same layer whatever its path, and another layer if its content
 // changes.
 func TestHostFilesCountByContent(t *testing.T) {
 	dir, place := t.TempDir(), t.TempDir()
@@ -108,7 +108,7 @@ func TestHostFilesCountByContent(t *testing.T) {
 	}
 	first := layer("one", "content")
 	if moved := layer("two", "content"); moved != first {
-		t.Errorf("the same content elsewhere is %s, want %s", moved, first)
+		t.Errorf("the same content at another path gives %s, want %s", moved, first)
 	}
 	if changed := layer("one", "changed"); changed == first {
 		t.Error("other content is the same layer")
@@ -165,7 +165,7 @@ func checkEntries(t *testing.T, plain []byte) {
 			t.Fatal(err)
 		}
 		if _, twice := got[header.Name]; twice {
-			t.Errorf("%s is there twice", header.Name)
+			t.Errorf("the layer has %s twice", header.Name)
 		}
 		got[header.Name] = *header
 	}
@@ -224,7 +224,7 @@ func TestFailingStore(t *testing.T) {
 	}
 	records, err := filepath.Glob(filepath.Join(dir, "layers", "*"))
 	if err != nil || len(records) > 0 {
-		t.Errorf("a layer that was not stored is recorded: %v, %v", records, err)
+		t.Errorf("Build records a layer that was not stored: %v, %v", records, err)
 	}
 }
 

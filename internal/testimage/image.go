@@ -1,5 +1,5 @@
-// Package testimage builds container images for tests and benchmarks from
-// Debian packages, small files and C programs of this repository.
+// Package testimage builds container images for tests and benchmarks from Debian packages, small
+// files and C programs of this repository.
 //
 // It is not an image build tool for users: it runs no package scripts, and an image holds only what
 // its description lists. Packages come through the machine's apt client, from the archives that the
@@ -59,8 +59,8 @@ type Layer struct {
 	Only bool `json:",omitempty"`
 	// Files are written after the packages' files.
 	Files []File `json:",omitempty"`
-	// Applets adds a hard link to /bin/busybox for every applet that the
-	// busybox of this layer's packages has.
+	// Applets adds a hard link to /bin/busybox for every applet that the busybox of this layer's
+	// packages has.
 	Applets bool `json:",omitempty"`
 	// Compression of the layer; empty is Gzip.
 	Compression Compression `json:",omitempty"`
@@ -71,13 +71,13 @@ type Layer struct {
 type File struct {
 	// Path inside the image, absolute.
 	Path string
-	// Mode are permission bits with setuid (04000), setgid and sticky;
-	// 0 is 0644 for files and 0755 for directories and programs.
+	// Mode are permission bits with setuid (04000), setgid and sticky; 0 is 0644 for files and 0755
+	// for directories and programs.
 	Mode     int64  `json:",omitempty"`
 	UID, GID int    `json:",omitempty"`
 	Content  string `json:",omitempty"`
-	// Symlink is the target of a symbolic link, Hardlink the absolute path
-	// of an entry of the same layer.
+	// Symlink is the target of a symbolic link, Hardlink the absolute path of an entry of the same
+	// layer.
 	Symlink, Hardlink string `json:",omitempty"`
 	Dir               bool   `json:",omitempty"`
 	// C is the path of a C source, relative to the module root, to compile to a static program.
@@ -89,8 +89,8 @@ type File struct {
 // Built is a finished image.
 type Built struct {
 	Names []string
-	// Manifest is the descriptor that the image's tags refer to: that of the manifest, or of the
-	// index around it.
+	// Manifest is the descriptor that the image's tags refer to: the manifest's, or the index's
+	// around it.
 	Manifest ocispec.Descriptor
 	// ID is the digest of the image's config.
 	ID digest.Digest

@@ -32,7 +32,7 @@ func (w *layerWriter) packageFiles(ctx context.Context, deb string) error {
 		return fmt.Errorf("unpack %s: %w", filepath.Base(deb), err)
 	}
 	copyErr := w.copyTar(out)
-	// The rest is padding; dpkg-deb expects it to be read.
+	// dpkg-deb expects a reader for the padding, too.
 	_, drainErr := io.Copy(io.Discard, out)
 	if err := errors.Join(copyErr, drainErr, cmd.Wait()); err != nil {
 		return fmt.Errorf("unpack %s: %w", filepath.Base(deb), err)

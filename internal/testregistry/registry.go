@@ -69,13 +69,15 @@ func (r *Registry) PutBlob(data []byte) (digest.Digest, error) {
 	return r.PutBlobFrom(bytes.NewReader(data))
 }
 
-// PutBlobFrom stores what src yields up to EOF and returns its sha256 digest. With a Dir the data is streamed to disk.
+// PutBlobFrom stores what src yields up to EOF and returns its sha256 digest. With a Dir the data
+// is streamed to disk.
 func (r *Registry) PutBlobFrom(src io.Reader) (digest.Digest, error) {
 	return r.store.putBlob(src)
 }
 
-// PutManifest stores a manifest or index in repo under its digest and, when ref is not empty and not a digest, under the tag ref.
-// repo is a name without host, such as "library/busybox". An empty mediaType is served without a Content-Type.
+// PutManifest stores a manifest or index in repo under its digest and, when ref is not empty and
+// not a digest, under the tag ref. repo is a name without host, such as "library/busybox". An empty
+// mediaType is served without a Content-Type.
 func (r *Registry) PutManifest(repo, ref, mediaType string, data []byte) (digest.Digest, error) {
 	if err := checkName(repo); err != nil {
 		return "", fmt.Errorf("put manifest %s:%s: %w", repo, ref, err)
@@ -106,8 +108,7 @@ func (r *Registry) AddFault(f Fault) {
 	r.faults = append(r.faults, &faultState{Fault: f})
 }
 
-// ClearFaults removes all faults. Requests that already hang stay so until their client
-// disconnects.
+// ClearFaults removes all faults. Requests that already hang do so until their client disconnects.
 func (r *Registry) ClearFaults() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -121,7 +122,7 @@ func (r *Registry) Requests() []Request {
 	return append([]Request(nil), r.requests...)
 }
 
-// ResetRequests forgets the requests seen so far.
+// ResetRequests deletes the list of requests.
 func (r *Registry) ResetRequests() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

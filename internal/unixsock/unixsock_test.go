@@ -23,7 +23,7 @@ func listenOn(t *testing.T, args Args) *Listener {
 
 func TestOwnerAndMode(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("only root gives files away")
+		t.Skip("needs root: changes the owner of files")
 	}
 	path := filepath.Join(t.TempDir(), "run", "mica", "s")
 	listenOn(t, Args{Path: path, Mode: 0o660, Group: "4242"})
@@ -38,7 +38,7 @@ func TestOwnerAndMode(t *testing.T) {
 		t.Errorf("owner %+v", info.Sys())
 	}
 	if _, err := os.Lstat(path + bornSuffix); err == nil {
-		t.Error("the temporary name is left")
+		t.Error("the temporary name remains")
 	}
 }
 
@@ -47,7 +47,7 @@ func TestNamedGroup(t *testing.T) {
 		t.Errorf("root: %d, %v", gid, err)
 	}
 	if _, err := Listen(t.Context(), Args{Path: filepath.Join(t.TempDir(), "s"), Group: "no such group"}); err == nil {
-		t.Error("an unknown group is no error")
+		t.Error("Listen accepts an unknown group")
 	}
 }
 
@@ -110,12 +110,12 @@ func TestCloseRemovesOnlyItsOwnName(t *testing.T) {
 		}
 	}
 	if _, err := os.Lstat(path); err != nil {
-		t.Errorf("the second socket is gone: %v", err)
+		t.Errorf("the second socket was removed: %v", err)
 	}
 	if err := second.Close(); err != nil {
 		t.Errorf("close: %v", err)
 	}
 	if _, err := os.Lstat(path); err == nil {
-		t.Error("the socket is left")
+		t.Error("Close leaves the socket")
 	}
 }
