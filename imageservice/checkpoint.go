@@ -2,6 +2,7 @@ package imageservice
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,14 +12,16 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// checkpointAnnotations are those by which a manifest says that its image is the checkpoint of the container that it names: CRI-O's, which the
-// documentation of Kubernetes has, and the one of all engines.
-func checkpointAnnotations() []string {
-	return []string{"io.kubernetes.cri-o.annotations.checkpoint.name", "org.criu.checkpoint.container.name"}
+// checkpointName returns the name of the container if the annotations of a manifest say that the
+// image is its checkpoint, otherwise "". The first key is CRI-O's, which the documentation of
+// Kubernetes uses; the second is common to all engines.
+func checkpointName(annotations map[string]string) string {
+	return cmp.Or(annotations["io.kubernetes.cri-o.annotations.checkpoint.name"], annotations["org.criu.checkpoint.container.name"])
 }
 
-// holdsCheckpoint tells whether layers are what an image made of a checkpoint archive has. A manifest alone is not believed: images are known by
-// their configuration, so that one that lies would change the image of others.
+// holdsCheckpoint reports whether layers have the content of a checkpoint archive. The manifest alone
+// is no proof: an image is known by its configuration, so a manifest with false annotations would
+// change the image of others.
 func (s *Service) holdsCheckpoint(ctx context.Context, chains []digest.Digest) (bool, error) {
 	if len(chains) != 1 {
 		return false, nil

@@ -17,8 +17,15 @@ import (
 	"github.com/micarun/mica/overlay"
 )
 
-// maxSources is how many sources dockerd remembers for a layer.
-const maxSources = 50
+const (
+	// maxSources is the number of sources that dockerd keeps for a layer.
+	maxSources = 50
+	// maxSourcesSize bounds the file of the sources of a layer in bytes. It is several times the size
+	// of the maxSources longest sources.
+	maxSourcesSize = 256 << 10
+	// maxDigestSize bounds the file of a digest in bytes. A digest of any algorithm is shorter.
+	maxDigestSize = 1 << 10
+)
 
 // layerSource is one place where a layer is known to be, in dockerd's form.
 type layerSource struct {

@@ -3,6 +3,7 @@ package imageservice
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"encoding/json"
 	"os"
@@ -141,6 +142,8 @@ func must[T any](v T, err error) T {
 	return v
 }
 
+const someDigest = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+
 // file is an entry of a test layer; an empty content makes an empty file, a name with a slash at its end a directory.
 type file struct{ name, content string }
 
@@ -228,7 +231,7 @@ func (e *env) build(spec imageSpec) built {
 		if spec.docker {
 			mediaType = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 		}
-		d := ocispec.Descriptor{MediaType: orDefault(l.mediaType, mediaType), Digest: digest.FromBytes(blob), Size: int64(len(blob)), URLs: l.urls}
+		d := ocispec.Descriptor{MediaType: cmp.Or(l.mediaType, mediaType), Digest: digest.FromBytes(blob), Size: int64(len(blob)), URLs: l.urls}
 		if l.urls == nil {
 			must(e.registry.PutBlob(blob))
 		}
@@ -248,7 +251,8 @@ func (e *env) build(spec imageSpec) built {
 	b.id = must(e.registry.PutBlob(b.config))
 	configType, manifestType := ocispec.MediaTypeImageConfig, ocispec.MediaTypeImageManifest
 	if spec.docker {
-		configType, manifestType = dockerConfig, dockerManifest
+		configType = "application/vnd.docker.container.image.v1+json"
+		manifestType = "application/vnd.docker.distribution.manifest.v2+json"
 	}
 	return e.assemble(b, manifestType, ocispec.Manifest{
 		Config: ocispec.Descriptor{MediaType: configType, Digest: b.id, Size: int64(len(b.config))}, Layers: layers,

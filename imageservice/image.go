@@ -1,12 +1,9 @@
 package imageservice
 
 import (
-	"encoding/json"
-	"fmt"
 	"strings"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -58,59 +55,6 @@ func (i Image) UserOrUID() (uid *int64, name string) {
 
 // Dangling tells whether no tag names the image.
 func (i Image) Dangling() bool { return len(i.Tags) == 0 }
-
-// essence is the part of a configuration that the store keeps in memory.
-type essence struct {
-	Created *time.Time `json:"created"`
-	Config  struct {
-		User string `json:"User"`
-	} `json:"config"`
-	RootFS ocispec.RootFS `json:"rootfs"`
-}
-
-// parseConfig decodes an image configuration and checks what makes it one.
-func parseConfig(data []byte) (ocispec.Image, error) {
-	var c ocispec.Image
-	if err := decodeConfig(data, &c); err != nil {
-		return ocispec.Image{}, err
-	}
-	return c, checkConfig(c.Config.User, c.RootFS)
-}
-
-// parseEssence is parseConfig for what is kept in memory. It skips the rest without decoding it.
-func parseEssence(data []byte) (essence, error) {
-	var c essence
-	if err := decodeConfig(data, &c); err != nil {
-		return essence{}, err
-	}
-	return c, checkConfig(c.Config.User, c.RootFS)
-}
-
-func decodeConfig(data []byte, into any) error {
-	err := checkDocument(data, maxConfigSize, configLimits())
-	if err == nil {
-		err = json.Unmarshal(data, into)
-	}
-	if err != nil {
-		return fmt.Errorf("decode image configuration: %w", err)
-	}
-	return nil
-}
-
-func checkConfig(user string, root ocispec.RootFS) error {
-	if len(user) > maxUserLength {
-		return fmt.Errorf("user of image configuration has %d bytes, more than %d: %w", len(user), maxUserLength, errdefs.ErrOutOfRange)
-	}
-	if root.Type != "" && root.Type != "layers" {
-		return fmt.Errorf("image configuration has a root file system of type %q, not of layers", root.Type)
-	}
-	for _, d := range root.DiffIDs {
-		if err := d.Validate(); err != nil || d.Algorithm() != digest.SHA256 {
-			return fmt.Errorf("image configuration has the diff ID %q, which is not a sha256 digest", d)
-		}
-	}
-	return nil
-}
 
 // chainIDs returns the chain ID of each layer, base to top.
 func chainIDs(diffIDs []digest.Digest) []digest.Digest {

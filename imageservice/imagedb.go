@@ -1,7 +1,6 @@
 package imageservice
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,7 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/micarun/mica/internal/jsonlimit"
+	"github.com/micarun/mica/internal/imageconfig"
 )
 
 // imagedb is the directory image/overlay2/imagedb: configurations by image ID. Its methods may be called concurrently for different IDs.
@@ -54,9 +53,9 @@ func (db imagedb) list() ([]digest.Digest, error) {
 }
 
 // read returns the configuration of an image, checked against its ID. Errors: errdefs.ErrNotFound,
-// errdefs.ErrDataLoss, errdefs.ErrOutOfRange for one over maxConfigSize.
+// errdefs.ErrDataLoss, errdefs.ErrOutOfRange for one over imageconfig.MaxSize.
 func (db imagedb) read(id digest.Digest) ([]byte, error) {
-	data, err := readFile(filepath.Join(db.contentDir(), id.Encoded()), maxConfigSize)
+	data, err := readFile(filepath.Join(db.contentDir(), id.Encoded()), imageconfig.MaxSize)
 	if os.IsNotExist(err) {
 		return nil, fmt.Errorf("read configuration of image %s: %w", id, errdefs.ErrNotFound)
 	}
@@ -71,26 +70,13 @@ func (db imagedb) read(id digest.Digest) ([]byte, error) {
 
 // diffIDs returns the layers that a configuration names, which may be over the limits. A
 // configuration that names none, or more than an image can have, has no layers.
-// errdefs.ErrOutOfRange is one over maxForeignConfigSize, which is not read.
+// errdefs.ErrOutOfRange is one over imageconfig.MaxForeignSize, which is not read.
 func (db imagedb) diffIDs(id digest.Digest) ([]digest.Digest, error) {
-	data, err := readFile(filepath.Join(db.contentDir(), id.Encoded()), maxForeignConfigSize)
+	data, err := readFile(filepath.Join(db.contentDir(), id.Encoded()), imageconfig.MaxForeignSize)
 	if err != nil {
 		return nil, fmt.Errorf("read diff IDs of image %s: %w", id, err)
 	}
-	var c struct {
-		RootFS struct {
-			DiffIDs []digest.Digest `json:"diff_ids"`
-		} `json:"rootfs"`
-	}
-	if jsonlimit.Check(data, diffIDLimits()) != nil || json.Unmarshal(data, &c) != nil {
-		return nil, nil
-	}
-	for _, d := range c.RootFS.DiffIDs {
-		if d.Validate() != nil {
-			return nil, nil
-		}
-	}
-	return c.RootFS.DiffIDs, nil
+	return imageconfig.DiffIDs(data), nil
 }
 
 // write stores a configuration and returns its ID.

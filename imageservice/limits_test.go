@@ -23,15 +23,6 @@ func repeated(text string, n int) string {
 	return strings.TrimSuffix(strings.Repeat(text+",", n), ",")
 }
 
-// numbered returns n members of an object with distinct keys.
-func numbered(n int, value string) string {
-	var b strings.Builder
-	for i := range n {
-		fmt.Fprintf(&b, `"%d":%s,`, i, value)
-	}
-	return strings.TrimSuffix(b.String(), ",")
-}
-
 // allocated returns how many bytes f allocates, whether or not they are freed since.
 func allocated(f func()) uint64 {
 	var before, after runtime.MemStats
@@ -39,95 +30,6 @@ func allocated(f func()) uint64 {
 	f()
 	runtime.ReadMemStats(&after)
 	return after.TotalAlloc - before.TotalAlloc
-}
-
-// A configuration that grows when it is decoded is refused before that, and what is accepted costs
-// a bounded multiple of its size.
-func TestConfigLimits(t *testing.T) {
-	rootfs := `"rootfs":{"type":"layers","diff_ids":["` + someDigest + `"]}`
-	for name, c := range map[string]struct{ data, wantErr string }{
-		"history of a large image":  {`{` + rootfs + `,"history":[` + repeated(`{"created":"2024-01-02T03:04:05Z","created_by":"RUN x"}`, 1000) + `]}`, ""},
-		"ports of a media server":   {`{` + rootfs + `,"config":{"ExposedPorts":{` + numbered(65536, "{}") + `}}}`, ""},
-		"history of empty objects":  {`{` + rootfs + `,"history":[` + repeated(`{}`, 600_000) + `]}`, "history has more than"},
-		"history in other case":     {`{` + rootfs + `,"History":[` + repeated(`{}`, 600_000) + `]}`, "history has more than"},
-		"history twice":             {`{` + rootfs + `,"history":[{}],"History":[{},{}]}`, "twice"},
-		"diff IDs":                  {`{"rootfs":{"type":"layers","diff_ids":[` + repeated(`""`, 20_000) + `]}}`, "diff_ids has more than"},
-		"two root file systems":     {`{` + rootfs + `,` + strings.Replace(rootfs, "rootfs", "RootFS", 1) + `}`, "twice"},
-		"environment":               {`{` + rootfs + `,"config":{"Env":[` + repeated(`""`, 60_000) + `]}}`, "Env has more than"},
-		"environment, two configs":  {`{` + rootfs + `,"config":{"Env":[]},"Config":{"Env":[]}}`, "twice"},
-		"labels":                    {`{` + rootfs + `,"config":{"Labels":{` + numbered(60_000, `""`) + `}}}`, "Labels has more than"},
-		"volumes":                   {`{` + rootfs + `,"config":{"Volumes":{` + numbered(60_000, `{}`) + `}}}`, "Volumes has more than"},
-		"ports":                     {`{` + rootfs + `,"config":{"ExposedPorts":{` + numbered(140_000, `{}`) + `}}}`, "ExposedPorts has more than"},
-		"commands of other builds":  {`{` + rootfs + `,"config":{"OnBuild":[` + repeated(`""`, 60_000) + `]}}`, "OnBuild has more than"},
-		"command":                   {`{` + rootfs + `,"config":{"Cmd":[` + repeated(`""`, 60_000) + `]}}`, "Cmd has more than"},
-		"entry point":               {`{` + rootfs + `,"config":{"Entrypoint":[` + repeated(`""`, 60_000) + `]}}`, "Entrypoint has more than"},
-		"shell":                     {`{` + rootfs + `,"config":{"Shell":[` + repeated(`""`, 60_000) + `]}}`, "Shell has more than"},
-		"features of the system":    {`{` + rootfs + `,"os.features":[` + repeated(`""`, 60_000) + `]}`, "os.features has more than"},
-		"user":                      {`{` + rootfs + `,"config":{"User":"` + strings.Repeat("u", 10_000) + `"}}`, "user of"},
-		"values of unknown members": {`{` + rootfs + `,"x":[` + repeated(`0`, 600_000) + `]}`, "more than"},
-		"nesting":                   {`{` + rootfs + `,"x":` + strings.Repeat("[", 1<<20), "within each other"},
-		"size":                      {`{` + rootfs + `,"x":"` + strings.Repeat("x", 2<<20) + `"}`, "larger than the limit"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			var err error
-			data := []byte(c.data)
-			cost := allocated(func() { _, err = parseConfig(data) })
-			switch {
-			case c.wantErr == "" && err != nil:
-				t.Error(err)
-			case c.wantErr != "" && (err == nil || !strings.Contains(err.Error(), c.wantErr)):
-				t.Errorf("error %v, want %q", err, c.wantErr)
-			}
-			if err == nil && cost > 24<<20 || err != nil && cost > 64<<10 {
-				t.Errorf("%d bytes cost %d bytes of memory", len(data), cost)
-			}
-		})
-	}
-}
-
-// As the configuration, so the manifest and the index.
-func TestManifestLimits(t *testing.T) {
-	entry := `{"mediaType":"` + ocispec.MediaTypeImageManifest + `","digest":"` + someDigest + `","size":7`
-	layer := `{"mediaType":"` + ocispec.MediaTypeImageLayerGzip + `","digest":"` + someDigest + `","size":7`
-	manifest := func(more string) string {
-		return `{"schemaVersion":2,"config":{"mediaType":"` + ocispec.MediaTypeImageConfig + `","digest":"` + someDigest + `","size":7},"layers":[` + layer + `}]` + more + `}`
-	}
-	index := func(entries string) string { return `{"schemaVersion":2,"manifests":[` + entries + `]}` }
-	for name, c := range map[string]struct{ data, wantErr string }{
-		"index of many platforms":  {index(repeated(entry+`,"platform":{"os":"linux","architecture":"amd64"},"annotations":{"a":"b"}}`, 500)), ""},
-		"empty entries":            {index(repeated(`{}`, 1_000_000)), "manifests has more than"},
-		"empty entries, in case":   {`{"MANIFESTS":[` + repeated(`{}`, 1_000_000) + `]}`, "manifests has more than"},
-		"entries twice":            {`{"manifests":[` + entry + `}],"Manifests":[]}`, "twice"},
-		"layers twice":             {manifest(`,"Layers":[]`), "twice"},
-		"config twice":             {manifest(`,"config":{}`), "twice"},
-		"media type twice":         {manifest(`,"mediaType":"` + ocispec.MediaTypeImageManifest + `","mediatype":"x"`), "twice"},
-		"layers":                   {`{"layers":[` + repeated(`{}`, 1_000_000) + `]}`, "layers has more than"},
-		"URLs of an entry":         {index(entry + `,"urls":[` + repeated(`""`, 100_000) + `]}`), "urls has more than"},
-		"URLs of a layer":          {`{"layers":[` + layer + `,"urls":[` + repeated(`""`, 100_000) + `]}]}`, "urls has more than"},
-		"URLs of the config":       {`{"config":{"urls":[` + repeated(`""`, 100_000) + `]}}`, "urls has more than"},
-		"annotations":              {manifest(`,"annotations":{` + numbered(100_000, `""`) + `}`), "annotations has more than"},
-		"annotations of an entry":  {index(entry + `,"annotations":{` + numbered(100_000, `""`) + `}}`), "annotations has more than"},
-		"features of an entry":     {index(entry + `,"platform":{"os.features":[` + repeated(`""`, 100_000) + `]}}`), "os.features has more than"},
-		"digest of an entry twice": {index(entry + `,"Digest":"x"}`), "twice"},
-		"unknown members":          {manifest(`,"x":[` + repeated(`{}`, 1_000_000) + `]`), "more than"},
-		"nesting":                  {manifest(`,"x":` + strings.Repeat("[", 1<<20)), "within each other"},
-		"size":                     {manifest(`,"x":"` + strings.Repeat("x", 4<<20) + `"`), "larger than the limit"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			var err error
-			data := []byte(c.data)
-			cost := allocated(func() { _, err = parseDocument("", data) })
-			switch {
-			case c.wantErr == "" && err != nil:
-				t.Error(err)
-			case c.wantErr != "" && (err == nil || !strings.Contains(err.Error(), c.wantErr)):
-				t.Errorf("error %v, want %q", err, c.wantErr)
-			}
-			if err == nil && cost > 8<<20 || err != nil && cost > 64<<10 {
-				t.Errorf("%d bytes cost %d bytes of memory", len(data), cost)
-			}
-		})
-	}
 }
 
 // configWith returns the configuration of an image with the layers of b and a number in it, so that
@@ -276,27 +178,6 @@ func TestStartLeavesOversizedImagesAlone(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-// A configuration of nothing but nesting costs neither stack nor memory when its layers are
-// looked for.
-func TestDiffIDsOfNestedConfig(t *testing.T) {
-	e := newEnv(t, nil)
-	id := e.store([]byte(`{"x":` + strings.Repeat("[", maxForeignConfigSize/2)))
-	cost := allocated(func() {
-		if ids, err := e.service.db.diffIDs(id); err != nil || len(ids) > 0 {
-			t.Errorf("diff IDs %v, %v", ids, err)
-		}
-	})
-	if cost > maxForeignConfigSize {
-		t.Errorf("%d bytes of memory", cost)
-	}
-	if err := e.service.Remove(t.Context(), id.String()); err != nil {
-		t.Error(err)
-	}
-	if err := os.Remove(filepath.Join(e.service.db.contentDir(), id.Encoded())); err != nil {
-		t.Error(err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package imageservice
 
 import (
+	"cmp"
 	"fmt"
 	"path"
 	"slices"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/containerd/platforms"
 
+	"github.com/micarun/mica/imageservice/registry"
 	"github.com/micarun/mica/internal/journal"
 )
 
@@ -15,33 +17,39 @@ import (
 type Options struct {
 	// Root is the data root; it must be the root of the overlay store.
 	Root string `toml:"-"`
-	// CertsDirs are certs.d directories with containerd's hosts.toml files, read at every pull. The first one that has a directory for
-	// the registry decides. Default /etc/mica/certs.d, /etc/containerd/certs.d.
+	// CertsDirs are certs.d directories with containerd's hosts.toml files, read at every pull. The
+	// first one that has a directory for the registry decides. Default /etc/mica/certs.d,
+	// /etc/containerd/certs.d.
 	CertsDirs []string `toml:"certs_dirs"`
-	// DockerConfig is the path of a docker config.json whose credentials are used for pulls that bring none. Default none.
+	// DockerConfig is the path of a docker config.json, whose credentials are used for pulls without
+	// credentials. Default none.
 	DockerConfig string `toml:"docker_config"`
-	// Platform to choose from indexes, such as linux/arm64/v8. Default that of this machine.
+	// Platform to choose from indexes, such as linux/arm64/v8. Default: the platform of this machine.
 	Platform string `toml:"platform"`
 	// RuntimeHandlers that an ImageSpec may name. Nil accepts every name.
 	RuntimeHandlers []string `toml:"-"`
-	// Pinned are patterns (path.Match on the full reference, the familiar one, or the name alone) of images to be exempt from
-	// garbage collection.
+	// Pinned are patterns of images that are exempt from garbage collection. path.Match applies them
+	// to the full reference, the familiar one, and the name alone.
 	Pinned []string `toml:"pinned"`
-	// Concurrency is the number of layers of one image fetched at a time. Default 3.
+	// Concurrency is the maximum number of layers of one image that are fetched at a time. Default 3.
 	Concurrency int `toml:"concurrency"`
-	// TotalConcurrency is the number of layers fetched at a time by all pulls; see slots for what goes beyond it. Default 6.
+	// TotalConcurrency is the maximum number of layers that all pulls fetch at a time, apart from the
+	// first layer of each registry; see registry.Repository.AcquireSlot. Default 6.
 	TotalConcurrency int `toml:"total_concurrency"`
-	// StallTimeout is how long a transfer may be slower than minRate before it is given up and resumed. Default 30 s.
+	// StallTimeout is how long a transfer may be slower than 1 KiB/s before it is ended and resumed.
+	// Default 30 s.
 	StallTimeout time.Duration `toml:"stall_timeout"`
-	// PullTimeout is how long a pull may take in all. Default 1 h.
+	// PullTimeout is the maximum duration of a pull. Default 1 h.
 	PullTimeout time.Duration `toml:"pull_timeout"`
-	// Attempts is how often in succession a request may fail before its host is given up. Default 5.
+	// Attempts is the number of failures in succession after which a host is given up. Default 5.
 	Attempts int `toml:"attempts"`
-	// Backoff is the pause after the first failure; it doubles with each one up to MaxBackoff. Default 500 ms.
+	// Backoff is the pause after the first failure; it doubles with each one up to MaxBackoff.
+	// Default 500 ms.
 	Backoff time.Duration `toml:"backoff"`
-	// MaxBackoff bounds the pause between attempts, also one that a registry asks for by Retry-After. Default 30 s.
+	// MaxBackoff bounds the pause between attempts. A registry that asks for a longer one by
+	// Retry-After is given up. Default 30 s.
 	MaxBackoff time.Duration `toml:"max_backoff"`
-	// Journal hears what becomes of images; nil is none.
+	// Journal records pulls and removals; nil is none.
 	Journal *journal.Journal `toml:"-"`
 }
 
@@ -55,17 +63,15 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Platform == "" {
 		o.Platform = platforms.Format(platforms.DefaultSpec())
 	}
-	o.Concurrency = orDefault(o.Concurrency, 3)
-	o.TotalConcurrency = orDefault(o.TotalConcurrency, 6)
-	o.Attempts = orDefault(o.Attempts, 5)
-	o.StallTimeout = orDefault(o.StallTimeout, 30*time.Second)
-	o.PullTimeout = orDefault(o.PullTimeout, time.Hour)
-	o.Backoff = orDefault(o.Backoff, 500*time.Millisecond)
-	o.MaxBackoff = orDefault(o.MaxBackoff, 30*time.Second)
+	o.Concurrency = cmp.Or(o.Concurrency, 3)
+	o.PullTimeout = cmp.Or(o.PullTimeout, time.Hour)
+	r := o.registries().WithDefaults()
+	o.TotalConcurrency, o.StallTimeout, o.Attempts = r.Transfers, r.StallTimeout, r.Attempts
+	o.Backoff, o.MaxBackoff = r.Backoff, r.MaxBackoff
 	return o, o.Validate()
 }
 
-// Validate reports the first field whose value makes no sense. Zero values always do.
+// Validate returns an error for the first field with an impossible value. Zero values are valid.
 func (o Options) Validate() error {
 	if o.Platform != "" {
 		if _, err := platforms.Parse(o.Platform); err != nil {
@@ -86,10 +92,10 @@ func (o Options) Validate() error {
 	return nil
 }
 
-func orDefault[T comparable](v, def T) T {
-	var zero T
-	if v == zero {
-		return def
+// registries returns the options of the registry client.
+func (o Options) registries() registry.Options {
+	return registry.Options{
+		CertsDirs: o.CertsDirs, DockerConfig: o.DockerConfig, Transfers: o.TotalConcurrency,
+		StallTimeout: o.StallTimeout, Attempts: o.Attempts, Backoff: o.Backoff, MaxBackoff: o.MaxBackoff,
 	}
-	return v
 }

@@ -2,7 +2,6 @@ package imageservice
 
 import (
 	"fmt"
-	"io"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -50,19 +49,6 @@ func (s *Service) Pulls() []PullProgress {
 
 // Fetched returns how many bytes of layers registries have sent since Open.
 func (s *Service) Fetched() int64 { return s.fetched.Load() }
-
-// counted counts what is written.
-type counted struct {
-	io.Writer
-	n *atomic.Int64
-}
-
-// Write implements io.Writer.
-func (c counted) Write(p []byte) (int, error) {
-	n, err := c.Writer.Write(p)
-	c.n.Add(int64(n))
-	return n, err
-}
 
 // layerProgress is the live form of LayerProgress; pulls that share a layer share it.
 type layerProgress struct {

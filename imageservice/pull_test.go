@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
@@ -29,6 +30,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	crierrors "k8s.io/cri-api/pkg/errors"
 
+	"github.com/micarun/mica/imageservice/registry"
 	"github.com/micarun/mica/internal/testregistry"
 	"github.com/micarun/mica/overlay"
 )
@@ -157,7 +159,7 @@ func TestPullFromIndex(t *testing.T) {
 		b.desc.Platform.Architecture, b.desc.Platform.Variant, _ = strings.Cut(arch, "/")
 		entries, ids[platform] = append(entries, b.desc), b.id
 	}
-	top := e.push(index(dockerManifestList, entries...), "app", "v1")
+	top := e.push(index("application/vnd.docker.distribution.manifest.list.v2+json", entries...), "app", "v1")
 	img := e.pull("app:v1")
 	if img.ID != ids["linux/arm/v6"] || img.Digests[0] != e.ref("app@"+top.digest.String()) {
 		t.Errorf("got %s %v", img.ID, img.Digests)
@@ -167,7 +169,7 @@ func TestPullFromIndex(t *testing.T) {
 		t.Errorf("nested: got %s %v", img.ID, img.Digests)
 	}
 	deep := nested
-	for range maxIndexDepth {
+	for range 3 {
 		deep = e.push(index(ocispec.MediaTypeImageIndex, deep.desc), "app", "deep")
 	}
 	if _, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app:deep")}); !errdefs.IsNotImplemented(err) {
@@ -249,7 +251,9 @@ func TestBadImages(t *testing.T) {
 				c.manifest(&m)
 			}
 			bad := e.assemble(b, b.desc.MediaType, m)
-			bad.desc.MediaType = orDefault(c.media, bad.desc.MediaType)
+			if c.media != "" {
+				bad.desc.MediaType = c.media
+			}
 			e.push(bad, "app", "bad")
 			if c.fault.Kind != 0 {
 				e.registry.AddFault(c.fault)
@@ -513,7 +517,7 @@ func TestMirrors(t *testing.T) {
 			t.Error(diff)
 		}
 		for _, r := range e.registry.Requests() {
-			if r.Query != "ns=quay.io" || r.Header.Get("X-Mirror") != "yes" || r.Header.Get("User-Agent") != userAgent {
+			if r.Query != "ns=quay.io" || r.Header.Get("X-Mirror") != "yes" || r.Header.Get("User-Agent") != "mica" {
 				t.Errorf("request %+v", r)
 			}
 		}
@@ -748,11 +752,11 @@ func TestSharedLayerSurvivesTheOtherPull(t *testing.T) {
 func (e *env) job(t *testing.T, name string, b built) *pullJob {
 	t.Helper()
 	ref := must(parseReference(e.ref(name)))
-	src := must(e.service.newSource(ref, must(e.service.credentialSource(nil))))
-	t.Cleanup(src.close)
-	manifest := must(parseDocument(b.desc.MediaType, b.manifest))
+	repo := must(e.service.registries.Open(ref, registry.Auth{}))
+	t.Cleanup(repo.Close)
+	manifest := must(repo.Resolve(t.Context(), platforms.Only(platforms.MustParse("linux/amd64"))))
 	return &pullJob{
-		service: e.service, source: src, progress: &pullProgress{ref: reference.FamiliarString(ref)},
+		service: e.service, repository: repo, progress: &pullProgress{ref: reference.FamiliarString(ref)},
 		manifest: manifest, diffIDs: b.diffIDs, chains: chainIDs(b.diffIDs),
 		allowances: []*overlay.Allowance{e.layers.NewAllowance()},
 	}

@@ -36,17 +36,6 @@ func withDigest(name reference.Named, d digest.Digest) (reference.Canonical, err
 	return c, nil
 }
 
-// tagOrDigest returns the last part of a parsed reference, as it stands in a manifest's URL.
-func tagOrDigest(ref reference.Named) string {
-	switch r := ref.(type) {
-	case reference.Canonical:
-		return r.Digest().String()
-	case reference.Tagged:
-		return r.Tag()
-	}
-	return ""
-}
-
 // idPrefix reads s as an image ID or the beginning of one, with or without sha256:. It returns the hex digits.
 func idPrefix(s string) (string, bool) {
 	hex := strings.TrimPrefix(s, "sha256:")

@@ -70,7 +70,7 @@ func FuzzReference(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if tagOrDigest(ref) == "" {
+		if reference.IsNameOnly(ref) {
 			t.Fatalf("%q has neither tag nor digest", s)
 		}
 		repos := repositories{}

@@ -15,6 +15,10 @@ import (
 	"github.com/micarun/mica/internal/jsonfile"
 )
 
+// maxDigests is the maximum number of manifest digests that are kept for one image of one
+// repository.
+const maxDigests = 256
+
 // repositories is the content of repositories.json: familiar name → familiar reference → image ID. It is treated as immutable: changes are made
 // to a clone, which takes effect when it has been saved.
 type repositories map[string]map[string]digest.Digest

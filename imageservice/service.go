@@ -17,6 +17,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
+	"github.com/micarun/mica/imageservice/registry"
+	"github.com/micarun/mica/internal/imageconfig"
 	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/overlay"
 )
@@ -35,13 +37,12 @@ type Service struct {
 	db           imagedb
 	distribution *distribution
 	usage        *usage
-	slots        *slots // layers in transfer, of all pulls
-	pulls        flights[Image, *pullProgress]
-	fetches      flights[*overlay.Draft, *layerProgress]
+	registries   *registry.Client
+	pulls        calls[Image, *pullProgress]
+	fetches      calls[*overlay.Draft, *layerProgress]
 	fetched      atomic.Int64  // bytes of layers
 	dictionaries *dictionaries // memory of the streams that need much
 	decoders     sync.Pool     // of *zstd.Decoder, for windows of plainZstdWindow
-	hostsSaid    saidOnce
 
 	commit sync.Mutex // orders commits of layers; taken before change
 	change sync.Mutex // orders changes of the image store on disk; taken before mu
@@ -63,6 +64,7 @@ func Open(ctx context.Context, o Options, layers *overlay.Store) (*Service, erro
 	s := &Service{
 		root:         o.Root,
 		journal:      o.Journal,
+		registries:   registry.New(o.registries()),
 		layers:       layers,
 		db:           imagedb{dir: filepath.Join(base, "imagedb")},
 		distribution: &distribution{dir: filepath.Join(base, "distribution")},
@@ -71,7 +73,6 @@ func Open(ctx context.Context, o Options, layers *overlay.Store) (*Service, erro
 		broken:       make(map[digest.Digest]unusable),
 	}
 	s.opts.Store(&o)
-	s.slots = newSlots(o.TotalConcurrency)
 	log := klog.FromContext(ctx)
 	s.fetches.drop = func(d *overlay.Draft) {
 		if err := d.Discard(); err != nil {
@@ -99,7 +100,7 @@ func (s *Service) Reload(o Options) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.slots.setLimit(o.TotalConcurrency)
+	s.registries.Reload(o.registries())
 	s.opts.Store(&o)
 	refs := s.repos.byID()
 	for id, img := range s.images { // which are pinned may have changed
@@ -193,7 +194,7 @@ func (s *Service) loadImage(id digest.Digest) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	c, err := parseEssence(data)
+	c, err := imageconfig.ParseSummary(data)
 	if err != nil {
 		return Image{}, fmt.Errorf("load image %s: %w", id, err)
 	}
@@ -284,9 +285,9 @@ func (s *Service) Detail(ref string) (Detailed, error) {
 	if err != nil {
 		return Detailed{}, err
 	}
-	config, err := parseConfig(data)
+	config, err := imageconfig.Parse(data)
 	if err != nil {
-		return Detailed{}, classified{fmt.Errorf("read image %s: %w", img.ID, err), errdefs.ErrInvalidArgument}
+		return Detailed{}, fmt.Errorf("read image %s: %w: %w", img.ID, errdefs.ErrInvalidArgument, err)
 	}
 	return Detailed{Image: img, Config: config}, nil
 }

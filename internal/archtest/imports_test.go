@@ -72,11 +72,13 @@ func mayImport() []struct {
 		{"runtimeservice/keeper/server", []string{"runtimeservice/keeper/wire"}},
 		{"runtimeservice/stats", []string{"network", "overlay", "runtimeservice/cgroup"}},
 		{"runtimeservice/...", nil},
-		{"imageservice/...", []string{"overlay"}},
+		{"imageservice", []string{"imageservice/...", "overlay"}},
+		{"imageservice/registry", nil},
 		{"network/...", nil},
 		{"overlay/...", nil},
 		{"e2e/...", []string{"e2e/...", "config", "overlay", "runtimeservice/..."}},
 		{"packaging", []string{"config"}},
+		{"internal/imageconfig", []string{"internal/jsonlimit"}},
 		{"internal/...", nil},
 	}
 }
