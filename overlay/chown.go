@@ -12,6 +12,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/mounts"
 )
 
 // capabilityAttr holds the capabilities of an executable, in the form of struct
@@ -33,7 +35,7 @@ func (s *Store) rechown(ctx context.Context, m overlayMount, o *Owners) error {
 	}
 	root := m.absolute(s.paths.overlay()).target
 	if err := o.chownTree(ctx, root); err != nil {
-		return errors.Join(fmt.Errorf("change owners for a user namespace: %w", err), unmountAll(root))
+		return errors.Join(fmt.Errorf("change owners for a user namespace: %w", err), mounts.Unmount(root))
 	}
 	return nil
 }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/mounts"
 )
 
 // # Mounts for user namespaces
@@ -44,7 +46,7 @@ func (s *Store) ProbeMapped(userNS string) error {
 		err = s.mountMapped(m, userNS)
 	}
 	s.noMapping.Store(errors.Is(err, errNoMapping))
-	if err = errors.Join(err, unmountAll(m.target), os.RemoveAll(dir)); err != nil {
+	if err = errors.Join(err, mounts.Unmount(m.target), os.RemoveAll(dir)); err != nil {
 		return fmt.Errorf("mount for a user namespace: %w", err)
 	}
 	return nil
@@ -106,11 +108,7 @@ func (s *Store) mountMapped(m overlayMount, userNS string) error {
 	if err := m.checkWritable(tree); err != nil {
 		return err
 	}
-	target := m.absolute(s.paths.overlay()).target
-	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return fmt.Errorf("attach overlay: %w", err)
-	}
-	return nil
+	return mounts.Attach(tree, m.absolute(s.paths.overlay()).target)
 }
 
 // enterPrivate takes the calling thread into a mount namespace of its own, from

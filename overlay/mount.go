@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/micarun/mica/internal/failpoint"
+	"github.com/micarun/mica/internal/mounts"
 )
 
 // Limits of the kernel's two ways to mount.
@@ -47,7 +48,7 @@ func (s *Store) Mount(ctx context.Context, a MountArgs) (path string, err error)
 		return "", fmt.Errorf("mount writable layer %s: %w", a.ID, err)
 	}
 	merged := filepath.Join(s.paths.dir(w.MountID), mergedName)
-	mounted, err := isMountPoint(merged)
+	mounted, err := mounts.IsMountPoint(merged)
 	if err == nil && !mounted {
 		err = s.mount(ctx, w.MountID, a)
 	}
@@ -94,7 +95,7 @@ func (s *Store) Unmount(_ context.Context, id string) error {
 	}
 	defer w.mu.Unlock()
 	merged := filepath.Join(s.paths.dir(w.MountID), mergedName)
-	if err := unmountAll(merged); err != nil {
+	if err := mounts.Unmount(merged); err != nil {
 		return fmt.Errorf("unmount writable layer %s: %w", id, err)
 	}
 	if err := unix.Rmdir(merged); err != nil && !errors.Is(err, unix.ENOENT) {
@@ -289,10 +290,7 @@ func (m overlayMount) mountNew() error {
 		return explain(fs, "mount overlay", err)
 	}
 	defer func() { _ = unix.Close(mount) }()
-	if err := unix.MoveMount(mount, "", unix.AT_FDCWD, m.target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return fmt.Errorf("attach overlay: %w", err)
-	}
-	return nil
+	return mounts.Attach(mount, m.target)
 }
 
 // takesAnything is true where the kernel has the new mount API but overlayfs has

@@ -11,11 +11,11 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/failpoint"
+	"github.com/micarun/mica/internal/mounts"
 )
 
 // abandoned is what Open found of a process that died: nothing refers to it.
@@ -255,7 +255,7 @@ func (s *Store) removeLeft(ctx context.Context) {
 // idempotent.
 func (s *Store) removeDirectory(ctx context.Context, id string) error {
 	dir := s.paths.dir(id)
-	if err := unmountAll(filepath.Join(dir, mergedName)); err != nil {
+	if err := mounts.Unmount(filepath.Join(dir, mergedName)); err != nil {
 		return err
 	}
 	link, err := readString(filepath.Join(dir, linkName))
@@ -327,35 +327,4 @@ func withinMount(dirfd int) uint64 {
 		return 0
 	}
 	return unix.RESOLVE_BENEATH | unix.RESOLVE_NO_XDEV
-}
-
-// unmountAll takes every mount off a mount point; no such path is no error.
-func unmountAll(path string) error {
-	for {
-		mounted, err := isMountPoint(path)
-		if err != nil || !mounted {
-			return err
-		}
-		err = unix.Unmount(path, unix.UMOUNT_NOFOLLOW)
-		if errors.Is(err, unix.EBUSY) {
-			err = unix.Unmount(path, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
-		}
-		if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: gone in between
-			return fmt.Errorf("unmount %s: %w", path, err)
-		}
-	}
-}
-
-// isMountPoint asks the kernel (statx, Linux 5.8) and on older kernels the
-// mount table.
-func isMountPoint(path string) (bool, error) {
-	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
-		return false, nil
-	}
-	if err == nil && st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0 {
-		return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
-	}
-	return mountinfo.Mounted(path)
 }

@@ -14,6 +14,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/mounts"
 )
 
 // UnpackArgs describe a tar of changes and where it goes.
@@ -41,7 +43,7 @@ func (s *Store) ApplyChanges(ctx context.Context, id string, a UnpackArgs) error
 	}
 	defer w.mu.Unlock()
 	merged := filepath.Join(s.paths.dir(w.MountID), mergedName)
-	mounted, err := isMountPoint(merged)
+	mounted, err := mounts.IsMountPoint(merged)
 	if err == nil && !mounted {
 		err = fmt.Errorf("not mounted: %w", errdefs.ErrFailedPrecondition)
 	}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/micarun/mica/internal/failpoint"
+	"github.com/micarun/mica/internal/mounts"
 )
 
 // RW is a writable layer.
@@ -189,7 +190,7 @@ func (s *Store) Remove(ctx context.Context, id string) error {
 		return s.removeDamaged(id)
 	}
 	defer w.mu.Unlock()
-	if err := unmountAll(filepath.Join(s.paths.dir(w.MountID), mergedName)); err != nil {
+	if err := mounts.Unmount(filepath.Join(s.paths.dir(w.MountID), mergedName)); err != nil {
 		return fmt.Errorf("remove writable layer %s: %w", id, err)
 	}
 	set, err := s.retire(w)

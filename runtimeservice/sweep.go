@@ -10,6 +10,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/mounts"
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/keeper"
@@ -199,7 +200,7 @@ func (s *Service) clearStateDir(ctx context.Context, dir string) error {
 // clearDir takes away a pod's or a container's state directory with everything
 // that is mounted in it.
 func clearDir(dir string) error {
-	if err := errors.Join(podns.Unpin(dir), unmountBelow(dir)); err != nil {
+	if err := errors.Join(podns.Unpin(dir), mounts.DetachBelow(dir)); err != nil {
 		return err
 	}
 	return overlay.RemoveTree(dir)

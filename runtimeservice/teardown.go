@@ -5,16 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"slices"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/failpoint"
 	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/mounts"
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/podns"
@@ -42,7 +40,7 @@ func (s *Service) tearDownPod(ctx context.Context, p *Pod) error {
 	errs = append(errs, failpoint.Hit("pod-network-down"))
 	journal.Enter(ctx, "remove namespaces and cgroup")
 	dir := s.podStateDir(p.ID)
-	errs = append(errs, podns.Unpin(dir), unmount(filepath.Join(dir, shmDir)), unmount(filepath.Join(dir, filesDir)))
+	errs = append(errs, podns.Unpin(dir), mounts.Detach(filepath.Join(dir, shmDir)), mounts.Detach(filepath.Join(dir, filesDir)))
 	s.plugins.Unpinned(p.ID)
 	if errors.Join(errs...) == nil {
 		// Kept until then, since the steps above need it when they are repeated.
@@ -156,7 +154,7 @@ func (s *Service) tearDownContainer(ctx context.Context, c *Container) error {
 	if err := s.layers.Unmount(ctx, c.ID); err != nil {
 		return fmt.Errorf("unmount root filesystem of container %s: %w", c.ID, err)
 	}
-	if err := unmountBelow(bundle); err != nil {
+	if err := mounts.DetachBelow(bundle); err != nil {
 		return fmt.Errorf("unmount volumes of container %s: %w", c.ID, err)
 	}
 	for _, release := range c.held {
@@ -251,29 +249,5 @@ func (s *Service) eraseContainer(ctx context.Context, c *Container) error {
 	s.plugins.RemoveContainer(ctx, c.ID)
 	s.containers.remove(c)
 	s.releaseLabel(c)
-	return nil
-}
-
-// unmount detaches the mount at path; nothing mounted there is no error.
-func unmount(path string) error {
-	err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-	if err == nil || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
-		return nil
-	}
-	return fmt.Errorf("unmount %s: %w", path, err)
-}
-
-// unmountBelow detaches every mount below dir, the deepest first.
-func unmountBelow(dir string) error {
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
-	if err != nil {
-		return fmt.Errorf("list mounts below %s: %w", dir, err)
-	}
-	slices.SortFunc(mounts, func(a, b *mountinfo.Info) int { return len(b.Mountpoint) - len(a.Mountpoint) })
-	for _, m := range mounts {
-		if err := unmount(m.Mountpoint); err != nil {
-			return err
-		}
-	}
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
+	"github.com/micarun/mica/internal/mounts"
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/podns"
 	"github.com/micarun/mica/runtimeservice/spec"
@@ -175,7 +176,7 @@ func (s *Service) mapVolume(ctx context.Context, p *Pod, v volume) (string, erro
 	defer done()
 	attr.Userns_fd = uint64(ns.Fd())
 	target := filepath.Join(base, strconv.Itoa(v.index))
-	return target, mountWith(v.source, target, &attr)
+	return target, mounts.BindTree(v.source, target, &attr)
 }
 
 // mappingFor opens a user namespace with the mount's mappings: the pod's own,
@@ -204,46 +205,4 @@ func (s *Service) mappingFor(ctx context.Context, p *Pod, v volume, base string)
 
 func sameMappings(a, b []*runtimeapi.IDMapping) bool {
 	return slices.EqualFunc(a, b, func(x, y *runtimeapi.IDMapping) bool { return proto.Equal(x, y) })
-}
-
-// mountWith binds source, with all mounts below it, to the new path target,
-// with other attributes. Its propagation must be among them: taking away what
-// is bound below a shared mount would take away the original.
-func mountWith(source, target string, attr *unix.MountAttr) error {
-	tree, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
-	if err != nil {
-		return fmt.Errorf("clone mount %s: %w", source, err)
-	}
-	defer func() { _ = unix.Close(tree) }()
-	err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-		return fmt.Errorf("a file system at %s does not support id-mapped mounts: %w: %w", source, err, errdefs.ErrFailedPrecondition)
-	}
-	if err != nil {
-		return fmt.Errorf("set attributes of mount %s: %w", source, err)
-	}
-	return attachTree(tree, target)
-}
-
-// attachTree attaches a cloned mount to the new path target.
-func attachTree(tree int, target string) error {
-	if err := makeTarget(tree, target); err != nil {
-		return err
-	}
-	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return fmt.Errorf("attach mount to %s: %w", target, err)
-	}
-	return nil
-}
-
-// makeTarget makes the directory or the file that tree can be mounted on.
-func makeTarget(tree int, target string) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(tree, &st); err != nil {
-		return fmt.Errorf("look at mount: %w", err)
-	}
-	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		return os.Mkdir(target, privateMode)
-	}
-	return os.WriteFile(target, nil, 0o600)
 }

@@ -108,7 +108,7 @@ func threadsIn(t testing.TB, inodes ...uint64) int {
 	return n
 }
 
-func mounts(t testing.TB, pid, below string) []string {
+func mountsBelow(t testing.TB, pid, below string) []string {
 	t.Helper()
 	data, err := os.ReadFile("/proc/" + pid + "/mountinfo")
 	if err != nil {
@@ -363,7 +363,7 @@ func TestUnpinEveryStateOfTheDirectory(t *testing.T) {
 			for range 2 {
 				must(t, Unpin(dir))
 			}
-			if found := mounts(t, "self", dir); len(found) != 0 {
+			if found := mountsBelow(t, "self", dir); len(found) != 0 {
 				t.Errorf("still mounted: %v", found)
 			}
 			if entries, _ := os.ReadDir(dir); len(entries) != 0 {
@@ -409,7 +409,7 @@ func TestShareReachesOtherMountNamespaces(t *testing.T) {
 		must(t, Share(root))
 	}
 	t.Cleanup(func() { must(t, Unshare(root)) })
-	if found := mounts(t, "self", root); len(found) != 1 {
+	if found := mountsBelow(t, "self", root); len(found) != 1 {
 		t.Fatalf("mounts after two Shares: %v", found)
 	}
 	before := pinAll(t, Args{Dir: filepath.Join(root, "before")})
@@ -421,12 +421,12 @@ func TestShareReachesOtherMountNamespaces(t *testing.T) {
 	pid := fmt.Sprint(cmd.Process.Pid)
 
 	after := pinAll(t, Args{Dir: filepath.Join(root, "after")})
-	if found := mounts(t, pid, after); len(found) != 3 {
+	if found := mountsBelow(t, pid, after); len(found) != 3 {
 		t.Errorf("a pin made later is seen as %v", found)
 	}
 	must(t, Unpin(before))
 	must(t, Unpin(after))
-	if found := mounts(t, pid, root+"/"); len(found) != 0 {
+	if found := mountsBelow(t, pid, root+"/"); len(found) != 0 {
 		t.Errorf("pins taken away are still mounted elsewhere: %v", found)
 	}
 }

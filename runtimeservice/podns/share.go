@@ -5,6 +5,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/mounts"
 )
 
 // Share makes root, the parent of the pod directories, a mount point with shared propagation.
@@ -27,11 +29,11 @@ func Share(root string) error {
 		return fmt.Errorf("bind %s on itself: %w", root, err)
 	}
 	if err := unix.Mount("", root, "", unix.MS_SHARED, ""); err != nil {
-		_ = unix.Unmount(root, unix.MNT_DETACH)
+		_ = mounts.Detach(root)
 		return fmt.Errorf("share mounts of %s: %w", root, err)
 	}
 	return nil
 }
 
 // Unshare removes the mount made by [Share] together with all mounts below it. It is idempotent.
-func Unshare(root string) error { return detach(root) }
+func Unshare(root string) error { return mounts.Detach(root) }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/mounts"
 )
 
 // nsfsMagic is the file system type of namespace files (linux/magic.h).
@@ -33,27 +35,13 @@ func unpin(dir string, names []string) error {
 
 // unpinFile removes all mounts from path, and then the file.
 func unpinFile(path string) error {
-	if err := detach(path); err != nil {
+	if err := mounts.Detach(path); err != nil {
 		return err
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
 		return err
 	}
 	return nil
-}
-
-// detach unmounts everything from path. There can be several mounts if a crash occurred between two
-// attempts. If nothing is mounted or path does not exist, it returns nil.
-func detach(path string) error {
-	for {
-		switch err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err {
-		case nil:
-		case unix.EINVAL, unix.ENOENT, unix.ENOTDIR: // EINVAL: not a mount point
-			return nil
-		default:
-			return &fs.PathError{Op: "unmount", Path: path, Err: err}
-		}
-	}
 }
 
 // Pinned reports whether path is a pin: a mounted namespace file, and not the plain file that a

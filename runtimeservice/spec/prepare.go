@@ -14,6 +14,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/internal/mounts"
 )
 
 // maxSeccompProfile bounds the file of a Localhost profile, in bytes.
@@ -83,14 +85,7 @@ func prepareSource(host string) (string, error) {
 // checkPropagation returns an error if the mount that contains source (one of all) cannot provide
 // the propagation. Mounts propagate only through a shared peer group (mount_namespaces(7)).
 func checkPropagation(all []*mountinfo.Info, source string, p runtimeapi.MountPropagation) error {
-	above := mountinfo.ParentsFilter(source)
-	var under *mountinfo.Info
-	for _, m := range all {
-		skip, _ := above(m)
-		if !skip && (under == nil || len(m.Mountpoint) >= len(under.Mountpoint)) {
-			under = m
-		}
-	}
+	under := mounts.Containing(all, source)
 	if under == nil {
 		return unsupported("no mount found below %s", source)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"github.com/micarun/mica/internal/mounts"
 	"github.com/micarun/mica/runtimeservice/cgroup"
 )
 
@@ -30,20 +31,15 @@ func ReadFilesystem(dir string) (Filesystem, error) {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return Filesystem{}, fmt.Errorf("measure file system of %s: %w", dir, err)
 	}
-	mounts, err := mountinfo.GetMounts(mountinfo.ParentsFilter(dir))
+	table, err := mountinfo.GetMounts(mountinfo.ParentsFilter(dir))
 	if err != nil {
 		return Filesystem{}, fmt.Errorf("find file system of %s: %w", dir, err)
 	}
-	var mount mountinfo.Info
-	for _, m := range mounts {
-		// The last of several mounts on one directory is the visible one.
-		if len(m.Mountpoint) >= len(mount.Mountpoint) {
-			mount = *m
-		}
+	fs := Filesystem{bytes: st.Blocks * uint64(st.Bsize), inodes: st.Files, inodesFree: st.Ffree}
+	if m := mounts.Containing(table, dir); m != nil {
+		fs.device = m.Source
 	}
-	return Filesystem{
-		device: mount.Source, bytes: st.Blocks * uint64(st.Bsize), inodes: st.Files, inodesFree: st.Ffree,
-	}, nil
+	return fs, nil
 }
 
 func diskFamilies() []family {

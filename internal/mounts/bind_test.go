@@ -1,38 +1,17 @@
-package runtimeservice
+package mounts
 
 import (
 	"os"
 	"path/filepath"
-	"slices"
 	"testing"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
-func TestMountedBelow(t *testing.T) {
-	var all []*mountinfo.Info
-	for _, point := range []string{"/", "/a/z", "/a", "/a/b/c", "/a/b", "/ab", "/a/b"} {
-		all = append(all, &mountinfo.Info{Mountpoint: point})
-	}
-	for source, want := range map[string][]string{
-		"/a":   {"b", "b/c", "z"},
-		"/a/b": {"c"},
-		"/ab":  nil,
-		"/":    {"a", "a/b", "a/b/c", "a/z", "ab"},
-	} {
-		if got := mountedBelow(all, source); !slices.Equal(got, want) {
-			t.Errorf("below %s: %q, want %q", source, got, want)
-		}
-	}
-}
-
-// What a bind of a submount shows is in the source, whatever symbolic links
-// somebody has put there meanwhile.
+// A bind of a submount shows only what is in the source, whatever symbolic links replace directories
+// there.
 func TestBindBelowFollowsNoLinks(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: mounts")
-	}
+	needRoot(t)
 	dir := t.TempDir()
 	source, outside, binds := filepath.Join(dir, "source"), filepath.Join(dir, "outside"), filepath.Join(dir, "binds")
 	for _, path := range []string{filepath.Join(source, "dir/sub"), filepath.Join(outside, "sub")} {
@@ -45,7 +24,7 @@ func TestBindBelowFollowsNoLinks(t *testing.T) {
 		t.Fatal(err)
 	}
 	bound := filepath.Join(binds, "0")
-	if err := bindBelow(source, "dir/sub", bound, unix.MS_PRIVATE); err != nil {
+	if err := BindBelow(source, "dir/sub", bound, unix.MS_PRIVATE); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unmountBind(t, bound) })
@@ -58,20 +37,27 @@ func TestBindBelowFollowsNoLinks(t *testing.T) {
 	link(t, "../outside", filepath.Join(source, "up"))
 	for _, path := range []string{"link/sub", "last", "up/sub", "../outside/sub", "absent", "dir/sub/file/x"} {
 		target := filepath.Join(binds, "refused")
-		err := bindBelow(source, path, target, unix.MS_PRIVATE)
+		err := BindBelow(source, path, target, unix.MS_PRIVATE)
 		if err == nil {
 			unmountBind(t, target)
 		}
 		if path == "../outside/sub" {
-			if err == nil || isHidden(err) {
+			if err == nil || IsHidden(err) {
 				t.Errorf("bind %s: %v", path, err)
 			}
-		} else if !isHidden(err) {
+		} else if !IsHidden(err) {
 			t.Errorf("bind %s: %v", path, err)
 		}
 		if _, err := os.Lstat(target); err == nil {
 			t.Errorf("bind %s left %s", path, target)
 		}
+	}
+}
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: mounts")
 	}
 }
 
