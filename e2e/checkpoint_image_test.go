@@ -23,8 +23,8 @@ import (
 	"github.com/micarun/mica/internal/testregistry"
 )
 
-// checkpointImage makes an image of an archive, as buildah does by the recipe in
-// docs/operations.md, and returns its name in a registry of its own.
+// checkpointImage makes an image of an archive, following the buildah recipe in docs/operations.md.
+// It returns the image's name in a separate registry.
 func (f *fixture) checkpointImage(archive []byte) string {
 	f.t.Helper()
 	registry := testregistry.New(testregistry.Options{})
@@ -55,8 +55,8 @@ func (f *fixture) checkpointImage(archive []byte) string {
 	return server.Addr + "/checkpoints/counter:v1"
 }
 
-// A container is restored from an image that was made of its checkpoint, which
-// is not needed any more once the container is created.
+// A container is restored from an image of its checkpoint. After its creation, the image is not
+// needed any more.
 func TestRestoreFromImage(t *testing.T) {
 	f := startOn(t, func(o *node.Options) { o.RestoreImages = true })
 	f.needCriu()
@@ -84,17 +84,17 @@ func TestRestoreFromImage(t *testing.T) {
 		t.Errorf("before its start the container is %v of image %v", got.State, got.Image)
 	}
 	if f.counted(next, again) == 0 {
-		t.Error("the log begins anew")
+		t.Error("the log has no lines from before the checkpoint")
 	}
 	f.no(f.Runtime.StartContainer(f.ctx, restored))
 	f.countsOn(next, again)
 	f.no(f.Runtime.StopContainer(f.ctx, restored, 20))
 	if got := f.status(restored); got.ExitCode != 7 {
-		t.Errorf("it ended with %d", got.ExitCode)
+		t.Errorf("the restored container exited with %d", got.ExitCode)
 	}
 }
 
-// Without restore_images a node refuses to restore an image, and leaves nothing behind.
+// Without restore_images, the node rejects a checkpoint image and leaves nothing behind.
 func TestRestoreFromImageRefused(t *testing.T) {
 	f := start(t)
 	var archive bytes.Buffer
@@ -110,6 +110,6 @@ func TestRestoreFromImageRefused(t *testing.T) {
 	p := f.runPod(f.podConfig())
 	_, err := f.Runtime.CreateContainer(f.ctx, p.id, f.containerConfig(image), p.config)
 	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "pods.restore_images") {
-		t.Errorf("a container of a checkpoint's image: %v", err)
+		t.Errorf("CreateContainer from a checkpoint image: %v", err)
 	}
 }

@@ -20,14 +20,14 @@ import (
 	"github.com/micarun/mica/internal/failpoint"
 )
 
-// A writer prints each number and then writes it to shared memory; a reader prints
-// what it reads there. So the reader never prints a number before the writer.
+// A writer prints each number and then writes it to shared memory; a reader prints what it reads
+// there. So the reader never prints a number before the writer.
 const (
 	writing = `trap 'exit 7' TERM; i=0; while :; do echo $i; echo $i >/dev/shm/n.new; mv /dev/shm/n.new /dev/shm/n; i=$((i+1)); sleep 0.01; done`
 	reading = `trap 'exit 8' TERM; while :; do cat /dev/shm/n 2>/dev/null; sleep 0.01; done`
 )
 
-// duo is a pod with a writer and a reader.
+// duo is a pod with a writer and a reader container.
 type duo struct {
 	pod
 	configs []*runtimeapi.ContainerConfig
@@ -44,11 +44,12 @@ func (f *fixture) runDuo(pid runtimeapi.NamespaceMode) duo {
 		d.configs = append(d.configs, config)
 		d.ids = append(d.ids, f.start(d.pod, config))
 	}
-	f.eventually("numbers are told", func() bool { return len(f.log(d.pod, d.configs[1])) > 10 })
+	f.eventually("the reader prints numbers", func() bool { return len(f.log(d.pod, d.configs[1])) > 10 })
 	return d
 }
 
-// last is the last number in a container's log, in which none goes back.
+// last returns the last number in a container's log, and fails the test if a number is smaller than
+// the one before.
 func (f *fixture) last(p pod, config *runtimeapi.ContainerConfig) int {
 	f.t.Helper()
 	last := -1
@@ -62,11 +63,11 @@ func (f *fixture) last(p pod, config *runtimeapi.ContainerConfig) int {
 	return last
 }
 
-func (f *fixture) duoGoesOn(d duo) {
+func (f *fixture) duoContinues(d duo) {
 	f.t.Helper()
 	for _, config := range d.configs {
 		before := f.last(d.pod, config)
-		f.eventually(config.Metadata.Name+" goes on", func() bool { return f.last(d.pod, config) > before })
+		f.eventually(config.Metadata.Name+" prints further numbers", func() bool { return f.last(d.pod, config) > before })
 	}
 }
 
@@ -74,7 +75,7 @@ func (d duo) checkpoint(dir string) *runtimeapi.CheckpointPodRequest {
 	return &runtimeapi.CheckpointPodRequest{PodSandboxId: d.id, OutputPath: dir, ContainerIds: d.ids}
 }
 
-// restore asks for the pod of a checkpoint under another identity.
+// restore restores the pod of a checkpoint with another name and UID.
 func (f *fixture) restore(d duo, dir string) *runtimeapi.RestorePodRequest {
 	config := proto.CloneOf(d.config)
 	fresh := f.podConfig()
@@ -86,7 +87,7 @@ func (f *fixture) restore(d duo, dir string) *runtimeapi.RestorePodRequest {
 	return request
 }
 
-// content reads the files of a directory.
+// content returns the content of a directory's files.
 func content(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -104,9 +105,8 @@ func content(t *testing.T, dir string) map[string]string {
 	return found
 }
 
-// A pod is checkpointed consistently, keeps running and is removed. It is then
-// restored as another pod, whose containers, once started, continue from the
-// checkpoint.
+// A pod is checkpointed consistently, keeps running and is removed. It is then restored as another
+// pod, whose containers, once started, continue from the checkpoint.
 func TestCheckpointPodAndRestore(t *testing.T) {
 	for _, mode := range []runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_POD} {
 		t.Run("process IDs of the "+strings.ToLower(mode.String()), func(t *testing.T) {
@@ -114,7 +114,7 @@ func TestCheckpointPodAndRestore(t *testing.T) {
 			d := f.runDuo(mode)
 			dir := t.TempDir()
 			f.no(f.Runtime.CheckpointPod(f.ctx, d.checkpoint(dir)))
-			f.duoGoesOn(d)
+			f.duoContinues(d)
 			files := content(t, dir)
 			for _, want := range []string{d.ids[0] + ".tar", d.ids[1] + ".tar", "pod.options", "pod.dump", "devshm-checkpoint.tar"} {
 				if _, ok := files[want]; !ok {
@@ -128,7 +128,7 @@ func TestCheckpointPodAndRestore(t *testing.T) {
 			f.restoredDuo(d, dir)
 			for name, was := range files {
 				if content(t, dir)[name] != was {
-					t.Errorf("the restore has changed %s", name)
+					t.Errorf("the restore changed %s", name)
 				}
 			}
 		})
@@ -147,15 +147,15 @@ func (f *fixture) restoredDuo(d duo, dir string) {
 		}
 		next.ids = append(next.ids, c.ContainerId)
 	}
-	// The cut: what the reader has seen the writer had printed.
+	// At the checkpoint, the writer had printed everything that the reader had read.
 	written, read := f.last(next.pod, next.configs[0]), f.last(next.pod, next.configs[1])
 	if read > written {
-		t.Errorf("at the cut the reader had seen %d, and the writer had printed %d", read, written)
+		t.Errorf("at the checkpoint the reader had printed %d, the writer %d", read, written)
 	}
 	for _, id := range next.ids {
 		f.no(f.Runtime.StartContainer(f.ctx, id))
 	}
-	f.duoGoesOn(next)
+	f.duoContinues(next)
 	for i, line := range f.log(next.pod, next.configs[0]) {
 		if line.text != strconv.Itoa(i) {
 			t.Fatalf("line %d of the restored writer is %q", i, line.text)
@@ -169,7 +169,7 @@ func (f *fixture) restoredDuo(d duo, dir string) {
 	}
 }
 
-// Wrong requests are refused with the reason, write nothing and stop no container.
+// Invalid requests are rejected with the reason, write nothing and stop no container.
 func TestCheckpointPodRefuses(t *testing.T) {
 	f := startCriu(t)
 	d := f.runDuo(runtimeapi.NamespaceMode_CONTAINER)
@@ -183,33 +183,33 @@ func TestCheckpointPodRefuses(t *testing.T) {
 		code   codes.Code
 		says   string
 	}{
-		"unknown pod":         {func(r *runtimeapi.CheckpointPodRequest) { r.PodSandboxId = "none" }, codes.NotFound, "none"},
-		"no containers":       {func(r *runtimeapi.CheckpointPodRequest) { r.ContainerIds = nil }, codes.InvalidArgument, "no containers"},
-		"one twice":           {func(r *runtimeapi.CheckpointPodRequest) { r.ContainerIds = append(r.ContainerIds, d.ids[0]) }, codes.InvalidArgument, `both called "writer"`},
-		"an unknown one":      {func(r *runtimeapi.CheckpointPodRequest) { r.ContainerIds = []string{"none"} }, codes.NotFound, "none"},
-		"of another pod":      {func(r *runtimeapi.CheckpointPodRequest) { r.ContainerIds = []string{stranger} }, codes.InvalidArgument, other.id},
-		"one that is created": {func(r *runtimeapi.CheckpointPodRequest) { r.ContainerIds = append(r.ContainerIds, created) }, codes.FailedPrecondition, "created"},
-		"an option":           {func(r *runtimeapi.CheckpointPodRequest) { r.Options = map[string]string{"fast": "yes"} }, codes.InvalidArgument, `"fast"`},
-		"a relative path":     {func(r *runtimeapi.CheckpointPodRequest) { r.OutputPath = "x" }, codes.InvalidArgument, "not absolute"},
-		"no directory":        {func(r *runtimeapi.CheckpointPodRequest) { r.OutputPath = full + "/none" }, codes.InvalidArgument, "/none"},
-		"a full directory":    {func(r *runtimeapi.CheckpointPodRequest) { r.OutputPath = full }, codes.InvalidArgument, `"mine"`},
+		"unknown pod":                     {func(r *runtimeapi.CheckpointPodRequest) { r.PodSandboxId = "none" }, codes.NotFound, "none"},
+		"no containers":                   {func(r *runtimeapi.CheckpointPodRequest) { r.ContainerIds = nil }, codes.InvalidArgument, "no containers"},
+		"a container twice":               {func(r *runtimeapi.CheckpointPodRequest) { r.ContainerIds = append(r.ContainerIds, d.ids[0]) }, codes.InvalidArgument, `both called "writer"`},
+		"an unknown container":            {func(r *runtimeapi.CheckpointPodRequest) { r.ContainerIds = []string{"none"} }, codes.NotFound, "none"},
+		"a container of another pod":      {func(r *runtimeapi.CheckpointPodRequest) { r.ContainerIds = []string{stranger} }, codes.InvalidArgument, other.id},
+		"a container that is not started": {func(r *runtimeapi.CheckpointPodRequest) { r.ContainerIds = append(r.ContainerIds, created) }, codes.FailedPrecondition, "created"},
+		"an option":                       {func(r *runtimeapi.CheckpointPodRequest) { r.Options = map[string]string{"fast": "yes"} }, codes.InvalidArgument, `"fast"`},
+		"a relative path":                 {func(r *runtimeapi.CheckpointPodRequest) { r.OutputPath = "x" }, codes.InvalidArgument, "not absolute"},
+		"no directory":                    {func(r *runtimeapi.CheckpointPodRequest) { r.OutputPath = full + "/none" }, codes.InvalidArgument, "/none"},
+		"a full directory":                {func(r *runtimeapi.CheckpointPodRequest) { r.OutputPath = full }, codes.InvalidArgument, `"mine"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			request := d.checkpoint(dir)
 			tc.change(request)
 			if err := f.Runtime.CheckpointPod(f.ctx, request); status.Code(err) != tc.code || !strings.Contains(err.Error(), tc.says) {
-				t.Errorf("%v, want %s that says %q", err, tc.code, tc.says)
+				t.Errorf("%v, want %s with %q", err, tc.code, tc.says)
 			}
 			only(t, dir)
 			only(t, full, "mine")
 		})
 	}
-	f.duoGoesOn(d)
+	f.duoContinues(d)
 }
 
-// What does not fit the checkpoint is refused with the reason, and nothing of
-// the pod is left.
+// A request that does not fit the checkpoint is rejected with the reason, and leaves nothing of the
+// pod.
 func TestRestorePodRefuses(t *testing.T) {
 	f := startCriu(t)
 	d := f.runDuo(runtimeapi.NamespaceMode_CONTAINER)
@@ -235,19 +235,19 @@ func TestRestorePodRefuses(t *testing.T) {
 		code   codes.Code
 		says   string
 	}{
-		"a relative path":   {func(r *runtimeapi.RestorePodRequest) { r.CheckpointPath = "x" }, codes.InvalidArgument, "not absolute"},
-		"no checkpoint":     {func(r *runtimeapi.RestorePodRequest) { r.CheckpointPath = "/none" }, codes.NotFound, "/none"},
-		"an unfinished one": {func(r *runtimeapi.RestorePodRequest) { r.CheckpointPath = unfinished }, codes.InvalidArgument, "unfinished one"},
-		"a damaged archive": {func(r *runtimeapi.RestorePodRequest) { r.CheckpointPath = damaged }, codes.InvalidArgument, "damaged"},
-		"unknown handler":   {func(r *runtimeapi.RestorePodRequest) { r.RuntimeHandler = "none" }, codes.NotFound, `"none"`},
-		"an option":         {func(r *runtimeapi.RestorePodRequest) { r.Options = map[string]string{"fast": ""} }, codes.InvalidArgument, `"fast"`},
-		"no configs":        {func(r *runtimeapi.RestorePodRequest) { r.ContainerConfigs = nil }, codes.InvalidArgument, "no container configs"},
-		"one too few":       {func(r *runtimeapi.RestorePodRequest) { r.ContainerConfigs = r.ContainerConfigs[:1] }, codes.InvalidArgument, `"reader"`},
-		"another name":      {func(r *runtimeapi.RestorePodRequest) { r.ContainerConfigs[1].Metadata.Name = "other" }, codes.InvalidArgument, `"other"`},
-		"a taken name":      {func(r *runtimeapi.RestorePodRequest) { r.Config.Metadata = d.config.Metadata }, codes.AlreadyExists, d.id},
-		"another command":   {func(r *runtimeapi.RestorePodRequest) { r.ContainerConfigs[1].Command = []string{"true"} }, codes.FailedPrecondition, "command"},
-		"another image":     {func(r *runtimeapi.RestorePodRequest) { r.ContainerConfigs[1].Image.Image = toolsImage }, codes.FailedPrecondition, "it is of image"},
-		"an absent image":   {func(r *runtimeapi.RestorePodRequest) { r.ContainerConfigs[1].Image.Image = "registry.test/mica/gone" }, codes.NotFound, "gone"},
+		"a relative path":          {func(r *runtimeapi.RestorePodRequest) { r.CheckpointPath = "x" }, codes.InvalidArgument, "not absolute"},
+		"no checkpoint":            {func(r *runtimeapi.RestorePodRequest) { r.CheckpointPath = "/none" }, codes.NotFound, "/none"},
+		"an unfinished checkpoint": {func(r *runtimeapi.RestorePodRequest) { r.CheckpointPath = unfinished }, codes.InvalidArgument, "unfinished one"},
+		"a damaged archive":        {func(r *runtimeapi.RestorePodRequest) { r.CheckpointPath = damaged }, codes.InvalidArgument, "damaged"},
+		"unknown handler":          {func(r *runtimeapi.RestorePodRequest) { r.RuntimeHandler = "none" }, codes.NotFound, `"none"`},
+		"an option":                {func(r *runtimeapi.RestorePodRequest) { r.Options = map[string]string{"fast": ""} }, codes.InvalidArgument, `"fast"`},
+		"no configs":               {func(r *runtimeapi.RestorePodRequest) { r.ContainerConfigs = nil }, codes.InvalidArgument, "no container configs"},
+		"one container too few":    {func(r *runtimeapi.RestorePodRequest) { r.ContainerConfigs = r.ContainerConfigs[:1] }, codes.InvalidArgument, `"reader"`},
+		"another name":             {func(r *runtimeapi.RestorePodRequest) { r.ContainerConfigs[1].Metadata.Name = "other" }, codes.InvalidArgument, `"other"`},
+		"a name in use":            {func(r *runtimeapi.RestorePodRequest) { r.Config.Metadata = d.config.Metadata }, codes.AlreadyExists, d.id},
+		"another command":          {func(r *runtimeapi.RestorePodRequest) { r.ContainerConfigs[1].Command = []string{"true"} }, codes.FailedPrecondition, "command"},
+		"another image":            {func(r *runtimeapi.RestorePodRequest) { r.ContainerConfigs[1].Image.Image = toolsImage }, codes.FailedPrecondition, "it is of image"},
+		"an absent image":          {func(r *runtimeapi.RestorePodRequest) { r.ContainerConfigs[1].Image.Image = "registry.test/mica/gone" }, codes.NotFound, "gone"},
 		"another environment": {func(r *runtimeapi.RestorePodRequest) {
 			r.ContainerConfigs[1].Envs = []*runtimeapi.KeyValue{{Key: "MODE", Value: []byte("fast")}}
 		}, codes.FailedPrecondition, `"MODE"`},
@@ -263,7 +263,7 @@ func TestRestorePodRefuses(t *testing.T) {
 			tc.change(request)
 			_, err := f.Runtime.RestorePod(f.ctx, request)
 			if status.Code(err) != tc.code || !strings.Contains(err.Error(), tc.says) {
-				t.Errorf("%v, want %s that says %q", err, tc.code, tc.says)
+				t.Errorf("%v, want %s with %q", err, tc.code, tc.says)
 			}
 			f.onlyPod(d.id)
 		})
@@ -276,23 +276,23 @@ func TestRestorePodRefuses(t *testing.T) {
 		short, cancel := context.WithTimeout(f.ctx, time.Second)
 		defer cancel()
 		if _, err := f.Runtime.RestorePod(short, f.restore(d, dir)); status.Code(err) != codes.DeadlineExceeded {
-			t.Errorf("restore beyond its deadline: %v", err)
+			t.Errorf("restore past its deadline: %v", err)
 		}
-		// The client has its answer before the server has ended.
-		f.eventually("nothing is left", func() bool {
+		// The client gets the error before the server has finished.
+		f.eventually("nothing is left of the restore", func() bool {
 			pods, err := f.Runtime.ListPodSandbox(f.ctx, nil)
 			f.no(err)
 			return len(pods) == 1
 		})
 	})
-	f.duoGoesOn(d)
+	f.duoContinues(d)
 }
 
-// onlyPod waits until the pod and its two containers are all that there is: a new daemon removes
-// half-made pods while it serves.
+// onlyPod waits until only the pod and its two containers exist: a new daemon removes incomplete
+// pods while it serves.
 func (f *fixture) onlyPod(id string) {
 	f.t.Helper()
-	f.eventually("only the first pod is there, with two containers", func() bool {
+	f.eventually("only the first pod exists, with two containers", func() bool {
 		pods, err := f.Runtime.ListPodSandbox(f.ctx, nil)
 		f.no(err)
 		containers, err := f.Runtime.ListContainers(f.ctx, nil)
@@ -301,7 +301,7 @@ func (f *fixture) onlyPod(id string) {
 	})
 }
 
-// A CRIU that hangs keeps no container of the pod beyond the caller's deadline.
+// A hanging CRIU stops no container of the pod for longer than the caller's deadline.
 func TestCheckpointPodTimeout(t *testing.T) {
 	needRuntimeWithCriu(t)
 	hangs := fakeCriu(t, `case $1 in --version) echo "Version: 4.1" ;; check) ;; *) while kill -0 $PPID; do sleep 0.1; done ;; esac`)
@@ -311,14 +311,14 @@ func TestCheckpointPodTimeout(t *testing.T) {
 	short, cancel := context.WithTimeout(f.ctx, time.Second)
 	defer cancel()
 	if err := f.Runtime.CheckpointPod(short, d.checkpoint(dir)); status.Code(err) != codes.DeadlineExceeded {
-		t.Errorf("a CRIU that hangs: %v", err)
+		t.Errorf("checkpoint with a hanging CRIU: %v", err)
 	}
-	f.duoGoesOn(d)
+	f.duoContinues(d)
 	f.eventually("the directory is empty", func() bool { return len(content(t, dir)) == 0 })
 }
 
-// The daemon dies in the middle of a pod's checkpoint or restore: the pod goes
-// on, the directory is empty, and nothing of the new pod is there.
+// The daemon dies during the checkpoint or the restore of a pod. The pod continues to run, the
+// directory is empty, and nothing of the new pod exists.
 func TestPodCheckpointSurvivesKills(t *testing.T) {
 	f := startCriu(t)
 	d := f.runDuo(runtimeapi.NamespaceMode_CONTAINER)
@@ -326,26 +326,26 @@ func TestPodCheckpointSurvivesKills(t *testing.T) {
 	for _, point := range []string{"checkpoint-frozen", "checkpoint-pod-captured", "checkpoint-written"} {
 		f.restartWith(point)
 		if err := f.Runtime.CheckpointPod(f.ctx, d.checkpoint(dir)); err == nil || !f.died() {
-			t.Fatalf("the daemon passed %s: %v", point, err)
+			t.Fatalf("the daemon survived fail point %s: %v", point, err)
 		}
 		f.no(f.Kill())
 		f.restartWith("")
-		f.duoGoesOn(d)
+		f.duoContinues(d)
 		only(t, dir)
 	}
 	f.no(f.Runtime.CheckpointPod(f.ctx, d.checkpoint(dir)))
 	for _, point := range []string{"restore-pod-made", "restore-unpacked", "restore-pod-created"} {
 		f.restartWith(point)
 		if _, err := f.Runtime.RestorePod(f.ctx, f.restore(d, dir)); err == nil || !f.died() {
-			t.Fatalf("the daemon passed %s: %v", point, err)
+			t.Fatalf("the daemon survived fail point %s: %v", point, err)
 		}
 		f.no(f.Kill())
 		f.restartWith("")
 		f.onlyPod(d.id)
-		f.duoGoesOn(d)
+		f.duoContinues(d)
 	}
 	f.restoredDuo(d, dir)
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
-		t.Error("the checkpoint is gone")
+		t.Error("the checkpoint was removed")
 	}
 }

@@ -23,10 +23,10 @@ import (
 	"github.com/micarun/mica/e2e/node"
 )
 
-// counting prints numbers, and ends with 7 when it is asked to.
+// counting prints numbers, and exits with 7 at SIGTERM.
 const counting = `trap 'exit 7' TERM; i=0; while :; do echo $i; i=$((i+1)); sleep 0.02; done`
 
-// startCriu is start for tests that need a CRIU that works.
+// startCriu is start for tests that need a working CRIU.
 func startCriu(t *testing.T) *fixture {
 	t.Helper()
 	f := start(t)
@@ -38,12 +38,12 @@ func (f *fixture) needCriu() {
 	f.t.Helper()
 	needRuntimeWithCriu(f.t)
 	if shared.criu == "" {
-		f.t.Skip("no CRIU that works with this kernel; e2e/install-criu looks for one")
+		f.t.Skip("no CRIU works with this kernel; e2e/install-criu tries to install one")
 	}
 }
 
-// needRuntimeWithCriu skips the test where the OCI runtime that is tested with
-// was built without support for CRIU.
+// needRuntimeWithCriu skips the test if the OCI runtime under test was built without support for
+// CRIU.
 func needRuntimeWithCriu(t *testing.T) {
 	t.Helper()
 	if !runtimeHasCriu(t) {
@@ -70,13 +70,13 @@ func (f *fixture) checkpoint(id, location string) {
 	}
 }
 
-// counted reads the numbers in a container's log so far, which must follow each
-// other, and returns how many there are.
+// counted returns how many numbers a container's log has so far. It fails the test unless each is
+// one more than the number before.
 func (f *fixture) counted(p pod, config *runtimeapi.ContainerConfig) int {
 	f.t.Helper()
 	lines := f.log(p, config)
 	for i, line := range lines {
-		// A terminal ends lines in its own way.
+		// A terminal ends lines with carriage return and newline.
 		if got := strings.TrimSuffix(line.text, "\r"); got != strconv.Itoa(i) {
 			f.t.Fatalf("line %d of the log of %s is %q", i, config.Metadata.Name, got)
 		}
@@ -87,10 +87,10 @@ func (f *fixture) counted(p pod, config *runtimeapi.ContainerConfig) int {
 func (f *fixture) countsOn(p pod, config *runtimeapi.ContainerConfig) {
 	f.t.Helper()
 	before := f.counted(p, config)
-	f.eventually(config.Metadata.Name+" goes on", func() bool { return f.counted(p, config) > before+1 })
+	f.eventually(config.Metadata.Name+" prints further numbers", func() bool { return f.counted(p, config) > before+1 })
 }
 
-// names lists a tar file.
+// names returns the names of a tar file's entries.
 func names(t *testing.T, path string) []string {
 	t.Helper()
 	file, err := os.Open(path)
@@ -111,7 +111,7 @@ func names(t *testing.T, path string) []string {
 	}
 }
 
-// only fails the test if a directory holds anything but the names.
+// only fails the test if a directory contains anything but the names.
 func only(t *testing.T, dir string, want ...string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -125,9 +125,9 @@ func only(t *testing.T, dir string, want ...string) {
 	}
 }
 
-// A container is checkpointed, keeps running and is removed with its pod. Restored in
-// another pod it continues from the checkpoint: no number is missing or duplicated,
-// its files and shared memory are unchanged, and it exits with its own code.
+// A container is checkpointed, keeps running and is removed with its pod. Restored in another pod,
+// it continues from the checkpoint: no number is missing or duplicated, its files and shared memory
+// are unchanged, and its exit code is its own.
 func TestCheckpointAndRestore(t *testing.T) {
 	for name, change := range map[string]func(*runtimeapi.ContainerConfig){
 		"plain":    func(*runtimeapi.ContainerConfig) {},
@@ -155,8 +155,8 @@ func TestCheckpointAndRestore(t *testing.T) {
 	}
 }
 
-// canSeeLimits says whether this process, and so CRIU, may read the resource
-// limits of another user's processes, as machines allow but not every sandbox.
+// canSeeLimits reports whether this process, and so CRIU, may read the resource limits of another
+// user's processes. Machines allow it, some sandboxes do not.
 func canSeeLimits(t *testing.T) bool {
 	t.Helper()
 	held, err := capability.NewPid2(0)
@@ -187,7 +187,7 @@ func (f *fixture) roundTrip(config *runtimeapi.ContainerConfig) {
 	found := names(t, location)
 	for _, want := range []string{"config.dump", "spec.dump", "checkpoint/inventory.img", "rootfs-diff.tar", "devshm-checkpoint.tar", "container.log", "dump.log", "stats-dump"} {
 		if !slices.Contains(found, want) {
-			t.Errorf("the archive has no %s but %q", want, found)
+			t.Errorf("the archive lacks %s; it has %q", want, found)
 		}
 	}
 	f.no(f.RemovePod(f.ctx, p.id))
@@ -207,19 +207,19 @@ func (f *fixture) roundTrip(config *runtimeapi.ContainerConfig) {
 		t.Errorf("exec before the start: %v", err)
 	}
 	f.no(f.Runtime.StartContainer(f.ctx, restored))
-	f.eventually("the numbers go on", func() bool { return f.counted(next, again) > before+3 })
+	f.eventually("the container prints further numbers", func() bool { return f.counted(next, again) > before+3 })
 	f.wantRestored(restored)
 	f.no(f.Runtime.StopContainer(f.ctx, restored, 20))
 	if got := f.status(restored); got.ExitCode != 7 {
-		t.Errorf("exit code is %d, want that of the trap", got.ExitCode)
+		t.Errorf("exit code is %d, want the trap's exit code", got.ExitCode)
 	}
 	if _, err := os.Stat(filepath.Join(f.Data, "cri", "containers", restored, "checkpoint")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the unpacked checkpoint is kept: %v", err)
+		t.Errorf("the unpacked checkpoint remains: %v", err)
 	}
 }
 
-// wantRestored looks for what dirty has done, in the files and in what an exec
-// takes from the checkpointed process.
+// wantRestored checks the files that dirty wrote, and what an exec sees of the checkpointed
+// process.
 func (f *fixture) wantRestored(id string) {
 	f.t.Helper()
 	script := `cat /dev/shm/data /tmp/link/b/file; stat -c %h /tmp/second; [ -p /tmp/fifo ] && echo fifo; tr '\0' ' ' </proc/1/cmdline`
@@ -232,7 +232,7 @@ func (f *fixture) wantRestored(id string) {
 	}
 }
 
-// A checkpoint is a whole file or none, wherever it is asked for.
+// A checkpoint location has a complete archive or none, whatever the path was before.
 func TestCheckpointLocations(t *testing.T) {
 	f := startCriu(t)
 	p := f.runPod(f.podConfig())
@@ -259,14 +259,14 @@ func TestCheckpointLocations(t *testing.T) {
 	for id, want := range map[string]codes.Code{"none": codes.NotFound, created: codes.FailedPrecondition} {
 		err := f.Runtime.CheckpointContainer(f.ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: id, Location: dir + "/x.tar"})
 		if status.Code(err) != want {
-			t.Errorf("checkpoint of %s: %v", id, err)
+			t.Errorf("checkpoint of container %s: %v", id, err)
 		}
 	}
 	only(t, dir, "old.tar", "link")
 	f.countsOn(p, config)
 }
 
-// fakeCriu makes a program that stands in for a CRIU.
+// fakeCriu writes a shell script that replaces CRIU.
 func fakeCriu(t *testing.T, script string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "criu")
@@ -276,14 +276,14 @@ func fakeCriu(t *testing.T, script string) string {
 	return path
 }
 
-// Where there is no CRIU, or none that works, or an OCI runtime that knows of
-// none, the calls are refused with the reason, and nothing happens.
+// Without a CRIU, with one that does not work, or with an OCI runtime that does not support it, the
+// calls are rejected with the reason and change nothing.
 func TestCheckpointRefused(t *testing.T) {
 	for name, tc := range map[string]struct{ criu, says string }{
-		"absent":      {"/none/criu", "find CRIU"},
-		"old":         {fakeCriu(t, `echo "Version: 3.11"`), `CRIU "3.11", and 3.16 or newer is needed`},
-		"not for us":  {fakeCriu(t, `[ "$1" = --version ] && echo "Version: 3.17.1" && exit; echo "Error (criu/vdso.c:381): vdso: Unexpected rt vDSO area bounds" >&2; exit 1`), "CRIU 3.17.1 does not work with this kernel: criu check: vdso: Unexpected rt vDSO area bounds"},
-		"of no words": {fakeCriu(t, "exit 1"), "read version of"},
+		"absent":             {"/none/criu", "find CRIU"},
+		"old":                {fakeCriu(t, `echo "Version: 3.11"`), `CRIU "3.11", and 3.16 or newer is needed`},
+		"unsupported kernel": {fakeCriu(t, `[ "$1" = --version ] && echo "Version: 3.17.1" && exit; echo "Error (criu/vdso.c:381): vdso: Unexpected rt vDSO area bounds" >&2; exit 1`), "CRIU 3.17.1 does not work with this kernel: criu check: vdso: Unexpected rt vDSO area bounds"},
+		"no output":          {fakeCriu(t, "exit 1"), "read version of"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if !runtimeHasCriu(t) {
@@ -299,7 +299,7 @@ func TestCheckpointRefused(t *testing.T) {
 			refused := func(what string, err error) {
 				t.Helper()
 				if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), tc.says) {
-					t.Errorf("%s: %v, want a failed precondition that says %q", what, err, tc.says)
+					t.Errorf("%s: %v, want FailedPrecondition with %q", what, err, tc.says)
 				}
 			}
 			refused("checkpoint", f.Runtime.CheckpointContainer(f.ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: id, Location: archive}))
@@ -316,7 +316,8 @@ func TestCheckpointRefused(t *testing.T) {
 	}
 }
 
-// If CRIU hangs, the checkpoint fails at the request's time-out, and the container keeps running.
+// If CRIU hangs, the checkpoint fails at the request's time-out, and the container continues to
+// run.
 func TestCheckpointTimeout(t *testing.T) {
 	needRuntimeWithCriu(t)
 	hangs := fakeCriu(t, `case $1 in --version) echo "Version: 4.1" ;; check) ;; *) while kill -0 $PPID; do sleep 0.1; done ;; esac`)
@@ -328,14 +329,14 @@ func TestCheckpointTimeout(t *testing.T) {
 	request := &runtimeapi.CheckpointContainerRequest{ContainerId: id, Location: filepath.Join(dir, "x.tar"), Timeout: 1}
 	client := runtimeapi.NewRuntimeServiceClient(f.connect())
 	if _, err := client.CheckpointContainer(f.ctx, request); status.Code(err) != codes.DeadlineExceeded {
-		t.Errorf("a CRIU that hangs: %v", err)
+		t.Errorf("checkpoint with a hanging CRIU: %v", err)
 	}
 	f.countsOn(p, config)
 	request.Timeout = 100
 	short, cancel := context.WithTimeout(f.ctx, time.Second)
 	defer cancel()
 	if _, err := client.CheckpointContainer(short, request); status.Code(err) != codes.DeadlineExceeded {
-		t.Errorf("a caller that gives up: %v", err)
+		t.Errorf("cancelled checkpoint: %v", err)
 	}
 	f.countsOn(p, config)
 	only(t, dir)

@@ -18,10 +18,9 @@ import (
 	"github.com/micarun/mica/internal/failpoint"
 )
 
-// TestCrashAtEveryFailPoint kills the daemon at each fail point of the source
-// in turn, in the middle of a pull or of a pod's life. Property: the next
-// daemon starts, the check finds nothing, a whole life passes, and once the
-// pods and images are removed nothing is left.
+// TestCrashAtEveryFailPoint kills the daemon at each fail point in the source, one after the other,
+// during a pull or an operation on a pod. Property: the next daemon starts, the check finds
+// nothing, the same operations succeed, and nothing is left once pods and images are removed.
 func TestCrashAtEveryFailPoint(t *testing.T) {
 	points := failPoints(t)
 	if len(points) < 20 {
@@ -37,15 +36,15 @@ func TestCrashAtEveryFailPoint(t *testing.T) {
 			}
 			f.no(f.StopDaemon())
 			if strings.HasPrefix(point, "overlay.sweep.") {
-				// Passed only where an earlier daemon has left a draft.
+				// This fail point is reached only if an earlier daemon left a draft.
 				f.no(os.MkdirAll(filepath.Join(f.Data, "overlay2", strings.Repeat("ab", 32), "diff", "etc"), 0o755))
 			}
 			f.Env = append(f.Env, failpoint.Variable+"="+point+"=kill")
 			if _, err := f.StartDaemon(f.ctx); err == nil {
-				// The error is of the call that the daemon died in.
+				// The error comes from the call during which the daemon died.
 				err := live()
 				if !f.died() {
-					t.Fatalf("the daemon passed no fail point %s: %v", point, err)
+					t.Fatalf("the daemon did not reach fail point %s: %v", point, err)
 				}
 			}
 			f.no(f.Kill())
@@ -86,8 +85,8 @@ func failPoints(t *testing.T) []string {
 	return slices.Compact(names)
 }
 
-// life goes once through everything that a pod, a container and an image can
-// live through, and returns the first error.
+// life runs a pod, a container and an image through all their operations. It returns the first
+// error.
 func (f *fixture) life() error {
 	image := &runtimeapi.ImageSpec{Image: busyboxImage}
 	if _, err := f.Images.PullImage(f.ctx, image, nil, nil); err != nil {
@@ -116,7 +115,7 @@ func (f *fixture) life() error {
 	return nil
 }
 
-// twoLives is the life of a container that goes on in another one.
+// twoLives checkpoints a container and restores it as another one.
 func (f *fixture) twoLives() error {
 	if _, err := f.Images.PullImage(f.ctx, &runtimeapi.ImageSpec{Image: busyboxImage}, nil, nil); err != nil {
 		return err
@@ -151,7 +150,7 @@ func (f *fixture) twoLives() error {
 	return nil
 }
 
-// twoPodLives is the life of a pod that goes on in another one.
+// twoPodLives checkpoints a pod and restores it as another one.
 func (f *fixture) twoPodLives() error {
 	config := f.podConfig()
 	p, err := f.Runtime.RunPodSandbox(f.ctx, config, "")
@@ -184,7 +183,7 @@ func (f *fixture) twoPodLives() error {
 	return nil
 }
 
-// died says whether the daemon's process is gone.
+// died reports whether the daemon's process has ended.
 func (f *fixture) died() bool {
 	f.t.Helper()
 	gone := false

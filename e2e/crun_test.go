@@ -11,12 +11,11 @@ import (
 	"github.com/micarun/mica/internal/testcgroup"
 )
 
-// TestWithCrun runs the tests that ask most of an OCI runtime with crun, where
-// the host's cgroups keep nodes from using it. `make test RUNTIME=crun` runs all
-// of them so.
+// TestWithCrun runs the tests that use most features of an OCI runtime with crun, on hosts whose
+// cgroups prevent nodes from using it. `make test RUNTIME=crun` runs all tests this way.
 func TestWithCrun(t *testing.T) {
 	if os.Getenv(runtimeEnv) != "" || !testcgroup.Hybrid() {
-		t.Skip("the tests use what they should")
+		t.Skip("the tests already use the OCI runtime of their node")
 	}
 	tests := []string{
 		"TestUserNamespace", "TestUserNamespaceVolumes", "TestMounts", "TestResources", "TestOOMKilled", "TestSecurityContext",

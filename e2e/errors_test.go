@@ -14,8 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// refusal is a wrong request with the code and a part of the message that it
-// must be refused with.
+// refusal is an invalid request with the expected code and part of the expected message.
 type refusal struct {
 	name string
 	call func(*requests) error
@@ -23,21 +22,21 @@ type refusal struct {
 	text string
 }
 
-// requests sends requests as they are: cri-client refuses some itself.
+// requests sends requests unchanged; cri-client rejects some invalid ones itself.
 type requests struct {
 	ctx     context.Context
 	runtime runtimeapi.RuntimeServiceClient
 	images  runtimeapi.ImageServiceClient
 	f       *fixture
-	pod     pod    // ready
-	stopped string // a pod
-	running string // a container of pod, as are the next two
+	pod     pod    // a ready pod
+	stopped string // a stopped pod
+	running string // containers of pod, in the states of their names
 	created string
 	exited  string
-	taken   *runtimeapi.ContainerConfig // of running
+	taken   *runtimeapi.ContainerConfig // config of running
 }
 
-// connect is for requests as they are, which the kubelet's client may change.
+// connect makes clients for unchanged requests; the kubelet's client may change them.
 func (f *fixture) connect() *grpc.ClientConn {
 	f.t.Helper()
 	conn, err := grpc.NewClient("unix://"+f.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -58,14 +57,14 @@ func newRequests(f *fixture) *requests {
 	r.created = f.create(r.pod, f.containerConfig(busyboxImage, "true"))
 	r.exited = f.start(r.pod, f.containerConfig(busyboxImage, "true"))
 	f.await(r.exited)
-	f.eventually("what the exited container held is given back", func() bool {
+	f.eventually("the exited container's resources are released", func() bool {
 		_, err := os.Stat(filepath.Join(f.State, "containers", r.exited))
 		return os.IsNotExist(err)
 	})
 	return r
 }
 
-// runPod asks for a pod whose config spoil has changed.
+// runPod requests a pod whose config was changed by spoil.
 func runPod(spoil func(*runtimeapi.PodSandboxConfig)) func(*requests) error {
 	return func(r *requests) error {
 		config := r.f.podConfig()
@@ -75,7 +74,7 @@ func runPod(spoil func(*runtimeapi.PodSandboxConfig)) func(*requests) error {
 	}
 }
 
-// createContainer asks for a container whose config spoil has changed.
+// createContainer requests a container whose config was changed by spoil.
 func createContainer(spoil func(*runtimeapi.ContainerConfig)) func(*requests) error {
 	return func(r *requests) error {
 		config := r.f.containerConfig(busyboxImage, "true")
@@ -102,7 +101,7 @@ func podRefusals() []refusal {
 		{"RunPodSandbox: no metadata", runPod(func(c *config) { c.Metadata = nil }), codes.InvalidArgument, "metadata"},
 		{"RunPodSandbox: no name", runPod(func(c *config) { c.Metadata.Name = "" }), codes.InvalidArgument, "name"},
 		{"RunPodSandbox: long host name", runPod(func(c *config) { c.Hostname = strings.Repeat("h", 200) }), codes.InvalidArgument, "hostname"},
-		{"RunPodSandbox: name taken", func(r *requests) error {
+		{"RunPodSandbox: name in use", func(r *requests) error {
 			config := r.f.podConfig()
 			config.Metadata = r.pod.config.Metadata
 			_, err := r.runtime.RunPodSandbox(r.ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
@@ -112,17 +111,17 @@ func podRefusals() []refusal {
 			_, err := r.runtime.RunPodSandbox(r.ctx, &runtimeapi.RunPodSandboxRequest{Config: r.f.podConfig(), RuntimeHandler: "no-such"})
 			return err
 		}, codes.NotFound, `handler "no-such"`},
-		{"RunPodSandbox: cgroup parent up", runPod(func(c *config) { c.Linux.CgroupParent = "/../../etc" }), codes.InvalidArgument, "cgroup"},
-		{"RunPodSandbox: sysctl of the node", runPod(func(c *config) { c.Linux.Sysctls = map[string]string{"kernel.panic": "1"} }), codes.InvalidArgument, "kernel.panic"},
+		{"RunPodSandbox: cgroup parent with ..", runPod(func(c *config) { c.Linux.CgroupParent = "/../../etc" }), codes.InvalidArgument, "cgroup"},
+		{"RunPodSandbox: sysctl of the host", runPod(func(c *config) { c.Linux.Sysctls = map[string]string{"kernel.panic": "1"} }), codes.InvalidArgument, "kernel.panic"},
 		{"RunPodSandbox: unknown sysctl", runPod(func(c *config) { c.Linux.Sysctls = map[string]string{"net.no.such": "1"} }), codes.FailedPrecondition, "net/no/such"},
 		{"RunPodSandbox: target PID namespace", runPod(func(c *config) {
 			c.Linux.SecurityContext = &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_TARGET}}
 		}), codes.InvalidArgument, "TARGET"},
 		{"RunPodSandbox: user namespace without mappings", runPod(userns(&runtimeapi.UserNamespace{})), codes.InvalidArgument, "mapping of ID 0"},
-		{"RunPodSandbox: user namespace of the node with mappings", runPod(userns(&runtimeapi.UserNamespace{
+		{"RunPodSandbox: user namespace of the host with mappings", runPod(userns(&runtimeapi.UserNamespace{
 			Mode: runtimeapi.NamespaceMode_NODE, Uids: userNamespace().Uids, Gids: userNamespace().Gids,
 		})), codes.InvalidArgument, "NODE with mappings"},
-		{"RunPodSandbox: user namespace of mappings that overlap", runPod(userns(&runtimeapi.UserNamespace{
+		{"RunPodSandbox: user namespace with overlapping mappings", runPod(userns(&runtimeapi.UserNamespace{
 			Uids: append(userNamespace().Uids, &runtimeapi.IDMapping{ContainerId: 7, HostId: 7, Length: 1}), Gids: userNamespace().Gids,
 		})), codes.InvalidArgument, "overlap"},
 		{"PodSandboxStatus: unknown", func(r *requests) error {
@@ -179,24 +178,24 @@ func creationRefusals() []refusal {
 		{"nil config", in(ready, func(_ *requests, q *runtimeapi.CreateContainerRequest) { q.Config = nil }), codes.InvalidArgument, "create container"},
 		{"unknown pod", in(func(*requests) string { return unknownID }, nothing), codes.NotFound, unknownID},
 		{"stopped pod", in(func(r *requests) string { return r.stopped }, nothing), codes.FailedPrecondition, "notready"},
-		{"name taken", in(ready, func(r *requests, q *runtimeapi.CreateContainerRequest) { q.Config = r.taken }), codes.AlreadyExists, "running"},
+		{"name in use", in(ready, func(r *requests, q *runtimeapi.CreateContainerRequest) { q.Config = r.taken }), codes.AlreadyExists, "running"},
 		{"no metadata", createContainer(func(c *config) { c.Metadata = nil }), codes.InvalidArgument, "metadata"},
 		{"no image", createContainer(func(c *config) { c.Image = nil }), codes.InvalidArgument, "image"},
 		{"missing image", createContainer(func(c *config) { c.Image.Image = "registry.test/never:pulled" }), codes.NotFound, "registry.test/never:pulled"},
 		{"unknown user", createContainer(func(c *config) { security(c).RunAsUsername = "nobody-here" }), codes.InvalidArgument, "nobody-here"},
-		{"user twice", createContainer(func(c *config) {
+		{"user as ID and name", createContainer(func(c *config) {
 			security(c).RunAsUsername, security(c).RunAsUser = "root", &runtimeapi.Int64Value{Value: 1}
 		}), codes.InvalidArgument, "run_as_user"},
 		{"group without user", createContainer(func(c *config) { security(c).RunAsGroup = &runtimeapi.Int64Value{Value: 7} }), codes.InvalidArgument, "run_as_group"},
 		{"unknown capability", createContainer(func(c *config) {
 			security(c).Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"NO_SUCH"}}
 		}), codes.InvalidArgument, "NO_SUCH"},
-		{"privileged in a pod that is not", createContainer(func(c *config) { security(c).Privileged = true }), codes.InvalidArgument, "privileged"},
-		{"log path up", createContainer(func(c *config) { c.LogPath = "../../../etc/escaped.log" }), codes.InvalidArgument, "log path"},
+		{"privileged in an unprivileged pod", createContainer(func(c *config) { security(c).Privileged = true }), codes.InvalidArgument, "privileged"},
+		{"log path with ..", createContainer(func(c *config) { c.LogPath = "../../../etc/escaped.log" }), codes.InvalidArgument, "log path"},
 		{"relative container path", createContainer(mount(&runtimeapi.Mount{ContainerPath: "x", HostPath: "/tmp"})), codes.InvalidArgument, "container path"},
 		{"relative mount source", createContainer(mount(&runtimeapi.Mount{ContainerPath: "/x", HostPath: "tmp"})), codes.InvalidArgument, "host path"},
 		{"mount source below a file", createContainer(mount(&runtimeapi.Mount{ContainerPath: "/x", HostPath: "/etc/passwd/x"})), codes.FailedPrecondition, "/etc/passwd/x"},
-		{"mount of two sources", createContainer(mount(&runtimeapi.Mount{ContainerPath: "/x", HostPath: "/tmp", Image: &runtimeapi.ImageSpec{Image: busyboxImage}})), codes.InvalidArgument, "exclude"},
+		{"mount with two sources", createContainer(mount(&runtimeapi.Mount{ContainerPath: "/x", HostPath: "/tmp", Image: &runtimeapi.ImageSpec{Image: busyboxImage}})), codes.InvalidArgument, "exclude"},
 		{"mount of a missing image", createContainer(mount(&runtimeapi.Mount{ContainerPath: "/x", Readonly: true, Image: &runtimeapi.ImageSpec{Image: "registry.test/never:pulled"}})), codes.Unknown, "ImageVolumeMountFailed"},
 		{"unknown mount option", createContainer(mount(&runtimeapi.Mount{ContainerPath: "/x", HostPath: "/tmp", MountOptions: []string{"no-such"}})), codes.InvalidArgument, "no-such"},
 		{"absent seccomp profile", createContainer(func(c *config) {
@@ -211,7 +210,7 @@ func creationRefusals() []refusal {
 		{"absent device", createContainer(func(c *config) {
 			c.Devices = []*runtimeapi.Device{{HostPath: "/dev/no-such", ContainerPath: "/dev/x"}}
 		}), codes.FailedPrecondition, "/dev/no-such"},
-		{"user namespace that the pod has not", createContainer(func(c *config) {
+		{"user namespace that the pod does not have", createContainer(func(c *config) {
 			security(c).NamespaceOptions.UsernsOptions = userNamespace()
 		}), codes.InvalidArgument, "user namespace"},
 		{"unknown PID target", createContainer(func(c *config) {
@@ -298,7 +297,7 @@ func containerRefusals() []refusal {
 			_, err := r.runtime.CheckpointContainer(r.ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: r.created, Location: "/tmp/x.tar"})
 			return err
 		}, codes.FailedPrecondition, "created"},
-		{"CreateContainer: archive that is not there", func(r *requests) error {
+		{"CreateContainer: missing archive", func(r *requests) error {
 			_, err := r.runtime.CreateContainer(r.ctx, &runtimeapi.CreateContainerRequest{
 				PodSandboxId: r.pod.id, Config: r.f.containerConfig("/none/x.tar"), SandboxConfig: r.pod.config,
 			})
@@ -333,9 +332,9 @@ func imageRefusals() []refusal {
 	}
 }
 
-// Every wrong request is refused with a code that says whose fault it is and a
-// message that names what is wrong, and leaves nothing behind. (What must
-// succeed although its object is unknown is in other tests.)
+// Every invalid request is rejected with a code that distinguishes the client's errors from the
+// node's, and with a message that names the invalid part. It leaves nothing behind. (Requests that
+// must succeed for an unknown object have other tests.)
 func TestRefusals(t *testing.T) {
 	f := start(t)
 	r := newRequests(f)
@@ -346,7 +345,7 @@ func TestRefusals(t *testing.T) {
 			if got := status.Code(err); got != c.code {
 				t.Errorf("%s: code %v, want %v: %v", c.name, got, c.code, err)
 			} else if !strings.Contains(err.Error(), c.text) {
-				t.Errorf("%s: the message lacks %q: %v", c.name, c.text, err)
+				t.Errorf("%s: the message does not contain %q: %v", c.name, c.text, err)
 			}
 		}
 	}
@@ -355,7 +354,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// objects lists the records, bundles and layers of the node.
+// objects returns the node's records, bundles and layers.
 func (f *fixture) objects() string {
 	f.t.Helper()
 	var all []string

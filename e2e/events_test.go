@@ -22,8 +22,8 @@ import (
 	"github.com/micarun/mica/internal/admin"
 )
 
-// gatePlugin is a CNI plugin whose ADD waits for one line in a pipe, which is the
-// error that it fails with; "ok" is none.
+// gatePlugin is a CNI plugin whose ADD waits for one line in a pipe: the error to fail with, or
+// "ok".
 const gatePlugin = `#!/bin/sh
 case $CNI_COMMAND in
 VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["0.4.0","1.0.0"]}';;
@@ -36,8 +36,8 @@ ADD) read -r answer < %[1]s
 esac
 `
 
-// gatedNetwork makes a node whose pods wait for the test in their network. answer
-// lets one pod go on.
+// gatedNetwork makes a node whose pods wait for the test in their network plugin. answer lets one
+// pod continue.
 func gatedNetwork(t *testing.T) (f *fixture, answer func(string)) {
 	t.Helper()
 	dir := t.TempDir()
@@ -61,14 +61,14 @@ func gatedNetwork(t *testing.T) (f *fixture, answer func(string)) {
 	})
 	return f, func(text string) {
 		t.Helper()
-		// Opening waits for the plugin.
+		// Opening the pipe waits until the plugin has opened it.
 		if err := os.WriteFile(pipe, []byte(text+"\n"), 0); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
-// history asks the node tool.
+// history returns the output of `mica events`.
 func (f *fixture) history(arguments ...string) []admin.Event {
 	f.t.Helper()
 	out, err := f.Mica(f.ctx, append([]string{"events", "--json"}, arguments...)...)
@@ -82,12 +82,12 @@ func (f *fixture) history(arguments ...string) []admin.Event {
 	return list
 }
 
-// The node tool shows why a pod is stuck, while it is stuck and afterwards.
+// `mica events` shows why a pod is stuck, while it is stuck and afterwards.
 func TestEventsNameTheStage(t *testing.T) {
 	f, answer := gatedNetwork(t)
 	config := f.podConfig()
 	name := config.GetMetadata().GetNamespace() + "/" + config.GetMetadata().GetName()
-	// Too impatient, as a kubelet whose time-out is over.
+	// The deadline is short, like a kubelet's after its time-out.
 	impatient, cancel := context.WithTimeout(f.ctx, 300*time.Millisecond)
 	defer cancel()
 	if _, err := f.Runtime.RunPodSandbox(impatient, config, ""); status.Code(err) != codes.DeadlineExceeded {
@@ -129,7 +129,7 @@ func TestEventsNameTheStage(t *testing.T) {
 	}
 }
 
-// follower is the node tool that follows events.
+// follower is a running `mica events --follow`.
 type follower struct {
 	lines *bufio.Scanner
 	cmd   *exec.Cmd
@@ -145,7 +145,7 @@ func (f *fixture) follow(arguments ...string) *follower {
 	return &follower{lines: bufio.NewScanner(out), cmd: cmd}
 }
 
-// await reads until a line has all the words.
+// await reads lines until one has all the words.
 func (w *follower) await(t *testing.T, words ...string) {
 	t.Helper()
 	for w.lines.Scan() {
@@ -157,8 +157,8 @@ func (w *follower) await(t *testing.T, words ...string) {
 	t.Fatalf("events end without %q", words)
 }
 
-// A follower gets all events of a pod, and ends when the daemon ends.
-func TestEventsOfALife(t *testing.T) {
+// A follower gets all events of a pod. It ends when the daemon ends.
+func TestEventsOfPodLifeCycle(t *testing.T) {
 	f := start(t)
 	w := f.follow()
 	p := f.runPod(f.podConfig())
@@ -174,13 +174,13 @@ func TestEventsOfALife(t *testing.T) {
 	for w.lines.Scan() {
 	}
 	if err := w.cmd.Wait(); err != nil {
-		t.Errorf("the end of the daemon ends the events with %v", err)
+		t.Errorf("when the daemon ends, mica events --follow exits with %v", err)
 	}
 	_, err := f.StartDaemon(f.ctx)
 	f.no(err)
 }
 
-// What the endpoint serves after a pod's life is what the reference names.
+// The metrics that the endpoint serves after a pod's life cycle are those in docs/operations.md.
 func TestMetricsAreDocumented(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())

@@ -18,32 +18,31 @@ import (
 	"github.com/micarun/mica/internal/testregistry"
 )
 
-// Images by the names that tests use. The registry is a name only: the node's
-// mirror serves them.
+// The tests' images. registry.test is only a name: the node's mirror serves the images.
 const (
 	busyboxImage = "registry.test/mica/busybox:latest"
 	toolsImage   = "registry.test/mica/tools:latest"
 	nginxImage   = "registry.test/mica/nginx:latest"
 )
 
-// cleanWait is how long what ends on its own may take to be gone: a link whose
-// namespace was dropped, the connection of a finished stream.
+// cleanWait bounds the wait for resources that end on their own: a link whose namespace was closed,
+// the connection of a finished stream.
 const cleanWait = 30 * time.Second
 
-// fixture is one test's node and registry.
+// fixture is the node and the registry of one test.
 type fixture struct {
 	*node.Node
 	t        *testing.T
-	ctx      context.Context // the test's own, as a test may keep one
+	ctx      context.Context // the test's
 	registry *testregistry.Registry
-	addr     string // of the registry
+	addr     string // the registry's
 	baseline node.Census
 	serial   atomic.Int32
 	logs     string // directory of container logs
 }
 
-// start starts a node for the test. When the test ends, pods and images are
-// removed through CRI, and nothing may be left.
+// start starts a node for the test. At the end of the test, it removes pods and images by CRI and
+// checks that nothing is left.
 func start(t *testing.T) *fixture {
 	t.Helper()
 	return startOn(t, func(*node.Options) {})
@@ -55,7 +54,7 @@ func startWith(t *testing.T, auth testregistry.Auth) *fixture {
 	return startNode(t, auth, func(*node.Options) {})
 }
 
-// startOn is start with other options.
+// startOn is startWith with other node options.
 func startOn(t *testing.T, change func(*node.Options)) *fixture {
 	t.Helper()
 	return startNode(t, testregistry.Auth{}, change)
@@ -93,7 +92,7 @@ func startNode(t *testing.T, auth testregistry.Auth, change func(*node.Options))
 	t.Cleanup(f.finish)
 	f.baseline, err = f.Settle(ctx)
 	f.no(err)
-	// What libraries open at their first use, once, and keep.
+	// Libraries open these once, at their first use.
 	f.baseline["daemon fd"] = append(f.baseline["daemon fd"], "/", "/sys/fs/cgroup")
 	return f
 }
@@ -118,7 +117,7 @@ func (f *fixture) finish() {
 	}
 }
 
-// checkClean empties the node and fails the test if anything is left.
+// checkClean removes all pods and images and fails the test if anything is left.
 func (f *fixture) checkClean(ctx context.Context) {
 	f.t.Helper()
 	if err := f.awaitCheck(ctx); err != nil {
@@ -138,7 +137,7 @@ func (f *fixture) checkClean(ctx context.Context) {
 		f.t.Errorf("leak: %s", leak)
 	}
 	if slices.ContainsFunc(leaks, func(leak string) bool { return strings.HasPrefix(leak, "goroutine") }) {
-		// Which one says the dump that the Go runtime writes to the daemon's log.
+		// The goroutine dump in the daemon's log shows which one.
 		stacks, err := f.DumpGoroutines()
 		f.no(err)
 		f.t.Logf("goroutines:\n%s", stacks)
@@ -149,8 +148,8 @@ func (f *fixture) checkClean(ctx context.Context) {
 	}
 }
 
-// awaitCheck waits until the node's check has nothing to say: what has just
-// ended may still be on its way out.
+// awaitCheck waits until the node's check finds nothing: resources may still be in the process of
+// being released.
 func (f *fixture) awaitCheck(ctx context.Context) error {
 	deadline := time.Now().Add(patience.Of(cleanWait))
 	for {
@@ -162,7 +161,7 @@ func (f *fixture) awaitCheck(ctx context.Context) error {
 	}
 }
 
-// no ends the test on an error.
+// no ends the test if err is not nil.
 func (f *fixture) no(err error) {
 	f.t.Helper()
 	if err != nil {
@@ -180,7 +179,7 @@ func (f *fixture) pull(image string) string {
 	return id
 }
 
-// podConfig returns the config of a new pod with a name of its own.
+// podConfig returns the config of a new pod with a unique name.
 func (f *fixture) podConfig() *runtimeapi.PodSandboxConfig {
 	name := fmt.Sprintf("pod%d", f.serial.Add(1))
 	return &runtimeapi.PodSandboxConfig{
@@ -216,7 +215,8 @@ func (f *fixture) containerConfig(image string, command ...string) *runtimeapi.C
 		Command:  command,
 		LogPath:  name + ".log",
 		Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
-			// As the kubelet says it of pods that do not share; absent options ask for the pod's.
+			// The kubelet sends this for pods without a shared PID namespace. Without options, the
+			// container would get the pod's namespace.
 			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
 		}},
 	}
@@ -241,7 +241,7 @@ func (f *fixture) start(p pod, config *runtimeapi.ContainerConfig) string {
 	return id
 }
 
-// output runs a container to its end and returns its log's text.
+// output runs a container, waits for its exit, and returns the text of its log.
 func (f *fixture) output(p pod, config *runtimeapi.ContainerConfig) string {
 	f.t.Helper()
 	f.await(f.start(p, config))
@@ -257,19 +257,19 @@ func (f *fixture) status(id string) *runtimeapi.ContainerStatus {
 	return response.Status
 }
 
-// await waits for the container's end.
+// await waits for the container's exit.
 func (f *fixture) await(id string) *runtimeapi.ContainerStatus {
 	f.t.Helper()
 	var status *runtimeapi.ContainerStatus
-	f.eventually("container ends", func() bool {
+	f.eventually("the container exits", func() bool {
 		status = f.status(id)
 		return status.State == runtimeapi.ContainerState_CONTAINER_EXITED
 	})
 	return status
 }
 
-// eventually waits until the condition holds, and ends the test if it does not
-// in a minute, or what that is on this machine.
+// eventually waits until the condition is true. It ends the test after a minute, or longer on a
+// slow machine.
 func (f *fixture) eventually(what string, condition func() bool) {
 	f.t.Helper()
 	wait := patience.Of(time.Minute)
@@ -309,8 +309,7 @@ type logLine struct {
 	text   string
 }
 
-// log reads a container's log file, and fails the test if a line is not in the
-// CRI format.
+// log reads a container's log file, and fails the test if a line is not in the CRI format.
 func (f *fixture) log(p pod, config *runtimeapi.ContainerConfig) []logLine {
 	f.t.Helper()
 	return f.logFile(filepath.Join(p.config.LogDirectory, config.LogPath))
@@ -337,7 +336,7 @@ func (f *fixture) logFile(path string) []logLine {
 	return lines
 }
 
-// text puts the pieces of log lines together.
+// text joins the pieces of log lines.
 func text(lines []logLine) string {
 	var b strings.Builder
 	for _, line := range lines {

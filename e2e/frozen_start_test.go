@@ -21,9 +21,9 @@ func (f *fixture) thaw(dir string) {
 	f.no(os.WriteFile(file, []byte(text), 0))
 }
 
-// A container that was frozen between its start and the record of it runs after the
-// daemon's next start; one that was frozen before its start does not.
-func TestFrozenContainersAreFoundAsTheyWere(t *testing.T) {
+// A container that was frozen after its start but before the daemon recorded it runs after the
+// daemon's restart. A container that was frozen before its start does not.
+func TestFrozenContainersAfterRestart(t *testing.T) {
 	f := start(t)
 	f.no(f.Kill())
 	f.Env = append(f.Env, failpoint.Variable+"=container-started=kill")
@@ -34,7 +34,7 @@ func TestFrozenContainersAreFoundAsTheyWere(t *testing.T) {
 	started := f.create(p, f.containerConfig(busyboxImage, "sleep", "1000"))
 	cgroups := []string{f.cgroupOf(waiting, "freezer"), f.cgroupOf(started, "freezer")}
 	if err := f.Runtime.StartContainer(f.ctx, started); err == nil {
-		t.Fatal("the daemon has not died in the start")
+		t.Fatal("the daemon did not die during the start")
 	}
 	f.no(f.Kill())
 	for _, dir := range cgroups {
@@ -56,7 +56,8 @@ func TestFrozenContainersAreFoundAsTheyWere(t *testing.T) {
 	f.no(f.Runtime.StartContainer(f.ctx, waiting))
 }
 
-// The OCI runtime would wait in a frozen cgroup until its time-out.
+// In a frozen pod, containers are neither created nor started: the OCI runtime would wait until its
+// time-out.
 func TestFrozenPodsRefuseContainers(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())

@@ -11,7 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// freezerFile is the file that freezes a cgroup, given its directory, and what is written to it.
+// freezerFile returns the file that freezes a cgroup, and the content to write to it.
 func freezerFile(dir string) (file, freeze string) {
 	file = filepath.Join(dir, "freezer.state")
 	if _, err := os.Stat(file); err == nil {
@@ -26,7 +26,7 @@ func (f *fixture) freeze(dir string) {
 	f.no(os.WriteFile(file, []byte(freeze), 0))
 }
 
-// A container is frozen, as by an operator or by an interrupted snapshot.
+// A container that an operator or an interrupted snapshot has frozen can be stopped.
 func TestFrozenContainersStop(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -44,17 +44,17 @@ func TestFrozenContainersStop(t *testing.T) {
 	}
 	f.no(f.Runtime.StopContainer(f.ctx, stopped, 1))
 	if st := f.status(stopped); st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.ExitCode != 137 {
-		t.Errorf("after its stop the frozen container is %s with exit code %d", st.State, st.ExitCode)
+		t.Errorf("after StopContainer the frozen container is %s with exit code %d", st.State, st.ExitCode)
 	}
 	f.no(f.Runtime.RemoveContainer(f.ctx, removed))
 	f.no(f.Runtime.StopContainer(f.ctx, outside, 0))
 	f.no(f.Runtime.StopPodSandbox(f.ctx, p.id))
 	if st := f.status(left); st.ExitCode != 137 {
-		t.Errorf("after its pod's stop the frozen container is %s with exit code %d", st.State, st.ExitCode)
+		t.Errorf("after StopPodSandbox the frozen container is %s with exit code %d", st.State, st.ExitCode)
 	}
 }
 
-// The pod's cgroup is frozen: one container is stopped and its neighbour stays frozen; then the pod
+// In a frozen pod cgroup, one container is stopped, and its neighbour remains frozen. Then the pod
 // is removed with the init of its PID namespace.
 func TestFrozenPodsStop(t *testing.T) {
 	f := start(t)
@@ -69,7 +69,7 @@ func TestFrozenPodsStop(t *testing.T) {
 	f.freeze(cgroup)
 	f.no(f.Runtime.StopContainer(f.ctx, mine, 0))
 	if st := f.status(mine); st.ExitCode != 137 {
-		t.Errorf("after its stop the container of a frozen pod is %s with exit code %d", st.State, st.ExitCode)
+		t.Errorf("after StopContainer the container of a frozen pod is %s with exit code %d", st.State, st.ExitCode)
 	}
 	if st := f.status(neighbour); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("the neighbour is %s", st.State)
@@ -83,7 +83,7 @@ func TestFrozenPodsStop(t *testing.T) {
 	f.no(f.Runtime.RemovePodSandbox(f.ctx, p.id))
 }
 
-// Calls on a frozen container end: its limits change or are refused, a command times out.
+// Calls on a frozen container return: new limits are set or rejected, and a command times out.
 func TestCallsOnFrozenContainersEnd(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -99,10 +99,10 @@ func TestCallsOnFrozenContainersEnd(t *testing.T) {
 	select {
 	case err := <-ended:
 		if err == nil {
-			t.Error("a command that was frozen ended well")
+			t.Error("ExecSync of a frozen command succeeded")
 		}
 	case <-time.After(30 * time.Second):
-		t.Fatal("a command does not end that was frozen before its time-out")
+		t.Fatal("ExecSync of a frozen command does not end at its time-out")
 	}
 	if _, _, err := f.Runtime.ExecSync(f.ctx, id, []string{"true"}, time.Second); err == nil {
 		t.Error("a command runs in a frozen container")
@@ -112,7 +112,7 @@ func TestCallsOnFrozenContainersEnd(t *testing.T) {
 	if err := f.Runtime.UpdateContainerResources(ctx, id, &runtimeapi.ContainerResources{
 		Linux: &runtimeapi.LinuxContainerResources{CpuShares: 512},
 	}); err != nil {
-		t.Errorf("change the limits of a frozen container: %v", err)
+		t.Errorf("update the limits of a frozen container: %v", err)
 	}
 	f.no(f.Runtime.StopContainer(f.ctx, id, 0))
 }

@@ -13,8 +13,8 @@ import (
 	"github.com/micarun/mica/e2e/node"
 )
 
-// What a container writes to files that the node gives it is bounded for the pod:
-// the state directory is a file system that the host needs.
+// The files that the node provides in a container have a size limit for the whole pod: they are on
+// the state directory's file system, which the host needs.
 func TestPodFilesCannotFillTheStateDirectory(t *testing.T) {
 	f := start(t)
 	for name, p := range map[string]pod{"pod": f.runPod(f.podConfig()), "pod with a user namespace": f.userPod()} {
@@ -27,7 +27,7 @@ func TestPodFilesCannotFillTheStateDirectory(t *testing.T) {
 		used := f.stateUsed()
 		var kib int
 		if out := f.output(p, config); !scan(out, &kib) || kib == 0 || kib > 2<<10 {
-			t.Errorf("%s: three files of the pod grew to (KiB): %q", name, out)
+			t.Errorf("%s: the pod's three files grew to (KiB): %q", name, out)
 		}
 		if grown := f.stateUsed() - used; grown > 1<<20 {
 			t.Errorf("%s: the state directory's file system has grown by %d bytes", name, grown)
@@ -40,8 +40,7 @@ func scan(text string, n *int) bool {
 	return err == nil
 }
 
-// stateUsed returns how many bytes the state directory takes of the file system
-// that it is on.
+// stateUsed returns how many bytes are used on the state directory's file system.
 func (f *fixture) stateUsed() int64 {
 	f.t.Helper()
 	var root unix.Stat_t
@@ -56,8 +55,8 @@ func (f *fixture) stateUsed() int64 {
 	return used
 }
 
-// The files under /etc keep their content over a daemon's restart, in containers
-// that are made later, too.
+// The files under /etc keep their content when the daemon restarts, also in containers created
+// later.
 func TestPodFilesSurviveRestart(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -68,12 +67,12 @@ func TestPodFilesSurviveRestart(t *testing.T) {
 	f.no(err)
 	second := f.containerConfig(busyboxImage, "cat", "/etc/hostname", "/etc/hosts")
 	if after := f.output(p, second); after != before || !strings.Contains(after, "10.9.8.7 added") {
-		t.Errorf("the files were\n%s\nand are\n%s", before, after)
+		t.Errorf("the files were\n%s\nbefore the restart and are\n%s", before, after)
 	}
 }
 
-// A pod that shares the log directory cannot make the node write its log to, or
-// read it from, a file that the pod chooses.
+// A pod that mounts its log directory cannot make the node write its log to, or read it from,
+// another file.
 func TestLogIsNotWrittenThroughLinks(t *testing.T) {
 	f := start(t)
 	config := f.podConfig()
@@ -93,17 +92,17 @@ func TestLogIsNotWrittenThroughLinks(t *testing.T) {
 			err = f.Runtime.StartContainer(f.ctx, id)
 		}
 		if err == nil {
-			t.Errorf("a container with the log %s was started", path)
+			t.Errorf("StartContainer succeeds with the log %s", path)
 		}
 	}
-	// A log that has become a link is not opened again.
+	// A log that the pod has replaced by a link is not reopened.
 	c := f.containerConfig(busyboxImage, "sleep", "600")
 	id := f.start(p, c)
 	path := filepath.Join(config.LogDirectory, c.LogPath)
 	f.no(os.Rename(path, path+".1"))
 	f.no(os.Symlink(victim, path))
 	if err := f.Runtime.ReopenContainerLog(f.ctx, id); err == nil {
-		t.Error("a link was opened as the log")
+		t.Error("ReopenContainerLog opened a link")
 	}
 	if got, err := os.ReadFile(victim); string(got) != "host\n" || err != nil {
 		t.Errorf("the file outside is %q, %v", got, err)
@@ -113,8 +112,8 @@ func TestLogIsNotWrittenThroughLinks(t *testing.T) {
 	}
 }
 
-// Whatever umask the daemon is started with, pods' files and directories have the
-// modes that images and users expect.
+// The files and directories of a pod have the modes that images and users expect, whatever the
+// daemon's umask is.
 func TestUmaskDoesNotReachContainers(t *testing.T) {
 	for _, umask := range []string{"077", "027"} {
 		t.Run(umask, func(t *testing.T) {
@@ -141,9 +140,9 @@ func TestUmaskDoesNotReachContainers(t *testing.T) {
 	}
 }
 
-// Process 1 of a shared PID namespace does not run from the program's file on the
-// host: containers of the pod can open its /proc/1/exe.
-func TestInitRunsFromNoHostFile(t *testing.T) {
+// Process 1 of a shared PID namespace does not run from the program's file on the host, because
+// containers of the pod can open /proc/1/exe.
+func TestInitRunsFromSealedCopy(t *testing.T) {
 	f := start(t)
 	keeper, err := f.KeeperPid()
 	f.no(err)
@@ -165,7 +164,7 @@ func TestInitRunsFromNoHostFile(t *testing.T) {
 			}
 		}
 		if inits == 0 {
-			t.Errorf("%s: no process 1 was found", name)
+			t.Errorf("%s: process 1 was not found", name)
 		}
 	}
 }

@@ -15,13 +15,12 @@ import (
 	"github.com/micarun/mica/internal/failpoint"
 )
 
-// nobody is an unprivileged user of the host; it has no groups.
+// nobody is an unprivileged user of the host without supplementary groups.
 const nobody = 65534
 
-// reachable returns those of the paths that a process of the host with this user
-// and group, and no other groups, can look at. That takes search permission on
-// every directory above the path. The directories that it can list as well are
-// marked with a trailing slash.
+// reachable returns the paths that a process of the host with this user and group, and no other
+// groups, can stat. That needs search permission on every directory above the path. Directories
+// that it can also list end with a slash.
 func reachable(t *testing.T, id uint32, paths []string) []string {
 	t.Helper()
 	cmd := exec.Command("/bin/sh", "-c", `while IFS= read -r p; do
@@ -39,7 +38,7 @@ func reachable(t *testing.T, id uint32, paths []string) []string {
 	return strings.Fields(string(out))
 }
 
-// below returns every path below the directories, which stand first.
+// below returns the directories and every path below them.
 func below(t *testing.T, dirs ...string) []string {
 	t.Helper()
 	var paths []string
@@ -58,7 +57,7 @@ func below(t *testing.T, dirs ...string) []string {
 	return paths
 }
 
-// refuse fails the test for every path that the user can reach and that is not allowed.
+// refuse fails the test for every path that the user can reach and that is not in allowed.
 func (f *fixture) refuse(who string, id uint32, paths []string, allowed ...string) {
 	f.t.Helper()
 	ok := map[string]bool{}
@@ -79,9 +78,9 @@ func (f *fixture) refuse(who string, id uint32, paths []string, allowed ...strin
 	}
 }
 
-// hostFilesPod runs what leaves files of every kind in the node's directories: an
-// image volume, image VOLUMEs, shared memory, an exec and a log. ids, if not 0,
-// is the user that is root in the pod's user namespace.
+// hostFilesPod runs a pod with every kind of file in the node's directories: an image volume, image
+// VOLUMEs, shared memory, an exec and a log. ids, if not 0, is the host user that is root in the
+// pod's user namespace.
 func (f *fixture) hostFilesPod(ids uint32) (pod, string) {
 	f.t.Helper()
 	f.pull(toolsImage)
@@ -100,9 +99,9 @@ func (f *fixture) hostFilesPod(ids uint32) (pod, string) {
 	return p, id
 }
 
-// Other users of the host cannot access setuid files of image volumes, shared memory,
-// writable layers, volumes, records, namespaces or sockets. They can only find out
-// whether an ID that they already know exists.
+// Other users of the host cannot access setuid files of image volumes, shared memory, writable
+// layers, volumes, records, namespaces or sockets. They can only find out whether an ID that they
+// already know exists.
 func TestHostUsersReachNothing(t *testing.T) {
 	f := start(t)
 	_, plain := f.hostFilesPod(0)
@@ -118,17 +117,17 @@ func TestHostUsersReachNothing(t *testing.T) {
 	}
 	paths := below(t, f.State, f.Data)
 	if len(paths) < 500 {
-		t.Errorf("%d paths are below the node's directories: the pods are not there", len(paths))
+		t.Errorf("%d paths are below the node's directories: the pods do not exist", len(paths))
 	}
 	f.refuse("an unprivileged user", nobody, paths, searched...)
 	f.refuse("root of another pod's user namespace", hostRoot+idCount, below(t, filepath.Join(containers, plain), filepath.Join(containers, mapped), filepath.Join(f.State, "pods")), searched...)
 }
 
-// The same for what a checkpoint leaves while it is being made.
+// The same applies to the files of a checkpoint in progress.
 func TestHostUsersReachNoCheckpoint(t *testing.T) {
 	f := start(t)
 	if shared.criu == "" {
-		t.Skip("no CRIU that works with this kernel")
+		t.Skip("no CRIU works with this kernel")
 	}
 	f.no(f.Kill())
 	f.Env = append(f.Env, failpoint.Variable+"=checkpoint-captured=kill")
@@ -136,7 +135,7 @@ func TestHostUsersReachNoCheckpoint(t *testing.T) {
 	f.no(err)
 	_, id := f.hostFilesPod(0)
 	if err := f.Runtime.CheckpointContainer(f.ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: id, Location: filepath.Join(t.TempDir(), "x.tar")}); err == nil {
-		t.Error("the daemon has not died in the checkpoint")
+		t.Error("the daemon did not die during the checkpoint")
 	}
 	paths := below(t, filepath.Join(f.Data, "cri", "checkpoints"))
 	if len(paths) < 5 {
@@ -149,8 +148,7 @@ func TestHostUsersReachNoCheckpoint(t *testing.T) {
 	f.no(err)
 }
 
-// A node whose directories have the modes of an older build is tightened at the
-// start, below pods that run on.
+// At its start, a node tightens directories with the modes of an older build, below running pods.
 func TestOldModesAreTightened(t *testing.T) {
 	f := start(t)
 	p, plain := f.hostFilesPod(0)

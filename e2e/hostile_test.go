@@ -24,32 +24,32 @@ import (
 	"github.com/micarun/mica/internal/testregistry"
 )
 
-// What no hostile input of 10 MB may exceed, in the daemon or in the keeper, from the pull to the load
-// at a restart. SPECIFICATION.md promises them.
+// No hostile input of 10 MB may exceed these limits, in daemon or keeper, from the pull to the load
+// at a restart. SPECIFICATION.md guarantees them.
 const (
 	hostileMemory    = 150 << 20
 	hostileProcessor = 10 * time.Second
 )
 
 // hostileEnv set to "all" runs every case; `make hostile` sets it. Any other text is a regular
-// expression of the cases to run.
+// expression for the cases to run.
 const hostileEnv = "MICA_E2E_HOSTILE"
 
-// hostileWait ends a call that does not come to an end.
+// hostileWait bounds a call that does not return.
 const hostileWait = 3 * time.Minute
 
-// limitNamed is what an error says that names a limit.
+// limitNamed matches an error that names a limit.
 var limitNamed = regexp.MustCompile(`(?i)\b(more|larger|longer|deeper|wider|above|over|exceed\w*|most|limit\w*|too (many|large|long|deep|big|small|short))\b`)
 
 // judge runs hostile inputs on one node and measures them.
 type judge struct {
 	*fixture
-	prefix string // of the images' names
+	prefix string // of the image names
 	pod    pod
 	table  strings.Builder
 }
 
-// cost is what a step took of the daemon and the keeper.
+// cost is what a step cost the daemon and the keeper.
 type cost struct {
 	memory, keeperMemory int64
 	processor            time.Duration
@@ -63,8 +63,9 @@ func (c cost) String() string {
 	return fmt.Sprintf("%4d MB %4d MB %6.2f s", c.memory>>20, c.keeperMemory>>20, c.processor.Seconds())
 }
 
-// TestHostileImages pulls images that attack one limit each, runs them and restarts the daemon with
-// them. Each is refused with the limit or works, within bounds of memory and processor time.
+// TestHostileImages pulls images that each attack one limit, runs them, and restarts the daemon
+// with them. Each is rejected with an error that names the limit, or works, within the bounds for
+// memory and processor time.
 func TestHostileImages(t *testing.T) {
 	j := startJudge(t)
 	base := j.base()
@@ -88,7 +89,7 @@ func TestHostileImages(t *testing.T) {
 	j.works()
 }
 
-// TestHostileArchives creates containers of checkpoint archives that attack one limit each.
+// TestHostileArchives creates containers from checkpoint archives that each attack one limit.
 func TestHostileArchives(t *testing.T) {
 	j := startJudge(t)
 	j.needCriu()
@@ -105,7 +106,7 @@ func TestHostileArchives(t *testing.T) {
 			if err := os.WriteFile(path, data, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			// An archive within the limits lacks CRIU's images.
+			// An archive within the limits is rejected because it has no CRIU images.
 			image := hostile.Image{Name: archive.Name, Says: "CRIU images|is missing|damaged"}
 			t.Cleanup(func() { j.tidy(t, path) })
 			j.within(t, j.run(t, image, j.containerConfig(path)))
@@ -147,7 +148,7 @@ func (j *judge) serve(registry *testregistry.Registry) string {
 	return server.Addr + "/" + hostile.Repository + ":"
 }
 
-// base is the image that hostile layers stand on.
+// base is the image below the hostile layers.
 func (j *judge) base() hostile.Base {
 	var manifest ocispec.Manifest
 	j.no(json.Unmarshal(j.download("/v2/mica/busybox/manifests/latest"), &manifest))
@@ -179,7 +180,7 @@ func (j *judge) image(t *testing.T, image hostile.Image) {
 		return
 	}
 	config := j.containerConfig(name, "true")
-	config.Command = nil // the image's
+	config.Command = nil // the image's name
 	if image.User != "" {
 		config.Linux.SecurityContext.RunAsUsername = image.User
 	}
@@ -193,7 +194,7 @@ func (j *judge) image(t *testing.T, image hostile.Image) {
 	j.within(t, total)
 }
 
-// run creates and starts a container, which may be refused.
+// run creates and starts a container; both may be rejected.
 func (j *judge) run(t *testing.T, image hostile.Image, config *runtimeapi.ContainerConfig) cost {
 	var id string
 	created, err := j.step(t, step{image.Name, "create", image.Says}, func(ctx context.Context) (err error) {
@@ -207,7 +208,7 @@ func (j *judge) run(t *testing.T, image hostile.Image, config *runtimeapi.Contai
 	return created.max(started)
 }
 
-// restart measures a daemon that starts with what is there.
+// restart measures the start of a daemon with the images of this case.
 func (j *judge) restart(t *testing.T, name string) cost {
 	t.Helper()
 	if err := j.StopDaemon(); err != nil {
@@ -222,10 +223,10 @@ func (j *judge) restart(t *testing.T, name string) cost {
 	return c
 }
 
-// step is one call of a case, and what its error may say besides a limit.
+// step is one call of a case. says matches errors that are allowed although they name no limit.
 type step struct{ name, what, says string }
 
-// step measures one call and checks that its error, if there is one, names the limit.
+// step measures one call and checks that an error names the limit.
 func (j *judge) step(t *testing.T, s step, call func(context.Context) error) (cost, error) {
 	t.Helper()
 	keeper, err := j.KeeperPid()
@@ -250,7 +251,7 @@ func (j *judge) step(t *testing.T, s step, call func(context.Context) error) (co
 	return c, err
 }
 
-// namesLimit checks an error of a hostile input.
+// namesLimit checks the error of a hostile input.
 func (s step) namesLimit(t *testing.T, err error) {
 	t.Helper()
 	if len(err.Error()) > 8<<10 {
@@ -269,7 +270,7 @@ func (s step) namesLimit(t *testing.T, err error) {
 	}
 }
 
-// processor is the processor time that daemon and keeper have used.
+// processor returns the processor time used by daemon and keeper.
 func (j *judge) processor(t *testing.T) time.Duration {
 	t.Helper()
 	keeper, err := j.KeeperPid()
@@ -301,7 +302,7 @@ func (j *judge) measure(t *testing.T, before time.Duration) cost {
 		t.Fatal(err)
 	}
 	c.processor = j.processor(t) - before
-	if before == 0 { // of the daemon since it started
+	if before == 0 { // of the daemon since its start
 		if c.processor, err = node.ProcessorTime(j.Pid()); err != nil {
 			t.Fatal(err)
 		}
@@ -313,7 +314,7 @@ func (j *judge) row(name, what string, c cost, took time.Duration, err error) {
 	fmt.Fprintf(&j.table, "%-32s %-10s %s %6.2f s %.300s\n", name, what, c, took.Seconds(), said(err))
 }
 
-// said is an error as the table shows it.
+// said formats an error for the table.
 func said(err error) string {
 	if err == nil {
 		return "works"
@@ -334,10 +335,10 @@ func (j *judge) within(t *testing.T, c cost) {
 	}
 }
 
-// tidy removes what a case has made, and checks the node.
+// tidy removes the objects of a case and checks the node.
 func (j *judge) tidy(t *testing.T, image string) {
 	if t.Failed() {
-		// What was given up may still be at work.
+		// A cancelled call may still be running.
 		_ = j.Kill()
 		if _, err := j.StartDaemon(j.ctx); err != nil {
 			t.Fatal(err)
@@ -362,7 +363,7 @@ func (j *judge) tidy(t *testing.T, image string) {
 	}
 }
 
-// works checks that the node still does what it is there for.
+// works checks that the node can still run containers.
 func (j *judge) works() {
 	j.pull(nginxImage)
 	p := j.runPod(j.podConfig())

@@ -64,7 +64,7 @@ func TestImageKinds(t *testing.T) {
 	for _, kind := range []string{"zstd", "uncompressed", "index", "dockerindex"} {
 		config := f.containerConfig("registry.test/mica/busybox:"+kind, "cat", "/etc/mica-image")
 		if got := f.output(p, config); got != kind+"\n" {
-			t.Errorf("%s image: marker file has %q", kind, got)
+			t.Errorf("%s image: marker file contains %q", kind, got)
 		}
 	}
 	docker := f.containerConfig("registry.test/mica/busybox:docker", "echo", "ran")
@@ -98,7 +98,7 @@ func TestListAndRemoveImages(t *testing.T) {
 	if tools.GetUsername() != "app" {
 		t.Errorf("user of the tools image is %q, want app", tools.GetUsername())
 	}
-	// One removal takes the image with all its tags; the second finds nothing to do.
+	// One removal removes the image with all its tags; the second has nothing to do.
 	for range 2 {
 		f.no(f.Images.RemoveImage(f.ctx, &runtimeapi.ImageSpec{Image: busyboxImage}))
 	}
@@ -107,7 +107,7 @@ func TestListAndRemoveImages(t *testing.T) {
 	}
 }
 
-// The first answer already has both file systems; their usage grows with new data.
+// The first answer already contains both file systems. Their usage grows with new data.
 func TestImageFsInfo(t *testing.T) {
 	f := start(t)
 	empty, err := f.Images.ImageFsInfo(f.ctx)
@@ -116,7 +116,7 @@ func TestImageFsInfo(t *testing.T) {
 		t.Fatalf("filesystems are %v, want one of images and one of containers", empty)
 	}
 	f.await(f.start(f.runPod(f.podConfig()), f.containerConfig(busyboxImage, "touch", "/file")))
-	f.no(f.StopDaemon()) // the next one measures anew
+	f.no(f.StopDaemon()) // the next call measures again
 	f.no(os.Remove(filepath.Join(f.Data, "cri", "container-usage.json")))
 	_, err = f.StartDaemon(f.ctx)
 	f.no(err)
@@ -160,8 +160,8 @@ func TestPullsJoin(t *testing.T) {
 	}
 }
 
-// A client that gives up a pull and retries it joins the running pull.
-func TestPullGoesOnForTheRetry(t *testing.T) {
+// A client that cancels a pull and retries it joins the running pull.
+func TestPullContinuesForRetry(t *testing.T) {
 	f := start(t)
 	f.registry.AddFault(testregistry.Fault{Kind: testregistry.Slow, Rate: 600 << 10, Path: "/blobs/"})
 	ctx, giveUp := context.WithCancel(f.ctx)
@@ -179,13 +179,13 @@ func TestPullGoesOnForTheRetry(t *testing.T) {
 		}
 		return fetched
 	}
-	f.eventually("configuration and layer are asked for", func() bool { return len(blobs()) == 2 })
+	f.eventually("the registry has received requests for configuration and layer", func() bool { return len(blobs()) == 2 })
 	giveUp()
 	if err := <-first; status.Code(err) != codes.Canceled {
-		t.Errorf("pull that was given up: %v, want Canceled", err)
+		t.Errorf("cancelled pull: %v, want Canceled", err)
 	}
 	if id := f.pull(busyboxImage); f.imageStatus(busyboxImage).GetId() != id {
-		t.Errorf("retry answers with %s, and the image is %v", id, f.imageStatus(busyboxImage))
+		t.Errorf("the retry returns %s, and the image is %v", id, f.imageStatus(busyboxImage))
 	}
 	for blob, count := range blobs() {
 		if count != 1 {
@@ -233,7 +233,7 @@ func TestBadPulls(t *testing.T) {
 			_, err := f.Images.PullImage(f.ctx, &runtimeapi.ImageSpec{Image: test.image}, nil, nil)
 			f.registry.ClearFaults()
 			if err == nil {
-				f.no(f.RemoveImages(f.ctx)) // the next case is not to find it
+				f.no(f.RemoveImages(f.ctx)) // so that the next case does not find it
 				t.Fatal("pull works")
 			}
 			if !strings.Contains(err.Error(), test.want) {
@@ -260,7 +260,7 @@ func TestPullResumesAfterReset(t *testing.T) {
 		resumed = resumed || request.Range != ""
 	}
 	if !resumed {
-		t.Error("no request asked for the rest of the layer")
+		t.Error("the daemon did not request the rest of the layer")
 	}
 	if got := f.output(f.runPod(f.podConfig()), f.containerConfig(busyboxImage, "echo", "whole")); got != "whole\n" {
 		t.Errorf("container of the image printed %q", got)
@@ -314,19 +314,19 @@ func TestImageVolumeOutlivesItsImage(t *testing.T) {
 			f.no(err)
 		}
 		if gone := missing(); len(gone) > 0 {
-			t.Errorf("%s: layers %q are gone below a mount", name, gone)
+			t.Errorf("%s: mounted layers %q were removed", name, gone)
 		}
 		if got := f.exec(id, "sh", "-c", "find /image -type d | sort; cat /image/bin/lines /image/bin/euid | sha256sum"); got != want {
 			t.Errorf("%s: the volume has changed", name)
 		}
 	}
-	// Another image's removal must not take them either.
+	// Removing another image must not remove them either.
 	f.no(f.Images.RemoveImage(f.ctx, &runtimeapi.ImageSpec{Image: busyboxImage}))
 	if gone := missing(); len(gone) > 0 {
-		t.Errorf("layers %q are gone below a mount", gone)
+		t.Errorf("mounted layers %q were removed", gone)
 	}
 	f.no(f.Runtime.RemoveContainer(f.ctx, id))
 	if left := f.layers(); len(left) > 0 {
-		t.Errorf("layers %q stay without a container", left)
+		t.Errorf("layers %q remain without a container", left)
 	}
 }

@@ -19,9 +19,9 @@ import (
 	"github.com/micarun/mica/e2e/node"
 )
 
-// Limits, ignored signals and the like that the daemon and the keeper were started
-// with do not reach containers and execs: these have what every node gives them.
-func TestCallersLimitsDoNotReachContainers(t *testing.T) {
+// Limits, ignored signals and similar attributes of the processes that start daemon and keeper do
+// not reach containers and execs. These have the same attributes on every node.
+func TestInheritedLimitsDoNotReachContainers(t *testing.T) {
 	f := startOn(t, func(o *node.Options) {
 		o.Enter = []string{"/bin/sh", "-c", `umask 077; ulimit -S -c 0; ulimit -S -n 512; ulimit -S -s 4096; ulimit -S -l 16
 			trap '' QUIT USR1 USR2 ALRM; LEAKED=1 exec "$@"`, "sh"}
@@ -54,11 +54,12 @@ func TestCallersLimitsDoNotReachContainers(t *testing.T) {
 	}
 }
 
-// execsRaiseDescriptors reports whether the node's OCI runtime is a runc that can start an exec with
-// the hard limit of descriptors as its soft limit. runc before 1.1.13 sets an exec's limits while the
-// Go runtime of the exec's own runc starts (setnsProcess.start in runc's process_linux.go). If it was
-// built with Go before 1.19.9, that Go runtime raises the soft limit and never lowers it again (os/rlimit.go). The
-// order of the two is a race, which no start of runc decides.
+// execsRaiseDescriptors reports whether the node's OCI runtime is a runc that may start an exec
+// with the hard limit of descriptors as its soft limit.
+//
+// runc before 1.1.13 sets an exec's limits while the Go runtime of the exec's own runc starts
+// (setnsProcess.start in runc's process_linux.go). With Go before 1.19.9, that Go runtime raises
+// the soft limit and never lowers it again (os/rlimit.go). Which of the two happens last is a race.
 func (f *fixture) execsRaiseDescriptors() bool {
 	f.t.Helper()
 	info, err := f.Mica(f.ctx, "info")
@@ -77,8 +78,8 @@ func (f *fixture) execsRaiseDescriptors() bool {
 }
 
 // OCI runtimes start with the hard limit of descriptors as their soft limit, whatever the limits of
-// daemon and keeper were: runc before 1.1.13 gives the soft limit that it has at its start to containers
-// and execs.
+// daemon and keeper are: runc before 1.1.13 gives its own initial soft limit to containers and
+// execs.
 func TestRuntimesStartWithAllDescriptors(t *testing.T) {
 	var limits string
 	f := startOn(t, func(o *node.Options) {
@@ -108,15 +109,15 @@ func TestRuntimesStartWithAllDescriptors(t *testing.T) {
 	}
 	for _, subcommand := range []string{" create ", " start ", " exec "} {
 		if !strings.Contains(string(text), subcommand) {
-			t.Errorf("no%sseen: %s", subcommand, text)
+			t.Errorf("no%swas run: %s", subcommand, text)
 		}
 	}
 }
 
 const unlimited = math.MaxUint64
 
-// limitLine is a line of /proc/PID/limits for limits that are bounded by the hard
-// limit of the node's start, which is this process's.
+// limitLine returns a line of /proc/PID/limits for limits that cannot exceed this process's hard
+// limit, with which the node was started.
 func limitLine(t *testing.T, name string, resource int, soft, hard uint64) string {
 	t.Helper()
 	var held unix.Rlimit
@@ -133,8 +134,7 @@ func limitLine(t *testing.T, name string, resource int, soft, hard uint64) strin
 	return "Max " + name + " " + text(min(soft, hard)) + " " + text(hard)
 }
 
-// processFacts returns what the kernel says of a container's first process and of
-// one of an exec.
+// processFacts returns the kernel's information on a container's first process and on an exec's.
 func (f *fixture) processFacts() map[string]string {
 	f.t.Helper()
 	script := []string{"sh", "-c", `

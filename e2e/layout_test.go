@@ -14,8 +14,8 @@ import (
 )
 
 // documentedPaths returns the paths in the first column of the tables of docs/layout-on-disk.md:
-// those of the data root and those of the state directory. A path without the first one's top
-// directory stands beside the first one of its cell.
+// those of the data root and those of the state directory. A path that does not begin with the top
+// directory of the cell's first path is relative to the first path's directory.
 func documentedPaths(t *testing.T) (data, state []string) {
 	t.Helper()
 	page, err := os.ReadFile("../docs/layout-on-disk.md")
@@ -32,10 +32,10 @@ func documentedPaths(t *testing.T) (data, state []string) {
 		}
 		cells := strings.Split(line, "|")
 		if len(cells) > 2 && previous != "" && !strings.HasPrefix(previous, "|") {
-			t.Errorf("a table begins in the middle of the text: %q", line)
+			t.Errorf("a table follows text without an empty line: %q", line)
 		}
 		if len(cells) > 2 && previous == "" && !strings.Contains(cells[1], "path") {
-			t.Errorf("a table has no head: %q", line)
+			t.Errorf("a table has no header: %q", line)
 		}
 		previous = line
 		if len(cells) < 3 {
@@ -55,20 +55,20 @@ func documentedPaths(t *testing.T) (data, state []string) {
 	return data, state
 }
 
-// pattern matches a documented path, and what is below it.
+// pattern returns a regular expression for a documented path and everything below it.
 func pattern(documented string) *regexp.Regexp {
 	names := regexp.MustCompile(`<[^>]*>`).ReplaceAllString(documented, "\x00")
 	return regexp.MustCompile("^" + strings.ReplaceAll(regexp.QuoteMeta(names), "\x00", "[^/]+") + "(/.*)?$")
 }
 
-// isAbove reports whether a directory is a parent of a documented path.
+// isAbove reports whether dir is a parent of a documented path.
 func isAbove(dir, documented string) bool {
 	names, depth := strings.Split(documented, "/"), strings.Count(dir, "/")+1
 	return depth < len(names) && pattern(strings.Join(names[:depth], "/")).MatchString(dir)
 }
 
-// checkDocumented compares what is below a directory with the paths that the page has for it. rare
-// are documented paths that this node need not have.
+// checkDocumented compares the content of a directory with its documented paths. rare are
+// documented paths that this node need not have.
 func (f *fixture) checkDocumented(root string, documented []string, rare, foreign []string) {
 	f.t.Helper()
 	missing := map[string]bool{}
@@ -94,21 +94,21 @@ func (f *fixture) checkDocumented(root string, documented []string, rare, foreig
 			above = above || entry.IsDir() && isAbove(rel, p)
 		}
 		if !covered && !above {
-			f.t.Errorf("docs/layout-on-disk.md says nothing of %s", rel)
+			f.t.Errorf("docs/layout-on-disk.md does not document %s", rel)
 		}
 		if covered && entry.IsDir() && strings.Count(rel, "/") > 3 {
-			return fs.SkipDir // of what a directory has, only the names that the page has matter
+			return fs.SkipDir // count only the documented names in a directory
 		}
 		return nil
 	}))
 	for p, is := range missing {
 		if is {
-			f.t.Errorf("docs/layout-on-disk.md names %s, which is not there", p)
+			f.t.Errorf("docs/layout-on-disk.md names %s, which does not exist", p)
 		}
 	}
 }
 
-// The page about the layout describes every file of a node, and each of its paths exists.
+// docs/layout-on-disk.md documents every file of a node, and each documented path exists.
 func TestLayoutOnDisk(t *testing.T) {
 	f := start(t)
 	f.pull(busyboxImage)
@@ -118,7 +118,7 @@ func TestLayoutOnDisk(t *testing.T) {
 	f.start(p, config)
 	_, err := f.Images.ImageFsInfo(f.ctx)
 	f.no(err)
-	f.eventually("disk usage is written down", func() bool {
+	f.eventually("the daemon writes the disk usage", func() bool {
 		files, _ := filepath.Glob(filepath.Join(f.Data, "cri", "*-usage.json"))
 		return len(files) == 2
 	})
@@ -126,6 +126,6 @@ func TestLayoutOnDisk(t *testing.T) {
 	f.checkDocumented(f.Data, data, []string{
 		"image/overlay2/imagedb/metadata/sha256/<ID>", "image/overlay2/layerdb/tmp", "cri/containers/<id>/volumes", "cri/containers/<id>/checkpoint",
 		"cri/checkpoints/<name>/job.json", "cri/checkpoints/<name>/<id>",
-	}, []string{"config.toml", "daemon.log", "certs.d", "net.d", "hooks.d", "logs"}) // the harness's
+	}, []string{"config.toml", "daemon.log", "certs.d", "net.d", "hooks.d", "logs"}) // made by package node
 	f.checkDocumented(f.State, state, []string{"keeper/<id>/exit.json"}, []string{"nri.sock"})
 }

@@ -8,7 +8,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Verbose status shows the limits in force, also to a daemon that did not set them.
+// Verbose status shows the limits in force, also after a restart of the daemon.
 func TestInspectShowsUpdatedLimits(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())

@@ -16,8 +16,8 @@ import (
 	"github.com/micarun/mica/e2e/node"
 )
 
-// More than fits into a message is refused by the list, which names the stream, and
-// brought by the stream, every container once.
+// A list that is larger than a message is rejected with an error that names the streaming call. The
+// streaming call returns every container once.
 func TestStreamingLists(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -35,7 +35,7 @@ func TestStreamingLists(t *testing.T) {
 
 	_, err = f.Runtime.ListContainers(f.ctx, nil)
 	if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "use StreamContainers") {
-		t.Errorf("a list of 37 MiB: %v, want ResourceExhausted and the way out", err)
+		t.Errorf("a list of 37 MiB: %v, want ResourceExhausted that names the streaming call", err)
 	}
 	streaming, err := node.DialStreaming(f.ctx, f.Socket())
 	f.no(err)
@@ -46,12 +46,12 @@ func TestStreamingLists(t *testing.T) {
 		seen := map[string]bool{}
 		for _, c := range list {
 			if !want[c.Id] || seen[c.Id] {
-				t.Errorf("%s: container %s is unknown or came twice", name, c.Id)
+				t.Errorf("%s: container %s is unknown or a duplicate", name, c.Id)
 			}
 			seen[c.Id] = true
 		}
 		if len(seen) != len(want) {
-			t.Errorf("%s: %d containers came, want %d", name, len(seen), len(want))
+			t.Errorf("%s: got %d containers, want %d", name, len(seen), len(want))
 		}
 	}
 	pods, err := streaming.ListPodSandbox(f.ctx, nil)
@@ -61,8 +61,7 @@ func TestStreamingLists(t *testing.T) {
 	}
 }
 
-// cloneRecord writes the record of another container like the one with the ID, and
-// returns its ID. No daemon may run.
+// cloneRecord copies the record of a container under a new ID, which it returns. No daemon may run.
 func (f *fixture) cloneRecord(id string, number int, label string) string {
 	f.t.Helper()
 	clone := fmt.Sprintf("%064x", number+1)

@@ -29,11 +29,11 @@ func TestLogStreams(t *testing.T) {
 	if streams["stdout"] != "out\nno newline" || streams["stderr"] != "err\n" {
 		t.Errorf("streams are %q", streams)
 	}
-	// The kubelet makes a termination message of it in this way.
+	// The kubelet builds a termination message in this way.
 	var stdout, stderr bytes.Buffer
 	f.no(logs.ReadLogs(f.ctx, filepath.Join(p.config.LogDirectory, config.LogPath), id, &logs.LogOptions{}, f.Runtime, &stdout, &stderr))
 	if stdout.String() != "out\nno newline" || stderr.String() != "err\n" {
-		t.Errorf("the kubelet reads %q and %q", stdout.String(), stderr.String())
+		t.Errorf("a kubelet would read %q and %q", stdout.String(), stderr.String())
 	}
 	if path := f.status(f.start(p, f.containerConfig(busyboxImage, "true"))).LogPath; !strings.HasPrefix(path, p.config.LogDirectory) {
 		t.Errorf("log path in the status is %q, want one below %q", path, p.config.LogDirectory)
@@ -57,7 +57,7 @@ func TestLongLinesAreSplit(t *testing.T) {
 	}
 }
 
-// The kubelet reads logs so, and follows them until the container ends.
+// The kubelet reads logs in this way. It follows them until the container ends.
 func TestFollowLogs(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -74,8 +74,8 @@ func TestFollowLogs(t *testing.T) {
 	}
 }
 
-// Rotation as the kubelet does it, again and again under a container that
-// prints at full speed: no line may be lost, doubled or out of order.
+// Repeated log rotation, as by the kubelet, of a container that prints at full speed: no line is
+// lost, duplicated or out of order.
 func TestReopenLosesNoLine(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())

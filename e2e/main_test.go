@@ -1,9 +1,9 @@
-// Package e2e tests the built binaries from outside: each test has a separate node,
-// images from a registry on loopback, and a CRI client.
+// Package e2e tests the built binaries from outside: each test has a separate node, images from a
+// registry on loopback, and a CRI client.
 //
-// After every test, the node's own check must find no problem, and the census of
-// processes, mounts, namespaces, cgroups, leases, links, rules, directories,
-// descriptors and goroutines must be the same as before the first pod.
+// After every test, the node's own check must find no problem, and the census of processes, mounts,
+// namespaces, cgroups, leases, links, rules, directories, descriptors and goroutines must be the
+// same as before the first pod.
 package e2e
 
 import (
@@ -29,11 +29,11 @@ const (
 	binEnv = "MICA_E2E_BIN"
 )
 
-// suite is what all tests share and none changes.
+// suite is the data shared by all tests; none changes it.
 type suite struct {
 	bin    string // directory of the binaries under test
 	images string // directory of the images
-	criu   string // a CRIU that works on this machine, "" for none
+	criu   string // a working CRIU, "" for none
 }
 
 // shared is set once, before the first test runs.
@@ -58,7 +58,7 @@ func run(m *testing.M) (int, error) {
 	if os.Getenv(runtimeEnv) == "crun" && testcgroup.Hybrid() {
 		return 0, testcgroup.Enter()
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute) // on a machine that has compiled nothing yet
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute) // a machine may have an empty build cache
 	defer cancel()
 	dir, err := os.MkdirTemp("", "mica-e2e-bin-")
 	if err != nil {
@@ -71,8 +71,8 @@ func run(m *testing.M) (int, error) {
 	return m.Run(), nil
 }
 
-// prepare builds binaries into dir, unless binEnv names a directory of some,
-// and the images.
+// prepare builds the binaries into dir, unless binEnv names a directory of binaries, and builds the
+// images.
 func prepare(ctx context.Context, dir string) (suite, error) {
 	if built := os.Getenv(binEnv); built != "" {
 		dir = built
@@ -88,7 +88,7 @@ func build(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	// `make race` sets the variable to have the daemon watched as well.
+	// `make race` sets the variable to build the daemon with the race detector too.
 	build := exec.CommandContext(ctx, "make", "-C", root, "build", "BIN="+dir, "RACE="+os.Getenv("MICA_E2E_RACE"))
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build binaries: %w: %s", err, out)
@@ -96,7 +96,7 @@ func build(ctx context.Context, dir string) error {
 	return nil
 }
 
-// findCriu looks where e2e/install-criu puts one.
+// findCriu returns the CRIU installed by e2e/install-criu, or "" if it does not work.
 func findCriu(ctx context.Context) string {
 	candidates := []string{"criu"}
 	if cache, err := os.UserCacheDir(); err == nil {

@@ -12,11 +12,10 @@ import (
 	"github.com/micarun/mica/internal/testseed"
 )
 
-// modelSteps is how many random operations the model test makes.
+// modelSteps is the number of random operations in the model test.
 const modelSteps = 250
 
-// model is what the node should hold: pods with their readiness, containers
-// with their state.
+// model is the expected state of the node: pods with their readiness, containers with their state.
 type model struct {
 	*fixture
 	random     *rand.Rand
@@ -26,10 +25,10 @@ type model struct {
 	containers map[string]string // container to pod
 }
 
-// TestLifeCycleModel makes random operations, with a kill -9 of the daemon
-// among them, and after each one compares what the node lists with a model.
-// Property: in every order of operations, a successful call's effect is listed,
-// a refused call has none, and the daemon's death changes nothing.
+// TestLifeCycleModel runs random operations, including kill -9 of the daemon, and compares the
+// node's lists with a model after each one. Property: in every order of operations, the lists show
+// the effect of each successful call, a rejected call has no effect, and the daemon's death changes
+// nothing.
 func TestLifeCycleModel(t *testing.T) {
 	f := start(t)
 	m := &model{
@@ -49,8 +48,8 @@ func TestLifeCycleModel(t *testing.T) {
 	}
 }
 
-// pick returns a random key, "" if there is none. Sorted first, so that a seed
-// makes the same choices again as far as IDs allow.
+// pick returns a random key, or "" if there is none. It sorts the keys first, so that the same seed
+// makes the same choices as far as IDs allow.
 func pick[V any](r *rand.Rand, of map[string]V) string {
 	if len(of) == 0 {
 		return ""
@@ -95,13 +94,13 @@ func (m *model) startStep() string {
 	return "start container " + c
 }
 
-// endStep lets a container end by itself.
+// endStep makes a container exit by itself.
 func (m *model) endStep() string {
 	c := pick(m.random, m.states)
 	if c == "" || m.states[c] != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return ""
 	}
-	// Sent again until it counts: the shell may not have set its trap yet.
+	// The signal is repeated, because the shell may not have set its trap yet.
 	m.eventually("container ends by itself", func() bool {
 		_, _, _ = m.Runtime.ExecSync(m.ctx, c, []string{"kill", "-USR1", "1"}, 0)
 		return m.status(c).State == runtimeapi.ContainerState_CONTAINER_EXITED
@@ -181,7 +180,7 @@ func (m *model) expect(what string, err error, success bool) {
 	}
 }
 
-// compare lists everything and ends the test at a difference.
+// compare ends the test if the node's lists differ from the model.
 func (m *model) compare(what string) {
 	m.t.Helper()
 	pods, err := m.Runtime.ListPodSandbox(m.ctx, nil)

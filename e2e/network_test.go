@@ -15,8 +15,8 @@ import (
 	"github.com/micarun/mica/e2e/node"
 )
 
-// nginx from Debian answers from the host by the pod's address and by a host
-// port, and from a second pod.
+// nginx from Debian can be reached from the host by the pod's address and by a host port, and from
+// a second pod.
 func TestNginxOnTheBridge(t *testing.T) {
 	f := start(t)
 	config := f.podConfig()
@@ -30,7 +30,7 @@ func TestNginxOnTheBridge(t *testing.T) {
 		"pod address": fmt.Sprintf("http://%s/", f.ip(p)),
 		"host port":   fmt.Sprintf("http://127.0.0.1:%d/", hostPort),
 	} {
-		f.eventually("nginx answers by "+name, func() bool {
+		f.eventually("nginx answers on the "+name, func() bool {
 			body, err := get(f.ctx, address)
 			return err == nil && strings.Contains(body, page)
 		})
@@ -39,7 +39,7 @@ func TestNginxOnTheBridge(t *testing.T) {
 	if got := f.output(f.runPod(f.podConfig()), client); !strings.Contains(got, page) {
 		t.Errorf("second pod received %q", got)
 	}
-	f.eventually("requests are in the log", func() bool {
+	f.eventually("the log contains the requests", func() bool {
 		return strings.Contains(text(f.log(p, server)), "GET / HTTP/1.1")
 	})
 	f.no(f.Runtime.StopPodSandbox(f.ctx, p.id))
@@ -96,8 +96,8 @@ func TestNetworkNamespaceIsDroppedWithThePod(t *testing.T) {
 	}
 }
 
-// When the kubelet sends the pod CIDR, the daemon writes a network configuration from
-// the template, and pods get addresses of that CIDR.
+// When the kubelet sends the pod CIDR, the daemon writes a network configuration from the template,
+// and pods get addresses of that CIDR.
 func TestPodCIDR(t *testing.T) {
 	var conf string
 	f := startOn(t, func(o *node.Options) {

@@ -21,7 +21,7 @@ import (
 	"github.com/micarun/mica/internal/testregistry"
 )
 
-// oddRegistry serves images that no tool would build.
+// oddRegistry serves images that no usual tool builds.
 type oddRegistry struct {
 	f        *fixture
 	registry *testregistry.Registry
@@ -46,9 +46,8 @@ func (f *fixture) oddImages() *oddRegistry {
 	return o
 }
 
-// pull makes an image of busybox with other files, by path, and a
-// configuration, pulls it and returns its name. A path that ends in @ is a
-// symbolic link.
+// pull makes an image of busybox with additional files and a configuration. It pulls the image and
+// returns its name. A path that ends in @ is a symbolic link.
 func (o *oddRegistry) pull(name string, config ocispec.ImageConfig, files map[string]string) string {
 	o.f.t.Helper()
 	layer := o.layer(files)
@@ -98,7 +97,7 @@ func (o *oddRegistry) layer(files map[string]string) []byte {
 	return out.Bytes()
 }
 
-// An image cannot give a number another user or group by names of digits.
+// An image cannot map a numeric user or group to another one by a name that consists of digits.
 func TestOddUsers(t *testing.T) {
 	f := start(t)
 	files := map[string]string{"etc/passwd": "1000:x:0:0::/:/bin/sh\n", "etc/group": "2000:x:0:\nroot:x:0:1000\n"}
@@ -146,7 +145,7 @@ func TestOddConfig(t *testing.T) {
 	}
 }
 
-// Volumes that cannot be are refused by name before anything is made.
+// Impossible volumes are rejected with their name, before anything is created.
 func TestOddVolumes(t *testing.T) {
 	f := start(t)
 	o := f.oddImages()
@@ -172,8 +171,8 @@ func TestOddVolumes(t *testing.T) {
 	}
 }
 
-// Images built from a package store have a link at /etc. Users are read from the
-// directory behind it, and the pod's files appear there, also with a read-only root.
+// Images built from a package store have a link at /etc. Mica reads users from the target
+// directory, and the pod's files appear there, also with a read-only root.
 func TestOddEtc(t *testing.T) {
 	f := start(t)
 	o := f.oddImages()

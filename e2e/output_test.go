@@ -6,8 +6,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// A shell's process substitution writes after the command has ended, and later still where the
-// container may use little of a processor. The container's end is the end of what is awaited.
+// A background process of a shell writes after the command has ended, and later still if the
+// container has little processor time. The stream ends only when this output has ended.
 func TestExecStreamTakesLateOutput(t *testing.T) {
 	f := start(t)
 	config := f.containerConfig(busyboxImage, "sleep", "1000")
@@ -15,7 +15,7 @@ func TestExecStreamTakesLateOutput(t *testing.T) {
 	id := f.start(f.runPod(f.podConfig()), config)
 	const late = "(sleep 0.3; echo late) & echo first"
 	if got := f.exec(id, "sh", "-c", late); got != "first\nlate\n" {
-		t.Errorf("ExecSync brings %q", got)
+		t.Errorf("ExecSync returns %q", got)
 	}
 	for protocol, script := range map[string]string{"spdy": late, "websocket": "(sleep 2; echo late) & echo first"} {
 		response, err := f.Runtime.Exec(f.ctx, &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", script}, Stdout: true, Stderr: true})

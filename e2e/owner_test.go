@@ -8,11 +8,11 @@ import (
 	"testing"
 )
 
-// Cgroups below the default parent that are not this daemon's stay with their processes: those of
-// a daemon with other directories, or of a kubelet whose pods are below the same parent.
-func TestStartLeavesOthersCgroupsAlone(t *testing.T) {
+// Cgroups below the default parent that do not belong to this daemon keep their processes: those of
+// a daemon with other directories, or of a kubelet with the same parent.
+func TestStartKeepsForeignCgroups(t *testing.T) {
 	f := start(t)
-	f.runPod(f.podConfig()) // so that the parent is there
+	f.runPod(f.podConfig()) // so that the parent exists
 	other := f.CgroupParent() + "/burstable"
 	root := "/sys/fs/cgroup"
 	if _, err := os.Stat(filepath.Join(root, "memory")); err == nil {
@@ -29,7 +29,7 @@ func TestStartLeavesOthersCgroupsAlone(t *testing.T) {
 	f.no(err)
 	select {
 	case err := <-ended:
-		t.Errorf("a process of somebody else's cgroup ended: %v", err)
+		t.Errorf("the start ended a process in a foreign cgroup: %v", err)
 	default:
 		f.no(cmd.Process.Kill())
 		<-ended

@@ -11,7 +11,7 @@ import (
 	"github.com/containerd/nri/pkg/stub"
 )
 
-// pathPlugin is an NRI plugin that notes which paths of namespaces it is given that do not exist.
+// pathPlugin is an NRI plugin that records the namespace paths in its events that do not exist.
 type pathPlugin struct {
 	joined chan struct{}
 
@@ -77,7 +77,7 @@ func TestPluginsGetNoStalePaths(t *testing.T) {
 	for _, p := range []pod{stopped, removed} {
 		f.start(p, f.containerConfig(busyboxImage, "sleep", "1000"))
 	}
-	f.no(f.Runtime.StopPodSandbox(f.ctx, f.runPod(f.podConfig()).id)) // is not told of
+	f.no(f.Runtime.StopPodSandbox(f.ctx, f.runPod(f.podConfig()).id)) // the plugin, which joins later, gets no event for it
 	p := &pathPlugin{joined: make(chan struct{})}
 	s, err := stub.New(p, stub.WithPluginName("paths"), stub.WithPluginIdx("20"), stub.WithSocketPath(f.PluginSocket()))
 	f.no(err)
@@ -94,6 +94,6 @@ func TestPluginsGetNoStalePaths(t *testing.T) {
 		}
 	}
 	if len(p.stale) > 0 {
-		t.Errorf("paths that lead nowhere: %q", p.stale)
+		t.Errorf("events name paths that do not exist: %q", p.stale)
 	}
 }

@@ -18,17 +18,17 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// plugin is an NRI plugin that adjusts every container and notes what it is told.
+// plugin is an NRI plugin that adjusts every container and records its events.
 type plugin struct {
 	stub   stub.Stub
-	joined chan struct{} // closed when it was told what is there
+	joined chan struct{} // closed after Synchronize
 
 	mu    sync.Mutex // guards what follows
 	told  []string
-	evict string // ID of a container to end with the next creation
+	evict string // ID of a container to evict at the next creation
 }
 
-// answer adds the eviction, for which the library's plugin side has no words.
+// answer adds the eviction, for which the library's plugin side has no API.
 func (p *plugin) answer(ctx context.Context, unmarshal ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
 	answer, err := method(ctx, unmarshal)
 	p.mu.Lock()
@@ -128,7 +128,7 @@ func TestPluginsAdjustContainers(t *testing.T) {
 		t.Errorf("memory limit in the status is %d", limit)
 	}
 	short := f.start(sandbox, f.containerConfig(busyboxImage, "sh", "-c", "exit 3"))
-	f.eventually("plugin learns of the end", func() bool { return p.has("stop with 3", short) })
+	f.eventually("the plugin gets the stop event", func() bool { return p.has("stop with 3", short) })
 }
 
 func TestPluginsEvictContainers(t *testing.T) {
@@ -148,7 +148,7 @@ func TestPluginsEvictContainers(t *testing.T) {
 	}
 }
 
-func TestPluginsFindWhatOutlivedTheDaemon(t *testing.T) {
+func TestPluginsAfterRestart(t *testing.T) {
 	f := start(t)
 	sandbox := f.runPod(f.podConfig())
 	running := f.start(sandbox, f.containerConfig(busyboxImage, "sleep", "1000"))
@@ -163,7 +163,7 @@ func TestPluginsFindWhatOutlivedTheDaemon(t *testing.T) {
 	f.no(err)
 	p := f.join()
 	if !p.has("pod", sandbox.id) || !p.has("CONTAINER_RUNNING", running) || !p.has("memory 50331648", running) || !p.has("CONTAINER_CREATED", created) || len(p.told) != 5 {
-		t.Errorf("the plugin was told %q", p.told)
+		t.Errorf("the plugin's events are %q", p.told)
 	}
 }
 
@@ -178,7 +178,7 @@ func TestCDIDevices(t *testing.T) {
 	config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.example/class=a"}}
 	config.Annotations = map[string]string{"cdi.k8s.io/test": "vendor.example/class=b"}
 	if got := f.output(sandbox, config); got != "4\na\n" {
-		t.Errorf("the container says %q", got)
+		t.Errorf("the container printed %q", got)
 	}
 	if mark, err := os.ReadFile(filepath.Join(f.DeviceDir(), "mark")); err != nil || string(mark) != "hook\n" {
 		t.Errorf("the hook left %q, %v", mark, err)
@@ -186,12 +186,11 @@ func TestCDIDevices(t *testing.T) {
 	config = f.containerConfig(busyboxImage, "true")
 	config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.example/class=absent"}}
 	if _, err := f.Runtime.CreateContainer(f.ctx, sandbox.id, config, sandbox.config); err == nil || !strings.Contains(err.Error(), "class=absent") {
-		t.Errorf("a device that is not there: %v", err)
+		t.Errorf("a missing device: %v", err)
 	}
 }
 
-// hookFile writes an OCI hook file for the node that appends what it says to the
-// node's file marks.
+// hookFile writes an OCI hook file for the node. The hook appends mark to the node's file marks.
 func (f *fixture) hookFile(name, when, stages string) {
 	f.t.Helper()
 	f.no(os.MkdirAll(f.HookDir(), 0o755))
@@ -202,7 +201,7 @@ func (f *fixture) hookFile(name, when, stages string) {
 
 func (f *fixture) marks() string { return filepath.Join(f.Data, "marks") }
 
-// takeMarks returns what hooks have written since the last time.
+// takeMarks returns what hooks have written since the last call.
 func (f *fixture) takeMarks() string {
 	f.t.Helper()
 	data, err := os.ReadFile(f.marks())
@@ -224,12 +223,12 @@ func TestHooks(t *testing.T) {
 
 	config := f.containerConfig(busyboxImage, "sleep", "1000")
 	config.Annotations = map[string]string{"role": "database"}
-	// Older versions of runc run the stage poststart when they create.
+	// Old versions of runc run the stage poststart at create.
 	id := f.start(sandbox, config)
 	if got := f.takeMarks(); got != "10-create\n10-create\n20-life\n" {
-		t.Errorf("at the start ran %q", got)
+		t.Errorf("the hooks at the start wrote %q", got)
 	}
-	// What outlives the daemon keeps its hooks, and new files count at once.
+	// A container that survives the daemon keeps its hooks, and new files apply at once.
 	f.no(f.Kill())
 	_, err := f.StartDaemon(f.ctx)
 	f.no(err)
@@ -237,19 +236,19 @@ func TestHooks(t *testing.T) {
 	f.no(f.Runtime.StopContainer(f.ctx, id, 0))
 	f.no(f.Runtime.RemoveContainer(f.ctx, id))
 	if got := f.takeMarks(); got != "20-life\n" {
-		t.Errorf("at the end ran %q", got)
+		t.Errorf("the hooks at the end wrote %q", got)
 	}
 
 	config = f.containerConfig(busyboxImage, "/bin/true")
 	config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/mnt", HostPath: t.TempDir()}}
 	f.await(f.start(sandbox, config))
 	if got := f.takeMarks(); got != "40-mounts\n30-shell\n" {
-		t.Errorf("for another container ran %q", got)
+		t.Errorf("the hooks of another container wrote %q", got)
 	}
 }
 
-// With an invalid hook file, the error of CreateContainer names the file; other calls
-// work.
+// With an invalid hook file, CreateContainer fails with an error that names the file; other calls
+// succeed.
 func TestBadHookFile(t *testing.T) {
 	f := start(t)
 	sandbox := f.runPod(f.podConfig())
@@ -264,7 +263,7 @@ func TestBadHookFile(t *testing.T) {
 		config := f.containerConfig(busyboxImage, "true")
 		_, err := f.Runtime.CreateContainer(f.ctx, sandbox.id, config, sandbox.config)
 		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), says) {
-			t.Errorf("error %v, want one that names %s and says %q", err, file, says)
+			t.Errorf("error %v, want one with %s and %q", err, file, says)
 		}
 	}
 	f.no(f.StopDaemon())
@@ -274,17 +273,17 @@ func TestBadHookFile(t *testing.T) {
 		t.Error("the log of the start does not name the file")
 	}
 	if got := f.exec(running, "echo", "hi"); got != "hi\n" {
-		t.Errorf("exec in a running container says %q", got)
+		t.Errorf("exec in a running container printed %q", got)
 	}
 	f.no(os.Remove(file))
 	if got := f.await(f.start(sandbox, f.containerConfig(busyboxImage, "true"))); got.ExitCode != 0 {
-		t.Errorf("a container without the file ended with %d", got.ExitCode)
+		t.Errorf("without the file, the container exited with %d", got.ExitCode)
 	}
 }
 
-// gate is an NRI plugin that holds the making of pods and containers.
+// gate is an NRI plugin that delays the creation of pods and containers.
 type gate struct {
-	entered, open chan string // the ID of what is being made
+	entered, open chan string // the ID of the object being created
 }
 
 func (g *gate) pass(ctx context.Context, id string) error {
@@ -305,9 +304,9 @@ func (g *gate) CreateContainer(ctx context.Context, _ *api.PodSandbox, c *api.Co
 	return nil, nil, g.pass(ctx, c.GetId())
 }
 
-// A client gives up its call and retries it, twice at the same time. The first call
-// continues, and both retries return its object.
-func TestRetriesJoinWhatWasGivenUp(t *testing.T) {
+// A client cancels its call and retries it, twice at the same time. The first call continues, and
+// both retries return its object.
+func TestRetriesJoinCancelledCalls(t *testing.T) {
 	f := start(t)
 	f.pull(busyboxImage)
 	g := &gate{entered: make(chan string, 10), open: make(chan string)}
@@ -336,9 +335,8 @@ func TestRetriesJoinWhatWasGivenUp(t *testing.T) {
 	}
 }
 
-// giveUpAndRetry cancels a call when it has reached the gate, calls twice again,
-// opens the gate, and returns the ID that both calls answer with, which must be that
-// of the first call.
+// giveUpAndRetry cancels a call that has reached the gate, calls twice again, and opens the gate.
+// It checks that both calls return the first call's ID, and returns the ID.
 func (f *fixture) giveUpAndRetry(g *gate, call func(context.Context) (string, error)) string {
 	f.t.Helper()
 	ctx, giveUp := context.WithCancel(f.ctx)
@@ -350,20 +348,20 @@ func (f *fixture) giveUpAndRetry(g *gate, call func(context.Context) (string, er
 	begun := <-g.entered
 	giveUp()
 	if err := <-first; status.Code(err) != codes.Canceled {
-		f.t.Errorf("call that was given up: %v, want Canceled", err)
+		f.t.Errorf("cancelled call: %v, want Canceled", err)
 	}
 	var group sync.WaitGroup
 	for range 2 {
 		group.Go(func() {
 			if id, err := call(f.ctx); err != nil || id != begun {
-				f.t.Errorf("retry answers with %q, %v; want %s", id, err, begun)
+				f.t.Errorf("the retry returned %q, %v; want %s", id, err, begun)
 			}
 		})
 	}
 	g.open <- begun
 	group.Wait()
 	if len(g.entered) > 0 {
-		f.t.Errorf("another was made: %s", <-g.entered)
+		f.t.Errorf("a second object was created: %s", <-g.entered)
 	}
 	return begun
 }

@@ -74,8 +74,8 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
-// A container that is killed at any moment of its start is reported as killed, not as
-// one that could not be started, and the start does not hang.
+// A container that is killed at any moment of its start is reported as killed, and the start
+// neither fails nor hangs.
 func TestKilledWhileStarted(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -88,7 +88,7 @@ func TestKilledWhileStarted(t *testing.T) {
 		go func() { started <- f.Runtime.StartContainer(ctx, id) }()
 		time.Sleep(time.Duration(i) * 300 * time.Microsecond)
 		f.no(syscall.Kill(pid, syscall.SIGKILL))
-		// Before the start was asked for there is nothing left to start.
+		// If the kill was earlier than the call, there is nothing left to start.
 		if err := <-started; err != nil && status.Code(err) != codes.FailedPrecondition {
 			t.Errorf("start of a container that is killed: %v", err)
 		}
@@ -141,7 +141,7 @@ func TestGraceThenKill(t *testing.T) {
 	p := f.runPod(f.podConfig())
 	polite := f.containerConfig(busyboxImage, "sh", "-c", "trap 'echo bye; exit 7' TERM; echo up; while true; do sleep 0.05; done")
 	id := f.start(p, polite)
-	f.eventually("trap is set", func() bool { return text(f.log(p, polite)) == "up\n" })
+	f.eventually("the trap is set", func() bool { return text(f.log(p, polite)) == "up\n" })
 	f.no(f.Runtime.StopContainer(f.ctx, id, 20))
 	if got := f.status(id); got.ExitCode != 7 {
 		t.Errorf("container that ends on SIGTERM has code %d, want 7", got.ExitCode)
@@ -161,21 +161,21 @@ func TestStopSignalOfImage(t *testing.T) {
 	p := f.runPod(f.podConfig())
 	config := f.containerConfig(toolsImage, "sh", "-c", "trap 'exit 9' USR1; echo up; while true; do sleep 0.05; done")
 	id := f.start(p, config)
-	f.eventually("trap is set", func() bool { return text(f.log(p, config)) == "up\n" })
+	f.eventually("the trap is set", func() bool { return text(f.log(p, config)) == "up\n" })
 	f.no(f.Runtime.StopContainer(f.ctx, id, 20))
 	if got := f.status(id); got.ExitCode != 9 {
 		t.Errorf("code is %d, want 9: the image's stop signal is SIGUSR1", got.ExitCode)
 	}
 }
 
-// The signal of the container's config goes before that of its image.
+// The signal in the container's config has priority over the image's.
 func TestStopSignalOfConfig(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
 	config := f.containerConfig(toolsImage, "sh", "-c", "trap 'exit 8' HUP; trap 'exit 9' USR1; echo up; while true; do sleep 0.05; done")
 	config.StopSignal = runtimeapi.Signal_SIGNAL_SIGHUP
 	id := f.start(p, config)
-	f.eventually("traps are set", func() bool { return text(f.log(p, config)) == "up\n" })
+	f.eventually("the traps are set", func() bool { return text(f.log(p, config)) == "up\n" })
 	f.no(f.Runtime.StopContainer(f.ctx, id, 20))
 	if got := f.status(id); got.ExitCode != 8 || got.StopSignal != runtimeapi.Signal_SIGNAL_SIGHUP {
 		t.Errorf("code is %d and signal %v, want 8 and SIGHUP", got.ExitCode, got.StopSignal)
@@ -239,8 +239,8 @@ func TestListFilters(t *testing.T) {
 	}
 }
 
-// The status of a pod has its containers' and its time, and the handler that it was
-// run by; that of a container everything that it was made from.
+// The status of a pod has its containers, its time and its handler. The status of a container has
+// everything that the container was created from.
 func TestStatusIsComplete(t *testing.T) {
 	f := start(t)
 	status, err := f.Runtime.Status(f.ctx, false)
@@ -267,7 +267,7 @@ func TestStatusIsComplete(t *testing.T) {
 	if response.Status.RuntimeHandler != handler || handler == "" || response.Timestamp < before || response.Timestamp > time.Now().UnixNano() {
 		t.Errorf("handler is %q, want %q; timestamp %d, asked at %d", response.Status.RuntimeHandler, handler, response.Timestamp, before)
 	}
-	// A kubelet takes the first one of a name for the latest.
+	// The kubelet takes the first of several containers with the same name as the latest.
 	var states []string
 	for _, s := range response.ContainersStatuses {
 		states = append(states, s.Id+" "+s.State.String())
@@ -297,7 +297,7 @@ func TestStatusIsComplete(t *testing.T) {
 	}
 }
 
-// allSame runs make six times at once and wants one result.
+// allSame makes the same call six times concurrently and checks that all return the same ID.
 func allSame(f *fixture, what string, make func() (string, error)) string {
 	f.t.Helper()
 	var ids [6]string
@@ -345,7 +345,7 @@ func TestManyPodsAtOnce(t *testing.T) {
 	seen := map[string]bool{}
 	for _, ip := range ips {
 		if ip == "" || seen[ip] {
-			t.Errorf("address %q is empty or given twice", ip)
+			t.Errorf("address %q is empty or a duplicate", ip)
 		}
 		seen[ip] = true
 	}
@@ -367,12 +367,12 @@ func TestSharedProcessNamespace(t *testing.T) {
 	}
 	third := f.containerConfig(busyboxImage, "sh", "-c", "pgrep sleep || echo alone")
 	if got := f.output(p, third); got != "alone\n" {
-		t.Errorf("container with a namespace of its own printed %q", got)
+		t.Errorf("container with a separate namespace printed %q", got)
 	}
 }
 
-// A container joins the processes of another one, whichever namespaces the pod
-// has, and ends without them.
+// A container joins another container's PID namespace, whatever namespaces the pod has. When it
+// ends, the target continues to run.
 func TestTargetProcessNamespace(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -380,7 +380,7 @@ func TestTargetProcessNamespace(t *testing.T) {
 	debugger := f.containerConfig(busyboxImage, "sh", "-c", "pgrep sleep; kill -0 1 && echo seen; sleep 4322")
 	debugger.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_TARGET, TargetId: target}
 	id := f.start(p, debugger)
-	f.eventually("the target's process is seen", func() bool { return text(f.log(p, debugger)) == "1\nseen\n" })
+	f.eventually("the target's process is visible", func() bool { return text(f.log(p, debugger)) == "1\nseen\n" })
 	f.no(f.Runtime.StopContainer(f.ctx, id, 0))
 	if got := f.exec(target, "sh", "-c", "pgrep -f '[s]leep 4322' || echo gone"); got != "gone\n" {
 		t.Errorf("the target still sees %q of the other container", got)
@@ -395,7 +395,7 @@ func TestTargetProcessNamespace(t *testing.T) {
 	f.no(f.Runtime.StopContainer(f.ctx, target, 0))
 	debugger.Metadata.Name = "late"
 	if _, err := f.Runtime.CreateContainer(f.ctx, p.id, debugger, p.config); status.Code(err) != codes.FailedPrecondition {
-		t.Errorf("target that has ended: %v, want FailedPrecondition", err)
+		t.Errorf("ended target: %v, want FailedPrecondition", err)
 	}
 }
 

@@ -18,9 +18,9 @@ import (
 	"github.com/micarun/mica/internal/patience"
 )
 
-// A reboot, as the disk shows it: every process and mount is gone, the state
-// directory is empty, and the records are of another boot. The containers are
-// reported as ended, and why; the leases are given back; the data root serves on.
+// A simulated reboot: every process and mount is gone, the state directory is empty, and the
+// records have another boot ID. The containers are reported as ended, with the reason; the leases
+// are released; the data root can be used.
 func TestReboot(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -57,7 +57,7 @@ func TestReboot(t *testing.T) {
 	}
 }
 
-// reboot makes the machine look to the node as after a reboot.
+// reboot makes the node's state look like after a reboot.
 func (f *fixture) reboot() {
 	f.t.Helper()
 	f.no(f.Kill())
@@ -70,7 +70,7 @@ func (f *fixture) reboot() {
 		for _, item := range census["process"] {
 			pid := 0
 			if _, err := fmt.Sscan(item, &pid); err == nil {
-				_ = unix.Kill(pid, unix.SIGKILL) // gone already, perhaps
+				_ = unix.Kill(pid, unix.SIGKILL) // may already be unmounted
 			}
 		}
 		return len(census["process"]) == 0
@@ -88,7 +88,7 @@ func (f *fixture) reboot() {
 	f.otherBoot()
 	_, err = f.StartDaemon(f.ctx)
 	f.no(err)
-	f.no(f.awaitCheck(f.ctx)) // leases are given back beside requests
+	f.no(f.awaitCheck(f.ctx)) // leases are released in the background
 }
 
 // otherBoot changes the boot ID in every record.
@@ -113,12 +113,12 @@ func (f *fixture) otherBoot() {
 	})
 	f.no(err)
 	if changed == 0 {
-		f.t.Fatal("no record names the boot")
+		f.t.Fatal("no record has a boot ID")
 	}
 }
 
-// If the disk fills up during a layer's extraction, the pull fails with that reason and
-// leaves no incomplete data, and a smaller image can be pulled.
+// If the disk fills up during a layer's extraction, the pull fails with that reason and leaves no
+// incomplete data, and a smaller image can be pulled.
 func TestDiskFull(t *testing.T) {
 	var disk string
 	f := startOn(t, func(o *node.Options) {

@@ -12,9 +12,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// The daemon is killed, again and again, under a container that prints numbered
-// lines at full speed, and beside containers that end meanwhile: no line is lost
-// or doubled, and every exit code is right.
+// The daemon is killed repeatedly while a container prints numbered lines at full speed and other
+// containers exit. No line is lost or duplicated, and every exit code is right.
 func TestKilledDaemonLosesNothing(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -27,10 +26,10 @@ func TestKilledDaemonLosesNothing(t *testing.T) {
 			codes[f.start(p, f.containerConfig(busyboxImage, "sh", "-c", script))] = code
 		}
 		f.no(f.Kill())
-		time.Sleep(500 * time.Millisecond) // the containers end while nobody serves
+		time.Sleep(500 * time.Millisecond) // the containers exit while no daemon runs
 		took, err := f.StartDaemon(f.ctx)
 		f.no(err)
-		t.Logf("ready again after %s", took)
+		t.Logf("ready after %s", took)
 	}
 	for container, code := range codes {
 		if got := f.await(container); got.ExitCode != code {
@@ -38,7 +37,7 @@ func TestKilledDaemonLosesNothing(t *testing.T) {
 		}
 	}
 	if got := f.await(id); got.ExitCode != 0 {
-		t.Errorf("printer ended with %d", got.ExitCode)
+		t.Errorf("the printing container exited with %d", got.ExitCode)
 	}
 	checkNumbered(t, f.log(p, printer), count)
 }
@@ -100,8 +99,8 @@ func TestAttachWorksAfterRestart(t *testing.T) {
 	f.await(id)
 }
 
-// When the keeper dies, the daemon starts another, containers keep running, and no
-// container that ended meanwhile is reported as successful.
+// When the keeper dies, the daemon starts another one and containers keep running. No container
+// that exited in between is reported as successful.
 func TestKilledKeeper(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -118,7 +117,7 @@ func TestKilledKeeper(t *testing.T) {
 		return err == nil && pid != 0 && pid != keeper
 	})
 	lines := len(f.log(p, config))
-	f.eventually("the log goes on", func() bool { return len(f.log(p, config)) > lines+3 })
+	f.eventually("the log grows", func() bool { return len(f.log(p, config)) > lines+3 })
 	if got := f.exec(id, "echo", "exec"); got != "exec\n" {
 		t.Errorf("exec printed %q", got)
 	}
@@ -142,9 +141,9 @@ func TestDaemonKilledWhileItCreates(t *testing.T) {
 		client := f.Runtime
 		go func() {
 			defer close(done)
-			_, _ = client.RunPodSandbox(f.ctx, config, "") // fails, or not, as it comes
+			_, _ = client.RunPodSandbox(f.ctx, config, "") // the result does not matter
 		}()
-		time.Sleep(time.Duration(round*10) * time.Millisecond) // another moment of the work each round
+		time.Sleep(time.Duration(round*10) * time.Millisecond) // each round kills at another moment
 		f.no(f.Kill())
 		<-done
 		_, err := f.StartDaemon(f.ctx)
@@ -152,15 +151,15 @@ func TestDaemonKilledWhileItCreates(t *testing.T) {
 		if _, err := f.Mica(f.ctx, "check"); err != nil {
 			t.Errorf("check after a kill in mid-creation: %v", err)
 		}
-		// The kubelet's retry finds no obstacle.
+		// The kubelet's retry succeeds.
 		p := f.runPod(config)
 		f.await(f.start(p, f.containerConfig(busyboxImage, "true")))
 		f.no(f.RemovePod(f.ctx, p.id))
 	}
 }
 
-// Every subscriber gets all events of containers and pods in order, with the status of
-// the pod and of all its containers.
+// Every subscriber gets all events of containers and pods in order, with the status of the pod and
+// of all its containers.
 func TestEvents(t *testing.T) {
 	f := start(t)
 	type subscriber struct {
@@ -189,20 +188,20 @@ func TestEvents(t *testing.T) {
 	for n, s := range subscribers {
 		for _, want := range []step{
 			{runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT, map[string]runtimeapi.ContainerState{other: created, id: created}},
-			{runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT, nil}, // it may have ended already
+			{runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT, nil}, // it may have exited already
 			{runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT, map[string]runtimeapi.ContainerState{other: created, id: exited}},
 			{runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT, map[string]runtimeapi.ContainerState{other: created}},
 		} {
 			event := f.event(s.events, id)
 			if event.ContainerEventType != want.kind || event.PodSandboxStatus.GetId() != p.id || event.CreatedAt == 0 {
-				t.Errorf("subscriber %d is told %v of pod %q, want %v", n, event.ContainerEventType, event.PodSandboxStatus.GetId(), want.kind)
+				t.Errorf("subscriber %d gets %v of pod %q, want %v", n, event.ContainerEventType, event.PodSandboxStatus.GetId(), want.kind)
 			}
 			states := map[string]runtimeapi.ContainerState{}
 			for _, status := range event.ContainersStatuses {
 				states[status.Id] = status.State
 			}
 			if want.states != nil && !maps.Equal(states, want.states) {
-				t.Errorf("subscriber %d: %v tells the states %v, want %v", n, event.ContainerEventType, states, want.states)
+				t.Errorf("subscriber %d: %v has the states %v, want %v", n, event.ContainerEventType, states, want.states)
 			}
 		}
 		for _, want := range []runtimeapi.ContainerEventType{runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT} {
@@ -216,19 +215,19 @@ func TestEvents(t *testing.T) {
 	}
 }
 
-// Exit events without a subscriber, as in a daemon's last moments, are sent by later
-// daemons until a subscriber has received them.
-func TestEventsThatNobodyHeard(t *testing.T) {
+// Exit events without a subscriber, for example in a daemon's last moments, are sent again by later
+// daemons until a subscriber receives them.
+func TestEventsWithoutSubscriber(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
 	for name, end := range map[string]func() error{"asked to stop": f.StopDaemon, "killed": f.Kill} {
 		id := f.start(p, f.containerConfig(busyboxImage, "sh", "-c", "exit 7"))
 		f.await(id)
-		f.eventually("what the container held is given back", func() bool {
+		f.eventually("the container's resources are released", func() bool {
 			_, err := os.Stat(filepath.Join(f.State, "containers", id))
 			return os.IsNotExist(err)
 		})
-		for range 2 { // the first of the two has no subscriber
+		for range 2 { // the first two daemons have no subscriber
 			f.no(end())
 			_, err := f.StartDaemon(f.ctx)
 			f.no(err)
@@ -249,28 +248,28 @@ func TestEventsThatNobodyHeard(t *testing.T) {
 				t.Fatal("the stream has ended")
 			}
 			if event.GetContainerId() == id {
-				t.Errorf("daemon %s: told again after somebody had listened: %v", name, event.ContainerEventType)
+				t.Errorf("daemon %s: event sent again after a subscriber received it: %v", name, event.ContainerEventType)
 			}
 		}
 		f.endStreams(ended)
 	}
 }
 
-// A client that subscribes after a restart first gets the events that happened while no
-// daemon ran, once, and then new events.
-func TestEventsOfTheGap(t *testing.T) {
+// A client that subscribes after a restart first gets the events from the time without a daemon,
+// once, and then new events.
+func TestEventsWhileNoDaemonRuns(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
 	ends := f.start(p, f.containerConfig(busyboxImage, "sh", "-c", "while [ ! -e /dev/shm/end ]; do sleep 0.1; done; exit 7"))
 	f.no(f.Kill())
 	f.no(os.WriteFile(filepath.Join(f.State, "pods", p.id, "shm", "end"), nil, 0o644))
-	f.eventually("the keeper records the end while nobody serves", func() bool {
+	f.eventually("the keeper records the exit while no daemon runs", func() bool {
 		_, err := os.Stat(filepath.Join(f.State, "keeper", ends, "exit.json"))
 		return err == nil
 	})
 	_, err := f.StartDaemon(f.ctx)
 	f.no(err)
-	for range 2 { // a client that comes twice is told twice
+	for range 2 { // a client that subscribes twice gets the events twice
 		events, ended := f.events()
 		event := f.event(events, ends)
 		if event.ContainerEventType != runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT {
@@ -278,19 +277,19 @@ func TestEventsOfTheGap(t *testing.T) {
 		}
 		for _, status := range event.ContainersStatuses {
 			if status.Id == ends && status.ExitCode != 7 {
-				t.Errorf("event tells exit code %d", status.ExitCode)
+				t.Errorf("the event has exit code %d", status.ExitCode)
 			}
 		}
 		f.endStreams(ended)
 		for event := range events {
 			if event.ContainerId == ends {
-				t.Errorf("told again: %v", event.ContainerEventType)
+				t.Errorf("event sent again: %v", event.ContainerEventType)
 			}
 		}
 	}
 }
 
-// events subscribes; both channels are closed when the stream has ended.
+// events subscribes to the events. Both channels are closed when the stream ends.
 func (f *fixture) events() (events chan *runtimeapi.ContainerEventResponse, ended chan struct{}) {
 	f.t.Helper()
 	events, ended = make(chan *runtimeapi.ContainerEventResponse, 100), make(chan struct{})
@@ -320,25 +319,25 @@ func (f *fixture) event(events <-chan *runtimeapi.ContainerEventResponse, id str
 	}
 }
 
-// endStreams ends the daemon's clients, so that no stream is counted as a leak.
+// endStreams ends the streams of the daemon's clients, so that none is counted as a leak.
 func (f *fixture) endStreams(ended <-chan struct{}) {
 	f.t.Helper()
 	f.no(f.Reconnect(f.ctx))
 	select {
 	case <-ended:
 	case <-time.After(30 * time.Second):
-		f.t.Error("the stream of events did not end with its connection")
+		f.t.Error("the event stream did not end with its connection")
 	}
 }
 
-// Without a daemon, the check changes no running pod, and finds inconsistencies.
+// Without a daemon, the check does not change a running pod, and finds inconsistencies.
 func TestCheckWithoutDaemon(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
 	running := f.start(p, f.containerConfig(busyboxImage, "sleep", "1000"))
 	ended := f.start(p, f.containerConfig(busyboxImage, "true"))
 	f.await(ended)
-	f.no(f.awaitCheck(f.ctx)) // until the ended one has given back what it held
+	f.no(f.awaitCheck(f.ctx)) // until the exited container's resources are released
 	f.no(f.StopDaemon())
 	if out, err := f.Mica(f.ctx, "check"); err != nil {
 		t.Errorf("check of a node whose daemon was stopped: %v: %s", err, out)
@@ -354,13 +353,13 @@ func TestCheckWithoutDaemon(t *testing.T) {
 		f.CgroupParent() + "/" + p.id + ": cgroup without a record",
 	} {
 		if err == nil || !strings.Contains(out, want) {
-			t.Errorf("check without the pod's record does not say %q: %v", want, err)
+			t.Errorf("check without the pod's record does not contain %q: %v", want, err)
 		}
 	}
 	f.no(os.Rename(record+".away", record))
 	_, err = f.StartDaemon(f.ctx)
 	f.no(err)
 	if got := f.exec(running, "echo", "hi"); got != "hi\n" {
-		t.Errorf("the container says %q", got)
+		t.Errorf("the container printed %q", got)
 	}
 }

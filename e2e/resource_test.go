@@ -47,7 +47,7 @@ func TestResources(t *testing.T) {
 	}
 }
 
-// As kubelets resize pods: the score depends on what a container asks for.
+// The kubelet resizes a pod: oom_score_adj depends on a container's requests.
 func TestUpdateOfTheOOMScore(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -72,13 +72,12 @@ func TestUpdateOfTheOOMScore(t *testing.T) {
 		t.Errorf("the status says %d", got)
 	}
 	if err := update(1001); status.Code(err) != codes.InvalidArgument {
-		t.Errorf("a score that is none: %v", err)
+		t.Errorf("invalid oom_score_adj: %v", err)
 	}
 }
 
-// Many containers are killed for lack of memory, several at a time, by the death of
-// their first process or of a child. Each is reported as OOMKilled. Containers that are
-// killed otherwise are not.
+// Many containers have OOM kills, several at a time, of their first process or of a child. Each is
+// reported as OOMKilled. Containers killed by other signals are not.
 func TestOOMKilled(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -108,8 +107,8 @@ func TestOOMKilled(t *testing.T) {
 	}
 }
 
-// A pod's limits are written to its cgroup, also to one that the caller made, and
-// verbose status shows them.
+// A pod's limits are written to its cgroup, even if the caller made the cgroup, and verbose status
+// shows them.
 func TestPodResources(t *testing.T) {
 	f := start(t)
 	lent := f.podConfig()
@@ -142,7 +141,7 @@ func TestPodResources(t *testing.T) {
 		}
 		f.no(json.Unmarshal([]byte(response.Info["info"]), &info))
 		if got := info.Config.Linux; got.Resources.MemoryLimitInBytes != 96<<20 || got.Overhead.MemoryLimitInBytes != 32<<20 {
-			t.Errorf("%s cgroup: verbose status tells %+v", name, got)
+			t.Errorf("%s cgroup: verbose status has %+v", name, got)
 		}
 		f.no(f.RemovePod(f.ctx, p.id))
 		if _, err := os.Stat(filepath.Dir(parent)); (err == nil) != (name == "lent") {
@@ -168,7 +167,7 @@ func (f *fixture) cgroupOf(id, controller string) string {
 	return ""
 }
 
-// cgroupFile reads the first of the files that is there.
+// cgroupFile reads the first of the files that exists.
 func (f *fixture) cgroupFile(dir string, names ...string) string {
 	f.t.Helper()
 	for _, name := range names {
@@ -180,8 +179,8 @@ func (f *fixture) cgroupFile(dir string, names ...string) string {
 	return ""
 }
 
-// removeCgroups takes away the cgroup with what is below it, in every hierarchy, as
-// whoever made it would.
+// removeCgroups removes the cgroup and everything below it, in every hierarchy, as the caller that
+// made it would.
 func (f *fixture) removeCgroups(path string) error {
 	roots, err := filepath.Glob("/sys/fs/cgroup/*" + path)
 	if err != nil {
@@ -210,7 +209,7 @@ func (f *fixture) removeCgroups(path string) error {
 	return nil
 }
 
-// The statistics of containers and of pods, one by one, in lists and in streams.
+// The statistics of containers and pods are the same in single requests, in lists and in streams.
 func TestStats(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -235,7 +234,7 @@ func TestStats(t *testing.T) {
 		metrics, err := runtime.ListPodSandboxMetrics(f.ctx)
 		f.no(err)
 		if len(metrics) != 1 || metrics[0].PodSandboxId != p.id || len(metrics[0].ContainerMetrics) != 1 {
-			t.Errorf("%s: metrics are %v, want those of the pod and its container", how, metrics)
+			t.Errorf("%s: metrics are %v, want the pod's and its container's", how, metrics)
 		}
 	}
 	container, err := f.Runtime.ContainerStats(f.ctx, id)
@@ -331,7 +330,7 @@ func TestUlimits(t *testing.T) {
 	})
 	p := f.runPod(f.podConfig())
 	id := f.start(p, f.containerConfig(busyboxImage, "sleep", "1000"))
-	// Not the soft limit of open files, which runc of before 1.1.7 lets an exec raise.
+	// The soft limit of open files is not checked here: runc before 1.1.7 lets an exec raise it.
 	if got := f.exec(id, "sh", "-c", "ulimit -Hn; ulimit -Hc"); got != "654\n0\n" {
 		t.Errorf("limits of an exec are %q", got)
 	}

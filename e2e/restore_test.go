@@ -18,9 +18,8 @@ import (
 	"github.com/micarun/mica/internal/failpoint"
 )
 
-// rewrite copies an archive and changes its files: f returns the new content,
-// or nil to leave the file out. more are entries that come first, of which one
-// that is called deleted.files has content.
+// rewrite copies an archive and changes its files: f returns the new content, or nil to omit the
+// file. more are entries to write first; the one called deleted.files has content.
 func rewrite(t *testing.T, archive string, more []tar.Header, f func(name string, data []byte) []byte) string {
 	t.Helper()
 	in, err := os.Open(archive)
@@ -77,7 +76,7 @@ func rewrite(t *testing.T, archive string, more []tar.Header, f func(name string
 
 func same(_ string, data []byte) []byte { return data }
 
-// in replaces text in one file.
+// in returns a function that replaces text in one file.
 func in(file, old, text string) func(string, []byte) []byte {
 	return func(name string, data []byte) []byte {
 		if name != file {
@@ -87,8 +86,8 @@ func in(file, old, text string) func(string, []byte) []byte {
 	}
 }
 
-// Archives that are hostile, damaged, or do not fit are refused with the stage
-// and what is wrong, and leave nothing.
+// Hostile, damaged and unsuitable archives are rejected with the stage and the reason, and leave
+// nothing.
 func TestRestoreRefuses(t *testing.T) {
 	f := startCriu(t)
 	p := f.runPod(f.podConfig())
@@ -108,7 +107,7 @@ func TestRestoreRefuses(t *testing.T) {
 	}{
 		"leaves the directory": {rewrite(t, good, reg("../../evil"), same), nil, codes.InvalidArgument, "leaves the archive"},
 		"absolute":             {rewrite(t, good, reg("/etc/evil"), same), nil, codes.InvalidArgument, "bad name"},
-		"images by a link": {
+		"images directory is a link": {
 			rewrite(t, good, []tar.Header{{Typeflag: tar.TypeSymlink, Name: "checkpoint", Linkname: "/etc"}}, same), nil,
 			codes.InvalidArgument, "not a directory",
 		},
@@ -129,8 +128,8 @@ func TestRestoreRefuses(t *testing.T) {
 			}
 			return data
 		}), nil, codes.InvalidArgument, "rootfs-diff.tar"},
-		"deleting what is outside": {rewrite(t, good, reg("deleted.files"), same), nil, codes.InvalidArgument, "leaves the root"},
-		"of an engine that writes less": {rewrite(t, good, nil, func(name string, data []byte) []byte {
+		"deletes a file outside": {rewrite(t, good, reg("deleted.files"), same), nil, codes.InvalidArgument, "leaves the root"},
+		"of an engine that writes fewer files": {rewrite(t, good, nil, func(name string, data []byte) []byte {
 			if name == "stats-dump" || name == "container.log" || name == "rootfs-diff.tar" {
 				return nil
 			}
@@ -161,26 +160,26 @@ func TestRestoreRefuses(t *testing.T) {
 				f.no(err)
 				f.no(f.Runtime.RemoveContainer(f.ctx, id))
 			} else if status.Code(err) != tc.code || !strings.Contains(err.Error(), tc.says) || !strings.Contains(err.Error(), config.Metadata.Name) {
-				t.Errorf("%v, want %s that says %q", err, tc.code, tc.says)
+				t.Errorf("%v, want %s with %q", err, tc.code, tc.says)
 			}
 			list, err := f.Runtime.ListContainers(f.ctx, nil)
 			f.no(err)
 			if len(list) != 1 {
-				t.Errorf("%d containers are there", len(list))
+				t.Errorf("the node has %d containers", len(list))
 			}
 			if _, err := os.Stat(filepath.Join(p.config.LogDirectory, config.LogPath)); err == nil && tc.code != codes.OK {
-				t.Error("a log is left")
+				t.Error("a log remains")
 			}
 		})
 	}
 	for _, dir := range []string{f.Data, filepath.Join(f.Data, "cri"), filepath.Join(f.Data, "cri", "containers")} {
 		if _, err := os.Stat(filepath.Join(dir, "evil")); err == nil {
-			t.Errorf("the archive reached %s", dir)
+			t.Errorf("the archive changed %s", dir)
 		}
 	}
 }
 
-// escaping is a tar that wants to write outside.
+// escaping returns a tar that writes outside its directory.
 func escaping(t *testing.T) []byte {
 	t.Helper()
 	var out bytes.Buffer
@@ -196,8 +195,7 @@ func escaping(t *testing.T) []byte {
 	return out.Bytes()
 }
 
-// Images of CRIU that it cannot read end the container with the reason, at its
-// start.
+// If CRIU cannot read its images, the start fails and the container ends with the reason.
 func TestRestoreOfDamagedImages(t *testing.T) {
 	f := startCriu(t)
 	p := f.runPod(f.podConfig())
@@ -215,13 +213,13 @@ func TestRestoreOfDamagedImages(t *testing.T) {
 	f.no(err)
 	err = f.Runtime.StartContainer(f.ctx, restored)
 	if err == nil || !strings.Contains(err.Error(), "restore from "+bad) || !strings.Contains(err.Error(), "CRIU says") {
-		t.Errorf("start of what cannot be restored: %v", err)
+		t.Errorf("start with damaged images: %v", err)
 	}
 	got := f.status(restored)
 	if got.State != runtimeapi.ContainerState_CONTAINER_EXITED || got.Reason != "StartError" || got.ExitCode != 128 || !strings.Contains(got.Message, "CRIU says") {
 		t.Errorf("state %v, reason %q, code %d, message %q", got.State, got.Reason, got.ExitCode, got.Message)
 	}
-	// One that is stopped or removed before its start has no process to end.
+	// Stopped or removed before its start, such a container has no process to end.
 	config.Metadata.Name = "never"
 	never, err := f.Runtime.CreateContainer(f.ctx, p.id, config, p.config)
 	f.no(err)
@@ -229,9 +227,8 @@ func TestRestoreOfDamagedImages(t *testing.T) {
 	f.no(f.Runtime.RemoveContainer(f.ctx, never))
 }
 
-// The daemon dies in the middle of a checkpoint, at each of its points and while
-// CRIU is at work on much memory: the container goes on, nothing is left of the
-// archive, and the next checkpoint is a good one.
+// The daemon dies during a checkpoint: at each fail point, and while CRIU writes much memory. The
+// container continues to run, nothing of the archive is left, and the next checkpoint succeeds.
 func TestCheckpointSurvivesKills(t *testing.T) {
 	for _, point := range []string{"checkpoint-frozen", "checkpoint-captured", "checkpoint-written", ""} {
 		name := point
@@ -242,7 +239,7 @@ func TestCheckpointSurvivesKills(t *testing.T) {
 			f := startCriu(t)
 			p := f.runPod(f.podConfig())
 			script := counting
-			if point == "" { // some 256 MB, which take a while
+			if point == "" { // some 256 MB, which take time
 				script = `x=$(head -c 67108864 /dev/zero | tr '\0' x); y=$x$x; z=$x; ` + counting
 			}
 			config := f.containerConfig(busyboxImage, "sh", "-c", script)
@@ -254,7 +251,7 @@ func TestCheckpointSurvivesKills(t *testing.T) {
 			if point == "" {
 				f.killInDump(request)
 			} else if err := f.Runtime.CheckpointContainer(f.ctx, request); err == nil || !f.died() {
-				t.Fatalf("the daemon passed %s: %v", point, err)
+				t.Fatalf("the daemon survived fail point %s: %v", point, err)
 			}
 			f.no(f.Kill())
 			f.restartWith("")
@@ -270,7 +267,7 @@ func TestCheckpointSurvivesKills(t *testing.T) {
 	}
 }
 
-// restartWith restarts the daemon with a fail point that kills it.
+// restartWith restarts the daemon with an armed fail point that kills it.
 func (f *fixture) restartWith(point string) {
 	f.t.Helper()
 	if f.Pid() != 0 {
@@ -284,7 +281,7 @@ func (f *fixture) restartWith(point string) {
 	f.no(err)
 }
 
-// killInDump begins a checkpoint and kills the daemon when CRIU writes images.
+// killInDump starts a checkpoint and kills the daemon while CRIU writes images.
 func (f *fixture) killInDump(request *runtimeapi.CheckpointContainerRequest) {
 	f.t.Helper()
 	done := make(chan error, 1)
@@ -295,12 +292,12 @@ func (f *fixture) killInDump(request *runtimeapi.CheckpointContainerRequest) {
 	})
 	f.no(f.Kill())
 	if err := <-done; err == nil {
-		f.t.Fatal("the checkpoint was faster")
+		f.t.Fatal("the checkpoint ended before the kill")
 	}
 }
 
-// The daemon dies in the middle of a restore: what was not created is gone, and
-// what was started runs.
+// The daemon dies during a restore. A container that was not created is gone, and a started one
+// runs.
 func TestRestoreSurvivesKills(t *testing.T) {
 	f := startCriu(t)
 	p := f.runPod(f.podConfig())
@@ -314,18 +311,18 @@ func TestRestoreSurvivesKills(t *testing.T) {
 	config := f.containerConfig(archive)
 	f.restartWith("restore-unpacked")
 	if _, err := f.Runtime.CreateContainer(f.ctx, p.id, config, p.config); err == nil || !f.died() {
-		t.Fatalf("the daemon passed the point: %v", err)
+		t.Fatalf("the daemon survived the fail point: %v", err)
 	}
 	f.no(f.Kill())
 	f.restartWith("restore-restored")
 	list, err := f.Runtime.ListContainers(f.ctx, nil)
 	f.no(err)
 	if len(list) != 0 {
-		t.Errorf("%d containers are there", len(list))
+		t.Errorf("the node has %d containers", len(list))
 	}
 	restored, err := f.Runtime.CreateContainer(f.ctx, p.id, config, p.config)
 	f.no(err)
-	// A created one outlives the daemon without a process.
+	// A created container has no process yet and survives the daemon.
 	f.no(f.StopDaemon())
 	_, err = f.StartDaemon(f.ctx)
 	f.no(err)
@@ -333,7 +330,7 @@ func TestRestoreSurvivesKills(t *testing.T) {
 		t.Errorf("after a restart the container is %v", got)
 	}
 	if err := f.Runtime.StartContainer(f.ctx, restored); err == nil || !f.died() {
-		t.Fatalf("the daemon passed the point: %v", err)
+		t.Fatalf("the daemon survived the fail point: %v", err)
 	}
 	f.no(f.Kill())
 	f.restartWith("")

@@ -17,8 +17,8 @@ import (
 
 type security = runtimeapi.LinuxContainerSecurityContext
 
-// TestSecurityContext runs one script per setting; what it prints shows whether
-// the setting holds inside the container.
+// TestSecurityContext runs one script per setting. Its output shows whether the setting applies in
+// the container.
 func TestSecurityContext(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -66,7 +66,7 @@ func TestSecurityContext(t *testing.T) {
 			security: &security{RunAsUser: number(1234), Capabilities: &runtimeapi.Capability{
 				DropCapabilities: []string{"ALL"}, AddAmbientCapabilities: []string{"NET_ADMIN"},
 			}},
-			// It is kept by a program that is neither root nor has capabilities of its own.
+			// Even a program that is not root and has no file capabilities keeps it.
 			script: "id -u; sh -c 'grep -E \"Cap(Eff|Amb|Inh)\" /proc/self/status'; ip link add dummy type bridge && ip link del dummy && echo works",
 			want:   "1234\nCapInh:\t0000000000001000\nCapEff:\t0000000000001000\nCapAmb:\t0000000000001000\nworks\n",
 		},
@@ -174,7 +174,7 @@ func TestMounts(t *testing.T) {
 	}
 }
 
-// Mounts are made with the options that the kubelet asks for, and with no others.
+// Mounts have the options that the kubelet requests, and no others.
 func TestMountOptions(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -205,12 +205,12 @@ func TestMountOptions(t *testing.T) {
 	config = f.containerConfig(busyboxImage, "true")
 	config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/x", HostPath: dir, MountOptions: []string{"rw"}}}
 	if _, err := f.Runtime.CreateContainer(f.ctx, p.id, config, p.config); status.Code(err) != codes.InvalidArgument {
-		t.Errorf("an option that is another field's: %v, want InvalidArgument", err)
+		t.Errorf("an option with its own field: %v, want InvalidArgument", err)
 	}
 }
 
-// Images are mounted whole and by the path of a directory or of a file in them;
-// links in an image lead nowhere but into it.
+// Image volumes contain the whole image, or a directory or a file of it. Links in an image never
+// lead outside of it.
 func TestImageVolumes(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -230,7 +230,7 @@ func TestImageVolumes(t *testing.T) {
 	}
 	for _, m := range ended.Mounts {
 		if m.GetImage().GetImageRef() != volume {
-			t.Errorf("mount %s tells image %q, want %s", m.ContainerPath, m.GetImage().GetImageRef(), volume)
+			t.Errorf("mount %s names image %q, want %s", m.ContainerPath, m.GetImage().GetImageRef(), volume)
 		}
 	}
 	for sub, code := range map[string]codes.Code{"no/such": codes.Unknown, "../etc": codes.InvalidArgument} {
@@ -241,7 +241,7 @@ func TestImageVolumes(t *testing.T) {
 			t.Errorf("sub path %q: %v, want %v", sub, err, code)
 		}
 	}
-	// A removed image stays mounted where it is.
+	// The volume remains mounted when the image is removed.
 	holder := f.containerConfig(busyboxImage, "sh", "-c", "while [ ! -e /dev/shm/go ]; do sleep 0.05; done; cat /whole/etc/mica-image")
 	holder.Mounts = config.Mounts[:1]
 	id = f.start(p, holder)
@@ -252,14 +252,14 @@ func TestImageVolumes(t *testing.T) {
 	}
 }
 
-// A device is at the path that the request says, and may be used as it says.
+// A device has the requested path and permissions.
 func TestDevices(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
 	for permissions, want := range map[string]string{"r": "readable\n", "w": "writable\n", "rwm": "readable\nwritable\n", "": "readable\nwritable\n"} {
 		config := f.containerConfig(busyboxImage, "sh", "-c",
 			"(: </dev/own/log) 2>/dev/null && echo readable; (: >/dev/own/log) 2>/dev/null && echo writable; ls /dev/kmsg 2>/dev/null")
-		config.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"SYSLOG"}} // to read it
+		config.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"SYSLOG"}} // a /dev/kmsg may need this to be read
 		config.Devices = []*runtimeapi.Device{{HostPath: "/dev/kmsg", ContainerPath: "/dev/own/log", Permissions: permissions}}
 		if got := f.output(p, config); got != want {
 			t.Errorf("device with the permissions %q is %q, want %q", permissions, got, want)
@@ -267,8 +267,7 @@ func TestDevices(t *testing.T) {
 	}
 }
 
-// A rootfs whose paths lead out through symbolic links must not lead the
-// runtime's own mounts out.
+// Symbolic links in a root filesystem must not redirect the runtime's own mounts.
 func TestMountThroughSymlinkStaysInside(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -278,7 +277,7 @@ func TestMountThroughSymlinkStaysInside(t *testing.T) {
 	f.no(os.WriteFile(filepath.Join(dir, "motd"), []byte("mounted\n"), 0o644))
 	config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/etc/motd", HostPath: filepath.Join(dir, "motd")}}
 	if got := f.output(p, config); got != "mounted\n" {
-		t.Errorf("target of the link has %q, want the mounted file", got)
+		t.Errorf("the link's target contains %q, want the mounted file", got)
 	}
 }
 

@@ -11,7 +11,7 @@ import (
 	"github.com/micarun/mica/e2e/images"
 )
 
-// Every test that SPECIFICATION.md names as the holder of a promise exists.
+// Every test named in SPECIFICATION.md exists.
 func TestSpecificationNamesRealTests(t *testing.T) {
 	root, err := images.ModuleRoot()
 	if err != nil {
@@ -33,7 +33,7 @@ func TestSpecificationNamesRealTests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A star at a name's end stands for any rest.
+	// A star at the end of a name matches any suffix.
 	names := regexp.MustCompile(`\bTest\w+\*?`).FindAllString(string(text), -1)
 	if len(names) < 10 {
 		t.Fatalf("only %d tests are named: %v", len(names), names)

@@ -22,20 +22,20 @@ import (
 	"github.com/micarun/mica/internal/patience"
 )
 
-// serveLimit is how soon a daemon serves, by its own account.
+// serveLimit bounds the time until a daemon serves, as the daemon logs it.
 const serveLimit = 2 * time.Second
 
-// victim is a pod with one running container, from which something is taken away.
+// victim is a pod with one running container, of which the test removes a part.
 type victim struct {
 	pod
 	container string
 	pid       int
 }
 
-// damage is one thing of a pod that a test takes away while no daemon runs.
+// damage is a part of a pod that a test removes while no daemon runs.
 type damage struct {
 	name   string
-	config func(*runtimeapi.PodSandboxConfig) // nil for a pod as any other
+	config func(*runtimeapi.PodSandboxConfig) // nil for a default pod
 	remove func(f *fixture, v victim) error
 }
 
@@ -43,7 +43,7 @@ func remove(path func(f *fixture, v victim) string) func(*fixture, victim) error
 	return func(f *fixture, v victim) error {
 		found, err := filepath.Glob(path(f, v))
 		if err != nil || len(found) == 0 {
-			return fmt.Errorf("nothing at %s: %w", path(f, v), err)
+			return fmt.Errorf("%s does not exist: %w", path(f, v), err)
 		}
 		for _, name := range found {
 			if err := os.RemoveAll(name); err != nil {
@@ -82,7 +82,7 @@ func containerRecord(name string) func(*fixture, victim) string {
 	}
 }
 
-// writableLayer is the directory of the container's writable layer.
+// writableLayer returns the directory of the container's writable layer.
 func writableLayer(f *fixture, v victim) string {
 	id, err := os.ReadFile(filepath.Join(f.Data, "image/overlay2/layerdb/mounts", v.container, "mount-id"))
 	if err != nil {
@@ -91,8 +91,8 @@ func writableLayer(f *fixture, v victim) string {
 	return filepath.Join(f.Data, "overlay2", string(id))
 }
 
-// leaveCgroups moves the container's processes to the root cgroups and removes the cgroups
-// that are below path.
+// leaveCgroups moves the container's processes to the root cgroups, and removes the cgroups below
+// path.
 func leaveCgroups(path func(f *fixture, v victim) string) func(*fixture, victim) error {
 	return func(f *fixture, v victim) error {
 		roots, _ := filepath.Glob("/sys/fs/cgroup/*")
@@ -101,7 +101,7 @@ func leaveCgroups(path func(f *fixture, v victim) string) func(*fixture, victim)
 			if _, err := os.Stat(filepath.Join(dir, "cgroup.procs")); err != nil {
 				continue
 			}
-			// The process moves out of every cgroup below.
+			// The process leaves all cgroups below.
 			if err := os.WriteFile(filepath.Join(root, "cgroup.procs"), []byte(strconv.Itoa(v.pid)), 0); err != nil {
 				return err
 			}
@@ -122,7 +122,7 @@ func sharePIDs(c *runtimeapi.PodSandboxConfig) {
 	c.Linux.SecurityContext = &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_POD}}
 }
 
-// damages are everything that a running pod consists of, one at a time.
+// damages lists every part of a running pod.
 func damages() []damage {
 	list := []damage{
 		{name: "net pin", remove: detach(inPod("net"))},
@@ -177,9 +177,9 @@ func damages() []damage {
 	return list
 }
 
-// A killed daemon starts again, and each of many pods has lost a different resource. The
-// daemon serves without delay. An undamaged pod keeps running; each of the others is
-// repaired or torn down, and can be stopped and removed without leftovers.
+// A killed daemon starts again while each of many pods has lost a different part. The daemon serves
+// without delay. An undamaged pod keeps running; each of the others is repaired or torn down, and
+// can be stopped and removed without leftovers.
 func TestStartWithDamagedPods(t *testing.T) {
 	f := start(t)
 	list := damages()
@@ -191,7 +191,7 @@ func TestStartWithDamagedPods(t *testing.T) {
 	f.no(f.Kill())
 	for i, d := range list {
 		if err := d.remove(f, victims[i]); err != nil {
-			t.Fatalf("take away %s: %v", d.name, err)
+			t.Fatalf("remove %s: %v", d.name, err)
 		}
 	}
 	_, err := f.StartDaemon(f.ctx)
@@ -203,14 +203,14 @@ func TestStartWithDamagedPods(t *testing.T) {
 	}
 	f.checkUntouched(whole)
 	f.checkUnusable()
-	// What is not repaired or torn down by now is named by the check.
+	// The check names whatever is not repaired or torn down by now.
 	out, _ := f.Mica(f.ctx, "check")
 	for i, d := range list {
 		v := victims[i]
 		fate := f.fate(v)
 		t.Logf("%-28s %s", d.name, fate)
 		if named := strings.Contains(out, v.id) || strings.Contains(out, v.container); named && !strings.HasPrefix(d.name, "truncated") && !strings.HasPrefix(d.name, "writable layer") {
-			t.Errorf("without its %s the check goes on to name the pod: %s", d.name, out)
+			t.Errorf("without its %s, the check still names the pod: %s", d.name, out)
 		}
 		if kept := exists(filepath.Join(f.Data, "image/overlay2/layerdb/mounts", v.container)); strings.HasPrefix(d.name, "truncated") && !kept {
 			t.Errorf("with a %s the container's writable layer is deleted", d.name)
@@ -225,8 +225,8 @@ func TestStartWithDamagedPods(t *testing.T) {
 	f.checkUntouched(whole)
 }
 
-// checkUnusable checks that the node reports unusable records: here of a pod, of its
-// container, and of another container.
+// checkUnusable checks that the node reports three unusable records: a pod's, its container's, and
+// another container's.
 func (f *fixture) checkUnusable() {
 	f.t.Helper()
 	count, err := f.Metric(f.ctx, "mica_unusable_records")
@@ -241,7 +241,7 @@ func (f *fixture) checkUnusable() {
 			return
 		}
 	}
-	f.t.Errorf("conditions do not tell of unusable records: %v", status.Status.Conditions)
+	f.t.Errorf("conditions do not mention unusable records: %v", status.Status.Conditions)
 }
 
 func exists(path string) bool {
@@ -249,9 +249,9 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// A pod that has lost its network namespace while no daemon ran, with a container that
-// runs on, holds up nothing.
-func TestStartWithAPodWithoutItsNamespace(t *testing.T) {
+// A pod lost its network namespace while no daemon ran, and its container keeps running. This
+// delays nothing.
+func TestStartWithLostNamespace(t *testing.T) {
 	f := start(t)
 	v, whole := f.victim(nil), f.victim(nil)
 	f.no(f.Kill())
@@ -267,10 +267,10 @@ func TestStartWithAPodWithoutItsNamespace(t *testing.T) {
 	}
 }
 
-// The network plugin of one pod hangs when the daemon tears that pod down at its start.
-// The daemon serves meanwhile and shows the stage, also in errors of calls for that pod,
-// and creates and removes other pods.
-func TestStartWithAPluginThatHangs(t *testing.T) {
+// The network plugin hangs when the starting daemon tears down one pod. The daemon serves in the
+// meantime and shows the stage, also in errors of calls for that pod, and creates and removes other
+// pods.
+func TestStartWithHangingPlugin(t *testing.T) {
 	f := startHanging(t)
 	v := f.victim(nil)
 	f.no(f.Kill())
@@ -289,7 +289,7 @@ func TestStartWithAPluginThatHangs(t *testing.T) {
 	if len(list) != 1 || list[0].State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
 		t.Errorf("pods in the first answer: %v", list)
 	}
-	f.eventually("the recovery is shown with its stage", func() bool {
+	f.eventually("mica events shows the recovery with its stage", func() bool {
 		out, err := f.Mica(f.ctx, "events", "--running")
 		f.no(err)
 		return strings.Contains(out, "recover pod") && strings.Contains(out, "now: delete network")
@@ -301,7 +301,7 @@ func TestStartWithAPluginThatHangs(t *testing.T) {
 	defer client.Close()
 	_, err = runtimeapi.NewRuntimeServiceClient(client).RunPodSandbox(short, &runtimeapi.RunPodSandboxRequest{Config: v.config})
 	if err == nil {
-		t.Error("the pod was run again while the first of its name was torn down")
+		t.Error("RunPodSandbox succeeds while the first pod of that name is being torn down")
 	}
 	other := f.runPod(f.podConfig())
 	f.no(f.RemovePod(f.ctx, other.id))
@@ -309,30 +309,30 @@ func TestStartWithAPluginThatHangs(t *testing.T) {
 	f.no(f.RemovePod(f.ctx, v.id))
 }
 
-// A daemon is killed while a network plugin adds a pod. The plugin and its child
-// processes end before the next daemon runs the plugin's DEL.
-func TestDaemonKilledDuringAnAdd(t *testing.T) {
+// A daemon is killed while a network plugin adds a pod. The plugin and its child processes end
+// before the next daemon runs the plugin's DEL.
+func TestDaemonKilledDuringPluginAdd(t *testing.T) {
 	f := startHanging(t)
 	f.no(os.WriteFile(filepath.Join(f.Data, "hang-add"), nil, 0o644))
 	client := f.Runtime
 	go func() { _, _ = client.RunPodSandbox(f.ctx, f.podConfig(), "") }()
-	f.eventually("the plugin is at work", func() bool { return len(f.plugins()) > 0 })
+	f.eventually("the plugin runs", func() bool { return len(f.plugins()) > 0 })
 	f.no(f.Kill())
 	f.no(os.Remove(filepath.Join(f.Data, "hang-add")))
 	_, err := f.StartDaemon(f.ctx)
 	f.no(err)
 	f.no(f.awaitCheck(f.ctx))
-	// One that only asks for versions may be at work; the interrupted one would stay.
-	f.eventually("no plugin is left", func() bool { return len(f.plugins()) == 0 })
+	// A plugin that is only asked for its versions may run; an interrupted ADD would remain.
+	f.eventually("no plugin runs", func() bool { return len(f.plugins()) == 0 })
 	calls, err := os.ReadFile(filepath.Join(f.Data, "calls"))
 	f.no(err)
 	if strings.Contains(string(calls), "late ADD") {
-		t.Errorf("the ADD went on: %s", calls)
+		t.Errorf("the ADD continued: %s", calls)
 	}
 }
 
-// If the record of a pod with ipMasq is lost, its rules are removed with it. Rules of a
-// pod that has lost everything else are reported by the check and removed at a start.
+// If the record of a pod with ipMasq is lost, its rules are removed with the pod. For a pod without
+// any file, the check reports the rules and the next start removes them.
 func TestRulesOfALostPod(t *testing.T) {
 	f := startOn(t, func(o *node.Options) {
 		o.ConfDir = filepath.Join(o.Data, "own.d")
@@ -371,21 +371,21 @@ func TestRulesOfALostPod(t *testing.T) {
 		}
 	}
 	if !strings.Contains(rules, whole.id) {
-		t.Errorf("rules of a whole pod are gone: %s", rules)
+		t.Errorf("rules of an undamaged pod were removed: %s", rules)
 	}
-	// A rule as the plugin bridge leaves it, of no pod of this node.
+	// A rule of plugin bridge for a pod that this node does not have.
 	stray := strings.Repeat("5", 64)
 	rule := []string{"POSTROUTING", "-s", f.Subnet.Addr().Next().Next().String() + "/32", "-m", "comment", "--comment", `name: "` + f.Name + `" id: "` + stray + `"`, "-j", "RETURN"}
 	f.no(exec.Command("iptables", append([]string{"-w", "5", "-t", "nat", "-A"}, rule...)...).Run())
 	t.Cleanup(func() { _ = exec.Command("iptables", append([]string{"-w", "5", "-t", "nat", "-D"}, rule...)...).Run() })
 	if out, err := f.Mica(f.ctx, "check"); err == nil || !strings.Contains(out, stray) {
-		t.Errorf("check does not name a rule of no pod: %v: %s", err, out)
+		t.Errorf("check does not name a rule without a pod: %v: %s", err, out)
 	}
 	f.no(exec.Command("iptables", append([]string{"-w", "5", "-t", "nat", "-D"}, rule...)...).Run())
 }
 
-// startHanging starts a node whose network has a plugin that hangs on demand, with a child
-// in a session of its own.
+// startHanging starts a node whose network has a plugin that hangs on demand. The plugin has a
+// child in another session.
 func startHanging(t *testing.T) *fixture {
 	return startOn(t, func(o *node.Options) {
 		o.ConfDir = filepath.Join(o.Data, "own.d")
@@ -415,7 +415,7 @@ if [ "$CNI_COMMAND" = ADD ]; then printf '%s' "$input" | sed 's/.*"prevResult":/
 	})
 }
 
-// plugins returns the command lines of processes of the node's own plugin.
+// plugins returns the command lines of running processes of the hanging plugin.
 func (f *fixture) plugins() []string {
 	f.t.Helper()
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -430,12 +430,11 @@ func (f *fixture) plugins() []string {
 	return found
 }
 
-// servedAfter is how long the daemon took from its start to its first answer, by its own
-// account.
+// servedAfter returns the time from the daemon's start to its first answer, as the daemon logs it.
 func (f *fixture) servedAfter() time.Duration {
 	f.t.Helper()
 	var took time.Duration
-	f.eventually("the daemon says when it served", func() bool {
+	f.eventually("the daemon logs when it serves", func() bool {
 		out, err := f.Mica(f.ctx, "info")
 		f.no(err)
 		_, after, _ := strings.Cut(out, "ready after ")
@@ -467,21 +466,21 @@ func (f *fixture) victim(change func(*runtimeapi.PodSandboxConfig)) victim {
 	return v
 }
 
-// checkUntouched fails the test unless the pod runs as it did.
+// checkUntouched fails the test unless the pod runs as before.
 func (f *fixture) checkUntouched(v victim) {
 	f.t.Helper()
 	if _, err := os.Stat(filepath.Join("/proc", strconv.Itoa(v.pid))); err != nil {
-		f.t.Errorf("the process of a whole container is gone: %v", err)
+		f.t.Errorf("the process of an undamaged container has ended: %v", err)
 	}
 	if got := f.exec(v.container, "echo", "exec"); got != "exec\n" {
-		f.t.Errorf("exec in a whole container printed %q", got)
+		f.t.Errorf("exec in an undamaged container printed %q", got)
 	}
 	if response, err := f.Runtime.PodSandboxStatus(f.ctx, v.id, false); err != nil || response.Status.State != runtimeapi.PodSandboxState_SANDBOX_READY {
-		f.t.Errorf("a whole pod is %v, %v", response.GetStatus().GetState(), err)
+		f.t.Errorf("an undamaged pod is %v, %v", response.GetStatus().GetState(), err)
 	}
 }
 
-// fate says what became of a pod.
+// fate describes what became of a pod.
 func (f *fixture) fate(v victim) string {
 	state := "pod gone"
 	if response, err := f.Runtime.PodSandboxStatus(f.ctx, v.id, false); err == nil {

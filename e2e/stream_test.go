@@ -37,7 +37,7 @@ func TestExecSync(t *testing.T) {
 		t.Errorf("output is %q and %q", stdout, stderr)
 	}
 	if _, _, err := f.Runtime.ExecSync(f.ctx, id, []string{"/no/such"}, time.Minute); err == nil {
-		t.Error("a program that does not exist runs")
+		t.Error("ExecSync of a missing program succeeds")
 	}
 }
 
@@ -49,13 +49,13 @@ func TestExecSyncTimeoutKillsAll(t *testing.T) {
 	if err == nil || time.Since(begin) > 30*time.Second {
 		t.Errorf("exec with a time-out of 1 s: error %v after %s", err, time.Since(begin))
 	}
-	f.eventually("processes of the exec are gone", func() bool {
+	f.eventually("the exec's processes have ended", func() bool {
 		return f.exec(id, "sh", "-c", "pgrep -f '[s]leep 432' || echo none") == "none\n"
 	})
 }
 
-// A process that an exec leaves behind with its output open may not hold the call,
-// nor anything of the daemon: no descriptor, no goroutine, no process of its own.
+// A process that keeps an exec's output open after the exec neither delays the call nor costs the
+// daemon a descriptor, a goroutine or a process.
 func TestExecSyncDrainIsBounded(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -73,7 +73,7 @@ func TestExecSyncDrainIsBounded(t *testing.T) {
 	if took := time.Since(begin); took > time.Minute {
 		t.Errorf("%d execs took %s", count, took)
 	}
-	f.eventually("nothing but the processes is left", func() bool {
+	f.eventually("only the processes remain", func() bool {
 		census, err := f.Census(f.ctx)
 		f.no(err)
 		leaks := census.Leaks(before)
@@ -81,8 +81,8 @@ func TestExecSyncDrainIsBounded(t *testing.T) {
 			return !strings.HasPrefix(leak, "process: ") || !strings.Contains(leak, " sleep ")
 		})
 	})
-	f.no(f.Runtime.StopContainer(f.ctx, id, 0)) // which the processes do not survive
-	f.eventually("what the execs left has gone", func() bool {
+	f.no(f.Runtime.StopContainer(f.ctx, id, 0)) // which ends the processes
+	f.eventually("the processes of the execs have ended", func() bool {
 		census, err := f.Census(f.ctx)
 		f.no(err)
 		return len(census["process"]) == 0
@@ -92,7 +92,7 @@ func TestExecSyncDrainIsBounded(t *testing.T) {
 func TestExecSyncOutputIsCapped(t *testing.T) {
 	f := start(t)
 	id := f.start(f.runPod(f.podConfig()), f.containerConfig(busyboxImage, "sleep", "1000"))
-	const most = 16<<20 - 4<<10 // what an answer of 16 MiB has room for
+	const most = 16<<20 - 4<<10 // the output that fits into an answer of 16 MiB
 	for script, want := range map[string][2]int{
 		"head -c 17000000 /dev/zero >&2":                             {0, most},
 		"head -c 17000000 /dev/zero; head -c 17000000 /dev/zero >&2": {most / 2, most / 2},
@@ -106,7 +106,7 @@ func TestExecSyncOutputIsCapped(t *testing.T) {
 	}
 }
 
-// streams are what one end of a streaming call sends and received.
+// streams are what one end of a streaming call sends and has received.
 type streams struct {
 	stdin          io.Reader
 	stdout, stderr received
@@ -114,9 +114,9 @@ type streams struct {
 	resize         remotecommand.TerminalSizeQueue
 }
 
-// received is what one stream has received so far.
+// received collects what one stream has received.
 type received struct {
-	buffer bytes.Buffer       // not embedded: its ReadFrom would pass Write by
+	buffer bytes.Buffer       // not embedded, because its ReadFrom would bypass Write
 	each   func(soFar string) // called with every piece; may be nil
 }
 
@@ -130,7 +130,7 @@ func (r *received) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// stream runs a streaming call by the given protocol.
+// stream runs a streaming call with the given protocol.
 func (f *fixture) stream(protocol, address string, s *streams) error {
 	ctx, cancel := context.WithTimeout(f.ctx, time.Minute)
 	defer cancel()
@@ -138,7 +138,8 @@ func (f *fixture) stream(protocol, address string, s *streams) error {
 	f.no(err)
 	var executor remotecommand.Executor
 	if protocol == "websocket" {
-		// The protocol of runtimes; newer ones are between client and API server.
+		// The newest protocol between API server and runtime; newer ones are only between client
+		// and API server.
 		executor, err = remotecommand.NewWebSocketExecutorForProtocols(&rest.Config{}, http.MethodGet, address, "v4.channel.k8s.io")
 	} else {
 		executor, err = remotecommand.NewSPDYExecutor(&rest.Config{}, http.MethodPost, target)
@@ -185,8 +186,7 @@ func (s *sizes) Next() *remotecommand.TerminalSize {
 	return &next
 }
 
-// Terminals are terminals, and take the client's size, over both protocols, for a
-// command and for the container's own process.
+// Terminals work over both protocols, and get the client's size, for exec and for attach.
 func TestTerminals(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -214,7 +214,7 @@ func TestTerminals(t *testing.T) {
 
 func (f *fixture) checkTerminal(protocol, address string) {
 	f.t.Helper()
-	// The input stays open until the process has ended, as that of a terminal does.
+	// The input remains open until the process has ended, like a terminal's.
 	typed, keyboard := io.Pipe()
 	defer keyboard.Close()
 	go func() { _, _ = keyboard.Write([]byte("go\n")) }()
@@ -240,7 +240,7 @@ func TestAttach(t *testing.T) {
 	if got := s.stdout.String(); got != "got one\ngot two\nend of input\n" {
 		t.Errorf("attached client received %q", got)
 	}
-	// The client's end of input was the container's, as stdin is taken once.
+	// With stdin_once, the end of the client's input is the end of the container's.
 	if got := f.await(id); got.ExitCode != 0 {
 		t.Errorf("exit code is %d", got.ExitCode)
 	}
@@ -257,7 +257,7 @@ func TestAttachTerminal(t *testing.T) {
 	id := f.start(p, config)
 	response, err := f.Runtime.Attach(f.ctx, &runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Tty: true})
 	f.no(err)
-	// The input goes on: at its end the client would wait for a second only.
+	// The input remains open: after its end, the client would wait for a second only.
 	in, typed := io.Pipe()
 	defer func() { _ = typed.Close() }()
 	go func() { _, _ = io.WriteString(typed, "hello\n") }()
@@ -269,8 +269,8 @@ func TestAttachTerminal(t *testing.T) {
 	f.await(id)
 }
 
-// An input that is not taken once outlives its clients.
-func TestInputOutlivesItsClient(t *testing.T) {
+// Without stdin_once, the container's input outlives its clients.
+func TestStdinOutlivesClient(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
 	config := f.containerConfig(busyboxImage, "sh", "-c", "while read line; do echo got $line; [ $line = last ] && exit 3; done; echo end of input")
@@ -284,7 +284,7 @@ func TestInputOutlivesItsClient(t *testing.T) {
 		s := &streams{stdin: typed}
 		s.stdout.each = func(soFar string) {
 			if strings.HasSuffix(soFar, "\n") {
-				_ = keyboard.Close() // the client goes when it has its answer
+				_ = keyboard.Close() // the client disconnects once it has its answer
 			}
 		}
 		f.no(f.stream("spdy", response.Url, s))
@@ -300,7 +300,7 @@ func TestInputOutlivesItsClient(t *testing.T) {
 	}
 }
 
-// A client that attaches and reads nothing must not stop the container's log.
+// An attached client that does not read must not stop the container's log.
 func TestSlowAttachDoesNotHoldTheLog(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
@@ -334,7 +334,7 @@ func TestSlowAttachDoesNotHoldTheLog(t *testing.T) {
 	<-ended
 }
 
-// stuck is a writer that takes nothing until it is released.
+// stuck is a writer that blocks until it is released.
 type stuck struct{ release <-chan struct{} }
 
 func (s stuck) Write(p []byte) (int, error) {
@@ -355,7 +355,7 @@ func TestPortForward(t *testing.T) {
 			server := f.containerConfig(busyboxImage, "sh", "-c", script)
 			server.Linux.SecurityContext.NamespaceOptions = options
 			id := f.start(p, server)
-			f.eventually("server answers itself", func() bool {
+			f.eventually("the server answers inside the pod", func() bool {
 				_, _, err := f.Runtime.ExecSync(f.ctx, id, []string{"wget", "-q", "-O", "-", fmt.Sprintf("http://127.0.0.1:%d", port)}, 5*time.Second)
 				return err == nil
 			})
@@ -369,7 +369,7 @@ func TestPortForward(t *testing.T) {
 	}
 }
 
-// portForward returns the URL on which a port of the pod is forwarded.
+// portForward returns the URL for forwarding a port of the pod.
 func (f *fixture) portForward(p pod, port int) *url.URL {
 	f.t.Helper()
 	response, err := f.Runtime.PortForward(f.ctx, &runtimeapi.PortForwardRequest{PodSandboxId: p.id, Port: []int32{int32(port)}})
@@ -404,7 +404,7 @@ func (f *fixture) forward(dialer httpstream.Dialer, port int) {
 	}
 }
 
-// get fetches a page on a connection of its own.
+// get fetches a page on a separate connection.
 func get(ctx context.Context, address string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()

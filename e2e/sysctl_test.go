@@ -8,8 +8,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// A pod may set what its own interface has, which comes with its network, in pods with and without
-// a user namespace. One that cannot be set takes the network back.
+// Pods with and without a user namespace may set sysctls of their network interface, which exists
+// only after the network setup. If a sysctl cannot be set, the network is removed.
 func TestSysctlsOfInterfaces(t *testing.T) {
 	f := start(t)
 	sysctls := map[string]string{"net.ipv4.conf.eth0.arp_ignore": "1\n", "net/ipv4/neigh/eth0/gc_stale_time": "77"}
@@ -27,7 +27,7 @@ func TestSysctlsOfInterfaces(t *testing.T) {
 	mapped := f.podConfig()
 	mapped.Linux.Sysctls = sysctls
 	mapped.Linux.SecurityContext = &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{UsernsOptions: userNamespace()}}
-	f.userPod() // skips where there are none
+	f.userPod() // skips without user namespaces
 	container := f.userContainer(runtimeapi.NamespaceMode_CONTAINER, busyboxImage, "sh", "-c", script)
 	if got := f.output(f.runPod(mapped), container); got != "1\n77\n" {
 		t.Errorf("with a user namespace sysctls are %q", got)

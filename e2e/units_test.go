@@ -16,18 +16,19 @@ import (
 	"github.com/micarun/mica/internal/testregistry"
 )
 
-// unitsEnv says that binaries and units are installed on this machine, and that the test may use them;
-// the machine of `make vm` sets it.
+// unitsEnv means that binaries and units are installed on this machine and the test may use them.
+// The machine of `make vm` sets it.
 const unitsEnv = "MICA_E2E_UNITS"
 
-// rightsLine matches what a seccomp filter, a bounding set and no_new_privs leave of a process's rights.
+// rightsLine matches the lines of a process's status for seccomp filter, bounding set and
+// no_new_privs.
 var rightsLine = regexp.MustCompile(`(?m)^(CapBnd|NoNewPrivs|Seccomp|Seccomp_filters):.*\n`)
 
-// The units restrict neither containers nor exec sessions, and daemon, keeper and host see each other's
+// The units restrict neither containers nor exec sessions. Daemon, keeper and host see each other's
 // mounts.
 func TestServiceUnits(t *testing.T) {
 	if os.Getenv(unitsEnv) == "" {
-		t.Skip("needs a machine of its own with the units installed")
+		t.Skip("needs a separate machine with the units installed")
 	}
 	f := startUnits(t)
 	holders := map[string]string{"the host": "1"}
@@ -67,7 +68,7 @@ func TestServiceUnits(t *testing.T) {
 	}
 }
 
-// startUnits starts the units with a registry of the test's images. The machine is thrown away
+// startUnits starts the units with a registry of the test's images. The machine is discarded
 // afterwards.
 func startUnits(t *testing.T) *fixture {
 	t.Helper()
@@ -92,7 +93,7 @@ func startUnits(t *testing.T) *fixture {
 	return f
 }
 
-// machine runs a command of the machine and returns what it prints.
+// machine runs a command on this machine and returns its output.
 func (f *fixture) machine(name string, arguments ...string) string {
 	f.t.Helper()
 	out, err := exec.CommandContext(f.ctx, name, arguments...).CombinedOutput()
@@ -111,7 +112,7 @@ func (f *fixture) rights(path string) string {
 	return rightsOf(string(status))
 }
 
-// pidOf is the container's first process as the host numbers it.
+// pidOf returns the host's process ID of the container's first process.
 func (f *fixture) pidOf(id string) string {
 	f.t.Helper()
 	response, err := f.Runtime.ContainerStatus(f.ctx, id, true)

@@ -9,7 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// garble replaces JSON files by a text that no decoder accepts.
+// garble replaces JSON files with text that no decoder accepts.
 func garble(paths ...func(f *fixture, v victim) string) func(*fixture, victim) error {
 	return func(f *fixture, v victim) error {
 		for _, path := range paths {
@@ -25,13 +25,13 @@ func bundleSpec(f *fixture, v victim) string {
 	return filepath.Join(f.State, "containers", v.container, "config.json")
 }
 
-// unusableCase is a pod with one container, some of whose records cannot be read.
+// unusableCase is a pod with one container. Some of their records cannot be read.
 type unusableCase struct {
 	name           string
 	config         func(*runtimeapi.PodSandboxConfig)
 	damage         func(f *fixture, v victim) error
-	pod, container bool // whose record is damaged
-	byContainer    bool // remove the container by its own ID first
+	pod, container bool // objects with damaged records
+	byContainer    bool // remove the container by its ID first
 }
 
 func unusableCases() []unusableCase {
@@ -49,8 +49,8 @@ func unusableCases() []unusableCase {
 	}
 }
 
-// A pod or container whose record the daemon cannot read is shown by its ID and removed
-// with everything that it had, as crictl does that. The lists do not show it.
+// A pod or container with an unreadable record is shown by its ID, and is removed with all its
+// resources, as crictl does it. The lists omit it.
 func TestRemoveUnusableRecords(t *testing.T) {
 	f := start(t)
 	list := unusableCases()
@@ -65,7 +65,7 @@ func TestRemoveUnusableRecords(t *testing.T) {
 	}
 	_, err := f.StartDaemon(f.ctx)
 	f.no(err)
-	// Layers of removed images stay for the containers, and must go with them.
+	// Layers of removed images remain for the containers, and must be removed with them.
 	f.no(f.RemoveImages(f.ctx))
 	for i, c := range list {
 		t.Run(c.name, func(t *testing.T) { f.removeUnusable(t, c, victims[i]) })
@@ -76,8 +76,7 @@ func TestRemoveUnusableRecords(t *testing.T) {
 	}
 }
 
-// removeUnusable looks at the case's pod and container and removes them like crictl, which
-// asks for the status first.
+// removeUnusable removes the case's pod and container like crictl, which requests the status first.
 func (f *fixture) removeUnusable(t *testing.T, c unusableCase, v victim) {
 	layer := writableLayer(f, v)
 	containers, err := f.Runtime.ListContainers(f.ctx, &runtimeapi.ContainerFilter{Id: v.container})
@@ -93,14 +92,14 @@ func (f *fixture) removeUnusable(t *testing.T, c unusableCase, v victim) {
 		t.Fatal(err)
 	}
 	record := v.container
-	if !c.container { // the pod's is not
+	if !c.container { // the pod's record can be read
 		record = v.id
 	}
 	if st := container.Status; st.Id != v.container || st.State != runtimeapi.ContainerState_CONTAINER_UNKNOWN || st.Reason != "RecordUnusable" || !strings.Contains(st.Message, record) {
 		t.Errorf("status of the container: %v", st)
 	}
 	if c.byContainer {
-		// The start of an ID is enough, as for any container.
+		// A prefix of the ID is enough, as for any container.
 		if err := f.Runtime.RemoveContainer(f.ctx, v.container[:13]); err != nil {
 			t.Fatal(err)
 		}
@@ -122,24 +121,24 @@ func (f *fixture) removeUnusable(t *testing.T, c unusableCase, v victim) {
 	f.checkErased(t, v.container, layer)
 	f.checkErased(t, v.id, "")
 	if _, err := f.Runtime.PodSandboxStatus(f.ctx, v.id, false); err == nil {
-		t.Error("the pod is there after its removal")
+		t.Error("the pod exists after its removal")
 	}
 	if _, err := f.Runtime.ContainerStatus(f.ctx, v.container, false); err == nil {
-		t.Error("the container is there after its removal")
+		t.Error("the container exists after its removal")
 	}
 }
 
-// checkErased fails the test if the node has files, mounts or cgroups of the ID, or the
-// check names it.
+// checkErased fails the test if the node has files, mounts or cgroups of the ID, or if the check
+// names it.
 func (f *fixture) checkErased(t *testing.T, id, layer string) {
 	t.Helper()
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	f.no(err)
 	if strings.Contains(string(mounts), id) || layer != "" && strings.Contains(string(mounts), layer) {
-		t.Error("mounts are left")
+		t.Error("mounts remain")
 	}
 	if layer != "" && exists(layer) {
-		t.Errorf("%s is left", layer)
+		t.Errorf("%s remains", layer)
 	}
 	for _, pattern := range []string{
 		f.Data + "/cri/*/" + id, f.Data + "/image/overlay2/layerdb/mounts/" + id, f.Data + "/network/*/*" + id + "*",
@@ -147,7 +146,7 @@ func (f *fixture) checkErased(t *testing.T, id, layer string) {
 		"/sys/fs/cgroup/*/" + f.CgroupParent() + "/*" + id + "*", "/sys/fs/cgroup/*/" + f.CgroupParent() + "/*/*" + id + "*",
 	} {
 		if found, _ := filepath.Glob(pattern); len(found) > 0 {
-			t.Errorf("%q is left", found)
+			t.Errorf("%q remains", found)
 		}
 	}
 	if out, _ := f.Mica(f.ctx, "check"); strings.Contains(out, id) || layer != "" && strings.Contains(out, filepath.Base(layer)) {

@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	hostRoot = 1 << 20 // of the pods of these tests
+	hostRoot = 1 << 20 // size of the ID mappings in these tests
 	idCount  = 1 << 16
 )
 
@@ -29,7 +29,7 @@ func (f *fixture) userPod() pod {
 	f.no(err)
 	for _, h := range status.RuntimeHandlers {
 		if h.Name == "" && !h.Features.UserNamespaces {
-			f.t.Skip("the node says that user namespaces do not work here")
+			f.t.Skip("the node reports that user namespaces are not supported")
 		}
 	}
 	config := f.podConfig()
@@ -38,15 +38,15 @@ func (f *fixture) userPod() pod {
 	return f.runPod(config)
 }
 
-// userContainer returns the config of a container of such a pod.
+// userContainer returns the config of a container in such a pod.
 func (f *fixture) userContainer(pid runtimeapi.NamespaceMode, image string, command ...string) *runtimeapi.ContainerConfig {
 	config := f.containerConfig(image, command...)
 	config.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: pid, UsernsOptions: userNamespace()}
 	return config
 }
 
-// A container's root is nobody on the node, and yet root of everything that is
-// the pod's: its files, its namespaces, its pipes.
+// A container's root has no privileges on the node, and owns everything of the pod: files,
+// namespaces and pipes.
 func TestUserNamespace(t *testing.T) {
 	f := start(t)
 	p := f.userPod()
@@ -86,8 +86,7 @@ func TestUserNamespace(t *testing.T) {
 	}
 }
 
-// ownersOfSleeps are the users of all processes "sleep 600" whose user namespace
-// is not this process's.
+// ownersOfSleeps returns the users of all processes "sleep 600" in other user namespaces.
 func ownersOfSleeps(t *testing.T) []uint32 {
 	t.Helper()
 	mine, err := os.Readlink("/proc/self/ns/user")
@@ -108,19 +107,19 @@ func ownersOfSleeps(t *testing.T) []uint32 {
 		}
 	}
 	if len(owners) == 0 {
-		t.Error("no process of the container was found")
+		t.Error("the container's process was not found")
 	}
 	return owners
 }
 
-// Volumes with ID mappings show a container the owners that they have on disk,
-// and keep them; those without show what the node sees.
+// Volumes with ID mappings show a container the owners on disk, and new files keep them. Volumes
+// without mappings show the node's view.
 func TestUserNamespaceVolumes(t *testing.T) {
 	f := start(t)
 	p := f.userPod()
 	dir := t.TempDir()
 	f.no(os.Mkdir(filepath.Join(dir, "sub"), 0o755))
-	// Not a tmpfs, which kernels before Linux 6.3 do not map.
+	// Not on a tmpfs, which kernels before Linux 6.3 cannot ID-map.
 	f.no(unix.Mount(t.TempDir(), filepath.Join(dir, "sub"), "", unix.MS_BIND, ""))
 	t.Cleanup(func() { f.no(unix.Unmount(filepath.Join(dir, "sub"), 0)) })
 	for _, name := range []string{"file", "sub/file"} {
@@ -154,12 +153,11 @@ func TestUserNamespaceVolumes(t *testing.T) {
 	}
 	f.no(f.RemovePod(f.ctx, p.id))
 	if _, err := os.Stat(filepath.Join(dir, "sub", "new")); err != nil {
-		t.Errorf("the volume after the pod is gone: %v", err)
+		t.Errorf("the volume after the pod's removal: %v", err)
 	}
 }
 
-// A pod with a user namespace serves, outlives the daemon, and takes containers
-// after a restart like any other.
+// A pod with a user namespace survives a restart of the daemon and then runs new containers.
 func TestUserNamespaceSurvivesRestart(t *testing.T) {
 	f := start(t)
 	p := f.userPod()

@@ -13,7 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// decode reads one value of a verbose answer.
+// decode decodes one value of a verbose answer.
 func (f *fixture) decode(text string, into any) {
 	f.t.Helper()
 	if err := json.Unmarshal([]byte(text), into); err != nil {
@@ -21,7 +21,7 @@ func (f *fixture) decode(text string, into any) {
 	}
 }
 
-// What kubeadm, crictl and others read from `crictl info`.
+// kubeadm, crictl and other tools read these values from `crictl info`.
 func TestVerboseStatus(t *testing.T) {
 	f := start(t)
 	f.join()
@@ -77,15 +77,15 @@ func TestVerboseStatus(t *testing.T) {
 	if plugins.Socket != f.PluginSocket() {
 		t.Errorf("nri is %s", response.Info["nri"])
 	}
-	// A plugin takes part once its answer to what it was told has come in.
-	f.eventually("the plugin is named", func() bool {
+	// The list has a plugin once the plugin has answered Synchronize.
+	f.eventually("the list has the plugin", func() bool {
 		response, err := f.Runtime.Status(f.ctx, true)
 		f.no(err)
 		return strings.Contains(response.Info["nri"], `"plugins":["10-e2e"]`)
 	})
 }
 
-// verboseObject is what tools read from `crictl inspect` and `crictl inspectp`.
+// verboseObject has the values that tools read from `crictl inspect` and `crictl inspectp`.
 type verboseObject struct {
 	Pid        int
 	SandboxID  string
@@ -128,8 +128,8 @@ func TestVerboseContainer(t *testing.T) {
 	config := f.containerConfig(busyboxImage, "sleep", "1000")
 	id := f.start(p, config)
 	got := f.inspect(id)
-	// The OCI runtime's start returns before its process has become the container's.
-	f.eventually("the pid is that of the container's process", func() bool {
+	// The OCI runtime's start returns before its process has executed the container's program.
+	f.eventually("the pid is the container's process", func() bool {
 		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", got.Pid))
 		f.no(err)
 		return string(line) == "sleep\x001000\x00"
@@ -141,7 +141,7 @@ func TestVerboseContainer(t *testing.T) {
 		t.Errorf("root filesystem: %v", err)
 	}
 	f.no(f.Runtime.StopContainer(f.ctx, id, 0))
-	f.eventually("the bundle is gone", func() bool {
+	f.eventually("the bundle is removed", func() bool {
 		_, err := os.Stat(f.State + "/containers/" + id)
 		return os.IsNotExist(err)
 	})
