@@ -97,6 +97,35 @@ func startNode(t *testing.T, auth testregistry.Auth, change func(*node.Options))
 	return f
 }
 
+// StartDaemon starts the daemon and waits until it has recovered all pods and containers. Until
+// then it serves their recorded state; tests of that time use the node's own StartDaemon. The
+// duration is the time until the first answer.
+func (f *fixture) StartDaemon(ctx context.Context) (time.Duration, error) {
+	took, err := f.Node.StartDaemon(ctx)
+	if err != nil {
+		return took, err
+	}
+	return took, f.awaitRecovered(ctx)
+}
+
+func (f *fixture) awaitRecovered(ctx context.Context) error {
+	deadline := time.Now().Add(patience.Of(cleanWait))
+	for {
+		status, err := f.Runtime.Status(ctx, false)
+		if err != nil {
+			return err
+		}
+		ready := status.GetStatus().GetConditions()[0]
+		if ready.GetReason() != "Recovering" {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("not recovered: %s", ready.GetMessage())
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
 // finish checks and ends the node.
 func (f *fixture) finish() {
 	f.t.Helper()

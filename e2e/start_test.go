@@ -194,7 +194,7 @@ func TestStartWithDamagedPods(t *testing.T) {
 			t.Fatalf("remove %s: %v", d.name, err)
 		}
 	}
-	_, err := f.StartDaemon(f.ctx)
+	_, err := f.Node.StartDaemon(f.ctx)
 	f.no(err)
 	served := f.servedAfter()
 	t.Logf("serving after %s, with %d damaged pods of %d", served, len(list), len(list)+1)
@@ -256,7 +256,7 @@ func TestStartWithLostNamespace(t *testing.T) {
 	v, whole := f.victim(nil), f.victim(nil)
 	f.no(f.Kill())
 	f.no(unix.Unmount(inPod("net")(f, v), unix.MNT_DETACH))
-	_, err := f.StartDaemon(f.ctx)
+	_, err := f.Node.StartDaemon(f.ctx)
 	f.no(err)
 	if served, limit := f.servedAfter(), patience.Of(serveLimit); served > limit {
 		t.Errorf("serving after %s, not within %s", served, limit)
@@ -276,7 +276,7 @@ func TestStartWithHangingPlugin(t *testing.T) {
 	f.no(f.Kill())
 	f.no(unix.Unmount(inPod("uts")(f, v), unix.MNT_DETACH))
 	f.no(os.WriteFile(filepath.Join(f.Data, "hang"), []byte(v.id), 0o644))
-	_, err := f.StartDaemon(f.ctx)
+	_, err := f.Node.StartDaemon(f.ctx)
 	f.no(err)
 	t.Logf("serving after %s", f.servedAfter())
 	status, err := f.Runtime.Status(f.ctx, false)
