@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -92,7 +93,7 @@ func TestImageOfManyHostileLayers(t *testing.T) {
 	_, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("hostile:v1")})
 	took := processTime() - before
 	t.Logf("%v of processor time: %v", took, err)
-	if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "more work than 6 s") || !strings.Contains(err.Error(), "of 60, sha256:") {
+	if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "more work than 4") || !strings.Contains(err.Error(), "of 60, sha256:") {
 		t.Errorf("error %v, want an invalid argument with the limit and the layer", err)
 	}
 	begun := 0
@@ -103,6 +104,27 @@ func TestImageOfManyHostileLayers(t *testing.T) {
 	}
 	if begun > 20 {
 		t.Errorf("%d of %d layers were fetched", begun, len(b.blobs))
+	}
+}
+
+// TestRepeatedBlobsCountOnce: a blob adds its bytes to the allowance once, however many layers of an image it is. Otherwise 480 times the
+// same layer could take as much as an image of 480 times its size.
+func TestRepeatedBlobsCountOnce(t *testing.T) {
+	const size = 1 << 20
+	e := newEnv(t, patient)
+	same := tarOf([]file{{"content", incompressible(size, 43)}})
+	tars := slices.Repeat([][]byte{same}, 40)
+	tars = append(tars, linksTar("a", 560)) // more than the floor and a MiB, less than the floor and 40 MiB
+	e.pushTars("repeated", tars...)
+	if _, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("repeated:v1")}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "more work") {
+		t.Errorf("an image of one layer 40 times: %v", err)
+	}
+	for i := range 40 {
+		tars[i] = tarOf([]file{{"content", incompressible(size, uint64(100+i))}})
+	}
+	e.pushTars("distinct", tars...)
+	if _, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("distinct:v1")}); err != nil {
+		t.Errorf("an image of 40 distinct layers: %v", err)
 	}
 }
 

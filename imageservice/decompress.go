@@ -52,6 +52,7 @@ type layerTar struct {
 	blob     *receivedReader
 	size     int64 // of the blob
 	byteCost int64
+	repeated bool   // what is received does not add to the image's allowance
 	close    func() // frees the decoder; nil if it has nothing to free
 	release  func() // gives back what reserve got; nil without
 }
@@ -59,7 +60,12 @@ type layerTar struct {
 var _ overlay.Decompressed = (*layerTar)(nil)
 
 // Received implements [overlay.Decompressed].
-func (t *layerTar) Received() int64 { return t.blob.count.Load() }
+func (t *layerTar) Received() int64 {
+	if t.repeated {
+		return 0
+	}
+	return t.blob.count.Load()
+}
 
 // ByteCost implements [overlay.Decompressed].
 func (t *layerTar) ByteCost() int64 { return t.byteCost }

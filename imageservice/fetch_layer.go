@@ -23,6 +23,7 @@ type layerArgs struct {
 	allowances []*overlay.Allowance // one for each host of repository
 	blob       ocispec.Descriptor
 	diffID     digest.Digest
+	repeated   bool // another layer of the image has the same blob, whose bytes add to the allowance once
 	progress   *layerProgress
 }
 
@@ -120,5 +121,6 @@ func (s *Service) apply(ctx context.Context, blob io.Reader, a layerArgs) (*over
 		return nil, err
 	}
 	defer tar.Close()
+	tar.repeated = a.repeated
 	return s.layers.ApplyWithin(ctx, a.allowances[0], tar)
 }

@@ -3,9 +3,11 @@ package imageservice
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/micarun/mica/imageservice/registry"
@@ -129,7 +131,7 @@ func (j *pullJob) join(ctx context.Context, i int, suffix string) (c *layerCall,
 			ctx, cancel := context.WithTimeout(ctx, j.service.options().PullTimeout)
 			defer cancel()
 			return j.service.fetchLayer(ctx, layerArgs{
-				repository: j.repository, allowances: j.allowances, blob: j.manifest.Layers[i], diffID: j.diffIDs[i], progress: p,
+				repository: j.repository, allowances: j.allowances, blob: j.manifest.Layers[i], diffID: j.diffIDs[i], repeated: j.repeated(i), progress: p,
 			})
 		},
 	})
@@ -137,6 +139,12 @@ func (j *pullJob) join(ctx context.Context, i int, suffix string) (c *layerCall,
 		j.progress.share(i, c.info)
 	}
 	return c, started, err
+}
+
+// repeated reports whether a layer below layer i has the same blob.
+func (j *pullJob) repeated(i int) bool {
+	blob := j.manifest.Layers[i].Digest
+	return slices.ContainsFunc(j.manifest.Layers[:i], func(d ocispec.Descriptor) bool { return d.Digest == blob })
 }
 
 // fetchBeside fetches layer i from the pull's own registry in parallel with slow, which it holds. It

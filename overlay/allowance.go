@@ -9,19 +9,16 @@ import (
 // Decompressed is implemented by inputs of [Store.Apply] that were decompressed. Any goroutine may
 // call its methods.
 type Decompressed interface {
-	// Received returns how many bytes were transferred for what has been read so far.
+	// Received returns how many bytes were transferred for what has been read so far, 0 for bytes
+	// that another layer of the image has counted.
 	Received() int64
 	// ByteCost returns the nanoseconds of processor time that a byte of output takes beyond what
 	// it takes with gzip.
 	ByteCost() int64
 }
 
-// floors are what every image may take, however few bytes were transferred for it, and the lookups of
-// a Commit.
-type floors struct {
-	work, kept int64
-	lookups    int
-}
+// floors are what every image may take, however few bytes were transferred for it.
+type floors struct{ work, kept int64 }
 
 // Allowance is what the layers of one image may take together: processor time for all of them, and
 // memory for those that are not committed yet. It consists of a floor and of what the transferred bytes
@@ -49,11 +46,11 @@ func (t *transferred) add(b *budget) {
 // mayWork returns how much work these bytes may cost. Beyond those of a small image, the bytes of
 // formats that take long to decompress add what that costs at slowRatio.
 func (t transferred) mayWork() int64 {
-	may := t.bytes * workPerByte
-	if t.bytes > smallImage {
-		may += int64(float64(t.weighed) * slowRatio * (1 - smallImage/float64(t.bytes)))
+	if t.bytes <= smallImage {
+		return t.bytes * workPerByte
 	}
-	return may
+	slow := float64(t.weighed) * slowRatio * (1 - smallImage/float64(t.bytes))
+	return smallImage*workPerByte + (t.bytes-smallImage)*workPerMore + int64(slow)
 }
 
 // NewAllowance returns the allowance of an image.
@@ -146,9 +143,9 @@ func (b *budget) spend(cost int64) error {
 		return nil
 	}
 	all, _ := b.image.received()
-	return invalid("the layers of the image take more work than %d s and %d ns for each of their %d bytes; this layer takes %d ms: "+
+	return invalid("the layers of the image take more work than %d ms, the limit for %d transferred bytes; this layer takes %d ms: "+
 		"%d entries, %d path components, %d bytes of headers, %d bytes in all",
-		b.image.floors.work/1e9, workPerByte, all.bytes, b.work/1e6, b.entries, b.steps, b.headers, b.content)
+		(b.image.floors.work+all.mayWork())/1e6, all.bytes, b.work/1e6, b.entries, b.steps, b.headers, b.content)
 }
 
 func (b *budget) step(n int) error {
@@ -172,6 +169,35 @@ func (b *budget) keep(size int) error {
 	return invalid("the names and link targets of the image's layers need more memory than %d MiB and %d bytes for each of their %d bytes, "+
 		"or those of one more than %d MiB; this layer needs %d bytes for %d entries",
 		b.image.floors.kept>>20, keptPerByte, live.bytes, maxKept>>20, b.kept, b.entries)
+}
+
+// lookups counts what a Commit looks up in the layers below against what the layers that it commits may
+// take together. It is for one goroutine.
+type lookups struct{ work, may, count int64 }
+
+// newLookups begins with the work of extracting the drafts.
+func (s *Store) newLookups(drafts []*Draft) *lookups {
+	var l lookups
+	var all transferred
+	for _, d := range drafts {
+		l.work += d.budget.work
+		all.add(d.budget)
+	}
+	l.may = s.floors.work + all.mayWork()
+	return &l
+}
+
+// take counts one lookup of a path of some depth.
+func (l *lookups) take(depth int) error {
+	if l == nil {
+		return nil
+	}
+	l.count++
+	if l.work += costLookup + int64(depth)*costStep; l.work <= l.may {
+		return nil
+	}
+	return invalid("the layers take more work than their limit of %d ms, with %d lookups in the layers below for directories that the tars imply",
+		l.may/1e6, l.count)
 }
 
 // countedInput counts what is read of an input that was not decompressed.

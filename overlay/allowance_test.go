@@ -29,14 +29,18 @@ func transfer(a *Allowance, size, ratio, byteCost int64) (work int64, err error)
 	return a.work.Load(), err
 }
 
-// TestAllowanceOfSlowFormats: an image of 10 MB takes ten seconds at most whatever its format, and one of
-// any size passes when its layers shrink to a twentieth.
+// TestAllowanceOfSlowFormats: an image of 10 MB takes six seconds at most whatever its format, and one of
+// any size passes when its layers shrink to a twentieth, or to a twelfth in a slow format.
 func TestAllowanceOfSlowFormats(t *testing.T) {
 	const slow = 30
 	limits := floors{work: workFloor, kept: keptFloor}
 	for _, size := range []int64{1_000_000, 10_000_000, 11_000_000, 30_000_000, 100_000_000, 2_000_000_000} {
 		for _, byteCost := range []int64{0, slow} {
-			if _, err := transfer(newAllowance(limits), size, slowRatio, byteCost); err != nil {
+			ratio := int64(slowRatio)
+			if byteCost > 0 {
+				ratio = 12
+			}
+			if _, err := transfer(newAllowance(limits), size, ratio, byteCost); err != nil {
 				t.Errorf("image of %d bytes, cost %d: %v", size, byteCost, err)
 			}
 		}
@@ -46,9 +50,36 @@ func TestAllowanceOfSlowFormats(t *testing.T) {
 		if !errdefs.IsInvalidArgument(err) {
 			t.Errorf("ratio %d: %v", ratio, err)
 		}
-		if one := 1_000_000 * ratio * (costContent + slow); work > 10_000_000_000+one {
+		if one := 1_000_000 * ratio * (costContent + slow); work > 6_000_000_000+one {
 			t.Errorf("ratio %d: %d ms of work", ratio, work/1e6)
 		}
+	}
+}
+
+// TestAllowanceOfRealImages: images that are in use take a small part of their allowance.
+func TestAllowanceOfRealImages(t *testing.T) {
+	for name, c := range map[string]struct {
+		entries, directories, content, transferred, layers int64
+		part                                               int64 // most that they may take, in percent
+	}{
+		"Alpine":                         {550, 90, 8e6, 3_600_000, 1, 5},
+		"Debian, minimal":                {6_500, 900, 80e6, 30_000_000, 1, 10},
+		"Debian with a compiler":         {60_000, 7_000, 1_300e6, 450_000_000, 8, 5},
+		"the sources of a kernel":        {85_000, 5_500, 1_400e6, 240_000_000, 1, 10},
+		"500,000 files of JavaScript":    {500_000, 60_000, 2_500e6, 500_000_000, 5, 15},
+		"500,000 tiny files":             {500_000, 60_000, 250e6, 150_000_000, 1, 50},
+		"a small image of tiny files":    {20_000, 3_000, 30e6, 8_000_000, 1, 50},
+		"120 layers of a few files each": {120 * 10, 120 * 4, 120e6, 40_000_000, 120, 5},
+		"a model of 20 GB":               {30, 5, 20_000e6, 18_000_000_000, 3, 5},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newAllowance(floors{work: workFloor, kept: keptFloor})
+			received := transferred{bytes: c.transferred}
+			work := c.layers*costLayer + c.entries*(costEntry+2*tarBlock*costHeader) + c.directories*costDir + c.content*costContent
+			if part := work * 100 / (a.floors.work + received.mayWork()); part > c.part {
+				t.Errorf("%d%% of what it may take, more than %d%%: %d ms", part, c.part, work/1e6)
+			}
+		})
 	}
 }
 
@@ -60,13 +91,13 @@ func TestAllowanceIsShared(t *testing.T) {
 		floors floors
 		fill   func(w tarWriter)
 	}{
-		"more work": {floors{work: workFloor / 100, kept: keptFloor}, func(w tarWriter) {
+		"more work": {floors{work: workFloor / 20, kept: keptFloor}, func(w tarWriter) {
 			linkChain(w)
 			for i := range 5 {
 				w.put(file(fmt.Sprintf("l%d/f%d", 38+i%2, i), ""))
 			}
 		}},
-		"more memory": {floors{work: workFloor, kept: keptFloor / 5}, func(w tarWriter) {
+		"more memory": {floors{work: 10 * workFloor, kept: keptFloor / 5}, func(w tarWriter) {
 			for i := range 20 {
 				w.put(file(strings.Repeat(fmt.Sprintf("%d/", i), 600)+"f", ""))
 			}

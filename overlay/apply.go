@@ -183,7 +183,9 @@ func (x *extractor) trailer() error {
 		buf := make([]byte, bufferSize)
 		x.record.off = true
 		n, err := x.record.Read(buf)
-		x.pack.segment(buf[:n])
+		if err := x.keepRaw(buf[:n]); err != nil {
+			return fmt.Errorf("read trailer: %w", err)
+		}
 		if total += n; total > maxTrailer {
 			return invalid("read trailer: more than %d bytes behind the end of the archive", maxTrailer)
 		}
@@ -202,7 +204,7 @@ func (x *extractor) trailer() error {
 // finish completes the directory and fills in the draft.
 func (x *extractor) finish(ctx context.Context, d *Draft, split string) error {
 	if x.names.twice || len(x.moved) > 0 {
-		if err := repack(ctx, repackArgs{path: split, shadow: x.shadow, moved: x.moved, names: &x.names}); err != nil {
+		if err := repack(ctx, repackArgs{path: split, shadow: x.shadow, moved: x.moved, names: &x.names, budget: x.budget}); err != nil {
 			return fmt.Errorf("write tar-split: %w", err)
 		}
 	}

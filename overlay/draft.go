@@ -157,7 +157,7 @@ func (s *Store) commitOnce(ctx context.Context, parent digest.Digest, drafts []*
 	if err != nil {
 		return nil, false, err
 	}
-	count := &lookups{s.floors.lookups}
+	count := s.newLookups(drafts)
 	for _, p := range plan {
 		if !p.existing {
 			if err := s.prepare(ctx, p, inheritArgs{id: p.CacheID, dirs: p.draft.implied, below: below, count: count}); err != nil {

@@ -288,7 +288,7 @@ func (x *extractor) imply(parent *node, base string) (*node, error) {
 
 // mkdir makes a directory where there is none.
 func (x *extractor) mkdir(p place) (*node, error) {
-	if err := errors.Join(x.budget.keep(keptDir+len(p.base)), x.budget.spend(costNode)); err != nil {
+	if err := errors.Join(x.budget.keep(keptDir+len(p.base)), x.budget.spend(costDir)); err != nil {
 		return nil, err
 	}
 	hides, err := x.vacate(p)
@@ -421,9 +421,18 @@ func (x *extractor) keepContent(job *fileJob) error {
 		send = func(c chunk) error { return x.send(job, c) }
 	}
 	return x.eachChunk(func(c chunk) error {
-		x.pack.segment(x.record.take())
+		if err := x.keepRaw(x.record.take()); err != nil {
+			x.writers.recycle(c)
+			return err
+		}
 		return send(c)
 	})
+}
+
+// keepRaw adds content that only tar-split keeps.
+func (x *extractor) keepRaw(raw []byte) error {
+	x.pack.segment(raw)
+	return x.budget.spend(int64(len(raw)) * costRaw)
 }
 
 // eachChunk reads the content of the current entry.
@@ -603,7 +612,7 @@ func (x *extractor) whiteout(dir *node, base string) error {
 		old.hides = true
 		return nil
 	}
-	if err := errors.Join(checkPath(dir, base), x.budget.keep(keptFile+len(base)), x.budget.spend(costNode)); err != nil {
+	if err := errors.Join(checkPath(dir, base), x.budget.keep(keptFile+len(base))); err != nil {
 		return err
 	}
 	d, err := x.dirs.get(dir)
@@ -662,7 +671,7 @@ func (x *extractor) vacate(p place) (hides bool, err error) {
 }
 
 func (x *extractor) move(dirfd int, p place, old *node) error {
-	if err := x.budget.keep(keptMoved); err != nil {
+	if err := errors.Join(x.budget.keep(keptMoved), x.budget.spend(costMove)); err != nil {
 		return err
 	}
 	if err := x.openShadow(); err != nil {

@@ -18,6 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/micarun/mica/internal/patience"
 )
 
 // received is a decompressed input that knows how many bytes came in.
@@ -129,7 +131,7 @@ func cpuTime() time.Duration {
 }
 
 // hostileLayers are small when compressed, and sizes that would take too much if the floors of a
-// layer's budget were a hundredth. want is part of the error; "" is a layer that is taken.
+// layer's budget were small. want is part of the error; "" is a layer that is taken.
 var hostileLayers = map[string]struct {
 	want string
 	fill func(w tarWriter)
@@ -201,16 +203,27 @@ var hostileLayers = map[string]struct {
 			w.put(file(fmt.Sprint(i), "").with(func(h *tar.Header) { h.PAXRecords, h.Format = records, tar.FormatPAX }))
 		}
 	}},
-	"zeros": {"more work", func(w tarWriter) {
-		e := file("zeros", "")
-		e.Size = 100 << 20
-		w.put(e)
-		zeros := make([]byte, 1<<20)
-		for range e.Size >> 20 {
-			if _, err := w.Write(zeros); err != nil {
-				w.tb.Fatal(err)
-			}
+	"zeros": {"more work", func(w tarWriter) { putZeros(w, "zeros", 100) }},
+	"zeros through a link": {"more work", func(w tarWriter) {
+		w.put(dir("d"))
+		w.put(symlink("l", "d"))
+		putZeros(w, "l/zeros", 30)
+	}},
+	"zeros of AUFS": {"more work", func(w tarWriter) { putZeros(w, ".wh..wh.plnk/zeros", 30) }},
+	"zeros replaced": {"more work", func(w tarWriter) {
+		putZeros(w, "zeros", 30)
+		w.put(file("zeros", ""))
+	}},
+	"zeros behind the end": {"more work", func(w tarWriter) {
+		if _, err := w.raw.Write(make([]byte, 30<<20)); err != nil {
+			w.tb.Fatal(err)
 		}
+	}},
+	"one name of many": {"more", func(w tarWriter) {
+		for i := range 2_000 {
+			w.put(file(fmt.Sprint(i), "x"))
+		}
+		w.put(file("0", "y"))
 	}},
 	"whiteouts": {"more", func(w tarWriter) {
 		for i := range 6_000 {
@@ -244,6 +257,19 @@ var hostileLayers = map[string]struct {
 	}},
 }
 
+// putZeros puts a file of zeros.
+func putZeros(w tarWriter, name string, mebibytes int64) {
+	e := file(name, "")
+	e.Size = mebibytes << 20
+	w.put(e)
+	zeros := make([]byte, 1<<20)
+	for range mebibytes {
+		if _, err := w.Write(zeros); err != nil {
+			w.tb.Fatal(err)
+		}
+	}
+}
+
 // linkChain puts 40 links to the directory d, each with 2,000 components.
 func linkChain(w tarWriter) {
 	w.put(dir("d"))
@@ -260,7 +286,7 @@ func TestHostileLayers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			blob := compressLayer(t, c.fill)
 			s := memoryStore(t)
-			s.floors.work, s.floors.kept = s.floors.work/100, s.floors.kept/100
+			s.floors.work, s.floors.kept = s.floors.work/20, s.floors.kept/100
 			var err error
 			var d *Draft
 			took := measureCost(func() { d, err = s.Apply(context.Background(), newReceived(t, blob)) })
@@ -284,12 +310,45 @@ func TestHostileLayers(t *testing.T) {
 	}
 }
 
+// TestWeightsAreHonest: what is counted for a layer is at least the processor time that it takes on a
+// journaled ext4, the removal of the draft included. The weights leave a margin for a busy machine.
+func TestWeightsAreHonest(t *testing.T) {
+	if raceDetector {
+		t.Skip("the race detector takes most of the time")
+	}
+	s := loopStore(t, 2<<30, "mkfs.ext4", "-q", "-F")
+	for name, c := range hostileLayers {
+		t.Run(name, func(t *testing.T) {
+			blob := compressLayer(t, c.fill)
+			var took, counted time.Duration
+			for range 3 { // what else the process does may be taken for a part of it
+				image := s.NewAllowance()
+				took = measureCost(func() {
+					d, err := s.ApplyWithin(t.Context(), image, newReceived(t, blob))
+					if err == nil {
+						err = d.Discard()
+					}
+					if err != nil && !errdefs.IsInvalidArgument(err) {
+						t.Fatal(err)
+					}
+				}).cpu
+				if counted = time.Duration(image.work.Load()); took <= patience.Of(counted) {
+					break
+				}
+			}
+			t.Logf("took %v, counted %v: %.2f", took, counted, took.Seconds()/counted.Seconds())
+			if took > patience.Of(counted) {
+				t.Errorf("took %v of processor time, counted are %v", took, counted)
+			}
+		})
+	}
+}
+
 // TestImpliedDirectoriesOfManyLayers: what tars only imply is looked up in the layers below a bounded
 // number of times, and not below what is not there.
 func TestImpliedDirectoriesOfManyLayers(t *testing.T) {
 	ctx := context.Background()
 	s := memoryStore(t)
-	s.floors.lookups = 2_000
 	layer := func(name string) *Draft {
 		var entries []entry
 		for i := range 100 {
@@ -305,12 +364,19 @@ func TestImpliedDirectoriesOfManyLayers(t *testing.T) {
 	for i := range 5 {
 		few = append(few, layer(fmt.Sprint("a", i)))
 	}
+	allow := func(drafts []*Draft) { // 2,000 lookups more than they have taken already
+		l := s.newLookups(drafts)
+		s.floors.work += l.work - l.may + 2_000*costLookup
+	}
+	allow(few)
 	if _, err := s.Commit(ctx, "", few...); err != nil {
 		t.Errorf("Commit of %d layers: %v", len(few), err)
 	}
+	s.floors.work = workFloor
 	for i := range 10 {
 		many = append(many, layer(fmt.Sprint("b", i)))
 	}
+	allow(many)
 	if _, err := s.Commit(ctx, "", many...); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "lookups") {
 		t.Errorf("Commit of %d layers: %v, want too many lookups", len(many), err)
 	}

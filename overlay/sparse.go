@@ -53,7 +53,9 @@ func (x *extractor) sparseContent(h *tar.Header, job *fileJob) error {
 			if err := x.countInput(); err != nil {
 				return err
 			}
-			x.pack.segment(x.record.take())
+			if err := x.keepRaw(x.record.take()); err != nil {
+				return err
+			}
 			if err := x.send(job, c); err != nil {
 				return err
 			}

@@ -61,7 +61,7 @@ type Layer struct {
 func Open(ctx context.Context, o Options) (*Store, error) {
 	s := &Store{
 		paths: layout{o.Root}, names: newNames(), stop: make(chan struct{}),
-		floors: floors{work: workFloor, kept: keptFloor, lookups: maxLookups},
+		floors: floors{work: workFloor, kept: keptFloor},
 		layers: map[digest.Digest]Layer{}, damaged: map[digest.Digest]Layer{},
 		rws: map[string]*writable{}, reserved: map[digest.Digest]int{}, busy: map[string]bool{},
 		left: map[string]bool{},

@@ -300,6 +300,7 @@ type repackArgs struct {
 	shadow int // open directory
 	moved  []replaced
 	names  *nameTable
+	budget *budget
 }
 
 // repack rewrites a tar-split file after a tar that names something twice.
@@ -316,12 +317,18 @@ func repack(ctx context.Context, a repackArgs) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		if err := a.budget.spend(costRepack + int64(len(e.Payload)+len(e.Name))*costRaw); err != nil {
+			return err
+		}
 		if e.Type != storage.FileType {
 			return out.segment(e.Payload)
 		}
 		where := moved.find(e)
 		switch {
 		case where != "" && e.Size > 0:
+			if err := a.budget.spend(e.Size * costRaw); err != nil {
+				return err
+			}
 			return out.shadowed(a.shadow, where, e.Size)
 		case where != "" || a.names.last[a.names.key(e.GetName())] != int64(e.Position):
 			return nil

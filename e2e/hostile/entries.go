@@ -77,7 +77,7 @@ func byTurns() packed {
 	turn = append(turn, item{kind: tar.TypeDir, name: "x/"}.bytes()...)
 	turn = append(turn, item{kind: tar.TypeReg, name: "x/f"}.bytes()...)
 	turn = append(turn, item{kind: tar.TypeSymlink, name: "x", link: "y"}.bytes()...)
-	return (&packer{}).add([]byte(strings.Repeat(string(turn), 1000)), 1000).end()
+	return (&packer{}).add([]byte(strings.Repeat(string(turn), 1000)), 700).end()
 }
 
 // trees fills a directory and puts a file in its place, many times.

@@ -20,6 +20,11 @@ func streams() []Image {
 	return []Image{
 		{Name: "gzip-10gb", build: layered(func() packed { return packed{zeroMember(begin, 600), unhashed()} })},
 		{Name: "gzip-10gb-members", build: layered(func() packed { return (&packer{}).add(begin, 1).add(make([]byte, 16<<20), 600).whole() })},
+		{Name: "gzip-10gb-behind-a-link", Quick: true, build: layered(func() packed {
+			links := append(item{kind: tar.TypeDir, name: "d/"}.bytes(), item{kind: tar.TypeSymlink, name: "l", link: "d"}.bytes()...)
+			return packed{zeroMember(append(links, item{kind: tar.TypeReg, name: "l/zeros", size: huge}.bytes()...), 600), unhashed()}
+		})},
+		{Name: "gzip-1gb-replaced", build: layered(replacedZeros)},
 		{Name: "gzip-after-the-end", build: layered(func() packed { return (&packer{}).add(make([]byte, 16<<20), 600).whole() })},
 		{Name: "gzip-empty-members", Quick: true, build: layered(emptyMembers)},
 		{Name: "gzip-long-name", build: layered(longGzipName)},
@@ -36,6 +41,13 @@ func streams() []Image {
 		{Name: "zstd-windows-of-tiny-layers", build: windows(times(450, zeroLayer{mebibytes: 1, window: 128 << 20, padding: 16 << 10})...)},
 		{Name: "zstd-windows-of-small-layers", build: windows(times(120, zeroLayer{mebibytes: 16, window: 128 << 20, padding: 80 << 10})...)},
 	}
+}
+
+// replacedZeros has a file of 1.2 GB of zeros, and another of the same name.
+func replacedZeros() packed {
+	const members = 72
+	p := (&packer{}).add(item{kind: tar.TypeReg, name: "zeros", size: members * 16 << 20}.bytes(), 1)
+	return p.add(make([]byte, 16<<20), members).add(item{kind: tar.TypeReg, name: "zeros"}.bytes(), 1).end()
 }
 
 // emptyMembers stand before, in and after a small tar.
