@@ -4,16 +4,31 @@ import (
 	"context"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/internal/chunks"
 )
 
-// ListImages lists all images, or the one that the filter names by any form of reference, ID or prefix of an ID; a filter that names none gives none.
+// ListImages returns all images, or the one that the filter names by reference, ID or ID prefix. If no
+// image matches the filter, the list is empty.
 func (s *Service) ListImages(_ context.Context, req *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
 	images, err := s.filtered(req.GetFilter())
 	if err != nil {
 		return nil, err
 	}
 	return &runtimeapi.ListImagesResponse{Images: images}, nil
+}
+
+// StreamImages is ListImages with messages of bounded size.
+func (s *Service) StreamImages(req *runtimeapi.StreamImagesRequest, stream grpc.ServerStreamingServer[runtimeapi.StreamImagesResponse]) error {
+	images, err := s.filtered(req.GetFilter())
+	if err != nil {
+		return err
+	}
+	return chunks.Send(images, func(chunk []*runtimeapi.Image) error {
+		return stream.Send(&runtimeapi.StreamImagesResponse{Images: chunk})
+	})
 }
 
 func (s *Service) filtered(f *runtimeapi.ImageFilter) ([]*runtimeapi.Image, error) {

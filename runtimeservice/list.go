@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// filterContainers yields the containers that are made and fit the prefixes of
-// their own and their pod's ID and the labels.
+// filterContainers yields the created containers that match the prefixes of their ID and their pod's
+// ID, and the labels.
 func (s *Service) filterContainers(id, podID string, labels map[string]string) iter.Seq[*Container] {
 	return func(yield func(*Container) bool) {
 		for _, c := range s.containers.all() {
@@ -30,8 +30,7 @@ func hasLabels(labels, want map[string]string) bool {
 	return true
 }
 
-// containersOf returns all containers of a pod, also those that are still
-// being made, the oldest first.
+// containersOf returns all containers of a pod, also those that are being created, oldest first.
 func (s *Service) containersOf(podID string) []*Container {
 	var of []*Container
 	for _, c := range s.containers.all() {

@@ -7,17 +7,26 @@ import (
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/internal/chunks"
 )
 
-// ListPodSandbox lists pods, the newest first.
+// ListPodSandbox returns the pods that match the filter, newest first.
 func (s *Service) ListPodSandbox(_ context.Context, req *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
 	return &runtimeapi.ListPodSandboxResponse{Items: s.listPods(req.GetFilter())}, nil
+}
+
+// StreamPodSandboxes is ListPodSandbox with messages of bounded size.
+func (s *Service) StreamPodSandboxes(req *runtimeapi.StreamPodSandboxesRequest, stream runtimeapi.RuntimeService_StreamPodSandboxesServer) error {
+	return chunks.Send(s.listPods(req.GetFilter()), func(chunk []*runtimeapi.PodSandbox) error {
+		return stream.Send(&runtimeapi.StreamPodSandboxesResponse{PodSandboxes: chunk})
+	})
 }
 
 func (s *Service) listPods(f *runtimeapi.PodSandboxFilter) []*runtimeapi.PodSandbox {
 	var items []*runtimeapi.PodSandbox
 	for _, p := range s.pods.all() {
-		// A pod that is still being made has an answer only when it is ready.
+		// A pod is listed only after its creation.
 		if p.snapshot().Phase == PodCreating || !strings.HasPrefix(p.ID, f.GetId()) || !hasLabels(p.config().GetLabels(), f.GetLabelSelector()) {
 			continue
 		}

@@ -26,6 +26,18 @@ func (s *Service) ListPodSandboxMetrics(ctx context.Context, _ *runtimeapi.ListP
 	return &runtimeapi.ListPodSandboxMetricsResponse{PodMetrics: metrics}, nil
 }
 
+// StreamPodSandboxMetrics is ListPodSandboxMetrics with messages of bounded size. A message is sent
+// as soon as its pods are read.
+func (s *Service) StreamPodSandboxMetrics(_ *runtimeapi.StreamPodSandboxMetricsRequest, stream runtimeapi.RuntimeService_StreamPodSandboxMetricsServer) error {
+	run, err := s.newMetricsRun()
+	if err != nil {
+		return err
+	}
+	return gatherAndSend(stream.Context(), s.readyPods("", nil), run.pod, func(chunk []*runtimeapi.PodSandboxMetrics) error {
+		return stream.Send(&runtimeapi.StreamPodSandboxMetricsResponse{PodSandboxMetrics: chunk})
+	})
+}
+
 // metricsRun is what the readings of one call share.
 type metricsRun struct {
 	s          *Service

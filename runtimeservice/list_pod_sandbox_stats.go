@@ -8,19 +8,26 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// ListPodSandboxStats answers with what every ready pod uses that fits the
-// filter, the newest first.
+// ListPodSandboxStats returns the usage of ready pods that match the filter, newest first.
 func (s *Service) ListPodSandboxStats(ctx context.Context, req *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
 	f := req.GetFilter()
-	stats, err := gather(ctx, s.readyPods(f.GetId(), f.GetLabelSelector()), s.podStats)
+	usage, err := gather(ctx, s.readyPods(f.GetId(), f.GetLabelSelector()), s.podStats)
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.ListPodSandboxStatsResponse{Stats: stats}, nil
+	return &runtimeapi.ListPodSandboxStatsResponse{Stats: usage}, nil
 }
 
-// readyPods are the ready pods that fit the prefix of their ID and the labels,
-// the newest first.
+// StreamPodSandboxStats is ListPodSandboxStats with messages of bounded size. A message is sent as
+// soon as its pods are read.
+func (s *Service) StreamPodSandboxStats(req *runtimeapi.StreamPodSandboxStatsRequest, stream runtimeapi.RuntimeService_StreamPodSandboxStatsServer) error {
+	f := req.GetFilter()
+	return gatherAndSend(stream.Context(), s.readyPods(f.GetId(), f.GetLabelSelector()), s.podStats, func(chunk []*runtimeapi.PodSandboxStats) error {
+		return stream.Send(&runtimeapi.StreamPodSandboxStatsResponse{PodSandboxStats: chunk})
+	})
+}
+
+// readyPods returns the ready pods that match the ID prefix and the labels, newest first.
 func (s *Service) readyPods(id string, labels map[string]string) []*Pod {
 	pods := slices.DeleteFunc(s.pods.all(), func(p *Pod) bool {
 		return p.snapshot().Phase != PodReady || !strings.HasPrefix(p.ID, id) || !hasLabels(p.config().GetLabels(), labels)

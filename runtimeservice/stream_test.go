@@ -181,7 +181,7 @@ func TestStreamsOfACrowd(t *testing.T) {
 			if len(seen) != crowd {
 				t.Errorf("%d items were sent, want %d", len(seen), crowd)
 			}
-			if len(messages) < crowd*crowdLabel/chunkBytes {
+			if len(messages) < crowd*crowdLabel/(1<<20) {
 				t.Errorf("%d items were sent in %d messages", len(seen), len(messages))
 			}
 		})

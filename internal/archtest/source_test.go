@@ -238,7 +238,7 @@ func TestEveryRPCIsInTheFileOfItsName(t *testing.T) {
 				continue
 			}
 			rpcs[fn.Name.Name] = true
-			if want := snake(fn.Name.Name) + ".go"; filepath.Base(f.name) != want {
+			if want := fileOf(fn.Name.Name); filepath.Base(f.name) != want {
 				t.Errorf("%s: %s belongs in %s", f.at(fn), fn.Name.Name, want)
 			}
 		}
@@ -258,6 +258,17 @@ func takesRequest(fn *ast.FuncDecl) bool {
 		}
 	}
 	return false
+}
+
+// fileOf returns the file of an RPC. A streaming list is in the file of the list.
+func fileOf(rpc string) string {
+	if rpc == "StreamPodSandboxes" {
+		rpc = "ListPodSandbox" // the one list with another name
+	}
+	if list, ok := strings.CutPrefix(rpc, "Stream"); ok {
+		rpc = "List" + list
+	}
+	return snake(rpc) + ".go"
 }
 
 func snake(name string) string {

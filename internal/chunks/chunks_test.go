@@ -1,13 +1,14 @@
-package runtimeservice
+package chunks
 
 import (
+	"errors"
 	"slices"
 	"testing"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-func TestChunkBySize(t *testing.T) {
+func TestBySize(t *testing.T) {
 	item := func(n int) *runtimeapi.ContainerStats {
 		return &runtimeapi.ContainerStats{Attributes: &runtimeapi.ContainerAttributes{Id: string(make([]byte, n))}}
 	}
@@ -27,16 +28,34 @@ func TestChunkBySize(t *testing.T) {
 				items = append(items, item(n))
 			}
 			var got []int
-			for chunk := range chunkBySize(items, 100) {
+			for chunk := range bySize(items, 100) {
 				got = append(got, len(chunk))
 				all = append(all, chunk...)
 			}
 			if !slices.Equal(got, tt.want) || !slices.Equal(all, items) {
 				t.Errorf("chunks of %v = %v with %d items, want %v with %d", tt.sizes, got, len(all), tt.want, len(items))
 			}
-			for range chunkBySize(items, 100) {
-				break // a client that has gone
+			for range bySize(items, 100) {
+				break // as after an error of send
 			}
 		})
+	}
+}
+
+func TestSend(t *testing.T) {
+	large := &runtimeapi.ContainerStats{Attributes: &runtimeapi.ContainerAttributes{Id: string(make([]byte, maxBytes))}}
+	items := []*runtimeapi.ContainerStats{large, large, large}
+	sent, broken := 0, errors.New("broken pipe")
+	err := Send(items, func(chunk []*runtimeapi.ContainerStats) error {
+		if sent += len(chunk); sent == 2 {
+			return broken
+		}
+		return nil
+	})
+	if !errors.Is(err, broken) || sent != 2 {
+		t.Errorf("Send = %v after %d items, want the error of the second call", err, sent)
+	}
+	if err := Send(nil, func([]*runtimeapi.ContainerStats) error { return broken }); err != nil {
+		t.Errorf("Send of nothing = %v", err)
 	}
 }
