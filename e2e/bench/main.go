@@ -1,12 +1,10 @@
-// Bench measures Mica and Debian's containerd side by side, in one run: the
-// same OCI runtime, network configuration, registry and kind of file system,
-// turn by turn. It prints a table in Markdown.
+// Bench measures Mica and Debian's containerd in one run, alternately, with the same OCI runtime,
+// network configuration, registry and kind of file system. It prints a table in Markdown.
 //
 //	bench -bin DIR [-rounds N] [-pulls N] [-pods N]
 //
-// Both are driven through CRI with the kubelet's client. Each store lies on a
-// journaled ext4 of its own in memory, so that neither the machine's disk nor
-// the other's files are measured.
+// Both get CRI calls from the kubelet's client. Each store is on a separate journaled ext4 in
+// memory, so that neither the machine's disk nor the other store affects the results.
 package main
 
 import (
@@ -25,7 +23,7 @@ import (
 	"github.com/micarun/mica/internal/testimage"
 )
 
-// settings are what the flags say.
+// settings are the values of the flags.
 type settings struct {
 	bin    string
 	rounds int // pods started, and commands run, by each peer

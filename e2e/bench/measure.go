@@ -11,14 +11,14 @@ import (
 	"github.com/micarun/mica/e2e/node"
 )
 
-// row is one line of the table: what each peer took, and in which unit.
+// row is one line of the table: a value for each peer, and the unit.
 type row struct {
 	what             string
 	unit             string
 	mica, containerd float64
 }
 
-// measure takes every row, the peers in turns.
+// measure measures every row, alternating between the peers.
 func measure(ctx context.Context, s settings, mica, containerd *peer) ([]row, error) {
 	peers := []*peer{mica, containerd}
 	for _, p := range peers {
@@ -37,7 +37,7 @@ func measure(ctx context.Context, s settings, mica, containerd *peer) ([]row, er
 	return rows, nil
 }
 
-// samples are one peer's measurements of one thing.
+// samples are the measurements of one quantity for one peer.
 type samples []time.Duration
 
 func (s samples) at(quantile float64) float64 {
@@ -46,7 +46,7 @@ func (s samples) at(quantile float64) float64 {
 	return float64(sorted[rank].Microseconds()) / 1000
 }
 
-// timed appends how long f took.
+// timed appends the duration of f.
 func (s *samples) timed(f func() error) error {
 	begin := time.Now()
 	err := f()
@@ -75,7 +75,7 @@ func pods(ctx context.Context, s settings, peers []*peer) ([]row, error) {
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", p.name, err)
 			}
-			if round >= 2 { // the first two warm up
+			if round >= 2 { // warm-up
 				started[n], removed[n] = append(started[n], starting...), append(removed[n], removing...)
 			}
 		}
@@ -88,7 +88,7 @@ func pods(ctx context.Context, s settings, peers []*peer) ([]row, error) {
 	}, nil
 }
 
-// execs runs a command in a container of each.
+// execs runs commands in one container of each peer.
 func execs(ctx context.Context, s settings, peers []*peer) ([]row, error) {
 	var took [2]samples
 	var running, containers [2]string
@@ -117,7 +117,7 @@ func execs(ctx context.Context, s settings, peers []*peer) ([]row, error) {
 	return []row{pair("ExecSync, p50", 0.5, took), pair("ExecSync, p99", 0.99, took)}, nil
 }
 
-// pulls pulls the python image again and again, removed in between.
+// pulls pulls the python image repeatedly, and removes it in between.
 func pulls(ctx context.Context, s settings, peers []*peer) ([]row, error) {
 	var took [2]samples
 	for range s.pulls {
@@ -133,7 +133,7 @@ func pulls(ctx context.Context, s settings, peers []*peer) ([]row, error) {
 			if err := p.images.RemoveImage(ctx, spec); err != nil {
 				return nil, fmt.Errorf("%s: remove image: %w", p.name, err)
 			}
-			// Flush, so that one peer's writes do not delay the other.
+			// All writes are flushed, so that one peer's writes do not delay the other.
 			if err := command(ctx, "sync"); err != nil {
 				return nil, err
 			}
@@ -142,8 +142,8 @@ func pulls(ctx context.Context, s settings, peers []*peer) ([]row, error) {
 	return []row{pair("pull of the python image (323 MB, 6 layers, gzip), p50", 0.5, took)}, nil
 }
 
-// crowd measures the memory that a running pod costs, as the slope between a
-// few pods and many, and the restart of a killed daemon under the many.
+// crowd measures the memory per running pod, as the slope between few pods and many, and the
+// restart of a killed daemon with the many pods.
 func crowd(ctx context.Context, s settings, peers []*peer) ([]row, error) {
 	const few = 5
 	memory := row{what: fmt.Sprintf("memory per running pod (PSS, %d to %d pods)", few, s.pods), unit: "KiB"}
@@ -180,11 +180,11 @@ func crowd(ctx context.Context, s settings, peers []*peer) ([]row, error) {
 		*[]*float64{&memory.mica, &memory.containerd}[n] = (at[1] - at[0]) / float64(s.pods-few)
 		*[]*float64{&base.mica, &base.containerd}[n] = at[1]
 	}
-	return []row{memory, base, pair(fmt.Sprintf("ready again after kill -9 with %d pods, p50", s.pods), 0.5, restarted)}, nil
+	return []row{memory, base, pair(fmt.Sprintf("ready after kill -9 with %d pods, p50", s.pods), 0.5, restarted)}, nil
 }
 
-// settledMemory is the memory of the runtime's processes, in KiB, after garbage
-// had time to be collected: the minimum of ten measurements, half a second apart.
+// settledMemory returns the memory of the runtime's processes, in KiB, once garbage could be
+// collected: the minimum of ten measurements, half a second apart.
 func (p *peer) settledMemory(ctx context.Context) (float64, error) {
 	var least float64
 	for look := range 10 {

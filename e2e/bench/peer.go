@@ -21,13 +21,13 @@ type peer struct {
 	name    string
 	runtime internalapi.RuntimeService
 	images  internalapi.ImageManagerService
-	parent  string // cgroup of its pods
+	parent  string // parent cgroup of its pods
 	logs    string // directory of container logs
 	serial  int
-	// pids returns the processes that are the runtime's own.
+	// pids returns the runtime's own processes.
 	pids func() ([]int, error)
-	// restart kills the daemon by SIGKILL and returns how long the next
-	// one took to list its pods.
+	// restart kills the daemon with SIGKILL and returns the time until the next one has listed its
+	// pods.
 	restart func(context.Context) (time.Duration, error)
 	stop    func(context.Context) error
 }
@@ -70,7 +70,7 @@ func startMica(ctx context.Context, s *stage, bin string) (*peer, error) {
 	return p, nil
 }
 
-// startContainerd starts Debian's, on a store of its own.
+// startContainerd starts Debian's containerd with a separate store.
 func startContainerd(ctx context.Context, s *stage) (*peer, error) {
 	data, err := s.store(ctx, "cd")
 	if err != nil {
@@ -104,7 +104,7 @@ func startContainerd(ctx context.Context, s *stage) (*peer, error) {
 	return p, nil
 }
 
-// removeCgroups removes the cgroups of pods, which a kubelet would own.
+// removeCgroups removes the pods' cgroups, as a kubelet would.
 func removeCgroups(parent string) error {
 	var errs []error
 	for _, pattern := range []string{"/*" + parent + "/*", "/*" + parent, parent + "/*", parent} {
@@ -119,7 +119,7 @@ func removeCgroups(parent string) error {
 	return errors.Join(errs...)
 }
 
-// startPod runs one pod with one container that sleeps.
+// startPod runs one pod with one sleeping container.
 func (p *peer) startPod(ctx context.Context) (pod, container string, err error) {
 	p.serial++
 	name := fmt.Sprintf("bench-%d", p.serial)

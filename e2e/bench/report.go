@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// printConditions says what was compared, and on what.
+// printConditions prints the versions and the machine.
 func printConditions(ctx context.Context, s settings) {
 	kernel, _ := os.ReadFile("/proc/sys/kernel/osrelease")
 	fmt.Printf("%d cores, Linux %s; %s; %s; CNI plugins of Debian (bridge, host-local, portmap);\n",

@@ -14,8 +14,8 @@ import (
 	"github.com/micarun/mica/internal/testregistry"
 )
 
-// stage is what both peers share: the registry, the network configuration and
-// the file systems of their stores.
+// stage is everything that both peers share: the registry, the network configuration and the file
+// systems of their stores.
 type stage struct {
 	slot     *node.Slot
 	work     string // directory in memory
@@ -25,7 +25,7 @@ type stage struct {
 	mounts   []string
 }
 
-// newStage makes the stage below a tmpfs of its own.
+// newStage makes the stage on a new tmpfs.
 func newStage(ctx context.Context) (_ *stage, err error) {
 	slot, err := node.TakeSlot(ctx)
 	if err != nil {
@@ -57,8 +57,7 @@ func newStage(ctx context.Context) (_ *stage, err error) {
 	return s, node.WriteMirror(s.certs, s.registry.Addr)
 }
 
-// network writes the conflist that both peers use: the same bridge and the
-// same leases.
+// network writes the conflist that both peers use: the same bridge and the same leases.
 func (s *stage) network() error {
 	s.confDir = filepath.Join(s.work, "net.d")
 	if err := os.MkdirAll(s.confDir, 0o755); err != nil {
@@ -93,7 +92,7 @@ func (s *stage) store(ctx context.Context, name string) (string, error) {
 	if err := errors.Join(file.Truncate(5<<30), file.Close()); err != nil {
 		return "", err
 	}
-	// Everything initialised now, so that no kernel thread does it while we measure.
+	// Everything is initialised now, so that no kernel thread does it during the measurements.
 	options := "lazy_itable_init=0,lazy_journal_init=0"
 	if err := command(ctx, "mkfs.ext4", "-q", "-O", "has_journal", "-E", options, image); err != nil {
 		return "", err
@@ -112,7 +111,7 @@ func (s *stage) mount(ctx context.Context, arguments ...string) error {
 	return nil
 }
 
-// close removes the stage; the peers are stopped.
+// close removes the stage. The peers must have stopped.
 func (s *stage) close(ctx context.Context) error {
 	var errs []error
 	if s.registry != nil {

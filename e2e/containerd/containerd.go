@@ -1,10 +1,8 @@
-// Package containerd runs a containerd for comparison in benchmarks. It has its
-// default configuration except for directories, and can run in the namespaces of a
-// node.
+// Package containerd runs a containerd for comparison in benchmarks. It has its default
+// configuration except for directories, and can run in the namespaces of a node.
 //
-// The configuration has the format of the oldest supported version, which later
-// versions accept too. A Daemon is not safe for concurrent use, except for its
-// clients.
+// The configuration has the format of the oldest supported version, which later versions accept
+// too. A Daemon must not be used concurrently, except for its clients.
 package containerd
 
 import (
@@ -25,38 +23,38 @@ import (
 	"github.com/micarun/mica/e2e/node"
 )
 
-// Options of a daemon. All but Template and Enter are needed.
+// Options of a daemon. All but Template and Enter are required.
 type Options struct {
-	// Binary is the daemon's name or path. A shim that lies beside it is
-	// preferred to that of PATH.
+	// Binary is the daemon's name or path. A shim in the same directory is preferred to one in
+	// PATH.
 	Binary string
 	// Data is the directory of all its files.
 	Data string
 	// Socket is the path of its CRI socket, which must be short.
 	Socket string
-	// ConfDir is the directory of network configurations. Template is the template
-	// of the configuration that it writes when a kubelet sends the pods' subnet.
+	// ConfDir is the directory of network configurations. Template is the template of the
+	// configuration that it writes when a kubelet sends the pods' subnet.
 	ConfDir, Template string
 	// Certs is the directory of registry configurations.
 	Certs string
-	// Parent is the cgroup below which its pods are.
+	// Parent is the parent cgroup of its pods.
 	Parent string
-	// Enter is a command line that runs the one after it where the daemon
-	// is to live, with the same process ID. Empty: as this process.
+	// Enter is a command line that runs the command line after it in the namespaces for the daemon,
+	// with the same process ID. Empty: this process's namespaces.
 	Enter []string
 	// Log is the file that the daemon appends to.
 	Log string
 }
 
-// Daemon is a containerd.
+// Daemon is a running containerd.
 type Daemon struct {
 	Options
-	// Runtime and Images speak CRI with the daemon of this moment.
+	// Runtime and Images are CRI clients of the current daemon.
 	Runtime internalapi.RuntimeService
 	Images  internalapi.ImageManagerService
 
 	daemon *exec.Cmd
-	ended  chan struct{} // closed when the daemon has ended
+	ended  chan struct{} // closed when the daemon has exited
 }
 
 const (
@@ -91,8 +89,8 @@ state = "%[1]s/state"
     config_path = %[5]q
 `
 
-// Start writes the configuration, starts the daemon and returns when it answers.
-// Without success nothing of it is left but files.
+// Start writes the configuration, starts the daemon and returns when it answers. If it fails, only
+// files are left.
 func Start(ctx context.Context, o Options) (*Daemon, error) {
 	d := &Daemon{Options: o}
 	for _, dir := range []string{o.Data, o.ConfDir} {
@@ -132,7 +130,7 @@ func (d *Daemon) StartDaemon(ctx context.Context) error {
 	d.ended = make(chan struct{})
 	go func(daemon *exec.Cmd, ended chan struct{}) {
 		defer close(ended)
-		_ = daemon.Wait() // how it ended is in its log
+		_ = daemon.Wait() // the log shows how it ended
 	}(d.daemon, d.ended)
 	if err := d.connect(ctx); err != nil {
 		return errors.Join(err, d.End(syscall.SIGKILL))
@@ -173,10 +171,10 @@ func (d *Daemon) dial(ctx context.Context) error {
 	return err
 }
 
-// Pid of the daemon.
+// Pid returns the daemon's process ID.
 func (d *Daemon) Pid() int { return d.daemon.Process.Pid }
 
-// Processes are the daemon, the shims and the pause processes.
+// Processes returns the daemon, the shims and the pause processes.
 func (d *Daemon) Processes() ([]int, error) {
 	pids := []int{d.Pid()}
 	dirs, err := filepath.Glob("/proc/[0-9]*")
@@ -200,10 +198,10 @@ func (d *Daemon) Processes() ([]int, error) {
 	return pids, nil
 }
 
-// End ends the daemon by a signal; containers keep running.
+// End sends a signal to the daemon and waits until it has exited. Containers keep running.
 func (d *Daemon) End(signal syscall.Signal) error {
 	if d.Runtime != nil {
-		// A client of a daemon that is gone has nothing to report.
+		// Errors of closing a dead daemon's clients do not matter.
 		_, _ = d.Runtime.Close(context.Background()), d.Images.Close(context.Background())
 		d.Runtime, d.Images = nil, nil
 	}
@@ -214,7 +212,7 @@ func (d *Daemon) End(signal syscall.Signal) error {
 	case <-d.ended:
 		return nil
 	case <-time.After(stopTimeout):
-		return errors.New("end containerd: it goes on")
+		return errors.New("end containerd: it does not exit")
 	}
 }
 

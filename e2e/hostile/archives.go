@@ -9,7 +9,7 @@ import (
 // Archive is a checkpoint archive of at most [MaxBytes] that attacks one limit.
 type Archive struct {
 	Name  string
-	Quick bool // as of an Image
+	Quick bool // see Image
 	build func() []byte
 }
 
@@ -22,7 +22,7 @@ func (a Archive) Bytes() ([]byte, error) {
 	return data, nil
 }
 
-// Files of a checkpoint archive that say what the container was, with the least that they must say.
+// The files of a checkpoint archive that describe the container, with the minimal content.
 const (
 	configFile = "config.dump"
 	specFile   = "spec.dump"
@@ -30,7 +30,7 @@ const (
 	specText   = `{"ociVersion":"1.0.2","process":{"args":["true"],"cwd":"/"},"linux":{}`
 )
 
-// Archives are all attacks by checkpoint archives.
+// Archives returns all attacks with checkpoint archives.
 func Archives() []Archive {
 	const metadata = 8<<20 - 4096
 	return []Archive{
@@ -57,7 +57,7 @@ func Archives() []Archive {
 	}
 }
 
-// described is an archive whose one file says what the container was.
+// described returns an archive with a single file, which describes the container.
 func described(name, text string) func() []byte {
 	return func() []byte {
 		other, rest := specFile, specText
@@ -70,7 +70,7 @@ func described(name, text string) func() []byte {
 	}
 }
 
-// whole is an archive that says what the container was, behind the parts that f adds.
+// whole returns an archive that describes the container, with the parts that f adds in front.
 func whole(f func(*packer)) func() []byte {
 	return func() []byte {
 		p := &packer{}

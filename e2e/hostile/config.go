@@ -11,18 +11,18 @@ import (
 )
 
 const (
-	// maxConfig is a configuration that is far larger than the daemon reads.
+	// maxConfig is the size of a configuration that is far above the daemon's limit.
 	maxConfig = 8<<20 - 64<<10
-	// almostConfig is close below what the daemon reads.
+	// almostConfig is a size just below the daemon's limit.
 	almostConfig = 2<<20 - 16<<10
-	// most is how many entries the daemon takes of most lists.
+	// most is the maximum number of entries that the daemon accepts in most lists.
 	most = 4096
 )
 
-// zeroID is a digest as JSON has it.
+// zeroID is a digest as a JSON string.
 var zeroID = `"sha256:` + strings.Repeat("0", 64) + `"`
 
-// configs attack what decodes, keeps and uses an image configuration.
+// configs attack the decoder, the store and the users of an image configuration.
 func configs() []Image {
 	return []Image{
 		{Name: "config-history", Quick: true, build: padded("history", "[", "{},", "{}]", maxConfig)},
@@ -56,9 +56,9 @@ func configs() []Image {
 	}
 }
 
-// fullConfigs have as much of everything as the daemon takes.
+// fullConfigs have as much of everything as the daemon accepts.
 func fullConfigs() []Image {
-	const share = almostConfig / most // bytes of one entry, with what JSON adds
+	const share = almostConfig / most // bytes of one entry, including its JSON
 	ports := set(1<<16, "%d/tcp")
 	maps.Copy(ports, set(1<<16, "%d/udp"))
 	return []Image{
@@ -85,12 +85,12 @@ func fullConfigs() []Image {
 	}
 }
 
-// configured is an image whose containers get an odd configuration.
+// configured returns an image with an unusual configuration for its containers.
 func configured(change func(*ocispec.ImageConfig)) func(*parts) error {
 	return func(p *parts) error { change(&p.config.Config); return nil }
 }
 
-// raw adds a field with any text, which need not be JSON, to the configuration.
+// raw adds a field with arbitrary text, which need not be JSON, to the configuration.
 func raw(field, value string) func(*parts) error {
 	return func(p *parts) error {
 		data, err := json.Marshal(p.config)
@@ -99,7 +99,7 @@ func raw(field, value string) func(*parts) error {
 	}
 }
 
-// padded adds a field whose value is size bytes of a repeated text.
+// padded adds a field whose value is a repeated text of size bytes.
 func padded(field, begin, repeated, end string, size int) func(*parts) error {
 	return raw(field, begin+strings.Repeat(repeated, size/len(repeated))+end)
 }

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// entries attack what keeps track of the entries of a layer and puts them on the disk.
+// entries attack the code that tracks a layer's entries and writes them to the disk.
 func entries() []Image {
 	return []Image{
 		{Name: "symlinks-with-long-targets", Volume: true, build: layered(longLinks)},
@@ -53,7 +53,8 @@ func longLinks() packed {
 	}).end()
 }
 
-// linkChains makes 40 links, each of which walks 2,000 components to the next, and entries behind them.
+// linkChains makes 40 links, each of which passes 2,000 components to the next, and entries behind
+// them.
 func linkChains() packed {
 	walk := "d/" + strings.Repeat("./", 1990)
 	p := hashed().add(item{kind: tar.TypeDir, name: "d/"}.bytes(), 1)
@@ -71,7 +72,7 @@ func linkChains() packed {
 	}).end()
 }
 
-// byTurns makes a name a file, a directory, a link and so on.
+// byTurns makes one name alternately a file, a directory, a link and so on.
 func byTurns() packed {
 	turn := item{kind: tar.TypeReg, name: "x"}.bytes()
 	turn = append(turn, item{kind: tar.TypeDir, name: "x/"}.bytes()...)
@@ -80,7 +81,7 @@ func byTurns() packed {
 	return (&packer{}).add([]byte(strings.Repeat(string(turn), 1000)), 700).end()
 }
 
-// trees fills a directory and puts a file in its place, many times.
+// trees fills a directory and replaces it by a file, many times.
 func trees() packed {
 	var turn []byte
 	for i := range 20_000 {
@@ -89,7 +90,7 @@ func trees() packed {
 	return (&packer{}).add(append(turn, item{kind: tar.TypeReg, name: "x"}.bytes()...), 50).end()
 }
 
-// deep puts n files into a directory that many levels down.
+// deep writes n files into a directory that many levels down.
 func deep(n, levels int) func() packed {
 	return func() packed {
 		dir := strings.Repeat("d/", levels)
@@ -100,7 +101,7 @@ func deep(n, levels int) func() packed {
 	}
 }
 
-// deepApart has every file in deep directories of its own.
+// deepApart writes every file into separate deep directories.
 func deepApart() packed {
 	return hashed().each(3000, func(i int) []byte {
 		name := fmt.Sprintf("%d/%sf", i, strings.Repeat("d/", 2000))
@@ -121,7 +122,7 @@ func hardLinks(n int, format string) func() packed {
 	}
 }
 
-// smallLayers is as many layers as an image may have, each with a file.
+// smallLayers makes as many layers as an image may have, each with one file.
 func smallLayers(p *parts) error {
 	for i := range 450 {
 		l := hashed().add(item{kind: tar.TypeReg, name: fmt.Sprintf("f%d", i), data: make([]byte, 4<<20)}.bytes(), 1).end()

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// headers attack what reads the headers of a tar: PAX records, long names, attributes and sparse maps.
+// headers attack the reader of tar headers: PAX records, long names, attributes and sparse maps.
 func headers() []Image {
 	return []Image{
 		{Name: "pax-record-8mb", Quick: true, build: layered(paxRecord(8<<20-1024, 1))},
@@ -30,7 +30,7 @@ func headers() []Image {
 	}
 }
 
-// repeated is one piece of a tar, many times.
+// repeated is one piece of a tar, repeated many times.
 func repeated(piece []byte, times int) func() packed {
 	return func() packed {
 		batch := max(1, min(times, (4<<20)/len(piece)))
@@ -42,7 +42,7 @@ func paxRecord(size, times int) func() packed {
 	return repeated(item{kind: tar.TypeReg, name: "f", prefix: pax("comment", strings.Repeat("c", size))}.bytes(), times)
 }
 
-// paxRecords has entries with a hundred thousand records each.
+// paxRecords makes entries with a hundred thousand records each.
 func paxRecords() packed {
 	var pairs []string
 	for i := range 100_000 {
@@ -51,7 +51,7 @@ func paxRecords() packed {
 	return (&packer{}).add(item{kind: tar.TypeReg, name: "f", prefix: pax(pairs...)}.bytes(), 20).end()
 }
 
-// globals has global headers that each define many records.
+// globals makes global headers that each define many records.
 func globals() packed {
 	var records []byte
 	for i := range 50_000 {
@@ -68,7 +68,7 @@ func longNames() packed {
 	}).end()
 }
 
-// attributes has files with count extended attributes of size bytes each.
+// attributes makes files with count extended attributes of size bytes each.
 func attributes(count, size, files int) func() packed {
 	return func() packed {
 		var pairs []string
@@ -82,17 +82,17 @@ func attributes(count, size, files int) func() packed {
 	}
 }
 
-// segments is how many segments the sparse maps have.
+// segments is the number of segments in the sparse maps.
 const segments = 1_000_000
 
-// sparseOld is a file in GNU's old sparse form: blocks of 21 segments each follow the header.
+// sparseOld makes a file in GNU's old sparse form: blocks of 21 segments each follow the header.
 func sparseOld() packed {
 	segment := func(i int) []byte { return fmt.Appendf(nil, "%011o\x00%011o\x00", i*1024, 1) }
 	old := make([]byte, block-345)
 	for i := range 4 {
 		copy(old[386-345+24*i:], segment(i))
 	}
-	old[482-345] = 1 // more follows
+	old[482-345] = 1 // more blocks follow
 	copy(old[483-345:], fmt.Sprintf("%011o\x00", segments*1024))
 	i := item{kind: tar.TypeGNUSparse, name: "s", size: segments, old: old}
 	p := hashed().add(i.bytes(), 1)
@@ -109,7 +109,7 @@ func sparseOld() packed {
 	return p.add(make([]byte, segments+block-segments%block), 1).end()
 }
 
-// sparseRecord is a file whose sparse map is one PAX record.
+// sparseRecord makes a file whose sparse map is one PAX record.
 func sparseRecord() packed {
 	var text strings.Builder
 	for i := range segments / 2 {
@@ -120,7 +120,7 @@ func sparseRecord() packed {
 	return hashed().add(item{kind: tar.TypeReg, name: "s", prefix: prefix, data: make([]byte, segments/2)}.bytes(), 1).end()
 }
 
-// sparseData is a file whose sparse map stands before its data.
+// sparseData makes a file whose sparse map precedes its data.
 func sparseData() packed {
 	var text strings.Builder
 	fmt.Fprintf(&text, "%d\n", segments)
@@ -133,7 +133,7 @@ func sparseData() packed {
 	return hashed().add(item{kind: tar.TypeReg, name: "s", prefix: prefix, data: data}.bytes(), 1).end()
 }
 
-// sparseFiles are many files that say they are huge and have no data.
+// sparseFiles makes many files with a huge size and no data.
 func sparseFiles() packed {
 	return hashed().each(200_000, func(i int) []byte {
 		prefix := pax("GNU.sparse.major", "1", "GNU.sparse.minor", "0", "GNU.sparse.realsize", "1099511627776")

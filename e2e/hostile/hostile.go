@@ -1,12 +1,12 @@
-// Package hostile makes images and archives that ask for far more memory or processor time than their
+// Package hostile makes images and archives that cost far more memory or processor time than their
 // size suggests. Each is at most [MaxBytes] as a registry serves it.
 //
 // Each image attacks one limit of the daemon. The end-to-end tests pull it, run a container of it,
-// restart the daemon with it, and measure what that cost. The images are generated: nothing of them is in
-// the repository, and no generator needs more than a few hundred megabytes or a few seconds.
+// restart the daemon with it, and measure the cost. The images are generated: none is in the
+// repository, and no generator needs more than a few hundred megabytes or a few seconds.
 //
-// An image may be refused: its diff IDs are wrong where hashing its content would take the generator
-// longer than the daemon may take to refuse it.
+// Some images have wrong diff IDs, because hashing their content would take the generator too long.
+// The daemon may reject such an image for that.
 package hostile
 
 import (
@@ -22,47 +22,47 @@ import (
 // MaxBytes is the size of the largest image, all blobs and manifests together.
 const MaxBytes = 10 << 20
 
-// Store takes what an image is made of. A testregistry.Registry is one.
+// Store stores the parts of an image. A testregistry.Registry is one.
 type Store interface {
 	PutBlob(data []byte) (digest.Digest, error)
 	PutManifest(repo, tag, mediaType string, data []byte) (digest.Digest, error)
 }
 
-// Base is a small image whose layers are below those of hostile images, so that their containers have
-// a program to run.
+// Base is a small image whose layers are below the hostile ones, so that the containers have a
+// program to run.
 type Base struct {
-	Layers  []ocispec.Descriptor // present in the Store
+	Layers  []ocispec.Descriptor // already in the Store
 	DiffIDs []digest.Digest
 }
 
 // Image is one attack.
 type Image struct {
-	Name string // tag and name of the test
+	Name string // the image's tag and the test's name
 	// Quick includes the case in the short run: it is the most expensive of its kind.
 	Quick bool
 	// User is the user of the image's container; "" uses the image's own.
 	User string
-	// Says is a regular expression for the refusal, where that need not name a limit.
+	// Says is a regular expression for an error that need not name a limit.
 	Says string
-	// Volume says that the image is to be mounted as a volume as well.
+	// Volume mounts the image as a volume, too.
 	Volume bool
 
 	build func(*parts) error
 }
 
-// parts is an image that is being made.
+// parts is an image under construction.
 type parts struct {
 	store    Store
 	manifest ocispec.Manifest
 	config   ocispec.Image
 	bytes    int // stored so far
 
-	// rawConfig and rawManifest replace what would be encoded.
+	// rawConfig and rawManifest replace the encoded ones.
 	rawConfig, rawManifest []byte
-	mediaType              string // of rawManifest
+	mediaType              string // media type of rawManifest
 }
 
-// Repository is where Put stores images, each under its name as a tag.
+// Repository is the repository in which Put stores images, with their names as tags.
 const Repository = "hostile/image"
 
 // Put generates the image into the store.
@@ -119,7 +119,7 @@ func (p *parts) put(mediaType string, data []byte) (ocispec.Descriptor, error) {
 	return ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(data))}, err
 }
 
-// layer stores a layer on top of those that are there.
+// layer stores a layer on top of the existing ones.
 func (p *parts) layer(l packed) error {
 	d, err := p.put(ocispec.MediaTypeImageLayerGzip, l.data)
 	p.manifest.Layers = append(p.manifest.Layers, d)
@@ -127,12 +127,12 @@ func (p *parts) layer(l packed) error {
 	return err
 }
 
-// layered is an image with one more layer.
+// layered returns an image with one more layer.
 func layered(make func() packed) func(*parts) error {
 	return func(p *parts) error { return p.layer(make()) }
 }
 
-// Images are all attacks.
+// Images returns all attacks with images.
 func Images() []Image {
 	var all []Image
 	for _, kind := range [][]Image{configs(), fullConfigs(), manifests(), fullManifests(), entries(), headers(), streams(), users()} {

@@ -10,10 +10,10 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// maxManifest is close below what the daemon reads of a manifest.
+// maxManifest is a size just below the daemon's limit for manifests.
 const maxManifest = 4<<20 - 16<<10
 
-// manifests attack what decodes a manifest or an index and follows it.
+// manifests attack the decoder of a manifest or an index and the code that follows its references.
 func manifests() []Image {
 	empty := `{"mediaType":"","digest":"sha256:` + strings.Repeat("0", 64) + `","size":1},`
 	return []Image{
@@ -40,7 +40,7 @@ func manifests() []Image {
 	}
 }
 
-// fullManifests have as much of everything as the daemon takes.
+// fullManifests have as much of everything as the daemon accepts.
 func fullManifests() []Image {
 	return []Image{
 		{Name: "full-index", Quick: true, build: index(maxManifest-8<<10, fmt.Sprintf(`{"platform":{"os":"linux","architecture":"arm"},"digest":"sha256:%064d","annotations":{"x":"%s"}},`, 0, strings.Repeat("x", 4000))), Says: "404|only for"},
@@ -53,7 +53,7 @@ func manifestOf(change func(*ocispec.Manifest)) func(*parts) error {
 	return func(p *parts) error { change(&p.manifest); return nil }
 }
 
-// manifest is text that is repeated up to size bytes.
+// manifest returns text repeated up to size bytes.
 func manifest(begin, repeated, end string, size int) func(*parts) error {
 	return func(p *parts) error {
 		p.rawManifest = fmt.Appendf(nil, `{"schemaVersion":2,%s%s%s}`, begin, strings.Repeat(repeated, size/len(repeated)), end)
@@ -61,7 +61,7 @@ func manifest(begin, repeated, end string, size int) func(*parts) error {
 	}
 }
 
-// index is an index whose entries are text, the last one excepted.
+// index returns an index whose entries are text, except for the last one.
 func index(size int, entry string) func(*parts) error {
 	return func(p *parts) error {
 		p.mediaType = ocispec.MediaTypeImageIndex
@@ -71,7 +71,7 @@ func index(size int, entry string) func(*parts) error {
 	}
 }
 
-// layers lists the top layer n more times, in the configuration as well if it shall match.
+// layers lists the top layer n more times; with matching, also in the configuration.
 func layers(n int, matching bool) func(*parts) error {
 	return func(p *parts) error {
 		top := p.manifest.Layers[len(p.manifest.Layers)-1]

@@ -43,14 +43,14 @@ func streams() []Image {
 	}
 }
 
-// replacedZeros has a file of 1.2 GB of zeros, and another of the same name.
+// replacedZeros makes a file of 1.2 GB of zeros, and another of the same name.
 func replacedZeros() packed {
 	const members = 72
 	p := (&packer{}).add(item{kind: tar.TypeReg, name: "zeros", size: members * 16 << 20}.bytes(), 1)
 	return p.add(make([]byte, 16<<20), members).add(item{kind: tar.TypeReg, name: "zeros"}.bytes(), 1).end()
 }
 
-// emptyMembers stand before, in and after a small tar.
+// emptyMembers are before, in and after a small tar.
 func emptyMembers() packed {
 	empty := gzipped(nil)
 	p := hashed()
@@ -60,7 +60,7 @@ func emptyMembers() packed {
 	return p.end()
 }
 
-// longGzipName has a header with a file name of eight megabytes.
+// longGzipName makes a header with a file name of eight megabytes.
 func longGzipName() packed {
 	p := hashed()
 	p.add(append(item{kind: tar.TypeReg, name: "f"}.bytes(), make([]byte, 2*block)...), 1)
@@ -70,18 +70,19 @@ func longGzipName() packed {
 	return packed{append(named, plain.data[10:]...), plain.diffID}
 }
 
-// zstdMagic begins a frame, skippable one of those that decoders pass over.
+// zstdMagic is the beginning of a frame. Decoders skip frames with the second value.
 var (
 	zstdMagic = []byte{0x28, 0xb5, 0x2f, 0xfd}
 	skippable = []byte{0x50, 0x2a, 0x4d, 0x18}
 )
 
-// zstdZeros is a frame with the window that begins with data and goes on with some MiB of zeros.
+// zstdZeros makes a frame with the window. It begins with data and continues with some MiB of
+// zeros.
 func zstdZeros(data []byte, window, mebibytes int) []byte {
 	out := bytes.NewBuffer(zstdHeader(window))
 	out.Write(zstdBlock(0, len(data), false))
 	out.Write(data)
-	// A block of type 1 is one byte and how often it comes, at most 128 KiB.
+	// A block of type 1 is one byte and its number of repetitions, at most 128 KiB.
 	zeros := append(zstdBlock(1, 128<<10, false), 0)
 	for range mebibytes * 8 {
 		out.Write(zeros)
@@ -90,7 +91,7 @@ func zstdZeros(data []byte, window, mebibytes int) []byte {
 	return out.Bytes()
 }
 
-// zstdHeader begins a frame: no checksum, no dictionary, no content size.
+// zstdHeader returns a frame header without checksum, dictionary and content size.
 func zstdHeader(window int) []byte {
 	exponent := 0
 	for 1<<(10+exponent+1) <= window {
@@ -107,7 +108,7 @@ func zstdBlock(kind, size int, last bool) []byte {
 	return binary.LittleEndian.AppendUint32(nil, h)[:3]
 }
 
-// zstdFrame is a frame with data that is not compressed.
+// zstdFrame makes a frame with uncompressed data.
 func zstdFrame(data []byte, window int) []byte {
 	out := append(zstdHeader(window), zstdBlock(0, len(data), true)...)
 	return append(out, data...)
@@ -128,7 +129,7 @@ func skippedFrames() packed {
 	return packed{out, hashed().add(plain, 1).whole().diffID}
 }
 
-// zeroLayer is a zstd layer with a file of zeros that fills a window.
+// zeroLayer makes a zstd layer with a file of zeros that fills a window.
 type zeroLayer struct {
 	mebibytes, window int
 	padding           int // bytes of the blob that decoders skip
@@ -142,7 +143,7 @@ func times(n int, l zeroLayer) []zeroLayer {
 	return list
 }
 
-// windows has layers that each want a window at the same time. No two are the same blob.
+// windows makes layers that each need a window at the same time. No two are the same blob.
 func windows(list ...zeroLayer) func(*parts) error {
 	return func(p *parts) error {
 		for i, l := range list {

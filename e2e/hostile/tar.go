@@ -13,7 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// block is the unit of a tar.
+// block is the block size of a tar, in bytes.
 const block = 512
 
 // packed is a compressed layer.
@@ -25,15 +25,15 @@ type packed struct {
 // unhashed is the diff ID of a layer that is too large to be hashed here.
 func unhashed() digest.Digest { return digest.FromString("wrong") }
 
-// item is one entry of a tar: a header of the given type and what follows it.
+// item is one entry of a tar: a header of the given type and the data after it.
 type item struct {
-	kind       byte // tar.TypeReg and so on
+	kind       byte // such as tar.TypeReg
 	name, link string
 	data       []byte
-	size       int64 // said by the header if data is nil
+	size       int64 // size in the header, if data is nil
 	mode       int64
-	prefix     []byte // headers before it: PAX records, long names
-	old        []byte // replaces the header's end from byte 345 on: GNU's sparse map
+	prefix     []byte // preceding headers: PAX records, long names
+	old        []byte // replaces the header from byte 345 on: GNU's sparse map
 }
 
 // bytes returns the entry, padded to blocks.
@@ -48,7 +48,7 @@ func (i item) bytes() []byte {
 	return append(out, make([]byte, -len(i.data)&(block-1))...)
 }
 
-// header returns one block. A name that is too long is cut.
+// header returns one header block. It cuts a name that is too long.
 func header(i item, size int64) []byte {
 	h := make([]byte, block)
 	copy(h[0:100], i.name)
@@ -82,7 +82,7 @@ func header(i item, size int64) []byte {
 	return h
 }
 
-// long returns headers of GNU for a name and a link target of any length.
+// long returns GNU headers for a name and a link target of any length.
 func long(name, link string) []byte {
 	var out []byte
 	if name != "" {
@@ -94,7 +94,7 @@ func long(name, link string) []byte {
 	return out
 }
 
-// pax returns an extended header with the records, key and value by turns.
+// pax returns an extended header with the records, given as alternating keys and values.
 func pax(pairs ...string) []byte {
 	var records []byte
 	for n := 0; n < len(pairs); n += 2 {
@@ -115,7 +115,7 @@ func record(key, value string) string {
 	}
 }
 
-// packer compresses a layer whose parts may be repeated at the price of one.
+// packer compresses a layer. Repeated parts are compressed only once.
 type packer struct {
 	out bytes.Buffer
 	sum hash.Hash // nil: not hashed
@@ -144,11 +144,11 @@ func (p *packer) addMember(member []byte, times int) {
 func (p *packer) each(n int, part func(int) []byte) *packer {
 	z, err := gzip.NewWriterLevel(&p.out, gzip.DefaultCompression)
 	if err != nil {
-		panic(err) // the level is one that exists
+		panic(err) // the level is valid
 	}
 	for i := range n {
 		data := part(i)
-		_, _ = z.Write(data) // a buffer takes everything
+		_, _ = z.Write(data) // a buffer accepts every write
 		if p.sum != nil {
 			p.sum.Write(data)
 		}
@@ -163,7 +163,7 @@ func (p *packer) end() packed {
 	return p.whole()
 }
 
-// whole is the layer without an end of the archive.
+// whole returns the layer, without appending the end of the archive.
 func (p *packer) whole() packed {
 	id := unhashed()
 	if p.sum != nil {
@@ -176,21 +176,21 @@ func gzipped(data []byte) []byte {
 	var out bytes.Buffer
 	z, err := gzip.NewWriterLevel(&out, gzip.BestCompression)
 	if err != nil {
-		panic(err) // the level is one that exists
+		panic(err) // the level is valid
 	}
 	_, _ = z.Write(data)
 	_ = z.Close()
 	return out.Bytes()
 }
 
-// zeroMember is one gzip member that begins with data, goes on with times × 16 MiB of zeros, and has no
-// end.
+// zeroMember makes one gzip member that begins with data, continues with times × 16 MiB of zeros,
+// and has no end.
 func zeroMember(data []byte, times int) []byte {
 	var out bytes.Buffer
 	out.Write([]byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255})
 	z, err := flate.NewWriter(&out, flate.BestCompression)
 	if err != nil {
-		panic(err) // the level is one that exists
+		panic(err) // the level is valid
 	}
 	zeros := make([]byte, 16<<20)
 	_, _ = z.Write(data)

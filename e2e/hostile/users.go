@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// users attack the look-up of a container's user and groups.
+// users attack the lookup of a container's user and groups.
 func users() []Image {
 	passwd := "root:x:0:0::/:/bin/sh\nu:x:7:7::/:/bin/sh\n"
 	return []Image{
@@ -37,7 +37,7 @@ func userFiles(passwd, group string) func() packed {
 	}
 }
 
-// sparseUsers is a file of ten gigabytes without data.
+// sparseUsers makes a file of ten gigabytes without data.
 func sparseUsers(name string) func() packed {
 	return func() packed {
 		prefix := pax("GNU.sparse.major", "1", "GNU.sparse.minor", "0", "GNU.sparse.name", name, "GNU.sparse.realsize", fmt.Sprint(huge))

@@ -11,13 +11,11 @@ import (
 	"github.com/micarun/mica/internal/testregistry"
 )
 
-// prebuilt names the environment variable with a directory of images that another
-// machine has built.
+// prebuilt names the environment variable with a directory of images built on another machine.
 const prebuilt = "MICA_E2E_IMAGES"
 
-// Dir returns the directory that keeps packages, layers and the registry:
-// mica-images in the user's cache directory ($XDG_CACHE_HOME or ~/.cache), or the
-// one that MICA_E2E_IMAGES names.
+// Dir returns the directory of packages, layers and the registry: mica-images in the user's cache
+// directory ($XDG_CACHE_HOME or ~/.cache), or the directory that MICA_E2E_IMAGES names.
 func Dir() (string, error) {
 	if dir := os.Getenv(prebuilt); dir != "" {
 		return dir, nil
@@ -29,8 +27,8 @@ func Dir() (string, error) {
 	return filepath.Join(cache, "mica-images"), nil
 }
 
-// Prepare builds what is missing of list into Dir, which it returns. Images of
-// another machine are taken as they are.
+// Prepare builds the missing images of list in Dir, which it returns. It uses images of another
+// machine without a check.
 func Prepare(ctx context.Context, list []testimage.Image) (dir string, err error) {
 	if dir, err = Dir(); err != nil || os.Getenv(prebuilt) != "" {
 		return dir, err
@@ -42,14 +40,13 @@ func Prepare(ctx context.Context, list []testimage.Image) (dir string, err error
 	return dir, Build(ctx, dir, root, list, func(testimage.Built) {})
 }
 
-// Registry returns a registry over the images in dir; they need not be built
-// yet.
+// Registry returns a registry for the images in dir; they need not be built yet.
 func Registry(dir string) *testregistry.Registry {
 	return testregistry.New(testregistry.Options{Dir: filepath.Join(dir, "registry")})
 }
 
-// Build builds what is missing of list into dir. root is the root directory of
-// this module. report is called with every finished image.
+// Build builds the missing images of list in dir. root is the root directory of this module. report
+// is called for every finished image.
 func Build(ctx context.Context, dir, root string, list []testimage.Image, report func(testimage.Built)) (err error) {
 	builder, err := testimage.Open(ctx, testimage.Options{Dir: dir, Root: root, Store: Registry(dir)})
 	if err != nil {
@@ -66,8 +63,8 @@ func Build(ctx context.Context, dir, root string, list []testimage.Image, report
 	return nil
 }
 
-// ModuleRoot returns the root directory of this module: the nearest directory
-// with a go.mod at or above the working directory.
+// ModuleRoot returns the root directory of this module: the nearest directory with a go.mod at or
+// above the working directory.
 func ModuleRoot() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {

@@ -9,12 +9,12 @@ import (
 	"github.com/micarun/mica/internal/testimage"
 )
 
-// byDigest is the image that the conformance tool pulls by a fixed digest, which
-// the stand-in cannot have.
+// byDigest is the image that the conformance tool pulls by a fixed digest, which the substitute
+// cannot have.
 const byDigest = "k8s-staging-cri-tools/test-image-digest:latest"
 
-// PrepareConformance builds what is missing of Conformance, and returns the
-// directory of images and the digest of the image that the tool names by one.
+// PrepareConformance builds the missing images of Conformance. It returns the directory of images
+// and the digest of the substitute for the image that the tool pulls by digest.
 func PrepareConformance(ctx context.Context) (dir, digest string, err error) {
 	if dir, err = Prepare(ctx, Conformance()); err != nil {
 		return "", "", err
@@ -24,15 +24,15 @@ func PrepareConformance(ctx context.Context) (dir, digest string, err error) {
 	return dir, found.String(), err
 }
 
-// Conformance are stand-ins, under the same repository paths, for the images
-// that the Kubernetes project's CRI conformance tool asks for.
+// Conformance are substitutes, with the same repository paths, for the images that the Kubernetes
+// project's CRI conformance tool uses.
 func Conformance() []testimage.Image {
 	const (
 		e2e     = "e2e-test-images/"
 		staging = "k8s-staging-cri-tools/"
 	)
 	list := []testimage.Image{
-		// The shell of the static build would run a masked ls as its own applet.
+		// The shell of the static build would run its own applet instead of a masked ls.
 		{Names: []string{e2e + "busybox:1.29-2"}, Layers: []testimage.Layer{userland("busybox")}, Config: shell()},
 		{Names: []string{e2e + "nginx:1.14-2"}, Layers: nginx(80), Config: nginxConfig()},
 		{Names: []string{staging + "hostnet-nginx-amd64:latest"}, Layers: nginx(12003), Config: nginxConfig()},
@@ -65,7 +65,7 @@ func user(name string) ocispec.ImageConfig {
 	return config
 }
 
-// httpd is busybox's web server; its log names it, as the tool wants to see.
+// httpd is busybox's web server. Its log has the server's name, which the tool expects.
 func httpd() []testimage.Layer {
 	return append(busybox(), testimage.Layer{Files: []testimage.File{
 		{Path: "/www/index.html", Content: "<html><body><h1>It works!</h1></body></html>\n"},

@@ -1,8 +1,8 @@
-// Package images lists the images that tests, benchmarks and `make run` use,
-// and keeps them in an on-disk registry in the user's cache directory.
+// Package images lists the images that tests, benchmarks and `make run` use, and keeps them in an
+// on-disk registry in the user's cache directory.
 //
-// Names are repository paths without a registry. The sets differ in what they
-// cost: Basic takes seconds, Python fetches a quarter of a gigabyte of packages.
+// Names are repository paths without a registry. The sets differ in their cost: Basic takes
+// seconds, Python fetches a quarter of a gigabyte of packages.
 package images
 
 import (
@@ -31,7 +31,7 @@ func Basic() []testimage.Image {
 	}
 }
 
-// Pause is the image of a peer's pod sandbox; Mica has none.
+// Pause is the image of containerd's pod sandbox; Mica has none.
 func Pause() testimage.Image {
 	return testimage.Image{
 		Names:  []string{"pause:3.9", "pause:3.10"},
@@ -40,13 +40,13 @@ func Pause() testimage.Image {
 	}
 }
 
-// Python is an image of some 350 MB in six layers, as applications have it.
+// Python is an image of some 350 MB in six layers, like an application's.
 func Python() testimage.Image {
 	const lib = "/usr/lib/x86_64-linux-gnu/"
 	layers := append(busybox(),
 		testimage.Layer{Packages: []string{"python3"}},
 		testimage.Layer{Packages: []string{"python3", "python3-numpy"}, Files: []testimage.File{
-			// What the packages' scripts would set up as alternatives.
+			// The packages' scripts would set up these alternatives.
 			{Path: lib + "libblas.so.3", Symlink: "blas/libblas.so.3"},
 			{Path: lib + "liblapack.so.3", Symlink: "lapack/liblapack.so.3"},
 		}},
@@ -66,7 +66,7 @@ func shell() ocispec.ImageConfig {
 	return ocispec.ImageConfig{Env: []string{searchPath}, Cmd: []string{"sh"}}
 }
 
-// tooled is a config that says something in every field a runtime reads.
+// tooled is a config with a value in every field that a runtime reads.
 func tooled() ocispec.ImageConfig {
 	return ocispec.ImageConfig{
 		Env:        []string{searchPath, "FROM_IMAGE=yes"},
@@ -79,15 +79,15 @@ func tooled() ocispec.ImageConfig {
 	}
 }
 
-// busybox is the base: one layer with every applet as a hard link, users, and
-// the directories that programs expect.
+// busybox is the base: one layer with every applet as a hard link, users, and the directories that
+// programs expect.
 func busybox() []testimage.Layer {
 	layer := userland("busybox-static")
 	layer.Only = true
 	return []testimage.Layer{layer}
 }
 
-// userland is a layer of one of Debian's builds of busybox.
+// userland is a layer with one of Debian's builds of busybox.
 func userland(build string) testimage.Layer {
 	return testimage.Layer{
 		Packages: []string{build},
@@ -111,9 +111,8 @@ func userland(build string) testimage.Layer {
 	}
 }
 
-// pgrep stands in for the applet, which Debian's busybox does not have (nor
-// ipcs, which shows shared memory here):
-// pgrep NAME, or pgrep -f PART-OF-THE-COMMAND-LINE.
+// pgrep replaces the applet, which Debian's busybox does not have: pgrep NAME, or pgrep -f
+// PART-OF-THE-COMMAND-LINE. ipcs, also missing, is replaced above and shows shared memory only.
 const pgrep = `#!/bin/sh
 field=comm
 [ "$1" = -f ] && field=cmdline && shift
@@ -154,8 +153,8 @@ func marked(name string) []testimage.Layer {
 	return append(busybox(), testimage.Layer{Files: []testimage.File{{Path: "/etc/mica-image", Content: name + "\n"}}})
 }
 
-// tools is busybox with the test programs, a user in groups of the image, and
-// one of each kind of file.
+// tools is busybox with the test programs, a user in groups of the image, and one of each kind of
+// file.
 func tools() []testimage.Layer {
 	return append(busybox(), testimage.Layer{Files: []testimage.File{
 		{Path: "/bin/lines", C: "e2e/images/src/lines.c"},

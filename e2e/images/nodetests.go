@@ -12,9 +12,9 @@ import (
 	"github.com/micarun/mica/internal/testimage"
 )
 
-// NodeTests are stand-ins, under the same repository paths and tags, for the
-// images that the Kubernetes project's node tests ask for. dir has Pause built,
-// agnhost is the path of that program, and source the directory of its source.
+// NodeTests are substitutes, with the same repository paths and tags, for the images that the
+// Kubernetes project's node tests use. dir has the built Pause, agnhost is the path of that
+// program, and source is the directory of its source.
 func NodeTests(dir, agnhost, source string) ([]testimage.Image, error) {
 	const e2e = "e2e-test-images/"
 	served, err := registryFiles(dir)
@@ -46,8 +46,8 @@ func NodeTests(dir, agnhost, source string) ([]testimage.Image, error) {
 	return list, nil
 }
 
-// dynamic is busybox with a mark. The shell of the static build would run a
-// masked program as its own applet.
+// dynamic is busybox with a mark. The shell of the static build would run its own applet instead of
+// a masked program.
 func dynamic(name string) []testimage.Layer {
 	return []testimage.Layer{
 		userland("busybox"),
@@ -61,20 +61,20 @@ func dynamic(name string) []testimage.Layer {
 	}
 }
 
-// nmeter stands in for the applet, which Debian's busybox does not have, in what
-// specs want of it: the time of day to the millisecond, by nmeter -d0 %3t.
+// nmeter replaces the applet, which Debian's busybox does not have, for the only use in the specs:
+// the time of day in milliseconds, by nmeter -d0 %3t.
 const nmeter = `#!/bin/bash
 now=$EPOCHREALTIME
 fraction=${now#*.}
 printf '%(%H:%M:%S)T.%s\n' "${now%.*}" "${fraction:0:3}"
 `
 
-// mark is a layer that tells an image from others.
+// mark is a layer that makes an image unique.
 func mark(name string) testimage.Layer {
 	return testimage.Layer{Files: []testimage.File{{Path: "/etc/mica-image", Content: name + "\n"}}}
 }
 
-// debian has the C library's own name service and the tools that ask it.
+// debian has the C library's name service and tools that use it.
 func debian() []testimage.Layer {
 	return []testimage.Layer{{
 		Packages: []string{"base-files", "base-passwd", "bash", "coreutils", "dash", "grep", "hostname", "libc-bin", "sed"},
@@ -86,7 +86,7 @@ func debian() []testimage.Layer {
 	}}
 }
 
-// kitten is what specs look for in an image that is mounted as a volume.
+// kitten is the file that specs look for in an image that is mounted as a volume.
 func kitten() testimage.Layer {
 	return testimage.Layer{Files: []testimage.File{
 		{Path: "/data.json", Content: "{\"image\": \"kitten.jpg\"}\n"},
@@ -94,7 +94,7 @@ func kitten() testimage.Layer {
 	}}
 }
 
-// agnhostTools are the programs that specs call in agnhost's image.
+// agnhostTools are the programs that specs run in agnhost's image.
 func agnhostTools() testimage.Layer {
 	return testimage.Layer{
 		Packages: []string{"bash", "bind9-dnsutils", "curl", "iproute2", "netcat-openbsd", "util-linux"},
@@ -113,7 +113,7 @@ func agnhostProgram(program, version string, served []testimage.File) testimage.
 	}, served...)}
 }
 
-// registryFiles are what agnhost's own registry serves as pause:testing.
+// registryFiles are the images that agnhost's registry serves as pause:testing.
 func registryFiles(dir string) ([]testimage.File, error) {
 	const root = "/var/registry/pause/"
 	blobs := filepath.Join(dir, "registry/blobs")

@@ -14,14 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Census lists what a node has on the machine, by kind: processes, mounts,
-// namespace pins, cgroups, leases, links, packet filter rules, bundles,
-// records, writable layers, layer directories, descriptors of daemon and
-// keeper, goroutines of the daemon.
+// Census lists a node's resources on the machine by kind: processes, mounts, namespace pins,
+// cgroups, leases, links, packet filter rules, bundles, records, writable layers, layer
+// directories, descriptors of daemon and keeper, and goroutines of the daemon.
 type Census map[string][]string
 
-// Census lists the node's resources. If daemon or keeper does not run, its
-// descriptors and goroutines are missing.
+// Census lists the node's resources. If daemon or keeper does not run, its descriptors and
+// goroutines are missing.
 func (n *Node) Census(ctx context.Context) (Census, error) {
 	c := Census{}
 	takers := []func(context.Context, Census) error{
@@ -34,8 +33,8 @@ func (n *Node) Census(ctx context.Context) (Census, error) {
 	return c, errors.Join(errs...)
 }
 
-// Settle returns the census when two consecutive ones are equal, so that the
-// start of a new daemon has finished.
+// Settle returns the census when two consecutive ones are equal, so that the start of a new daemon
+// has finished.
 func (n *Node) Settle(ctx context.Context) (Census, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -57,7 +56,7 @@ func (n *Node) Settle(ctx context.Context) (Census, error) {
 	}
 }
 
-// Leaks returns what the census has beyond the baseline, one line each.
+// Leaks returns the resources in the census that are not in the baseline, one line each.
 func (c Census) Leaks(baseline Census) []string {
 	var leaks []string
 	for kind, items := range c {
@@ -74,8 +73,8 @@ func (c Census) Leaks(baseline Census) []string {
 	return leaks
 }
 
-// AwaitClean waits until the census has nothing beyond the baseline. After wait
-// it returns the remaining leaks.
+// AwaitClean waits until the census has nothing that is not in the baseline. After wait, it returns
+// the remaining leaks.
 func (n *Node) AwaitClean(ctx context.Context, baseline Census, wait time.Duration) ([]string, error) {
 	deadline := time.Now().Add(wait)
 	for {
@@ -99,8 +98,8 @@ func (c Census) add(kind, format string, arguments ...any) {
 	c[kind] = append(c[kind], fmt.Sprintf(format, arguments...))
 }
 
-// countProcesses lists the children of daemon and keeper, the processes in the
-// node's cgroups, and the descriptors of daemon and keeper.
+// countProcesses lists the children of daemon and keeper, the processes in the node's cgroups, and
+// the descriptors of daemon and keeper.
 func (n *Node) countProcesses(_ context.Context, c Census) error {
 	all, err := processes()
 	if err != nil {
@@ -144,13 +143,13 @@ func (n *Node) isKeeper(p process) bool {
 		slices.ContainsFunc(p.arguments, func(a string) bool { return strings.Contains(a, n.State+"/") })
 }
 
-// countDescriptors lists a process's descriptors without the numbers of sockets
-// and pipes, which differ in every process.
+// countDescriptors lists a process's descriptors without the numbers of sockets and pipes, which
+// differ in every process.
 func (c Census) countDescriptors(kind string, pid int) {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return // the process is gone, and its descriptors with it
+		return // the process has exited, and its descriptors are closed
 	}
 	for _, entry := range entries {
 		target, err := os.Readlink(filepath.Join(dir, entry.Name()))
@@ -232,7 +231,7 @@ func (n *Node) countCgroups(_ context.Context, c Census) error {
 	for _, root := range append(roots, "/sys/fs/cgroup"+n.CgroupParent()) {
 		err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 			if errors.Is(err, fs.ErrNotExist) {
-				return nil // removed while we looked
+				return nil // removed in the meantime
 			}
 			if err == nil && entry.IsDir() && path != root {
 				c.add("cgroup", "%s", path)
@@ -246,8 +245,8 @@ func (n *Node) countCgroups(_ context.Context, c Census) error {
 	return nil
 }
 
-// countLinks lists the ports of the node's bridge. It does not read /sys, which
-// shows the links of the network namespace in which it was mounted.
+// countLinks lists the ports of the node's bridge. It does not read /sys, which shows the links of
+// the network namespace in which it was mounted.
 func (n *Node) countLinks(ctx context.Context, c Census) error {
 	out, err := n.command(ctx, "ip", "-oneline", "link").Output()
 	if err != nil {
@@ -263,8 +262,8 @@ func (n *Node) countLinks(ctx context.Context, c Census) error {
 	return nil
 }
 
-// countRules lists the packet filter's lines that name the node's network or
-// an address of it, except for those that serve the network as a whole.
+// countRules lists the packet filter's lines with the node's network or an address of it, except
+// for those that serve the network as a whole.
 func (n *Node) countRules(ctx context.Context, c Census) error {
 	prefix := strings.TrimSuffix(n.Subnet.Masked().Addr().String(), "0")
 	for _, table := range []string{"nat", "filter"} {
@@ -304,8 +303,7 @@ type process struct {
 	cgroups     string
 }
 
-// processes lists the processes of the machine. One that ends meanwhile is
-// left out.
+// processes lists the processes of the machine. It omits a process that exits during the call.
 func processes() ([]process, error) {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
@@ -318,7 +316,7 @@ func processes() ([]process, error) {
 		if err != nil {
 			continue
 		}
-		// pid (name) state parent …; the name may have any character.
+		// The format is: pid (name) state parent … The name may contain any character.
 		open, end := strings.IndexByte(string(stat), '('), strings.LastIndexByte(string(stat), ')')
 		var state string
 		if _, err := fmt.Sscan(string(stat[:open]), &p.pid); err != nil {
@@ -337,7 +335,7 @@ func processes() ([]process, error) {
 	return list, nil
 }
 
-// alive says whether a process exists and is no zombie.
+// alive reports whether a process exists and is not a zombie.
 func alive(pid int) bool {
 	if unix.Kill(pid, 0) != nil {
 		return false

@@ -11,7 +11,7 @@ import (
 	"github.com/micarun/mica/internal/patience"
 )
 
-// The product's own limits of these names on a machine of usual speed.
+// The product's defaults for these settings, which suit a machine of usual speed.
 const (
 	startKeeper = 10 * time.Second
 	askKeeper   = 30 * time.Second
@@ -51,7 +51,7 @@ func (n *Node) writeConfig() error {
 	if n.ConfDir == "" {
 		fmt.Fprintf(&b, "\n[network.default]\nname = %q\nbridge = %q\nsubnet = %q\n", n.Name, n.Name, n.Subnet)
 	}
-	// The defaults are the machine's, not this node's.
+	// The defaults would be the machine's paths, not this node's.
 	plugins := filepath.Join(n.Data, "nri")
 	fmt.Fprintf(&b, "\n[nri]\nsocket = %q\nplugin_path = %q\nplugin_config_path = %q\n", n.PluginSocket(), plugins, plugins+".conf.d")
 	fmt.Fprintf(&b, "\n[cdi]\ndirs = [%q]\n", n.DeviceDir())
@@ -77,8 +77,8 @@ func freeAddress() (string, error) {
 	return listener.Addr().String(), listener.Close()
 }
 
-// WriteMirror writes a hosts.toml below dir, for containerd and Mica, that makes
-// the registry at addr the only source of all images.
+// WriteMirror writes a hosts.toml below dir, for containerd and Mica, that makes the registry at
+// addr the only source of all images.
 func WriteMirror(dir, addr string) error {
 	file := filepath.Join(dir, "_default", "hosts.toml")
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
@@ -100,10 +100,10 @@ func (n *Node) DeviceDir() string { return filepath.Join(n.Data, "cdi") }
 // HookDir is the directory of OCI hooks, which need not exist.
 func (n *Node) HookDir() string { return filepath.Join(n.Data, "hooks.d") }
 
-// CgroupParent is the cgroup below which the node's pods are.
+// CgroupParent is the parent cgroup of the node's pods.
 func (n *Node) CgroupParent() string {
 	if n.CgroupDriver == "systemd" {
-		// A dash in a slice's name would make it another slice's child.
+		// A dash in a slice's name means that it is a child of another slice.
 		return "/" + strings.ReplaceAll(n.Name, "-", "_") + ".slice"
 	}
 	return "/" + n.Name

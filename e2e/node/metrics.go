@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// Metric returns the value of one of the daemon's metrics: a name, with labels
-// as the text format writes them.
+// Metric returns the value of one of the daemon's metrics: a name, with labels as the text format
+// writes them.
 func (n *Node) Metric(ctx context.Context, name string) (float64, error) {
 	lines, err := n.MetricLines(ctx)
 	if err != nil {
@@ -31,7 +31,7 @@ func (n *Node) MetricLines(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read metrics: %w", err)
 	}
-	// No connection may stay open: it would be counted as the daemon's leak.
+	// No connection may remain open: it would be counted as a leak of the daemon.
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: n.Dial}}
 	response, err := client.Do(request)
 	if err != nil {
@@ -49,9 +49,8 @@ func (n *Node) MetricLines(ctx context.Context) ([]string, error) {
 	return all, nil
 }
 
-// goroutines returns the number of the daemon's goroutines. It takes the median of
-// several answers, since the goroutines that gather the metrics are counted too and
-// their number varies by two.
+// goroutines returns the number of the daemon's goroutines. It returns the median of several
+// answers: the goroutines that collect the metrics are counted too, and their number varies by two.
 func (n *Node) goroutines(ctx context.Context) (int, error) {
 	var counts [5]float64
 	for i := range counts {

@@ -1,11 +1,11 @@
-// Package node runs one Mica node from built binaries, with separate directories,
-// bridge and cgroups, and sends it CRI calls as a kubelet would.
+// Package node runs one Mica node from built binaries, with separate directories, bridge and
+// cgroups, and sends it CRI calls as a kubelet would.
 //
-// It uses only the product's external interfaces: the configuration file, the
-// socket, the processes and their files. Tests, the benchmark and `make run` start
-// their nodes with it. Several nodes may run at the same time.
+// It uses only the product's external interfaces: the configuration file, the socket, the processes
+// and their files. Tests, the benchmark and `make run` start their nodes with it. Several nodes may
+// run at the same time.
 //
-// A Node is not safe for concurrent use, except for its clients.
+// A Node must not be used concurrently, except for its clients.
 package node
 
 import (
@@ -33,59 +33,56 @@ import (
 	"github.com/micarun/mica/internal/patience"
 )
 
-// Options of a node. Bin, Name, State and Data are needed.
+// Options of a node. Bin, Name, State and Data are required.
 type Options struct {
 	// Bin is the directory of the built binaries.
 	Bin string
-	// Name is unique on the machine. It is the name of the node's bridge, cgroups
-	// and network. At most 15 bytes.
+	// Name is unique on the machine, at most 15 bytes. The node's bridge, cgroups and network have
+	// this name.
 	Name string
-	// State is the state directory. Its path must be short: sockets lie in it.
+	// State is the state directory. Its path must be short, because it contains sockets.
 	State string
 	// Data is the data root.
 	Data string
 	// Subnet of the pods. No other node of the machine may use it.
 	Subnet netip.Prefix
-	// Mirror is the address of a registry that serves the images of all registries,
-	// such as 127.0.0.1:5000. Empty: no mirror.
+	// Mirror is the address of a registry that serves the images of all registries, such as
+	// 127.0.0.1:5000. Empty: no mirror.
 	Mirror string
-	// OCIRuntime is the OCI runtime for pods, crun or runc. Empty: the daemon chooses
-	// one that can run a container here.
+	// OCIRuntime is the OCI runtime for pods, crun or runc. Empty: the daemon chooses one that can
+	// run a container here.
 	OCIRuntime string
 	// CgroupDriver is systemd or cgroupfs, which is the default.
 	CgroupDriver string
-	// ConfDir is a directory of network configurations to use instead of
-	// the embedded network.
+	// ConfDir is a directory of network configurations to use instead of the embedded network.
 	ConfDir string
 	// Criu is the CRIU to use instead of the one in PATH.
 	Criu string
 	// RestoreImages lets the node restore containers from images.
 	RestoreImages bool
-	// Env are variables for the daemon besides this process's own.
+	// Env are additional environment variables for the daemon.
 	Env []string
-	// Enter is a command line that runs the one after it in the namespaces
-	// where the node lives, with the same process ID: nsenter and its flags.
-	// Empty: the node lives in this process's namespaces. State and Data
-	// must be the same directories on both sides.
+	// Enter is a command line that runs the command line after it in the node's namespaces, with
+	// the same process ID: nsenter and its flags. Empty: this process's namespaces. State and Data
+	// must be the same directories inside and outside.
 	Enter []string
 	// Metrics is the address of the daemon's metrics. Default: a free one.
 	Metrics string
-	// Dial reaches Metrics. Default: as any other address is reached.
+	// Dial connects to Metrics. Default: a plain TCP connection.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// Log is appended to by the daemon. Default: daemon.log in Data.
+	// Log is the file to which the daemon's log is appended. Default: daemon.log in Data.
 	Log string
 }
 
 // Node is a running node.
 type Node struct {
 	Options
-	// Runtime and Images speak CRI with the daemon of this moment; they are
-	// new after every start.
+	// Runtime and Images are CRI clients of the current daemon. They are replaced at every start.
 	Runtime internalapi.RuntimeService
 	Images  internalapi.ImageManagerService
 
-	pid   int           // of the daemon, 0 if none runs
-	ended chan struct{} // closed when the daemon has ended
+	pid   int           // the daemon's process ID, 0 if none runs
+	ended chan struct{} // closed when the daemon has exited
 }
 
 const (
@@ -95,8 +92,8 @@ const (
 	killTimeout  = 5 * time.Second
 )
 
-// Start writes the configuration, starts the daemon and returns when it
-// answers. It continues an earlier node with the same directories.
+// Start writes the configuration, starts the daemon and returns when it answers. It continues an
+// earlier node with the same directories.
 func Start(ctx context.Context, o Options) (*Node, error) {
 	n := newNode(o)
 	for _, dir := range []string{o.State, o.Data} {
@@ -120,8 +117,8 @@ func Start(ctx context.Context, o Options) (*Node, error) {
 	return n, nil
 }
 
-// Adopt returns the node that another process started with the same options.
-// Its daemon need not run.
+// Adopt returns the node that another process started with the same options. Its daemon need not
+// run.
 func Adopt(ctx context.Context, o Options) (*Node, error) {
 	n := newNode(o)
 	all, err := processes()
@@ -145,7 +142,7 @@ func Adopt(ctx context.Context, o Options) (*Node, error) {
 	return n, nil
 }
 
-// endOf returns a channel that is closed when the process ends.
+// endOf returns a channel that is closed when the process exits.
 func endOf(pid int) (chan struct{}, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
@@ -190,7 +187,7 @@ func (n *Node) StartDaemon(ctx context.Context) (time.Duration, error) {
 	n.pid, n.ended = daemon.Process.Pid, make(chan struct{})
 	go func(ended chan struct{}) {
 		defer close(ended)
-		_ = daemon.Wait() // its log has the reason of its end
+		_ = daemon.Wait() // the log shows why it ended
 	}(n.ended)
 	if err := n.connect(ctx); err != nil {
 		return 0, errors.Join(err, n.Kill())
@@ -218,8 +215,8 @@ func (n *Node) connect(ctx context.Context) error {
 }
 
 func (n *Node) dial(ctx context.Context) error {
-	// The clients keep their connection when their first call fails. It would come back to
-	// the next daemon and be counted as a leak, so a connection of the test's own asks first.
+	// A client keeps its connection when the first call fails. The connection would reach the next
+	// daemon and be counted as a leak, so a separate connection is tried first.
 	if err := answers(ctx, n.Socket()); err != nil {
 		return err
 	}
@@ -228,8 +225,8 @@ func (n *Node) dial(ctx context.Context) error {
 	return err
 }
 
-// answers returns an error unless a daemon answers calls on the socket. A killed daemon
-// leaves its socket file, and one that starts accepts connections before it answers.
+// answers returns an error unless a daemon answers calls on the socket. A killed daemon leaves its
+// socket file, and one that starts accepts connections before it answers.
 func answers(ctx context.Context, socket string) error {
 	connection, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -254,8 +251,8 @@ func Dial(ctx context.Context, socket string) (internalapi.RuntimeService, inter
 	return runtime, images, nil
 }
 
-// DialStreaming makes a client that asks for lists by the streaming calls, as the
-// kubelet does with its feature CRIListStreaming.
+// DialStreaming makes a client that lists by the streaming calls, like the kubelet with its feature
+// CRIListStreaming.
 func DialStreaming(ctx context.Context, socket string) (internalapi.RuntimeService, error) {
 	runtime, err := criclient.NewRemoteRuntimeServiceBuilder().WithEndpoint("unix://" + socket).WithUseStreaming(true).
 		WithConnectionTimeout(callTimeout).WithTracerProvider(nil).Build(ctx)
@@ -276,16 +273,16 @@ func (n *Node) disconnect(ctx context.Context) {
 	if n.Runtime == nil {
 		return
 	}
-	// A client of a daemon that is gone has nothing to report.
+	// Errors of closing a dead daemon's clients do not matter.
 	_ = n.Runtime.Close(ctx)
 	_ = n.Images.Close(ctx)
 	n.Runtime, n.Images = nil, nil
 }
 
-// Kill ends the daemon by SIGKILL and waits for its end. Containers keep running.
+// Kill ends the daemon with SIGKILL and waits until it has exited. Containers keep running.
 func (n *Node) Kill() error { return n.endDaemon(syscall.SIGKILL) }
 
-// StopDaemon sends SIGTERM to the daemon and waits for its end. Containers keep running.
+// StopDaemon sends SIGTERM to the daemon and waits until it has exited. Containers keep running.
 func (n *Node) StopDaemon() error { return n.endDaemon(syscall.SIGTERM) }
 
 func (n *Node) endDaemon(signal syscall.Signal) error {
@@ -296,7 +293,7 @@ func (n *Node) endDaemon(signal syscall.Signal) error {
 	return n.signalDaemon(signal)
 }
 
-// signalDaemon sends a signal that ends the daemon and waits for its end.
+// signalDaemon sends a signal to the daemon and waits until it has exited.
 func (n *Node) signalDaemon(signal syscall.Signal) error {
 	if err := unix.Kill(n.pid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("signal daemon: %w", err)
@@ -310,8 +307,8 @@ func (n *Node) signalDaemon(signal syscall.Signal) error {
 	}
 }
 
-// DumpGoroutines ends the daemon by SIGQUIT and returns the stacks of its
-// goroutines. Containers keep running.
+// DumpGoroutines ends the daemon with SIGQUIT and returns the stacks of its goroutines. Containers
+// keep running.
 func (n *Node) DumpGoroutines() (string, error) {
 	if err := n.signalDaemon(syscall.SIGQUIT); err != nil {
 		return "", err
@@ -363,7 +360,7 @@ func (n *Node) Socket() string { return filepath.Join(n.State, "mica.sock") }
 // Config is the path of the configuration file.
 func (n *Node) Config() string { return filepath.Join(n.Data, "config.toml") }
 
-// Pid of the daemon, 0 if none runs.
+// Pid returns the daemon's process ID, 0 if none runs.
 func (n *Node) Pid() int { return n.pid }
 
 // Mica runs the node tool with the node's configuration.

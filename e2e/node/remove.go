@@ -17,9 +17,9 @@ import (
 	"github.com/micarun/mica/internal/patience"
 )
 
-// Remove stops the node with the product's own commands, returns an error for all
-// leftovers, and removes them and the directories by force. It works on a node in
-// any state, also on one that another process started.
+// Remove stops the node with the product's own commands. It returns an error for each leftover, and
+// removes leftovers and directories by force. It works on a node in any state, also on one that
+// another process started.
 func (n *Node) Remove(ctx context.Context) error {
 	var errs []error
 	keepers := n.keeperCgroups()
@@ -28,7 +28,7 @@ func (n *Node) Remove(ctx context.Context) error {
 		_, err := n.Mica(ctx, "stop", "--all")
 		errs = append(errs, err)
 	}
-	// Both have ended already, unless the stop failed.
+	// Both have exited already, unless the stop failed.
 	errs = append(errs, n.StopDaemon(), n.endKeeper())
 	left, err := n.Census(ctx)
 	errs = append(errs, err)
@@ -46,8 +46,7 @@ func (n *Node) Remove(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// keeperCgroups returns the directories of the cgroups that the keeper made for
-// itself.
+// keeperCgroups returns the directories of the cgroups that the keeper made for itself.
 func (n *Node) keeperCgroups() []string {
 	pid, err := n.KeeperPid()
 	if err != nil || pid == 0 {
@@ -78,7 +77,7 @@ func (n *Node) endKeeper() error {
 	return endProcess(pid)
 }
 
-// endProcess ends a process by SIGTERM, or by SIGKILL when it takes too long.
+// endProcess ends a process with SIGTERM. If that takes too long, it sends SIGKILL.
 func endProcess(pid int) error {
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
 		if err := unix.Kill(pid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
@@ -90,7 +89,7 @@ func endProcess(pid int) error {
 			}
 		}
 	}
-	return fmt.Errorf("end process %d: still there after SIGKILL", pid)
+	return fmt.Errorf("end process %d: still exists after SIGKILL", pid)
 }
 
 // wipe removes leftovers by force, deepest first.
@@ -111,7 +110,7 @@ func (n *Node) wipe(ctx context.Context, left Census) error {
 	for _, root := range roots {
 		_ = unix.Rmdir(root)
 	}
-	// It exists only if the daemon did not remove it.
+	// The directory exists only if the daemon did not remove it.
 	_ = n.command(ctx, "ip", "link", "delete", n.Name).Run()
 	var errs []error
 	for _, dir := range []string{n.State, n.Data} {
@@ -120,8 +119,8 @@ func (n *Node) wipe(ctx context.Context, left Census) error {
 	return errors.Join(errs...)
 }
 
-// RemovePortChains removes the chains that the portmap plugin makes once for all
-// pods of the machine, unless a pod still uses them.
+// RemovePortChains removes the chains that the portmap plugin makes once for all pods of the
+// machine, unless a pod still uses them.
 func RemovePortChains(ctx context.Context) error {
 	for _, tool := range []string{"iptables", "ip6tables"} {
 		out, err := exec.CommandContext(ctx, tool+"-save", "-t", "nat").Output()

@@ -11,15 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Slot is a place for one node among those of the machine: a name, a subnet,
-// directories and a port that no other node has while the slot is held.
+// Slot is a place for one node on the machine: a name, a subnet, directories and a port that no
+// other node uses while the slot is held.
 type Slot struct {
 	Name   string
 	Subnet netip.Prefix
 	State  string
 	Data   string
-	// Metrics is the address of the daemon's metrics. Its port is below the kernel's
-	// ephemeral ports, so no other program takes it between two starts of the daemon.
+	// Metrics is the address of the daemon's metrics. Its port is below the kernel's ephemeral
+	// ports, so that no other program takes it between two starts of the daemon.
 	Metrics string
 
 	lock *os.File
@@ -33,8 +33,8 @@ const (
 	firstMetricsPort = 21700
 )
 
-// TakeSlot takes a free slot. It removes the node and the directories that a killed
-// test left in the slot.
+// TakeSlot takes a free slot. It removes the node and the directories that a killed test left in
+// the slot.
 func TakeSlot(ctx context.Context) (*Slot, error) {
 	if err := os.MkdirAll(slotStates, 0o711); err != nil {
 		return nil, fmt.Errorf("take slot: %w", err)
@@ -46,7 +46,7 @@ func TakeSlot(ctx context.Context) (*Slot, error) {
 			return nil, fmt.Errorf("take slot: %w", err)
 		}
 		if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
-			_ = lock.Close() // held by another test
+			_ = lock.Close() // another test holds it
 			continue
 		}
 		slot := &Slot{
@@ -65,7 +65,7 @@ func TakeSlot(ctx context.Context) (*Slot, error) {
 	return nil, fmt.Errorf("take slot: all %d are held", slotCount)
 }
 
-// clear removes what a node of the slot left when its test was killed.
+// clear removes everything that the slot's node left when its test was killed.
 func (s *Slot) clear(ctx context.Context) error {
 	_, stateErr := os.Stat(s.State)
 	_, dataErr := os.Stat(s.Data)
@@ -73,7 +73,7 @@ func (s *Slot) clear(ctx context.Context) error {
 		return nil
 	}
 	stale := &Node{Options: Options{Name: s.Name, State: s.State, Data: s.Data, Subnet: s.Subnet}}
-	// The error is ignored: leftovers of a killed test are no failure of this one.
+	// The error is ignored: leftovers of a killed test do not fail this test.
 	_ = stale.Remove(ctx)
 	for _, dir := range []string{s.State, s.Data} {
 		if err := os.RemoveAll(dir); err != nil {

@@ -7,16 +7,16 @@ import (
 	"time"
 )
 
-// clockTick is the unit of processor times in /proc, 1/100 s on every Linux that this runs on.
+// clockTick is the unit of processor times in /proc: 1/100 s on every supported Linux.
 const clockTick = 10 * time.Millisecond
 
-// ProcessorTime is how long the process has run on processors, in user mode and in the kernel.
+// ProcessorTime returns the processor time of the process, in user mode and in the kernel.
 func ProcessorTime(pid int) (time.Duration, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, fmt.Errorf("read processor time: %w", err)
 	}
-	// Fields 14 and 15; the name, which is field 2, may have any character.
+	// The fields are 14 and 15. Field 2 is the name, which may contain any character.
 	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 	if len(fields) < 13 {
 		return 0, fmt.Errorf("read processor time of process %d: %d fields", pid, len(fields))
@@ -36,8 +36,8 @@ func ResetPeakMemory(pid int) error {
 	return nil
 }
 
-// PeakMemory is the most memory in bytes that was resident since ResetPeakMemory, or since the process
-// started.
+// PeakMemory returns the maximum resident memory in bytes since ResetPeakMemory, or since the
+// process started.
 func PeakMemory(pid int) (int64, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {

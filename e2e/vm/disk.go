@@ -18,15 +18,15 @@ import (
 //go:embed build-root
 var buildRoot []byte
 
-// disk is what the machine boots: a directory with kernel, initrd and root file
-// system, and the lock that keeps it there.
+// disk is what the machine boots: a directory with kernel, initrd and root file system, with a lock
+// that prevents its removal.
 type disk struct {
 	dir  string
 	lock *os.File
 }
 
-// openDisk builds the disk unless it is in the cache, in the form that this
-// program needs. Other forms are removed, unless another process uses the cache.
+// openDisk builds the disk unless the cache has the version that this program needs. It removes
+// other versions, unless another process uses the cache.
 func openDisk(ctx context.Context) (*disk, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -54,7 +54,7 @@ func (d *disk) open(ctx context.Context, cache string) error {
 	if _, err := os.Stat(d.dir); err == nil {
 		return nil
 	}
-	// The process with the lock builds; the others use the result.
+	// The process that gets the lock builds the disk; the others use it.
 	if err := d.flock(ctx, unix.LOCK_EX); err != nil {
 		return err
 	}
@@ -66,7 +66,7 @@ func (d *disk) open(ctx context.Context, cache string) error {
 	return d.flock(ctx, unix.LOCK_SH)
 }
 
-// flock takes the lock in the given way, or changes it to that.
+// flock takes the lock in the given mode, or changes a held lock to that mode.
 func (d *disk) flock(ctx context.Context, how int) error {
 	for {
 		err := unix.Flock(int(d.lock.Fd()), how|unix.LOCK_NB)
@@ -81,7 +81,7 @@ func (d *disk) flock(ctx context.Context, how int) error {
 	}
 }
 
-// build removes what earlier builds have left in the cache, and builds d.dir.
+// build removes the remains of earlier builds from the cache, and builds d.dir.
 func (d *disk) build(ctx context.Context, cache string) error {
 	old, err := filepath.Glob(filepath.Join(cache, "????????????????*"))
 	if err != nil {
@@ -103,7 +103,7 @@ func (d *disk) build(ctx context.Context, cache string) error {
 	fmt.Fprintln(os.Stderr, "vm: building the root file system, once")
 	cmd := exec.CommandContext(ctx, script, unfinished)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-	// With all that it has started.
+	// A cancelled command is ended together with its children.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGTERM) }
 	cmd.WaitDelay = 30 * time.Second

@@ -20,7 +20,7 @@ type machine struct {
 	settings
 	disk   string // directory of kernel, initrd and root file system
 	images string // directory of images
-	dir    string // the machine's own directory
+	dir    string // directory of this machine
 }
 
 // share is the directory that the machine sees as /share.
@@ -29,8 +29,7 @@ func (m machine) share() string { return filepath.Join(m.dir, "share") }
 // out is the directory that the machine sees as /out and may write to.
 func (m machine) out() string { return filepath.Join(m.dir, "out") }
 
-// run boots the machine, waits until it is off, and returns the exit code of its
-// job.
+// run boots the machine, waits until it has powered off, and returns the exit code of its job.
 func (m machine) run(ctx context.Context) (int, error) {
 	if err := os.Mkdir(m.out(), 0o755); err != nil {
 		return 0, fmt.Errorf("make directory for the machine: %w", err)
@@ -38,8 +37,8 @@ func (m machine) run(ctx context.Context) (int, error) {
 	if m.console == "" {
 		m.console = filepath.Join(m.dir, "console")
 	}
-	// The kernel kills qemu when this thread ends, so also when this program is killed.
-	// The thread is locked, so that no other goroutine uses or ends it.
+	// The kernel kills qemu when this thread ends, so also when this program is killed. The thread
+	// is locked, so that no other goroutine uses or ends it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", m.arguments()...)
@@ -47,7 +46,7 @@ func (m machine) run(ctx context.Context) (int, error) {
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	// The port is there for the machine for as long as qemu's input is open.
+	// The machine has the port for as long as qemu's input is open.
 	keyboard, err := cmd.StdinPipe()
 	if err != nil {
 		return 0, fmt.Errorf("start qemu: %w", err)
@@ -64,7 +63,7 @@ func (m machine) run(ctx context.Context) (int, error) {
 	}
 	text, err := os.ReadFile(filepath.Join(m.out(), "status"))
 	if err != nil {
-		return 0, errors.Join(errors.New("the machine went off before its job was done"), m.said())
+		return 0, errors.Join(errors.New("the machine powered off before its job ended"), m.said())
 	}
 	code, err := strconv.Atoi(strings.TrimSpace(string(text)))
 	if err != nil {
@@ -93,7 +92,7 @@ func (m machine) arguments() []string {
 	return arguments
 }
 
-// said is an error with the end of what the machine's console shows.
+// said adds the end of the machine's console output to an error.
 func (m machine) said() error {
 	text, err := os.ReadFile(m.console)
 	if err != nil {

@@ -1,19 +1,18 @@
-// Vm boots a Debian kernel with cgroup v2, systemd and AppArmor in qemu, and
-// runs the built binaries' tests there, on a machine like a usual node.
+// Vm boots a Debian kernel with cgroup v2, systemd and AppArmor in qemu, and runs the built
+// binaries' tests there, on a machine like a usual node.
 //
 //	vm [-nodes LIST] [-run REGEXP] [-critest PATH] [-critest-flags FLAGS]
 //	vm [flags] -- COMMAND…
 //
-// Without a command it runs, in one boot, the tests of the packages that talk to
-// the kernel, the smoke set of the end-to-end tests on each kind of node, and, with
-// -critest, the CRI conformance tool on each of them. With a command it runs that
-// instead, on our standard streams; the binaries are in /share/bin. It ends with
-// the exit code of what ran.
+// Without a command it runs, in one boot, the tests of the packages that talk to the kernel, the
+// smoke set of the end-to-end tests on each kind of node, and, with -critest, the CRI conformance
+// tool on each of them. With a command it runs that instead, on our standard streams; the binaries
+// are in /share/bin. It ends with the exit code of what ran.
 //
-// The machine is emulated in software and 7 to 30 times slower than this one, so it
-// is useful for functional tests but not for benchmarks. Its root file system is
-// built once, from Debian packages, in the user's cache directory; writes to it are
-// discarded. It has no connection to other machines.
+// The machine is emulated in software and 7 to 30 times slower than this one, so it is useful for
+// functional tests but not for benchmarks. Its root file system is built once, from Debian
+// packages, in the user's cache directory; writes to it are discarded. It has no connection to
+// other machines.
 package main
 
 import (
@@ -29,7 +28,7 @@ import (
 	"time"
 )
 
-// settings are what the command line says.
+// settings are the values of the command line.
 type settings struct {
 	run          string // tests to run, of the end-to-end tests and of packages
 	nodes        []kind
@@ -39,11 +38,11 @@ type settings struct {
 	processors   int
 	timeout      time.Duration
 	console      string   // file for the console; "" shows its end on failure only
-	command      []string // to run instead of tests
+	command      []string // command to run instead of tests
 }
 
 // kind is a kind of node to test.
-type kind struct{ driver, runtime string } // of cgroups; OCI
+type kind struct{ driver, runtime string } // cgroup driver; OCI runtime
 
 func parseKinds(list string) ([]kind, error) {
 	var kinds []kind
@@ -59,14 +58,14 @@ func parseKinds(list string) ([]kind, error) {
 
 func main() {
 	var s settings
-	nodes := flag.String("nodes", "systemd/runc,cgroupfs/crun", "kinds of nodes to test: cgroup driver and OCI runtime of each")
+	nodes := flag.String("nodes", "systemd/runc,cgroupfs/crun", "kinds of nodes to test, each a cgroup driver and an OCI runtime")
 	flag.StringVar(&s.run, "run", smoke(), "end-to-end tests to run, as in go test")
 	flag.StringVar(&s.critest, "critest", "", "path of the CRI conformance tool, to run as well")
 	flag.StringVar(&s.critestFlags, "critest-flags", "", "its flags")
 	flag.IntVar(&s.memory, "memory", 3072, "MiB of memory")
 	flag.IntVar(&s.processors, "processors", 2, "processors")
-	flag.DurationVar(&s.timeout, "timeout", 4*time.Hour, "when to end the machine by force")
-	flag.StringVar(&s.console, "console", "", "file for what the kernel and systemd say")
+	flag.DurationVar(&s.timeout, "timeout", 4*time.Hour, "time after which the machine is ended by force")
+	flag.StringVar(&s.console, "console", "", "file for the output of kernel and systemd")
 	flag.Parse()
 	s.command = flag.Args()
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
@@ -85,8 +84,7 @@ func main() {
 	os.Exit(code)
 }
 
-// run builds what is missing, boots the machine, and returns the exit code of
-// what ran in it.
+// run builds the missing parts, boots the machine, and returns the exit code of the command in it.
 func run(ctx context.Context, s settings) (code int, err error) {
 	if os.Geteuid() != 0 {
 		return 0, errors.New("needs root, for owners and devices of the root file system")
@@ -108,10 +106,10 @@ func run(ctx context.Context, s settings) (code int, err error) {
 	return m.run(ctx)
 }
 
-// output runs a command of this machine and returns what it prints.
+// output runs a command on this machine and returns its output.
 func output(ctx context.Context, name string, arguments ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, arguments...)
-	cmd.WaitDelay = 10 * time.Second // for what the command has started
+	cmd.WaitDelay = 10 * time.Second // for the command's children
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("run %s %s: %w: %s", name, strings.Join(arguments, " "), err, out)

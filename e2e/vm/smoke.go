@@ -2,9 +2,8 @@ package main
 
 import "strings"
 
-// smoke names, as go test wants it, the end-to-end tests that show together that a
-// kind of host is served: what depends on cgroups, the OCI runtime, the kernel's
-// security modules and systemd.
+// smoke is a regular expression for go test: the end-to-end tests that together cover the features
+// that depend on cgroups, the OCI runtime, the kernel's security modules and systemd.
 func smoke() string { return "^(" + strings.Join(smokeTests(), "|") + ")$" }
 
 func smokeTests() []string {

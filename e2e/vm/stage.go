@@ -13,8 +13,7 @@ import (
 	"github.com/micarun/mica/e2e/images"
 )
 
-// packageTests are tests of packages that show something in the machine that they
-// cannot show on every machine.
+// packageTests are the packages whose tests depend on the kind of machine.
 type packageTests struct{ name, run string }
 
 func kernelTests() []packageTests {
@@ -25,8 +24,7 @@ func kernelTests() []packageTests {
 	}
 }
 
-// stage fills the directory that the machine sees as /share, and returns the
-// directory of images.
+// stage writes the directory that the machine mounts at /share. It returns the directory of images.
 func stage(ctx context.Context, s settings, share string) (imageDir string, err error) {
 	root, err := images.ModuleRoot()
 	if err != nil {
@@ -60,8 +58,8 @@ func stage(ctx context.Context, s settings, share string) (imageDir string, err 
 	return imageDir, os.WriteFile(filepath.Join(share, "job"), []byte(s.job()), 0o644)
 }
 
-// stageTests builds test binaries into a directory each, which is where they
-// run, with their test data.
+// stageTests builds each test binary into a separate directory with its test data, in which it
+// runs.
 func (s settings) stageTests(ctx context.Context, root, tests, bin string) error {
 	names := []string{"e2e"}
 	for _, p := range kernelTests() {
@@ -92,8 +90,7 @@ func (s settings) stageTests(ctx context.Context, root, tests, bin string) error
 	return err
 }
 
-// build runs a build command of Go for the machine, which has no C library of
-// ours to look for.
+// build runs a build command of Go for the machine, which does not have this machine's C library.
 func build(ctx context.Context, root string, arguments ...string) error {
 	cmd := exec.CommandContext(ctx, "go", arguments...)
 	cmd.Dir = root
@@ -129,7 +126,7 @@ func (s settings) job() string {
 	return b.String()
 }
 
-// quoted writes words so that a shell reads them as they are.
+// quoted joins words for a shell, with quotes where needed.
 func quoted(words []string) string {
 	var b strings.Builder
 	for _, word := range words {

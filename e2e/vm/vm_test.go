@@ -41,7 +41,7 @@ func TestParseKinds(t *testing.T) {
 	}
 }
 
-// TestJob runs the parts of the job, with a step that says what it was to do.
+// TestJob runs the parts of the job with substitutes that print their arguments.
 func TestJob(t *testing.T) {
 	s := settings{nodes: []kind{{"systemd", "runc"}, {"cgroupfs", "crun"}}, run: "^(A|B)$", critest: "/critest", critestFlags: "-ginkgo.focus 'a b'"}
 	calls := strings.TrimPrefix(s.job(), steps)
@@ -69,6 +69,6 @@ func TestQuoted(t *testing.T) {
 	words := []string{"a b", "it's", "$HOME", "", "*"}
 	out, err := exec.CommandContext(t.Context(), "sh", "-c", `printf '%s\n' `+quoted(words)).Output()
 	if err != nil || string(out) != strings.Join(words, "\n")+"\n" {
-		t.Errorf("a shell reads %q: %v", out, err)
+		t.Errorf("a shell prints %q: %v", out, err)
 	}
 }

@@ -1,16 +1,14 @@
-// Critest runs the Kubernetes project's CRI conformance tool against a separate
-// node, with substitutes for the tool's images from a registry on loopback, and
-// then checks for leftovers.
+// Critest runs the Kubernetes project's CRI conformance tool against a separate node, with
+// substitutes for the tool's images from a registry on loopback, and then checks for leftovers.
 //
 //	critest -critest PATH [-bin DIR] [-runtime NAME] [-cgroup-driver NAME] [-seed N] [-parallel N] [-- the tool's own flags]
 //
-// With -runtime crun, and on a host whose cgroup hierarchy crun refuses, it runs
-// itself, the node and the tool in one separate mount namespace: tool and
-// containers check each other's mounts.
-// With -parallel, ginkgo must be in the directory of the binaries or in PATH.
+// With -runtime crun, and on a host whose cgroup hierarchy crun refuses, it runs itself, the node
+// and the tool in one separate mount namespace: tool and containers check each other's mounts. With
+// -parallel, ginkgo must be in the directory of the binaries or in PATH.
 //
-// The tool itself is not part of this repository. Critest exits with the tool's
-// exit code, or, if that is 0, with a failure if there are leftovers.
+// The tool itself is not part of this repository. Critest exits with the tool's exit code, or, if
+// that is 0, with a failure if there are leftovers.
 package main
 
 import (
@@ -35,26 +33,26 @@ import (
 	"github.com/micarun/mica/internal/testcgroup"
 )
 
-// cleanWait is how long what ends on its own may take to be gone.
+// cleanWait bounds the wait for resources that end on their own.
 const cleanWait = 10 * time.Second
 
-// settings are what the command line says.
+// settings are the values of the command line.
 type settings struct {
 	tool, bin, runtime string
 	cgroupDriver       string
 	seed               int64
 	parallel           int
-	flags              []string // for the tool
+	flags              []string // flags for the tool
 }
 
 func main() {
 	var s settings
 	flag.StringVar(&s.tool, "critest", "", "path of the tool")
 	flag.StringVar(&s.bin, "bin", "bin", "directory of the built binaries")
-	flag.StringVar(&s.runtime, "runtime", "", "OCI runtime: crun or runc; default what the node prefers")
+	flag.StringVar(&s.runtime, "runtime", "", "OCI runtime: crun or runc; default: the node's choice")
 	flag.StringVar(&s.cgroupDriver, "cgroup-driver", "", "systemd or cgroupfs, which is the default")
 	flag.Int64Var(&s.seed, "seed", 0, "seed of the order of specs; 0 takes a new one")
-	flag.IntVar(&s.parallel, "parallel", 1, "specs to run at a time")
+	flag.IntVar(&s.parallel, "parallel", 1, "number of specs to run concurrently")
 	flag.Parse()
 	s.flags = flag.Args()
 	klog.SetLogger(klog.Logger{}) // the CRI client logs every error that it returns
@@ -62,7 +60,7 @@ func main() {
 	defer cancel()
 	err := run(ctx, s)
 	if err == nil {
-		fmt.Println("critest: the tool has passed, and nothing is left")
+		fmt.Println("critest: the tool passed, and nothing is left")
 		return
 	}
 	fmt.Fprintln(os.Stderr, "critest:", err)
@@ -109,7 +107,7 @@ func (s settings) test(ctx context.Context, n *node.Node, served stock) error {
 	if err != nil {
 		return err
 	}
-	// What libraries open at their first use, once, and keep.
+	// Libraries open these once, at their first use.
 	baseline["daemon fd"] = append(baseline["daemon fd"], "/", "/sys/fs/cgroup")
 	t, err := prepareTool(s, filepath.Join(n.Data, "tool"), served.digest)
 	if err != nil {
@@ -119,8 +117,8 @@ func (s settings) test(ctx context.Context, n *node.Node, served stock) error {
 	return errors.Join(ran, lookForLeaks(context.WithoutCancel(ctx), n, baseline))
 }
 
-// lookForLeaks returns what the tool's pods left: the tool removes its own
-// pods, but not all of its images.
+// lookForLeaks returns what the tool's pods left: the tool removes its own pods, but not all of its
+// images.
 func lookForLeaks(ctx context.Context, n *node.Node, baseline node.Census) error {
 	errs := []error{n.Empty(ctx), n.RemoveImages(ctx)}
 	leaks, err := n.AwaitClean(ctx, baseline, patience.Of(cleanWait))
@@ -141,7 +139,7 @@ func lookForLeaks(ctx context.Context, n *node.Node, baseline node.Census) error
 // stock is the registry with the tool's images.
 type stock struct {
 	address string
-	digest  string // of the image that the tool names by one
+	digest  string // of the image that the tool names by digest
 	close   func() error
 }
 

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// toolWait is how long an interrupted tool may take to clean up.
+// toolWait bounds the clean-up of an interrupted tool.
 const toolWait = time.Minute
 
 // tool is the conformance tool, ready to run.
@@ -24,8 +24,7 @@ type tool struct {
 	env  []string
 }
 
-// prepareTool makes a directory with a copy of the tool, and one for the tool's
-// temporary files.
+// prepareTool makes a directory with a copy of the tool, and one for the tool's temporary files.
 func prepareTool(s settings, dir, digest string) (tool, error) {
 	temporary := filepath.Join(dir, "tmp")
 	if err := os.MkdirAll(temporary, 0o711); err != nil {
@@ -45,14 +44,13 @@ func prepareTool(s settings, dir, digest string) (tool, error) {
 	return t, nil
 }
 
-// adapt replaces the digest of an original image in the tool by the digest of its
-// substitute.
+// adapt replaces the digest of an original image in the tool by the digest of its substitute.
 func adapt(program []byte, digest string) []byte {
 	original := regexp.MustCompile(`(/test-image-digest@)sha256:[0-9a-f]{64}`)
 	return original.ReplaceAll(program, []byte("${1}"+digest))
 }
 
-// arguments are the tool's flags besides those that say where the node is.
+// arguments returns the tool's flags, except for those with the node's addresses.
 func (s settings) arguments() []string {
 	var args []string
 	if s.seed != 0 {
@@ -64,8 +62,8 @@ func (s settings) arguments() []string {
 	return append(args, s.flags...)
 }
 
-// run runs the tool with its output on ours. When ctx ends, the tool and the
-// processes that it runs specs in are interrupted, so that they clean up.
+// run runs the tool with this process's output. When ctx ends, it interrupts the tool and the
+// processes in which the tool runs specs, so that they clean up.
 func (t tool) run(ctx context.Context, args []string) error {
 	cmd := exec.CommandContext(ctx, t.path, args...)
 	cmd.Env, cmd.Stdout, cmd.Stderr = t.env, os.Stdout, os.Stderr
@@ -77,7 +75,7 @@ func (t tool) run(ctx context.Context, args []string) error {
 	}
 	err := cmd.Wait()
 	if left := unix.Kill(-cmd.Process.Pid, unix.SIGKILL); left == nil {
-		err = errors.Join(err, errors.New("the tool left processes of its own"))
+		err = errors.Join(err, errors.New("the tool left processes"))
 	}
 	if err != nil {
 		return fmt.Errorf("run the tool: %w", err)

@@ -64,8 +64,7 @@ func TestToolRuns(t *testing.T) {
 	}
 }
 
-// TestInterruptedToolCleansUp holds that the processes of a tool that runs
-// specs in parallel hear of the interrupt, too.
+// The child processes of a tool that runs specs in parallel get the interrupt, too.
 func TestInterruptedToolCleansUp(t *testing.T) {
 	prepared, dir := script(t, `
 trap : INT
@@ -77,14 +76,14 @@ sh -c 'trap "echo clean >\"$TMPDIR/child\"; exit 130" INT; echo >"$TMPDIR/ready"
 	await(t, filepath.Join(dir, "tmp/ready"))
 	cancel()
 	if err := <-done; err == nil {
-		t.Error("an interrupted tool has passed")
+		t.Error("an interrupted tool passed")
 	}
 	if text, err := os.ReadFile(filepath.Join(dir, "tmp/child")); err != nil || string(text) != "clean\n" {
 		t.Errorf("the tool's child: %q, %v", text, err)
 	}
 }
 
-// await waits until the file is there.
+// await waits until the file exists.
 func await(t *testing.T, path string) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
@@ -92,7 +91,7 @@ func await(t *testing.T, path string) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%s does not appear", path)
+			t.Fatalf("%s does not exist", path)
 		}
 	}
 }

@@ -1,13 +1,12 @@
-// Demo is the program of `make run` and `make stop`. It runs a separate node on
-// this machine, with a registry of test images on loopback, and a pod on it.
+// Demo is the program of `make run` and `make stop`. It runs a separate node on this machine, with
+// a registry of test images on loopback, and a pod on it.
 //
 //	demo run  [-bin DIR] [-image REF]
 //	demo stop [-bin DIR]
 //
-// The node uses /run/mica-demo and /var/lib/mica-demo; its pods are on the bridge
-// mica-demo and in the cgroup /mica-demo. It changes nothing else on the machine.
-// It keeps running when demo ends. A second run restarts the daemon with the
-// current binaries, and replaces the pod.
+// The node uses /run/mica-demo and /var/lib/mica-demo; its pods are on the bridge mica-demo and in
+// the cgroup /mica-demo. It changes nothing else on the machine. It keeps running when demo ends. A
+// second run restarts the daemon with the current binaries, and replaces the pod.
 package main
 
 import (
@@ -27,7 +26,7 @@ import (
 	"github.com/micarun/mica/e2e/node"
 )
 
-// settings are what the flags say.
+// settings are the values of the flags.
 type settings struct {
 	bin, image, registry string
 }
@@ -73,7 +72,7 @@ func run(ctx context.Context, arguments []string) error {
 	return fmt.Errorf("unknown command %q", arguments[0])
 }
 
-// options are those of the one demo node of a machine.
+// options are the options of the machine's single demo node.
 func (s settings) options() node.Options {
 	return node.Options{
 		Bin:    s.bin,

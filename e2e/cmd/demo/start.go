@@ -89,8 +89,7 @@ func runPod(ctx context.Context, n *node.Node, image string) error {
 	return nil
 }
 
-// createPod runs the pod with one container and returns its ID and the path of
-// the container's log.
+// createPod runs the pod with one container and returns its ID and the path of the container's log.
 func createPod(ctx context.Context, n *node.Node, image string) (pod, log string, err error) {
 	config := &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: podName, Uid: podName, Namespace: "default"},
@@ -98,12 +97,12 @@ func createPod(ctx context.Context, n *node.Node, image string) (pod, log string
 		LogDirectory: filepath.Join(n.Data, "logs"),
 		Labels: map[string]string{
 			"app": podName,
-			// crictl shows pods of containers by these, as the kubelet sets them.
+			// crictl shows these labels, which the kubelet sets.
 			"io.kubernetes.pod.name": podName, "io.kubernetes.pod.namespace": "default", "io.kubernetes.container.name": podName,
 		},
 		Linux: &runtimeapi.LinuxPodSandboxConfig{},
 	}
-	// Remove the log of an earlier run.
+	// A log may exist from an earlier run.
 	log = filepath.Join(config.LogDirectory, podName+".log")
 	if err := os.RemoveAll(log); err != nil {
 		return "", "", err
@@ -127,7 +126,7 @@ func createPod(ctx context.Context, n *node.Node, image string) (pod, log string
 	return pod, log, nil
 }
 
-// answer shows what the pod's web server answers, if it has one.
+// answer prints the answer of the pod's web server, if it has one.
 func answer(ctx context.Context, ip string) {
 	client := &http.Client{Timeout: time.Second}
 	for range 20 {
@@ -146,7 +145,7 @@ func answer(ctx context.Context, ip string) {
 	}
 }
 
-// firstLine waits a little for the log's first line.
+// firstLine waits for the first line of the log, for a short time.
 func firstLine(ctx context.Context, log string) string {
 	for range 50 {
 		data, err := os.ReadFile(log)
@@ -164,7 +163,7 @@ func firstLine(ctx context.Context, log string) string {
 
 func printCommands(n *node.Node, ip string) {
 	fmt.Printf(`
-The node runs until `+"`make stop`"+`. To go on:
+The node runs until `+"`make stop`"+`. Next steps:
   curl http://%[1]s/
   %[2]s/mica --config %[3]s info
   %[2]s/mica --config %[3]s check

@@ -18,7 +18,7 @@ import (
 	"github.com/micarun/mica/e2e/node"
 )
 
-// stop ends the node and the registry, and reports what the product left.
+// stop ends the node and the registry, and reports leftovers.
 func stop(ctx context.Context, s settings) error {
 	n, err := node.Adopt(ctx, s.options())
 	if err != nil {
@@ -29,7 +29,7 @@ func stop(ctx context.Context, s settings) error {
 			fmt.Println("no node runs")
 			return stopRegistry(s)
 		}
-		// A node whose daemon is gone: a daemon knows best what to remove.
+		// The daemon is started if it does not run, because it removes the most.
 		if n, err = node.Start(ctx, s.options()); err != nil {
 			return err
 		}
@@ -55,7 +55,7 @@ func startRegistry(ctx context.Context, s settings) error {
 		return nil
 	}
 	if answers(s.registry) {
-		return fmt.Errorf("start registry: somebody else listens on %s", s.registry)
+		return fmt.Errorf("start registry: another process listens on %s", s.registry)
 	}
 	if err := os.MkdirAll(s.options().State, 0o711); err != nil {
 		return fmt.Errorf("start registry: %w", err)
@@ -91,8 +91,8 @@ func answers(address string) bool {
 	return true
 }
 
-// registryPid returns the process ID of the registry that an earlier run
-// started, 0 if it is gone.
+// registryPid returns the process ID of the registry that an earlier run started, 0 if it has
+// exited.
 func registryPid(s settings) int {
 	text, err := os.ReadFile(s.pidFile())
 	if err != nil {
@@ -102,7 +102,7 @@ func registryPid(s settings) int {
 	if err != nil {
 		return 0
 	}
-	// The number may be another process' by now.
+	// The process ID may since belong to another process.
 	arguments, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil || !strings.Contains(string(arguments), "imagebox\x00serve") {
 		return 0
