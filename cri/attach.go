@@ -12,9 +12,9 @@ func (e *endpoint) Attach(ctx context.Context, req *runtimeapi.AttachRequest) (*
 	if err := e.CheckAttach(ctx, req.GetContainerId()); err != nil {
 		return nil, err
 	}
-	answer, err := e.streams.library.GetAttach(req)
-	if err != nil {
+	if err := wantedByAttach(req).check(); err != nil {
 		return nil, err
 	}
-	return answer, e.streams.tickets.add(answer.GetUrl(), req)
+	address, err := e.streams.tickets.issue("attach", req)
+	return &runtimeapi.AttachResponse{Url: address}, err
 }

@@ -4,17 +4,38 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strconv"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 )
 
 // streamsWanted is the set of streams that a client requested.
 type streamsWanted struct{ stdin, stdout, stderr, tty bool }
+
+func wantedByExec(q *runtimeapi.ExecRequest) streamsWanted {
+	return streamsWanted{q.GetStdin(), q.GetStdout(), q.GetStderr(), q.GetTty()}
+}
+
+func wantedByAttach(q *runtimeapi.AttachRequest) streamsWanted {
+	return streamsWanted{q.GetStdin(), q.GetStdout(), q.GetStderr(), q.GetTty()}
+}
+
+// check returns ErrInvalidArgument for streams that no session has.
+func (want streamsWanted) check() error {
+	switch {
+	case want.tty && want.stderr:
+		return fmt.Errorf("tty and stderr cannot both be true: %w", errdefs.ErrInvalidArgument)
+	case !want.stdin && !want.stdout && !want.stderr:
+		return fmt.Errorf("one of stdin, stdout or stderr must be true: %w", errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
 
 // stdio holds the streams of a session; nil for those that the client did not request.
 type stdio struct {
@@ -34,12 +55,12 @@ type command struct {
 func (s *sessions) command(request any) (c command, ok bool) {
 	switch q := request.(type) {
 	case *runtimeapi.ExecRequest:
-		c.want = streamsWanted{q.GetStdin(), q.GetStdout(), q.GetStderr(), q.GetTty()}
+		c.want = wantedByExec(q)
 		c.run = func(ctx context.Context, std stdio) error {
 			return s.Exec(ctx, q.GetContainerId(), q.GetCmd(), std.in, std.out, std.errs, q.GetTty(), std.resize)
 		}
 	case *runtimeapi.AttachRequest:
-		c.want = streamsWanted{q.GetStdin(), q.GetStdout(), q.GetStderr(), q.GetTty()}
+		c.want = wantedByAttach(q)
 		c.run = func(ctx context.Context, std stdio) error {
 			return s.Attach(ctx, q.GetContainerId(), std.in, std.out, std.errs, q.GetTty(), std.resize)
 		}
@@ -49,11 +70,18 @@ func (s *sessions) command(request any) (c command, ok bool) {
 	return c, true
 }
 
+// maxSizeBytes limits the text of one terminal size, which the decoder holds.
+const maxSizeBytes = 4 << 10
+
 // forwardSizes decodes terminal sizes from a stream and sends them on the channel until the
-// connection or ctx ends. It then closes the channel.
+// connection or ctx ends, or what the client sends is no size. It then closes the channel and
+// discards the rest of the stream.
 func forwardSizes(ctx context.Context, from io.Reader, to chan<- remotecommand.TerminalSize) {
+	defer func() { _, _ = io.Copy(io.Discard, from) }()
 	defer close(to)
-	for sizes := json.NewDecoder(from); ; {
+	limited := &io.LimitedReader{R: from}
+	for sizes := json.NewDecoder(limited); ; {
+		limited.N = maxSizeBytes
 		var size remotecommand.TerminalSize
 		if sizes.Decode(&size) != nil {
 			return

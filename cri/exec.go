@@ -11,9 +11,9 @@ func (e *endpoint) Exec(ctx context.Context, req *runtimeapi.ExecRequest) (*runt
 	if err := e.CheckExec(ctx, req.GetContainerId()); err != nil {
 		return nil, err
 	}
-	answer, err := e.streams.library.GetExec(req)
-	if err != nil {
+	if err := wantedByExec(req).check(); err != nil {
 		return nil, err
 	}
-	return answer, e.streams.tickets.add(answer.GetUrl(), req)
+	address, err := e.streams.tickets.issue("exec", req)
+	return &runtimeapi.ExecResponse{Url: address}, err
 }

@@ -6,11 +6,16 @@ import (
 	"io"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/moby/spdystream"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 )
+
+// maxForwardings is the number of connections to a pod that one client may have at a time. Each takes
+// some 100 KB and a descriptor.
+const maxForwardings = 512
 
 // forwarding is one connection to a port of a pod: a pair of streams with the same
 // request ID.
@@ -53,6 +58,7 @@ func (s *streamServer) forwardOverSPDY(ctx context.Context, conn *spdyConn, pod 
 		defer late.Stop()
 		running.Wait()
 	}()
+	var active atomic.Int64
 	halves := map[string]*forwarding{}
 	defer func() {
 		for _, f := range halves {
@@ -64,8 +70,13 @@ func (s *streamServer) forwardOverSPDY(ctx context.Context, conn *spdyConn, pod 
 	for {
 		select {
 		case stream := <-conn.opened:
-			if f := pair(halves, stream); f != nil {
-				running.Go(func() { s.forward(serving, pod, f) })
+			full := len(halves)+int(active.Load()) >= maxForwardings
+			if f := pair(halves, stream, full); f != nil {
+				active.Add(1)
+				running.Go(func() {
+					defer active.Add(-1)
+					s.forward(serving, pod, f)
+				})
 			}
 		case <-ticker.C:
 			for id, f := range halves {
@@ -83,14 +94,18 @@ func (s *streamServer) forwardOverSPDY(ctx context.Context, conn *spdyConn, pod 
 }
 
 // pair returns the forwarding that stream completes. It returns nil if the other stream is still
-// missing, or if it has rejected stream.
-func pair(halves map[string]*forwarding, stream *spdystream.Stream) *forwarding {
+// missing, or if it has rejected stream. If full is true, it rejects streams of new forwardings.
+func pair(halves map[string]*forwarding, stream *spdystream.Stream, full bool) *forwarding {
 	if _, err := portOf(stream); err != nil {
 		_ = stream.Reset()
 		return nil
 	}
 	id := requestID(stream)
 	f := halves[id]
+	if f == nil && full {
+		_ = stream.Reset()
+		return nil
+	}
 	if f == nil {
 		f = &forwarding{since: time.Now()}
 	}
@@ -136,7 +151,12 @@ func (s *streamServer) forward(ctx context.Context, pod string, f *forwarding) {
 		err = s.sessions.PortForward(ctx, pod, port, f.data)
 	}
 	if err != nil {
-		_, _ = io.WriteString(f.errs, fmt.Sprintf("forwarding to port %d of pod %s: %v", port, pod, err))
+		_, _ = io.WriteString(f.errs, forwardFailure(pod, port, err))
 		_ = f.data.Reset() // a clean close would suggest that the data is complete
 	}
+}
+
+// forwardFailure is the text for a client whose forwarding has failed.
+func forwardFailure(pod string, port int32, err error) string {
+	return fmt.Sprintf("forwarding to port %d of pod %s: %v", port, pod, err)
 }

@@ -11,7 +11,7 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// sessions is the streaming.Runtime that runs exec, attach and port-forward streams on the Runtime.
+// sessions runs exec, attach and port-forward streams on the Runtime.
 // Like calls, each session has a logger and a metric, ends when the server stops, and a panic ends
 // only that session.
 type sessions struct {
@@ -19,7 +19,7 @@ type sessions struct {
 	runtime Runtime
 }
 
-// Exec implements streaming.Runtime.
+// Exec runs a command with the client's streams.
 func (s *sessions) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errs io.WriteCloser,
 	tty bool, resize <-chan remotecommand.TerminalSize,
 ) error {
@@ -28,7 +28,7 @@ func (s *sessions) Exec(ctx context.Context, id string, cmd []string, in io.Read
 	})
 }
 
-// Attach implements streaming.Runtime.
+// Attach connects the client's streams with the container's.
 func (s *sessions) Attach(ctx context.Context, id string, in io.Reader, out, errs io.WriteCloser,
 	tty bool, resize <-chan remotecommand.TerminalSize,
 ) error {
@@ -37,8 +37,7 @@ func (s *sessions) Attach(ctx context.Context, id string, in io.Reader, out, err
 	})
 }
 
-// PortForward implements streaming.Runtime. The library's context does not end with the connection;
-// the stream does.
+// PortForward connects the client's stream with a port of the pod.
 func (s *sessions) PortForward(ctx context.Context, id string, port int32, stream io.ReadWriteCloser) error {
 	return s.run(ctx, session{kind: "port-forward", key: "pod", id: id}, func(ctx context.Context) error {
 		return s.runtime.ServePortForward(ctx, id, port, stream)
@@ -66,17 +65,13 @@ func (s *sessions) run(ctx context.Context, what session, serve func(context.Con
 	return serve(ctx)
 }
 
-// exited is an exit code in the form that k8s.io/cri-streaming expects by type assertion:
-// k8s.io/utils/exec.ExitError.
+// exited is the end of a command with a code other than 0.
 type exited struct {
 	error
 	code int
 }
 
-func (e exited) String() string  { return e.Error() }
-func (e exited) Exited() bool    { return true }
-func (e exited) ExitStatus() int { return e.code }
-func (e exited) Unwrap() error   { return e.error }
+func (e exited) Unwrap() error { return e.error }
 
 func exitStatus(err error) error {
 	var e interface {

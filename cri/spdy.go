@@ -84,8 +84,8 @@ func takeOver(w http.ResponseWriter, r *http.Request, protocols []string) (*spdy
 	if err != nil {
 		return nil, fmt.Errorf("hijack connection: %w", err)
 	}
-	taken := &takenConn{Conn: raw, reader: buffered}
-	framed, err := spdystream.NewConnection(taken, true)
+	taken := &takenConn{Conn: raw, reader: &frameReader{from: buffered}}
+	framed, err := spdystream.NewConnectionWithOptions(taken, true, frameLimits()...)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start SPDY: %w", err), raw.Close())
 	}
@@ -233,7 +233,7 @@ func (want streamsWanted) kinds(protocol string) []string {
 // takenConn is a connection hijacked from the HTTP server.
 type takenConn struct {
 	net.Conn
-	reader io.Reader // the connection's, including data that the HTTP server has buffered
+	reader io.Reader // of the connection, including data that the HTTP server has buffered
 }
 
 // Read implements net.Conn.

@@ -16,25 +16,25 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
-	"k8s.io/cri-streaming/pkg/streaming"
-	"k8s.io/cri-streaming/pkg/streaming/portforward"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 	"k8s.io/streaming/pkg/httpstream/wsstream"
 )
 
 const (
+	// headerTimeout is how long a client may take to send its request, and to read an answer that
+	// begins no session.
 	headerTimeout = 10 * time.Second
+	// maxRequestHeaders is in bytes. net/http adds 4 KiB.
+	maxRequestHeaders = 16 << 10
 	// sessionGrace is how long sessions may take to end when the server stops, and how long their
 	// clients may take to read the outcome.
 	sessionGrace = 2 * time.Second
 )
 
-// streamServer is the HTTP server for the URLs of Exec, Attach and PortForward. From
-// k8s.io/cri-streaming it uses the URLs and the older port-forward protocol over WebSocket. This
-// package implements SPDY, also inside WebSocket, and exec and attach over WebSocket. Its listener
-// ends a session's context with the connection.
+// streamServer is the HTTP server for the URLs of Exec, Attach and PortForward. It serves SPDY,
+// WebSocket, and SPDY inside WebSocket. Its listener ends a session's context with the connection.
 type streamServer struct {
-	library     streaming.Server
 	tickets     tickets
 	sessions    *sessions
 	idleTimeout time.Duration
@@ -53,34 +53,29 @@ func newStreamServer(s *Server, rt Runtime) (*streamServer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("serve streams: %w", err)
 	}
-	base := &url.URL{Scheme: "http", Host: l.Addr().String(), Path: "/"}
+	base := url.URL{Scheme: "http", Host: l.Addr().String()}
 	if tlsConfig != nil {
 		base.Scheme = "https"
 	}
-	sess := &sessions{server: s, runtime: rt}
-	library, err := streaming.NewServer(streaming.Config{
-		BaseURL:                       base,
-		StreamIdleTimeout:             o.IdleTimeout,
-		StreamCreationTimeout:         o.CreationTimeout,
-		SupportedPortForwardProtocols: portforward.SupportedProtocols,
-	}, sess)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("serve streams: %w", err), l.Close())
-	}
 	watched := &watchedListener{Listener: l, conns: map[*watchedConn]struct{}{}}
 	streams := &streamServer{
-		library: library, tickets: tickets{open: map[string]ticket{}},
-		sessions: sess, idleTimeout: o.IdleTimeout, openTimeout: o.CreationTimeout, listener: watched,
+		tickets:  tickets{base: base, open: map[string]ticket{}},
+		sessions: &sessions{server: s, runtime: rt}, idleTimeout: o.IdleTimeout, openTimeout: o.CreationTimeout, listener: watched,
 	}
 	streams.http = &http.Server{
-		Handler:           streams,
-		TLSConfig:         tlsConfig,
-		Protocols:         onlyHTTP1(),
-		ReadHeaderTimeout: headerTimeout,
-		BaseContext:       func(net.Listener) context.Context { return klog.NewContext(context.Background(), demoted(s.log)) },
-		ConnContext:       watched.connContext,
-		ErrorLog:          slog.NewLogLogger(logr.ToSlogHandler(demoted(s.log)), slog.LevelDebug),
+		Handler:   streams,
+		TLSConfig: tlsConfig,
+		Protocols: onlyHTTP1(),
+		// Sessions take their connections over, which ends these limits.
+		ReadTimeout:    headerTimeout,
+		WriteTimeout:   headerTimeout,
+		MaxHeaderBytes: maxRequestHeaders,
+		BaseContext:    func(net.Listener) context.Context { return klog.NewContext(context.Background(), demoted(s.log)) },
+		ConnContext:    watched.connContext,
+		ErrorLog:       slog.NewLogLogger(logr.ToSlogHandler(demoted(s.log)), slog.LevelDebug),
 	}
+	// A connection serves one URL.
+	streams.http.SetKeepAlivesEnabled(false)
 	return streams, nil
 }
 
@@ -112,13 +107,14 @@ func (s *streamServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	webSocket := wsstream.IsWebSocketRequest(r)
 	c, isCommand := s.sessions.command(request)
+	forward, isForward := request.(*runtimeapi.PortForwardRequest)
 	switch {
 	case webSocket && isCommand:
 		s.serveWebSocket(w, r, c)
 	case wsstream.IsWebSocketRequestWithTunnelingProtocol(r):
 		s.serveTunnel(w, r, request)
-	case webSocket:
-		s.library.ServeHTTP(w, r)
+	case webSocket && isForward:
+		s.forwardOverWebSocket(w, r, forward)
 	default:
 		s.serveSPDY(w, r, request)
 	}
