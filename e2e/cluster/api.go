@@ -19,10 +19,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// server is where the API server is reached, from every node.
+// server is the address of the API server, the same on every node.
 const server = "172.30.0.1:6443"
 
-// connect makes the client of the API server.
+// connect makes a client of the API server.
 func (c *Cluster) connect() error {
 	pair, err := tls.LoadX509KeyPair(c.pki("admin.crt"), c.pki("admin.key"))
 	if err != nil {
@@ -44,8 +44,8 @@ func (c *Cluster) connect() error {
 
 func (c *Cluster) pki(name string) string { return filepath.Join(c.data(), "pki", name) }
 
-// Get reads what is at an API path, such as /api/v1/nodes, into v. An object that
-// is not there is ErrNotFound.
+// Get decodes the object at an API path, such as /api/v1/nodes, into v. The error is ErrNotFound if
+// the object does not exist.
 func (c *Cluster) Get(ctx context.Context, path string, v any) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+server+path, nil)
 	if err != nil {
@@ -62,7 +62,7 @@ func (c *Cluster) Get(ctx context.Context, path string, v any) error {
 	}
 	if response.StatusCode != http.StatusOK {
 		var status metav1.Status
-		_ = json.Unmarshal(body, &status) // not every error is one
+		_ = json.Unmarshal(body, &status) // not every error is a Status
 		if response.StatusCode == http.StatusNotFound {
 			return fmt.Errorf("get %s: %w: %s", path, ErrNotFound, status.Message)
 		}
@@ -78,9 +78,8 @@ func (c *Cluster) Get(ctx context.Context, path string, v any) error {
 	return nil
 }
 
-// WatchPods has see look at every change of the pods at an API path, beginning
-// with those that are there, until it is done. begun is called when no change can be
-// missed any more.
+// WatchPods calls see for every change of the pods at an API path, beginning with the existing
+// pods, until see returns true. It calls begun once no later change can be missed.
 func (c *Cluster) WatchPods(ctx context.Context, path string, begun func(), see func(kind string, pod corev1.Pod) (done bool)) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+server+path+"?watch=1", nil)
 	if err != nil {
@@ -109,11 +108,10 @@ func (c *Cluster) WatchPods(ctx context.Context, path string, begun func(), see 
 	}
 }
 
-// ErrNotFound says that the API server has no such object.
+// ErrNotFound means that the API server has no such object.
 var ErrNotFound = errors.New("not found")
 
-// Kubectl runs kubectl as the cluster's administrator and returns what it wrote
-// to its standard output.
+// Kubectl runs kubectl as the cluster's administrator and returns its standard output.
 func (c *Cluster) Kubectl(ctx context.Context, arguments ...string) (string, error) {
 	return c.KubectlInput(ctx, "", arguments...)
 }

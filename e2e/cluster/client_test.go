@@ -21,7 +21,7 @@ import (
 	"github.com/micarun/mica/e2e/cluster"
 )
 
-// output collects what a command writes while it runs.
+// output collects the output of a running command.
 type output struct {
 	mu   sync.Mutex // guards text
 	text bytes.Buffer
@@ -39,11 +39,11 @@ func (o *output) String() string {
 	return o.text.String()
 }
 
-// has wants the output to contain text.
+// has returns a check that the output contains text.
 func (o *output) has(text string) func(context.Context) error {
 	return func(context.Context) error {
 		if s := o.String(); !strings.Contains(s, text) {
-			return fmt.Errorf("there is %q", s)
+			return fmt.Errorf("the output is %q", s)
 		}
 		return nil
 	}
@@ -57,7 +57,7 @@ func (f *fixture) command(arguments ...string) (*exec.Cmd, *output) {
 	return command, out
 }
 
-// begin starts kubectl with a standard input, and returns how to wait for its end.
+// begin starts kubectl with a standard input, and returns a function that waits for its end.
 func (f *fixture) begin(arguments ...string) (in io.WriteCloser, out *output, wait func() error) {
 	f.t.Helper()
 	command, out := f.command(arguments...)
@@ -71,7 +71,7 @@ func (f *fixture) begin(arguments ...string) (in io.WriteCloser, out *output, wa
 	return in, out, command.Wait
 }
 
-// terminal is the two ends of a pseudo-terminal.
+// terminal has the two ends of a pseudo-terminal.
 func terminal(t *testing.T) (own, other *os.File) {
 	t.Helper()
 	own, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
@@ -152,15 +152,15 @@ func TestLogs(t *testing.T) {
 	if log := f.kubectl("logs", "main", "--all-containers", "--prefix"); !strings.Contains(log, "[pod/main/other] other\n") {
 		t.Errorf("log of all containers is %q", log)
 	}
-	// The follower ends with the container.
+	// The follower ends when the container ends.
 	f.delete("main")
 	if err := wait(); err != nil {
 		t.Errorf("follower: %v: %s", err, out)
 	}
 }
 
-// No line is lost while the kubelet rotates a log, and a client that follows the log
-// reaches its end. (A slow follower misses lines in files that were rotated away.)
+// No line is lost while the kubelet rotates a log, and a client that follows the log reaches its
+// end. (A slow follower misses lines in rotated files.)
 func TestLogRotation(t *testing.T) {
 	f := start(t)
 	const lines = 60000
@@ -177,17 +177,17 @@ func TestLogRotation(t *testing.T) {
 		if strings.HasSuffix(out.String(), "done\n") {
 			return nil
 		}
-		return fmt.Errorf("there are %d bytes", len(out.String()))
+		return fmt.Errorf("the output has %d bytes", len(out.String()))
 	})
 	n := f.node(pod)
-	// The current file's name sorts before those of the rotated ones, which end in a time.
+	// The current file's name sorts before the names of the rotated files, which end in a time.
 	text, err := n.Run(f.ctx, "sh", "-ec", "cd "+n.Disk()+"/pods/"+f.namespace+"_main_*/main; ls | grep -c . >&2; for l in 0.log.*; do zcat -f $l; done; cat 0.log")
 	if err != nil {
 		t.Fatal(err)
 	}
 	files, text, _ := strings.Cut(text, "\n")
 	if files < "2" {
-		t.Errorf("there are %s files, want the log rotated", files)
+		t.Errorf("the log has %s files, want rotated ones", files)
 	}
 	for i := 1; i <= lines; i++ {
 		line, rest, _ := strings.Cut(text, "\n")
@@ -202,7 +202,7 @@ func TestLogRotation(t *testing.T) {
 	}
 }
 
-// node returns the node that the pod is on.
+// node returns the pod's node.
 func (f *fixture) node(pod corev1.Pod) *cluster.Node {
 	f.t.Helper()
 	for _, n := range f.Nodes {
@@ -230,7 +230,7 @@ func TestExec(t *testing.T) {
 	}
 
 	keys, screen, command := f.interactive("exec", "-it", "main", "--", "sh")
-	// The size is sent when the shell may run already.
+	// The client may send the size when the shell already runs.
 	f.await("size of the terminal", func(ctx context.Context) error {
 		f.enter(keys, "stty size")
 		return screen.has("24 50")(ctx)
@@ -271,11 +271,11 @@ func TestAttach(t *testing.T) {
 		return screen.has("42")(ctx)
 	})
 	f.delete("main")
-	_ = command.Wait() // its error is of a deleted pod
+	_ = command.Wait() // its error is that the pod was deleted
 	_ = wait()
 }
 
-// A pod that lives as long as the command that made it.
+// A pod exists as long as the command that made it.
 func TestRunAndRemove(t *testing.T) {
 	f := start(t)
 	out, err := f.KubectlInput(f.ctx, "one\ntwo\n", "--namespace", f.namespace, "run", "main", "--rm", "--stdin", "--quiet",
@@ -340,7 +340,7 @@ func TestPortForward(t *testing.T) {
 	}
 }
 
-// An ephemeral container shares the target's processes and brings its own tools.
+// An ephemeral container joins the target's PID namespace and has tools that the target lacks.
 func TestDebug(t *testing.T) {
 	f := start(t)
 	f.pod("main", `
@@ -371,7 +371,7 @@ func TestDebug(t *testing.T) {
 	}
 }
 
-// A debugging pod on a node sees the node.
+// A debugging pod on a node sees the node's processes and files.
 func TestDebugNode(t *testing.T) {
 	f := start(t)
 	n := f.Nodes[0]

@@ -17,25 +17,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Options of a cluster. All are needed but those that say otherwise.
+// Options of a cluster. All are required unless marked optional.
 type Options struct {
-	// Name tells the cluster from others of the machine. At most 12 bytes.
+	// Name distinguishes the clusters of one machine. At most 12 bytes.
 	Name string
-	// Bin is the directory of the product's built binaries, with imagebox,
-	// and Tools that of BuildTools.
+	// Bin is the directory of the product's built binaries, including imagebox. Tools is the
+	// directory returned by BuildTools.
 	Bin, Tools string
-	// Size is how many nodes there are: 1 to 9.
+	// Size is the number of nodes: 1 to 9.
 	Size int
-	// Metered has every node's container runtime in a cgroup of its own, for
-	// Node.CPU. Optional.
+	// Metered runs every node's container runtime in a separate cgroup, for Node.CPU. Optional.
 	Metered bool
-	// Containerd is a containerd's binary, to run the nodes on instead of
-	// Mica. Optional. Open does not find such a cluster.
+	// Containerd is the path of a containerd to run on the nodes instead of Mica. Optional. Open
+	// does not find such a cluster.
 	Containerd string
 }
 
-// Cluster is a running cluster. Its methods are safe for concurrent use, but
-// for those of its nodes that start and end programs.
+// Cluster is a running cluster. Its methods may be called concurrently, except for those of its
+// nodes that start and end programs.
 type Cluster struct {
 	Options
 	Nodes []*Node
@@ -55,12 +54,12 @@ func (c *Cluster) data() string  { return filepath.Join("/var/lib", c.Name) }
 // nodesFile lists the nodes' hosts, the first one first.
 func (c *Cluster) nodesFile() string { return filepath.Join(c.state(), "nodes.json") }
 
-// ErrRuns says that the cluster is up already.
+// ErrRuns means that the cluster already runs.
 var ErrRuns = errors.New("cluster runs already")
 
-// Up starts a cluster and returns when its nodes are ready. What an earlier
-// cluster of the name left is taken down first; one that runs is ErrRuns.
-// Without success nothing is left but logs in the error.
+// Up starts a cluster and returns when its nodes are ready. It first removes the remains of an
+// earlier cluster of the same name. The error is ErrRuns if that cluster runs. If Up fails, the
+// error contains the ends of the logs, and nothing else is left.
 func Up(ctx context.Context, o Options) (*Cluster, error) {
 	c := &Cluster{Options: o}
 	if err := c.take(); err != nil {
@@ -85,8 +84,8 @@ func Up(ctx context.Context, o Options) (*Cluster, error) {
 	return c, nil
 }
 
-// Open finds the cluster that was started earlier with the same options. A
-// cluster that is not there is fs.ErrNotExist.
+// Open finds the cluster that was started earlier with the same options. The error is
+// fs.ErrNotExist if there is none.
 func Open(ctx context.Context, o Options) (*Cluster, error) {
 	c := &Cluster{Options: o}
 	if err := c.take(); err != nil {
@@ -102,7 +101,7 @@ func Open(ctx context.Context, o Options) (*Cluster, error) {
 	return c, nil
 }
 
-// take makes this process the only one that works on the cluster.
+// take takes the cluster's lock, so that no other process works on the cluster.
 func (c *Cluster) take() error {
 	name := c.state() + ".lock"
 	lock, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
@@ -116,10 +115,10 @@ func (c *Cluster) take() error {
 	return nil
 }
 
-// Release lets another process open the cluster, which goes on.
+// Release lets another process open the cluster, which keeps running.
 func (c *Cluster) Release() error { return c.lock.Close() }
 
-// hosts reads the hosts of the cluster's nodes.
+// hosts reads the list of the nodes' hosts.
 func (c *Cluster) hosts() ([]*host, error) {
 	text, err := os.ReadFile(c.nodesFile())
 	if err != nil {
@@ -148,7 +147,7 @@ func (c *Cluster) load(ctx context.Context) error {
 	return c.connect()
 }
 
-// start makes the nodes one by one, the first one with the control plane.
+// start starts the nodes one by one, the first one with the control plane.
 func (c *Cluster) start(ctx context.Context) error {
 	for index := range c.Size {
 		h, err := newHost(ctx)
@@ -175,7 +174,7 @@ func (c *Cluster) start(ctx context.Context) error {
 	return nil
 }
 
-// save records the nodes' hosts.
+// save writes the list of the nodes' hosts.
 func (c *Cluster) save() error {
 	var hosts []*host
 	for _, n := range c.Nodes {
@@ -184,8 +183,8 @@ func (c *Cluster) save() error {
 	return writeJSON(c.nodesFile(), hosts)
 }
 
-// Pods, services and nodes have these addresses in every cluster: nothing of
-// them is seen outside of its namespaces.
+// Pods, services and nodes have these addresses in every cluster: none can be seen outside of the
+// cluster's namespaces.
 const (
 	podNetwork     = "10.91.0.0/16"
 	serviceNetwork = "10.96.0.0/16"
@@ -200,9 +199,9 @@ func podSubnet(index int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 91, byte(index), 0}), 24)
 }
 
-// join gives the node its address, and joins it with the nodes before it. The
-// first node has the bridge, which has no port as long as it is alone: the default
-// route to it has whoever asks for an unknown address wait for no one.
+// join gives the node its address and connects it with the nodes before it. The first node has the
+// bridge, which has no port while that node is alone. The default route through the bridge makes
+// requests to unknown addresses fail at once instead of waiting.
 func (c *Cluster) join(ctx context.Context, n *Node) error {
 	first := c.Nodes[0].host
 	if n == c.Nodes[0] {
@@ -244,8 +243,7 @@ func (c *Cluster) ReplaceMica(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Down ends the cluster with everything of it, and reports what Mica should
-// have removed and did not.
+// Down stops the cluster and removes everything of it. It reports what Mica should have removed.
 func (c *Cluster) Down(ctx context.Context) error {
 	var errs []error
 	for _, n := range c.Nodes {
@@ -266,15 +264,15 @@ func (c *Cluster) Down(ctx context.Context) error {
 	return errors.Join(append(errs, err, left)...)
 }
 
-// left looks for traces of the cluster on the machine.
+// left looks for remains of the cluster on the machine.
 func (c *Cluster) left() (traces, err error) {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return nil, fmt.Errorf("look for traces: %w", err)
+		return nil, fmt.Errorf("look for leftovers: %w", err)
 	}
 	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
-		return nil, fmt.Errorf("look for traces: %w", err)
+		return nil, fmt.Errorf("look for leftovers: %w", err)
 	}
 	for line := range strings.Lines(string(mounts)) {
 		if strings.Contains(line, c.state()+"/") || strings.Contains(line, c.data()+"/") {
@@ -290,7 +288,7 @@ func (c *Cluster) left() (traces, err error) {
 	for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/", "/sys/class/net/"} {
 		found, err := filepath.Glob(pattern + c.Name + "-*")
 		if err != nil {
-			return nil, fmt.Errorf("look for traces: %w", err)
+			return nil, fmt.Errorf("look for leftovers: %w", err)
 		}
 		for _, path := range found {
 			traces = errors.Join(traces, fmt.Errorf("left behind: %s", path))

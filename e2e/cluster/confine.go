@@ -13,14 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hierarchies returns where the machine's cgroup v1 hierarchies are mounted.
+// hierarchies returns the mount points of the machine's cgroup v1 hierarchies.
 func hierarchies() ([]string, error) {
 	files, err := filepath.Glob("/sys/fs/cgroup/*/tasks")
 	if err != nil {
 		return nil, err
 	}
 	if len(files) == 0 {
-		return nil, errors.New("find cgroup hierarchies: the machine has none of cgroup v1, and confined nodes are not made for v2")
+		return nil, errors.New("find cgroup hierarchies: the machine has no cgroup v1, which confined nodes need")
 	}
 	var dirs []string
 	for _, file := range files {
@@ -29,9 +29,9 @@ func hierarchies() ([]string, error) {
 	return dirs, nil
 }
 
-// newConfinedHost is newHost with a cgroup namespace, whose root is the cgroup
-// called name in each hierarchy. A kubelet there may use the whole tree, and move
-// the processes in its root, as it does on a machine of its own.
+// newConfinedHost is newHost with a cgroup namespace, whose root is the cgroup called name in each
+// hierarchy. A kubelet there may use the whole tree and move the processes in its root, as on a
+// whole machine.
 func newConfinedHost(ctx context.Context, name string) (*host, error) {
 	dirs, err := hierarchies()
 	if err != nil {
@@ -42,7 +42,7 @@ func newConfinedHost(ctx context.Context, name string) (*host, error) {
 			return nil, fmt.Errorf("make namespaces: %w", err)
 		}
 	}
-	// The namespace's root is where its first process is at that moment.
+	// The root of a cgroup namespace is the cgroup of the process that creates it.
 	const script = `
 		name=$1
 		shift
@@ -62,7 +62,7 @@ func newConfinedHost(ctx context.Context, name string) (*host, error) {
 	return h, nil
 }
 
-// makeCgroup makes a cgroup that processes can be in.
+// makeCgroup makes a cgroup that can contain processes.
 func makeCgroup(hierarchy, name string) error {
 	dir := filepath.Join(hierarchy, name)
 	if err := os.Mkdir(dir, 0o755); err != nil {
@@ -83,7 +83,7 @@ func makeCgroup(hierarchy, name string) error {
 	return nil
 }
 
-// mountCgroups has the mounts of the hierarchies show what is in the namespace.
+// mountCgroups remounts the hierarchies, so that the mounts show the namespace's root.
 func (h *host) mountCgroups(ctx context.Context, dirs []string) error {
 	err := Await(ctx, "cgroup namespace", func(context.Context) error {
 		own, err := os.Readlink("/proc/self/ns/cgroup")
@@ -92,7 +92,7 @@ func (h *host) mountCgroups(ctx context.Context, dirs []string) error {
 		}
 		other, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/cgroup", h.Keeper))
 		if err == nil && other == own {
-			err = errors.New("it is not there yet")
+			err = errors.New("it does not exist yet")
 		}
 		return err
 	})

@@ -12,19 +12,19 @@ import (
 	"syscall"
 )
 
-// controlPlane are the programs of the control plane, in the order of their end.
+// controlPlane lists the programs of the control plane in the order in which they are stopped.
 func controlPlane() []string {
 	return []string{"kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd"}
 }
 
-// spawn starts a program on the node. It goes on when this process ends; its
-// log is NAME.log in the node's log directory.
+// spawn starts a program on the node, which keeps running when this process ends. Its log is
+// NAME.log in the node's log directory.
 func (n *Node) spawn(program string, arguments ...string) error {
 	return n.spawnBy(nil, program, arguments...)
 }
 
-// spawnBy is spawn by a command line that makes place for the program and then
-// becomes it.
+// spawnBy is spawn with a command line in front that prepares the environment and then executes the
+// program.
 func (n *Node) spawnBy(by []string, program string, arguments ...string) error {
 	if err := os.MkdirAll(n.logs(), 0o711); err != nil {
 		return fmt.Errorf("start %s: %w", program, err)
@@ -44,14 +44,13 @@ func (n *Node) spawnBy(by []string, program string, arguments ...string) error {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		_ = command.Wait() // how it ended is in its log
+		_ = command.Wait() // the log shows how it ended
 	}()
 	n.ended[filepath.Base(program)] = ended
 	return nil
 }
 
-// awaitService waits until check succeeds, or the program is gone that this
-// process started.
+// awaitService waits until check succeeds or the program, which this process started, has ended.
 func (n *Node) awaitService(ctx context.Context, program string, check func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -70,8 +69,7 @@ func (n *Node) awaitService(ctx context.Context, program string, check func(cont
 	return nil
 }
 
-// startControlPlane writes the certificates, and starts the control plane on
-// the first node.
+// startControlPlane writes the certificates and starts the control plane on the first node.
 func (c *Cluster) startControlPlane(ctx context.Context) error {
 	if err := c.issueCertificates(); err != nil {
 		return err
@@ -125,7 +123,7 @@ func (c *Cluster) apiserverFlags() []string {
 	})
 }
 
-// flags writes a program's flags.
+// flags returns a program's flags.
 func flags(values map[string]string) []string {
 	var list []string
 	for name, value := range values {
@@ -134,7 +132,7 @@ func flags(values map[string]string) []string {
 	return list
 }
 
-// issueCertificates writes everybody's certificates, keys and kubeconfigs.
+// issueCertificates writes all certificates, keys and kubeconfigs.
 func (c *Cluster) issueCertificates() error {
 	a, err := newAuthority(filepath.Join(c.data(), "pki"))
 	if err != nil {
@@ -155,7 +153,7 @@ func (c *Cluster) issueCertificates() error {
 	} {
 		errs = append(errs, a.kubeconfig(client, "https://"+server))
 	}
-	// A kubelet is a client of the API server, and its server.
+	// A kubelet is a client of the API server and also a server for it.
 	for index := range c.Size {
 		name := nodeName(index)
 		errs = append(errs, a.kubeconfig(identity{
@@ -168,7 +166,7 @@ func (c *Cluster) issueCertificates() error {
 
 // LogTails returns the last lines of every log of the cluster.
 func (c *Cluster) LogTails(lines int) string {
-	files, _ := filepath.Glob(filepath.Join(c.data(), "*", "log", "*.log")) // the pattern is good
+	files, _ := filepath.Glob(filepath.Join(c.data(), "*", "log", "*.log")) // the pattern is valid
 	var b strings.Builder
 	for _, file := range files {
 		text, err := os.ReadFile(file)

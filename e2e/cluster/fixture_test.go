@@ -17,20 +17,20 @@ import (
 	"github.com/micarun/mica/e2e/cluster"
 )
 
-// patience is how long anything may take that is not a matter of a test's own
-// periods: the machine may be busy with other tests.
+// patience bounds every wait whose length does not depend on the test's own periods: the machine
+// may be busy with other tests.
 const patience = 3 * time.Minute
 
 // fixture is one test's namespace.
 type fixture struct {
 	suite
 	t         *testing.T
-	ctx       context.Context // the test's own, as a test may keep one
+	ctx       context.Context // the test's
 	namespace string
 }
 
-// start makes a namespace for the test, which runs beside others. When the test
-// ends, the namespace goes with everything in it.
+// start makes a namespace for the test, which runs in parallel with others. At the end of the test,
+// the namespace is deleted with everything in it.
 func start(t *testing.T) *fixture {
 	t.Helper()
 	t.Parallel()
@@ -42,7 +42,7 @@ func startAlone(t *testing.T) *fixture {
 	t.Helper()
 	words := regexp.MustCompile(`[A-Z]+[a-z0-9]*`).FindAllString(strings.TrimPrefix(t.Name(), "Test"), -1)
 	f := &fixture{suite: shared, t: t, ctx: t.Context(), namespace: strings.ToLower(strings.Join(words, "-"))}
-	f.clear(f.ctx) // an earlier run's
+	f.clear(f.ctx) // left by an earlier run
 	if _, err := f.Kubectl(f.ctx, "create", "namespace", f.namespace); err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func startAlone(t *testing.T) *fixture {
 	return f
 }
 
-// clear removes the namespace and waits until it is gone.
+// clear deletes the namespace and waits until it is gone.
 func (f *fixture) clear(ctx context.Context) {
 	f.t.Helper()
 	if _, err := f.Kubectl(ctx, "delete", "namespace", f.namespace, "--ignore-not-found", "--timeout=3m"); err != nil {
@@ -67,7 +67,7 @@ func (f *fixture) clear(ctx context.Context) {
 	}
 }
 
-// describe logs what may explain a failure.
+// describe logs information that may explain a failure.
 func (f *fixture) describe() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -103,7 +103,7 @@ func (f *fixture) try(arguments ...string) (string, error) {
 	return f.Kubectl(ctx, append([]string{"--namespace", f.namespace}, arguments...)...)
 }
 
-// apply creates the objects of a manifest, in which tabs are two blanks.
+// apply creates the objects of a manifest. A tab in it means two spaces.
 func (f *fixture) apply(manifest string) {
 	f.t.Helper()
 	manifest = strings.ReplaceAll(manifest, "\t", "  ")
@@ -135,7 +135,7 @@ func (f *fixture) get(ctx context.Context, name string) (corev1.Pod, error) {
 	return pod, err
 }
 
-// awaitPod waits until the pod is as want wants it, which says what is amiss.
+// awaitPod waits until want returns nil for the pod; want's error says what is missing.
 func (f *fixture) awaitPod(name string, want func(corev1.Pod) error) corev1.Pod {
 	f.t.Helper()
 	var pod corev1.Pod
@@ -148,7 +148,7 @@ func (f *fixture) awaitPod(name string, want func(corev1.Pod) error) corev1.Pod 
 	return pod
 }
 
-// ready wants a pod to be ready.
+// ready checks that a pod is ready.
 func ready(pod corev1.Pod) error {
 	for _, condition := range pod.Status.Conditions {
 		if condition.Type == corev1.PodReady && condition.Status == corev1.ConditionTrue {
@@ -158,7 +158,7 @@ func ready(pod corev1.Pod) error {
 	return fmt.Errorf("not ready: %s", status(pod))
 }
 
-// ended wants a pod to be in a phase that is its last.
+// ended checks that a pod is in a final phase.
 func ended(phase corev1.PodPhase) func(corev1.Pod) error {
 	return func(pod corev1.Pod) error {
 		if pod.Status.Phase != phase {
@@ -168,7 +168,7 @@ func ended(phase corev1.PodPhase) func(corev1.Pod) error {
 	}
 }
 
-// status says in short how a pod's containers are.
+// status summarises the states of a pod's containers.
 func status(pod corev1.Pod) string {
 	text := string(pod.Status.Phase) + " " + pod.Status.Reason + " " + pod.Status.Message
 	for _, c := range append(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses...) {
@@ -190,7 +190,7 @@ func (f *fixture) pods(ctx context.Context, label string) ([]corev1.Pod, error) 
 	return list.Items, err
 }
 
-// awaitPods waits until the pods with the label are so many, all of them ready.
+// awaitPods waits until exactly n pods have the label and all are ready.
 func (f *fixture) awaitPods(label string, count int) []corev1.Pod {
 	f.t.Helper()
 	var pods []corev1.Pod
@@ -202,7 +202,7 @@ func (f *fixture) awaitPods(label string, count int) []corev1.Pod {
 			err = errors.Join(err, ready(pod))
 		}
 		if len(pods) != count {
-			err = errors.Join(err, fmt.Errorf("there are %d", len(pods)))
+			err = errors.Join(err, fmt.Errorf("there are %d pods", len(pods)))
 		}
 		return err
 	})
@@ -215,7 +215,7 @@ func (f *fixture) awaitLog(text, pod string, arguments ...string) string {
 	var log string
 	f.await(fmt.Sprintf("%q in the log of %s", text, pod), func(context.Context) (err error) {
 		if log, err = f.try(append([]string{"logs", pod}, arguments...)...); err == nil && !strings.Contains(log, text) {
-			err = fmt.Errorf("it says %q", log)
+			err = fmt.Errorf("the log is %q", log)
 		}
 		return err
 	})
@@ -228,8 +228,7 @@ func (f *fixture) exec(pod, command string) string {
 	return f.kubectl("exec", pod, "--", "sh", "-c", command)
 }
 
-// awaitEvent waits for an event of the object with a reason and a part of its
-// message.
+// awaitEvent waits for an event of the object with the reason and part of the message.
 func (f *fixture) awaitEvent(object, reason, message string) {
 	f.t.Helper()
 	f.await(fmt.Sprintf("event %s of %s", reason, object), func(ctx context.Context) error {
@@ -245,11 +244,11 @@ func (f *fixture) awaitEvent(object, reason, message string) {
 			}
 			seen = append(seen, event.Reason+": "+event.Message)
 		}
-		return fmt.Errorf("there are %q", seen)
+		return fmt.Errorf("the events are %q", seen)
 	})
 }
 
-// fetch gets a page as a process on the node would.
+// fetch gets a page, as a process on the node would.
 func (f *fixture) fetch(ctx context.Context, n *cluster.Node, address string) (string, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {

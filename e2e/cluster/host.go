@@ -18,23 +18,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// host is what a node takes for its machine: a network and a mount namespace.
-// They live as long as a process is in them, and one that only sleeps is.
+// host is what a node uses as its machine: a network and a mount namespace. The namespaces exist as
+// long as a process is in them: one that only sleeps.
 type host struct {
-	// Keeper is the sleeping process and Started when it was started, in
-	// clock ticks after boot: together they name it for good.
+	// Keeper is the sleeping process, and Started its start time in clock ticks after boot.
+	// Together they identify the process.
 	Keeper  int
 	Started string
-	// Confined says that there is a cgroup namespace, too: what runs here takes
-	// the node's cgroup for the root of all.
+	// Confined means that there is a cgroup namespace, too, whose root is the node's cgroup.
 	Confined bool
 }
 
-// newHost makes namespaces with loopback up, and mounts that the machine does
-// not see.
+// newHost makes namespaces with a loopback interface, and with mounts that do not propagate to the
+// machine.
 func newHost(ctx context.Context) (*host, error) {
 	keeper := exec.Command("sleep", "infinity")
-	// Setting the mount namespace apart also makes its mounts private.
+	// Unsharing the mount namespace also makes its mounts private.
 	keeper.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET}
 	return startHost(ctx, keeper)
 }
@@ -44,20 +43,20 @@ func startHost(ctx context.Context, keeper *exec.Cmd) (*host, error) {
 	if err := keeper.Start(); err != nil {
 		return nil, fmt.Errorf("make namespaces: %w", err)
 	}
-	go func() { _ = keeper.Wait() }() // it ends by a signal
+	go func() { _ = keeper.Wait() }() // a signal ends it
 	h := &host{Keeper: keeper.Process.Pid}
 	var err error
 	if h.Started, err = started(h.Keeper); err != nil {
 		return nil, errors.Join(fmt.Errorf("make namespaces: %w", err), keeper.Process.Kill())
 	}
-	// Containers may propagate mounts among themselves, not to the machine.
+	// Containers may propagate mounts to each other, but not to the machine.
 	if err := h.script(ctx, "ip link set lo up; mount --make-rshared /"); err != nil {
 		return nil, errors.Join(fmt.Errorf("make namespaces: %w", err), keeper.Process.Kill())
 	}
 	return h, nil
 }
 
-// started returns when a process was started, in clock ticks after boot.
+// started returns the start time of a process, in clock ticks after boot.
 func started(pid int) (string, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -67,13 +66,13 @@ func started(pid int) (string, error) {
 	return fields[19], nil
 }
 
-// lives says whether the namespaces are still there.
+// lives reports whether the namespaces still exist.
 func (h *host) lives() bool {
 	at, err := started(h.Keeper)
 	return err == nil && at == h.Started
 }
 
-// enter is the command line that runs the one after it in the namespaces.
+// enter returns a command line that runs the command line after it in the namespaces.
 func (h *host) enter() []string {
 	line := []string{"nsenter", "--target", strconv.Itoa(h.Keeper), "--net", "--mount"}
 	if !h.Confined {
@@ -83,13 +82,14 @@ func (h *host) enter() []string {
 	return append(line, "--cgroup", "--", "sh", "-ec", script, "sh")
 }
 
-// command prepares a command in the namespaces; its process ID is that of name.
+// command prepares a command in the namespaces. Its process executes name directly, so the process
+// ID is name's.
 func (h *host) command(ctx context.Context, name string, arguments ...string) *exec.Cmd {
 	line := append(append(h.enter(), name), arguments...)
 	return exec.CommandContext(ctx, line[0], line[1:]...)
 }
 
-// script runs a shell script in the namespaces, up to the first error.
+// script runs a shell script in the namespaces, which ends at the first error.
 func (h *host) script(ctx context.Context, text string) error {
 	if out, err := h.command(ctx, "sh", "-ec", text).CombinedOutput(); err != nil {
 		return fmt.Errorf("run %q: %w: %s", text, err, bytes.TrimSpace(out))
@@ -97,12 +97,11 @@ func (h *host) script(ctx context.Context, text string) error {
 	return nil
 }
 
-// in calls f in the network namespace: sockets that f makes belong there.
+// in calls f in the network namespace: sockets created by f belong to it.
 func (h *host) in(f func() error) error {
 	result := make(chan error, 1)
 	go func() {
-		// A thread that does not come back is never unlocked, and so ends
-		// with the goroutine.
+		// If the thread cannot return, it stays locked and therefore exits with the goroutine.
 		runtime.LockOSThread()
 		err, back := h.visit(f)
 		if back == nil {
@@ -113,8 +112,8 @@ func (h *host) in(f func() error) error {
 	return <-result
 }
 
-// visit calls f with this thread in the network namespace. back is what keeps the
-// thread from its own one.
+// visit calls f with this thread in the network namespace. back is the error of the thread's
+// return.
 func (h *host) visit(f func() error) (err, back error) {
 	own, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
@@ -153,8 +152,8 @@ func (h *host) listen(ctx context.Context, address string) (listener net.Listene
 	return listener, err
 }
 
-// find returns the processes in the network namespace whose executable is
-// called program, or all of them.
+// find returns the processes in the network namespace whose executable is called program; with "",
+// all of them.
 func (h *host) find(program string) ([]int, error) {
 	own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", h.Keeper))
 	if err != nil {
@@ -166,7 +165,7 @@ func (h *host) find(program string) ([]int, error) {
 	}
 	var pids []int
 	for _, dir := range dirs {
-		// What ends meanwhile is not found.
+		// Processes that exit in the meantime are omitted.
 		if namespace, err := os.Readlink(dir + "/ns/net"); err != nil || namespace != own {
 			continue
 		}
@@ -182,8 +181,8 @@ func (h *host) find(program string) ([]int, error) {
 	return pids, nil
 }
 
-// end signals the processes called program and waits until they are gone. One
-// that takes longer than wait is killed, which is an error.
+// end signals the processes called program and waits until they have exited. After wait it kills
+// them and returns an error.
 func (h *host) end(ctx context.Context, program string, signal syscall.Signal, wait time.Duration) error {
 	gone := func(context.Context) error {
 		pids, err := h.find(program)
@@ -213,12 +212,12 @@ func (h *host) end(ctx context.Context, program string, signal syscall.Signal, w
 	return errors.Join(late, Await(patience, program+" to be killed", gone))
 }
 
-// destroy kills whatever is left in the namespaces, which ends them.
+// destroy kills all processes in the namespaces, which removes the namespaces.
 func (h *host) destroy(ctx context.Context) error {
 	if !h.lives() {
 		return nil
 	}
-	// The keeper is last: as long as it lives, the others can be found.
+	// The keeper is killed last: without it, the others could not be found.
 	all, err := h.find("")
 	for _, pid := range all {
 		if pid != h.Keeper {
@@ -229,15 +228,15 @@ func (h *host) destroy(ctx context.Context) error {
 	return errors.Join(err, Await(ctx, "namespaces to end", func(context.Context) error {
 		for _, pid := range append(all, h.Keeper) {
 			if _, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid)); err == nil {
-				return fmt.Errorf("process %d is still there", pid)
+				return fmt.Errorf("process %d still runs", pid)
 			}
 		}
 		return nil
 	}))
 }
 
-// Await calls check until it succeeds. When ctx ends before, the error is check's
-// last one that says something else.
+// Await calls check until it succeeds. If ctx ends first, the error is check's last error other
+// than that of ctx.
 func Await(ctx context.Context, what string, check func(context.Context) error) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()

@@ -13,8 +13,8 @@ import (
 	"github.com/micarun/mica/internal/testregistry"
 )
 
-// privateRegistry serves all images on the first node's loopback, to clients with valid
-// credentials, and returns its address.
+// privateRegistry serves all images on the first node's loopback to clients with valid credentials.
+// It returns the registry's address.
 func (f *fixture) privateRegistry(auth testregistry.Auth) (*testregistry.Registry, string) {
 	f.t.Helper()
 	dir, err := images.Dir()
@@ -27,7 +27,7 @@ func (f *fixture) privateRegistry(auth testregistry.Auth) (*testregistry.Registr
 	}
 	registry := testregistry.New(testregistry.Options{Dir: filepath.Join(dir, "registry"), Auth: auth})
 	server := &http.Server{Handler: registry, ReadHeaderTimeout: 10 * time.Second}
-	go func() { _ = server.Serve(listener) }() // ends by Close
+	go func() { _ = server.Serve(listener) }() // Close ends it
 	f.t.Cleanup(func() { _ = server.Close() })
 	address := listener.Addr().String()
 	if err := f.Nodes[0].UsePlainHTTP(address); err != nil {
@@ -36,8 +36,8 @@ func (f *fixture) privateRegistry(auth testregistry.Auth) (*testregistry.Registr
 	return registry, address
 }
 
-// waiting wants the pod's container to wait for a reason, with its image's pull
-// refused.
+// waiting checks that the pod's container waits for the given reason, because pulling its image is
+// not allowed.
 func waiting(reason string) func(corev1.Pod) error {
 	return func(pod corev1.Pod) error {
 		c := pod.Status.ContainerStatuses
@@ -70,7 +70,7 @@ func TestImagePullSecret(t *testing.T) {
 	}
 }
 
-// A pod whose image cannot be pulled runs as soon as it can.
+// A pod whose image cannot be pulled starts as soon as the pull succeeds.
 func TestImagePullBackOff(t *testing.T) {
 	f := start(t)
 	registry, address := f.privateRegistry(testregistry.Auth{})

@@ -10,19 +10,18 @@ import (
 	"github.com/micarun/mica/internal/testimage"
 )
 
-// The images of the cluster's pods. The registries are names only: each node
-// has one on its loopback that serves every name.
+// The images of the cluster's pods. The registries are only names: each node has a registry on its
+// loopback that serves every name.
 const (
 	Agnhost = "registry.test/mica/agnhost:latest"
 	Busybox = "registry.test/mica/busybox:latest"
 	Nginx   = "docker.io/library/nginx:latest"
-	// Pinned is one that the nodes are told to keep.
+	// Pinned is an image that the nodes' configuration pins.
 	Pinned = "registry.test/pause:3.9"
 )
 
-// BuildImages builds what is missing of the images and returns the directory
-// that has them. root is the root directory of the product's module, bin that
-// of the Kubernetes programs.
+// BuildImages builds the missing images and returns their directory. root is the root directory of
+// the product's module, bin the directory of the Kubernetes programs.
 func BuildImages(ctx context.Context, root, bin string) (string, error) {
 	dir, err := images.Dir()
 	if err != nil {
@@ -33,8 +32,7 @@ func BuildImages(ctx context.Context, root, bin string) (string, error) {
 	return dir, images.Build(ctx, dir, root, list, func(testimage.Built) {})
 }
 
-// agnhost is the Kubernetes project's own test image, less the tools that its
-// node tests do not use.
+// agnhost is the Kubernetes project's test image, without the tools that its node tests do not use.
 func agnhost(base testimage.Image, program string) testimage.Image {
 	return testimage.Image{
 		Names: []string{"mica/agnhost:latest"},
@@ -51,7 +49,7 @@ func BuildSuiteImages(ctx context.Context, root, bin string) error {
 	if err != nil {
 		return err
 	}
-	// One of the images has another one's registry in it.
+	// One image contains another image's registry.
 	if err := images.Build(ctx, dir, root, []testimage.Image{images.Pause()}, func(testimage.Built) {}); err != nil {
 		return err
 	}

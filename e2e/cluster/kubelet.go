@@ -10,11 +10,11 @@ import (
 	"strings"
 )
 
-// object is JSON under construction.
+// object is a JSON object under construction.
 type object = map[string]any
 
-// diskSize of the file system that the kubelet keeps its things on: small, so that
-// a test can fill it.
+// diskSize is the size of the file system with the kubelet's data. It is small, so that a test can
+// fill it.
 const diskSize = 1 << 30
 
 func (n *Node) kubeletConfig() string { return filepath.Join(n.dir, "kubelet.json") }
@@ -23,8 +23,7 @@ func (n *Node) kubeletRoot() string   { return filepath.Join(n.Disk(), "kubelet"
 func (n *Node) resolver() string      { return filepath.Join(n.dir, "resolv.conf") }
 func (n *Node) template() string      { return filepath.Join(n.dir, "cni-template.json") }
 
-// prepare writes the configurations, and makes the mounts and cgroups that the
-// programs expect.
+// prepare writes the configurations, and makes the mounts and cgroups that the programs need.
 func (n *Node) prepare(ctx context.Context) error {
 	for _, dir := range []string{n.Disk(), n.logs(), filepath.Join(n.Mica.Data, "conf.d")} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
@@ -46,7 +45,7 @@ func (n *Node) prepare(ctx context.Context) error {
 	}
 	return errors.Join(
 		n.makeDisk(ctx, diskSize), n.hideMachine(ctx), n.writeProxyConfig(), n.writeNetwork(),
-		os.WriteFile(n.resolver(), []byte("# nobody to ask\n"), 0o644),
+		os.WriteFile(n.resolver(), []byte("# no name servers\n"), 0o644),
 	)
 }
 
@@ -66,12 +65,13 @@ func (n *Node) makeDisk(ctx context.Context, size int64) error {
 	`, n.Disk()))
 }
 
-// unified is where some machines have a cgroup v2 hierarchy beside those of v1.
+// unified is the mount point of the cgroup v2 hierarchy on machines that also have v1.
 const unified = "/sys/fs/cgroup/unified/"
 
-// hideMachine keeps from the machine what a kubelet writes into /var/log, and from
-// the node a cgroup v2 hierarchy beside those of v1: crun refuses to run there, and
-// makes directories in its place when it is gone.
+// hideMachine mounts a tmpfs over /var/log, so that the kubelet writes nothing there on the
+// machine. If the machine has a cgroup v2 hierarchy besides v1, it also replaces that by a tmpfs:
+// crun refuses to run with the hierarchy, and without the mount point it would create directories
+// in its place.
 func (n *Node) hideMachine(ctx context.Context) error {
 	return n.host.script(ctx, `
 		mount -t tmpfs -o size=16m logs /var/log
@@ -82,9 +82,9 @@ func (n *Node) hideMachine(ctx context.Context) error {
 	`)
 }
 
-// withoutSysctls is the command line that has a kubelet set copies of the sysctls
-// which it sets for the whole machine. They are the kubelet's alone: in a user
-// namespace nobody may mount a /proc of which parts are covered.
+// withoutSysctls returns a command line that gives a kubelet private copies of the sysctls that it
+// sets for the whole machine. Only the kubelet sees the copies: with parts of /proc covered, a user
+// namespace could not mount a new /proc.
 func (n *Node) withoutSysctls() []string {
 	const script = `
 		dir=$1
@@ -112,18 +112,18 @@ func (n *Node) writeKubeletConfig() error {
 		"authorization": object{"mode": "Webhook"},
 		"tlsCertFile":   n.cluster.pki(n.Name + ".crt"), "tlsPrivateKeyFile": n.cluster.pki(n.Name + ".key"),
 		"cgroupDriver": "cgroupfs", "cgroupRoot": n.Mica.CgroupParent(),
-		// What a development machine may have, or may lack.
+		// A development machine may have or lack these.
 		"failSwapOn": false, "failCgroupV1": false, "oomScoreAdj": 0,
 		"resolvConf": n.resolver(), "podLogsDir": filepath.Join(n.Disk(), "pods"),
 		"volumePluginDir":     filepath.Join(n.dir, "volume-plugins"),
 		"serializeImagePulls": false, "imageGCHighThresholdPercent": 100, "imageMaximumGCAge": "3m",
-		// The images are on the machine's disk, whose space is not ours.
+		// The images are on the machine's disk, whose free space the test cannot control.
 		"evictionHard": object{
 			"nodefs.available": "100Mi", "nodefs.inodesFree": "1%", "memory.available": "50Mi",
 			"imagefs.available": "100Mi", "imagefs.inodesFree": "1%",
 		},
 		"evictionPressureTransitionPeriod": "5s",
-		// So that a test need not write much to see a log rotated.
+		// A test needs to write little until a log is rotated.
 		"containerLogMaxSize": "2Mi", "containerLogMaxFiles": 9, "containerLogMonitorInterval": "3s",
 	}
 	if n.Bus != "" {
@@ -144,8 +144,8 @@ func (n *Node) writeProxyConfig() error {
 	})
 }
 
-// writeNetwork writes the template of the network configuration, which Mica
-// fills in when the kubelet tells it the node's pod subnet.
+// writeNetwork writes the template of the network configuration. Mica completes it when the kubelet
+// sends the node's pod subnet.
 func (n *Node) writeNetwork() error {
 	err := writeJSON(n.template(), object{
 		"cniVersion": "1.0.0", "name": n.Mica.Name,
@@ -163,7 +163,7 @@ func (n *Node) writeNetwork() error {
 	if err != nil {
 		return err
 	}
-	// What is not the kubelet's in the node's cgroup has a place beside it.
+	// Cgroups that are not the kubelet's are below a separate cgroup of the node.
 	runtimes := []string{"runc", "crun"}
 	if n.Other() {
 		slices.Reverse(runtimes)

@@ -12,14 +12,14 @@ import (
 	"github.com/micarun/mica/e2e/cluster"
 )
 
-// initNode is a line of a pod's manifest, for pods with init containers. They run on the first
-// node, whose kubelet has EventedPLEG off: with that gate and a runtime that reports the time of a
-// pod's status, the kubelet of Kubernetes 1.37.2 forgets which init containers have completed and
-// starts the first one again (GetPodStatus leaves ActiveContainerStatuses empty).
+// initNode is a line in the manifest of pods with init containers. They run on the first node,
+// whose kubelet has EventedPLEG off. With that gate and a runtime that reports the time of a pod's
+// status, the kubelet of Kubernetes 1.37.2 forgets which init containers have completed, and starts
+// the first one again (GetPodStatus leaves ActiveContainerStatuses empty).
 func (f *fixture) initNode() string { return "\tnodeName: " + f.Nodes[0].Name + "\n" }
 
-// Init containers run one after the other; a sidecar starts among them, serves
-// the main container, and ends after it.
+// Init containers run one after the other. A sidecar starts between them, runs beside the main
+// container, and ends after it.
 func TestInitAndSidecar(t *testing.T) {
 	f := start(t)
 	f.pod("main", f.initNode()+`
@@ -95,7 +95,7 @@ func TestProbes(t *testing.T) {
 	}
 	f.pod("main", spec)
 	f.awaitPod("main", ready)
-	// Several rounds of each probe.
+	// Wait for several rounds of each probe.
 	select {
 	case <-time.After(5 * time.Second):
 	case <-f.ctx.Done():
@@ -108,7 +108,7 @@ func TestProbes(t *testing.T) {
 	}
 }
 
-// A container whose liveness probe fails is restarted, with growing pauses.
+// A container whose liveness probe fails is restarted, with increasing delays.
 func TestFailingLivenessProbe(t *testing.T) {
 	f := start(t)
 	f.pod("main", `
@@ -155,7 +155,7 @@ func TestReadinessFollowsTheProbe(t *testing.T) {
 	f.awaitPod("main", ready)
 }
 
-// Hooks run where they should, and a pod is gone within its grace period.
+// Hooks run in their container, in order, and a pod is gone within its grace period.
 func TestHooks(t *testing.T) {
 	f := start(t)
 	f.apply(`
@@ -168,7 +168,7 @@ spec:
 	containers:
 	- name: main
 		image: ` + cluster.Busybox + `
-		command: [sh, -c, "trap 'echo told to end >>/out/log; exit 0' TERM; while :; do sleep 1 & wait $!; done"]
+		command: [sh, -c, "trap 'echo terminated >>/out/log; exit 0' TERM; while :; do sleep 1 & wait $!; done"]
 		lifecycle:
 			postStart: {exec: {command: [sh, -c, echo started >>/out/log]}}
 			preStop: {exec: {command: [sh, -c, "sleep 1; echo about to stop >>/out/log"]}}
@@ -181,12 +181,12 @@ spec:
 		t.Errorf("deletion took %s", took)
 	}
 	out, err := f.Nodes[0].Run(f.ctx, "cat", f.Nodes[0].Disk()+"/hooks/log")
-	if want := "started\nabout to stop\ntold to end\n"; err != nil || out != want {
+	if want := "started\nabout to stop\nterminated\n"; err != nil || out != want {
 		t.Errorf("log is %q, %v, want %q", out, err, want)
 	}
 }
 
-// delete deletes the pod and returns how long it was until it was gone.
+// delete deletes the pod and returns the time until it is gone.
 func (f *fixture) delete(pod string, flags ...string) time.Duration {
 	f.t.Helper()
 	begin := time.Now()
@@ -196,7 +196,7 @@ func (f *fixture) delete(pod string, flags ...string) time.Duration {
 		if errors.Is(err, cluster.ErrNotFound) {
 			return nil
 		}
-		return errors.Join(errors.New("still there"), err)
+		return errors.Join(errors.New("the pod still exists"), err)
 	})
 	return time.Since(begin)
 }
@@ -215,8 +215,8 @@ func TestFailedPostStart(t *testing.T) {
 	f.awaitEvent("main", "FailedPostStartHook", "PostStartHook failed")
 }
 
-// A container that ignores its stop signal is killed at the end of the grace period,
-// not before and not long after.
+// A container that ignores its stop signal is killed at the end of the grace period, not earlier
+// and not much later.
 func TestGracePeriod(t *testing.T) {
 	f := start(t)
 	for _, name := range []string{"patient", "forced"} {
@@ -239,7 +239,7 @@ spec:
 	}
 }
 
-// What a container says of its end reaches the API, from the file or from its log.
+// A container's termination message reaches the API, from the file or from the log.
 func TestTerminationMessage(t *testing.T) {
 	f := start(t)
 	f.pod("main", `
@@ -267,7 +267,7 @@ func TestTerminationMessage(t *testing.T) {
 	}
 }
 
-// A command that is not there is an error that says so.
+// A missing command results in an error that says so.
 func TestCommandNotFound(t *testing.T) {
 	f := start(t)
 	f.pod("main", `

@@ -19,7 +19,7 @@ import (
 	"github.com/micarun/mica/e2e/node"
 )
 
-// suite is what all tests share and none changes.
+// suite is the data shared by all tests; none changes it.
 type suite struct {
 	*cluster.Cluster
 	baseline []node.Census // of each node, before the first test
@@ -62,15 +62,15 @@ func run(m *testing.M, keep bool) (code int, err error) {
 	return code, errors.Join(checkEmptied(ctx), shared.Down(ctx), shared.Release())
 }
 
-// takeBaseline takes the nodes' censuses after a first pod, for which daemons
-// and kubelets make what they keep.
+// takeBaseline takes the nodes' censuses after a first pod, for which daemons and kubelets allocate
+// what they keep.
 func takeBaseline(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for _, n := range shared.Nodes {
 		manifest := fmt.Sprintf(`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "first"}, "spec": {
 			"nodeName": %q, "containers": [{"name": "main", "image": %q, "command": ["sleep", "infinity"]}]}}`, n.Name, cluster.Busybox)
-		// The namespace's service account may not be there yet.
+		// The namespace's service account may not exist yet.
 		if err := cluster.Await(ctx, "a first pod", func(ctx context.Context) error {
 			_, err := shared.KubectlInput(ctx, manifest, "create", "--filename=-")
 			return err
@@ -92,7 +92,7 @@ func takeBaseline(ctx context.Context) error {
 	return nil
 }
 
-// up starts the cluster; its binaries are those of the directory MICA_BIN.
+// up starts the cluster with the binaries in the directory MICA_BIN.
 func up(ctx context.Context, keep bool) (*cluster.Cluster, error) {
 	root, err := filepath.Abs("../..")
 	if err != nil {
@@ -120,15 +120,14 @@ func up(ctx context.Context, keep bool) (*cluster.Cluster, error) {
 	if keep {
 		return c, c.ReplaceMica(ctx)
 	}
-	// A killed run left it.
+	// A killed test run left this cluster.
 	if err := errors.Join(c.Down(ctx), c.Release()); err != nil {
 		fmt.Println("cluster of an earlier run:", err)
 	}
 	return cluster.Up(ctx, options)
 }
 
-// checkEmptied waits until the kubelets have removed what the tests' pods were,
-// and looks for what stayed.
+// checkEmptied waits until the kubelets have removed the tests' pods, and checks for leftovers.
 func checkEmptied(ctx context.Context) error {
 	// The kubelet removes sandboxes once a minute.
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
@@ -139,7 +138,7 @@ func checkEmptied(ctx context.Context) error {
 		err := cluster.Await(ctx, "pods of "+n.Name+" to be removed", func(ctx context.Context) error {
 			pods, err := n.Mica.Runtime.ListPodSandbox(ctx, nil)
 			if err == nil && len(pods) > 0 {
-				err = fmt.Errorf("%d are left, such as %v", len(pods), pods[0].Metadata)
+				err = fmt.Errorf("%d pods are left, such as %v", len(pods), pods[0].Metadata)
 			}
 			return err
 		})
@@ -154,7 +153,7 @@ func checkEmptied(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("%s: left behind: %s", n.Name, leak))
 		}
 		if slices.ContainsFunc(leaks, func(leak string) bool { return strings.HasPrefix(leak, "goroutine") }) {
-			stacks, err := n.Mica.DumpGoroutines() // it ends the daemon, which has had its last test
+			stacks, err := n.Mica.DumpGoroutines() // this ends the daemon, after its last test
 			errs = append(errs, err)
 			fmt.Printf("goroutines of %s:\n%s\n", n.Name, stacks)
 		}

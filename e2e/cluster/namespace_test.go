@@ -12,7 +12,7 @@ import (
 	"github.com/micarun/mica/e2e/cluster"
 )
 
-// A pod with hostUsers: false is root of itself only, and its volumes are its own.
+// Root in a pod with hostUsers: false is root only in the pod, and the pod's volumes belong to it.
 func TestUserNamespace(t *testing.T) {
 	f := start(t)
 	f.kubectl("create", "configmap", "settings", "--from-literal=color=blue")
@@ -60,7 +60,8 @@ func TestHostNetwork(t *testing.T) {
 	}
 }
 
-// A host port is the node's, seen from another node as well as from itself.
+// A host port can be reached on the node's address, from another node as well as from the node
+// itself.
 func TestHostPort(t *testing.T) {
 	f := start(t)
 	f.pod("main", `
@@ -72,17 +73,17 @@ func TestHostPort(t *testing.T) {
 		f.await("an answer to "+from.Name, func(ctx context.Context) error {
 			answer, err := f.fetch(ctx, from, fmt.Sprintf("http://%s:28081/hostname", n.IP))
 			if err == nil && answer != "main" {
-				err = fmt.Errorf("it is %q", answer)
+				err = fmt.Errorf("the answer is %q", answer)
 			}
 			return err
 		})
 	}
 	f.delete("main")
-	f.await("the port to be free", func(ctx context.Context) error {
+	f.await("the host port to be closed", func(ctx context.Context) error {
 		if _, err := f.fetch(ctx, n, fmt.Sprintf("http://%s:28081/hostname", n.IP)); err != nil {
 			return nil
 		}
-		return errors.New("it answers")
+		return errors.New("the host port still answers")
 	})
 }
 
@@ -104,7 +105,7 @@ func TestShareProcessNamespace(t *testing.T) {
 	if strings.Contains(out, "kubelet") {
 		t.Errorf("the node's processes show: %s", out)
 	}
-	// The other container's process can be signalled, and is restarted.
+	// The other container's process can receive signals, and its container is restarted.
 	f.exec("main", "kill $(pgrep -f 'sleep 222[2]')")
 	f.awaitPod("main", func(pod corev1.Pod) error {
 		for _, c := range pod.Status.ContainerStatuses {
@@ -116,8 +117,7 @@ func TestShareProcessNamespace(t *testing.T) {
 	})
 }
 
-// Each OCI runtime runs what a RuntimeClass sends to it; overhead is part of the
-// pod's cgroup.
+// A RuntimeClass selects the OCI runtime, and its overhead is part of the pod's cgroup limits.
 func TestRuntimeClass(t *testing.T) {
 	f := start(t)
 	for _, handler := range []string{"runc", "crun"} {
@@ -146,7 +146,7 @@ overhead: {podFixed: {memory: 16Mi}}
 	}
 }
 
-// Pods of different nodes reach each other by address, and by service.
+// Pods on different nodes reach each other by address and by service.
 func TestAcrossNodes(t *testing.T) {
 	f := start(t)
 	for _, n := range f.Nodes {
@@ -165,7 +165,7 @@ func TestAcrossNodes(t *testing.T) {
 	}
 	for _, from := range f.Nodes {
 		for index, to := range f.Nodes {
-			// The other side sees the pod's own address.
+			// The receiver sees the pod's own address.
 			out := f.exec(from.Name, "wget -q -O- "+addresses[index]+":8080/hostname; echo; wget -q -O- "+addresses[index]+":8080/clientip")
 			name, source, _ := strings.Cut(out, "\n")
 			if name != to.Name || from != to && !strings.HasPrefix(source, f.podAddress(from.Name)+":") {
@@ -184,7 +184,7 @@ func (f *fixture) podAddress(name string) string {
 	return pod.Status.PodIP
 }
 
-// What a security context asks for is what a process has.
+// A process has the properties that its security context requests.
 func TestSecurityContext(t *testing.T) {
 	f := start(t)
 	f.pod("main", `

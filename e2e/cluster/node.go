@@ -22,28 +22,27 @@ import (
 	"github.com/micarun/mica/e2e/node"
 )
 
-// Node is one node of a cluster. Safe for concurrent use are only methods that
-// start and end nothing.
+// Node is one node of a cluster. Only methods that start and end nothing may be called
+// concurrently.
 type Node struct {
-	// Name is Kubernetes' name of the node.
+	// Name is the node's name in Kubernetes.
 	Name string
-	// IP is the node's address, and Pods the subnet of its pods.
+	// IP is the node's address, and Pods its pod subnet.
 	IP   netip.Addr
 	Pods netip.Prefix
 	// Mica is the container runtime.
 	Mica *node.Node
-	// Bus is the address of the D-Bus that tells the next kubelet of a
-	// shutdown. Empty: nobody does.
+	// Bus is the address of the D-Bus on which the next kubelet waits for a shutdown. Empty: none.
 	Bus string
 
 	cluster *Cluster
 	host    *host
 	peer    *containerd.Daemon       // runs instead of Mica, if not nil
-	dir     string                   // of all files but the state directory
-	ended   map[string]chan struct{} // closed at the end of the programs that we started
+	dir     string                   // all files except the state directory
+	ended   map[string]chan struct{} // each is closed when a program started by this process has ended
 }
 
-// registry is where every node has a registry that serves all images.
+// registry is the address of a registry on every node that serves all images.
 const registry = "127.0.0.1:5055"
 
 func nodeName(index int) string { return "node" + strconv.Itoa(index+1) }
@@ -58,8 +57,8 @@ func (c *Cluster) newNode(index int, h *host) *Node {
 	return n
 }
 
-// cgroupOf is the name of a node's cgroup, and of other things of it that the
-// machine sees.
+// cgroupOf is the name of a node's cgroup, and of the node's other objects that are visible on the
+// machine.
 func (c *Cluster) cgroupOf(index int) string { return fmt.Sprintf("%s-%d", c.Name, index+1) }
 
 func (n *Node) micaOptions(index int) node.Options {
@@ -73,17 +72,16 @@ func (n *Node) micaOptions(index int) node.Options {
 
 func (n *Node) logs() string { return filepath.Join(n.dir, "log") }
 
-// Log is the path of the log of one of the node's programs, of the control
-// plane's as well: kubelet, kube-proxy, micad, kube-apiserver …
+// Log is the path of the log of one of the node's programs, including the control plane: kubelet,
+// kube-proxy, micad, kube-apiserver …
 func (n *Node) Log(program string) string { return filepath.Join(n.logs(), program+".log") }
 
-// Other says that the node is one of those that have things another way: crun before
-// runc, and a kubelet that learns of pods by the runtime's events and has all
-// statistics from the runtime. Every second node is.
+// Other reports whether the node has the other settings: crun before runc, and a kubelet that uses
+// the runtime's events for pods and takes all statistics from the runtime. Every second node has
+// them.
 func (n *Node) Other() bool { return n.Pods.Addr().As4()[2]%2 == 1 }
 
-// Disk is the directory of the node's own file system, which has what the kubelet
-// keeps and the logs of containers.
+// Disk is the directory of the node's file system for the kubelet's data and container logs.
 func (n *Node) Disk() string { return filepath.Join(n.dir, "disk") }
 
 // Dial connects to an IP address and port as a process on the node would.
@@ -96,7 +94,7 @@ func (n *Node) Listen(ctx context.Context, address string) (net.Listener, error)
 	return n.host.listen(ctx, address)
 }
 
-// UsePlainHTTP tells Mica that the registry at an address has no TLS.
+// UsePlainHTTP configures Mica to use the registry at an address without TLS.
 func (n *Node) UsePlainHTTP(address string) error {
 	dir := filepath.Join(n.Mica.Data, "certs.d", address)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -109,7 +107,7 @@ func (n *Node) UsePlainHTTP(address string) error {
 	return nil
 }
 
-// Shell is the command line of a shell on the node.
+// Shell is the command line that opens a shell on the node.
 func (n *Node) Shell() string { return strings.Join(append(n.host.enter(), "bash"), " ") }
 
 // Run runs a command on the node and returns its output.
@@ -121,7 +119,7 @@ func (n *Node) Run(ctx context.Context, name string, arguments ...string) (strin
 	return string(out), nil
 }
 
-// route sends what is for the other node's pods to that node.
+// route adds the route to the other node's pods.
 func (n *Node) route(ctx context.Context, other *Node) error {
 	return n.host.script(ctx, fmt.Sprintf("ip route replace %s via %s", other.Pods, other.IP))
 }
@@ -139,7 +137,7 @@ func (n *Node) adopt(ctx context.Context) error {
 	return nil
 }
 
-// start starts the node's programs and returns when Kubernetes calls it ready.
+// start starts the node's programs and returns when Kubernetes reports the node ready.
 func (n *Node) start(ctx context.Context) error {
 	if err := n.prepare(ctx); err != nil {
 		return err
@@ -157,7 +155,7 @@ func (n *Node) start(ctx context.Context) error {
 	return n.AwaitReady(ctx)
 }
 
-// AwaitReady waits until Kubernetes calls the node ready.
+// AwaitReady waits until Kubernetes reports the node ready.
 func (n *Node) AwaitReady(ctx context.Context) error {
 	return n.awaitService(ctx, "kubelet", func(ctx context.Context) error {
 		object, err := n.Object(ctx)
@@ -165,7 +163,7 @@ func (n *Node) AwaitReady(ctx context.Context) error {
 			return err
 		}
 		if object.Spec.PodCIDR != n.Pods.String() {
-			return fmt.Errorf("pods of %s are to be in %q, not in %s", n.Name, object.Spec.PodCIDR, n.Pods)
+			return fmt.Errorf("the pod subnet of %s is %q, want %s", n.Name, object.Spec.PodCIDR, n.Pods)
 		}
 		for _, condition := range object.Status.Conditions {
 			if condition.Type == corev1.NodeReady && condition.Status == corev1.ConditionTrue {
@@ -176,7 +174,7 @@ func (n *Node) AwaitReady(ctx context.Context) error {
 	})
 }
 
-// Object returns what Kubernetes knows of the node.
+// Object returns the node's API object.
 func (n *Node) Object(ctx context.Context) (corev1.Node, error) {
 	var object corev1.Node
 	err := n.cluster.Get(ctx, "/api/v1/nodes/"+n.Name, &object)
@@ -205,8 +203,7 @@ func (n *Node) startProxy() error {
 	return n.spawn(filepath.Join(n.cluster.Tools, "kube-proxy"), "--config="+n.proxyConfig(), "--hostname-override="+n.Name)
 }
 
-// stop ends the node's programs, and everything that Mica runs. It reports what
-// Mica left.
+// stop ends the node's programs and everything that Mica runs. It reports what Mica left.
 func (n *Node) stop(ctx context.Context) error {
 	if !n.host.lives() {
 		return nil
@@ -219,7 +216,7 @@ func (n *Node) stop(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// destroy ends the namespaces, and removes the cgroups that the kubelet made.
+// destroy ends the namespaces and removes the kubelet's cgroups.
 func (n *Node) destroy(ctx context.Context) error {
 	err := n.host.destroy(ctx)
 	for _, root := range n.cgroups() {
@@ -228,10 +225,10 @@ func (n *Node) destroy(ctx context.Context) error {
 	return err
 }
 
-// cgroups returns the directory of the node's cgroup in every hierarchy that
-// has controllers of the kubelet.
+// cgroups returns the directory of the node's cgroup in every hierarchy with controllers of the
+// kubelet.
 func (n *Node) cgroups() []string {
-	hierarchies, _ := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs") // the pattern is good
+	hierarchies, _ := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs") // the pattern is valid
 	var dirs []string
 	for _, file := range hierarchies {
 		dirs = append(dirs, filepath.Dir(file)+n.Mica.CgroupParent())
@@ -242,8 +239,7 @@ func (n *Node) cgroups() []string {
 	return dirs
 }
 
-// removeCgroup removes a cgroup with those below it, once their last processes
-// are gone.
+// removeCgroup removes a cgroup and those below it once they have no process.
 func removeCgroup(ctx context.Context, root string) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()

@@ -15,7 +15,7 @@ import (
 	"github.com/micarun/mica/e2e/cluster"
 )
 
-// The Node object has the runtime's version and features, as the runtime reports them.
+// The Node object has the runtime's version and features as the runtime reports them.
 func TestNodeStatus(t *testing.T) {
 	f := start(t)
 	for _, n := range f.Nodes {
@@ -42,7 +42,7 @@ func TestNodeStatus(t *testing.T) {
 		if features := object.Status.Features; features == nil || features.SupplementalGroupsPolicy == nil || !*features.SupplementalGroupsPolicy {
 			t.Errorf("features are %+v", object.Status.Features)
 		}
-		// `crictl info` shows the settings that the kubelet has sent.
+		// `crictl info` shows the settings that the kubelet sent.
 		status, err := n.Mica.Runtime.Status(f.ctx, true)
 		if err != nil {
 			t.Fatal(err)
@@ -54,23 +54,22 @@ func TestNodeStatus(t *testing.T) {
 		slices.Sort(told)
 		slices.Sort(handlers)
 		if !slices.Equal(told, handlers) || !status.Features.GetSupplementalGroupsPolicy() {
-			t.Errorf("the runtime tells of handlers %q and features %v, the node of %q", told, status.Features, handlers)
+			t.Errorf("the runtime reports handlers %q and features %v, the node of %q", told, status.Features, handlers)
 		}
 		if version := object.Status.NodeInfo.ContainerRuntimeVersion; "mica://"+strings.Trim(status.Info["version"], `"v`) != version {
 			t.Errorf("the runtime's version is %s, the node's %s", status.Info["version"], version)
 		}
-		// kubectl shows the same.
+		// kubectl shows the same values.
 		text := f.kubectl("get", "node", n.Name, "--output=yaml")
 		for _, want := range []string{"containerRuntimeVersion: mica://", "runtimeHandlers:", "- features:", "recursiveReadOnlyMounts: true", "userNamespaces: true", "name: crun", "name: runc", "supplementalGroupsPolicy: true"} {
 			if !strings.Contains(text, want) {
-				t.Errorf("kubectl get node %s says nothing of %q:\n%s", n.Name, want, text)
+				t.Errorf("kubectl get node %s does not contain %q:\n%s", n.Name, want, text)
 			}
 		}
 	}
 }
 
-// The kubelet's summary and metrics have figures of a pod, whichever way it gets
-// them.
+// The kubelet's summary and metrics have values for a pod, wherever the kubelet takes them from.
 func TestStatistics(t *testing.T) {
 	f := start(t)
 	for _, n := range f.Nodes {
@@ -97,7 +96,7 @@ func TestStatistics(t *testing.T) {
 	}
 }
 
-// A kubelet that is told to learn of pods by events does, without falling back.
+// A kubelet with EventedPLEG uses the runtime's events and does not fall back to polling.
 func TestEventedPLEG(t *testing.T) {
 	f := start(t)
 	for _, n := range f.Nodes {
@@ -112,13 +111,13 @@ func TestEventedPLEG(t *testing.T) {
 	}
 }
 
-// kubelet reads what the node's kubelet serves at a path.
+// kubelet reads a path of the node's kubelet.
 func (f *fixture) kubelet(ctx context.Context, n *cluster.Node, path string) (text string, err error) {
 	err = f.Get(ctx, "/api/v1/nodes/"+n.Name+"/proxy/"+path, &text)
 	return text, err
 }
 
-// awaitMetric waits until the kubelet has a metric with the labels, above zero.
+// awaitMetric waits until the kubelet's metric with the labels is above zero.
 func (f *fixture) awaitMetric(n *cluster.Node, path, name string, labels ...string) {
 	f.t.Helper()
 	f.await(fmt.Sprintf("%s %q of %s in %s", name, labels, n.Name, path), func(ctx context.Context) error {
@@ -136,11 +135,11 @@ func (f *fixture) awaitMetric(n *cluster.Node, path, name string, labels ...stri
 				return nil
 			}
 		}
-		return errors.New("it is not there")
+		return errors.New("the metric does not exist")
 	})
 }
 
-// checkSummary wants figures of the pod on the node from the kubelet's summary.
+// checkSummary checks that the kubelet's summary has values for the pod.
 func (f *fixture) checkSummary(text string, n *cluster.Node) error {
 	type figures struct{ UsedBytes, WorkingSetBytes, UsageNanoCores *uint64 }
 	var summary struct {
@@ -177,13 +176,13 @@ func (f *fixture) checkSummary(text string, n *cluster.Node) error {
 		}
 		return nil
 	}
-	return errors.New("the pod is not there")
+	return errors.New("the summary does not have the pod")
 }
 
-// manyPods is how many pods see the restarts of their node's programs.
+// manyPods is the number of pods during the restarts of their node's programs.
 const manyPods = 100
 
-// A restart of kubelet and daemon restarts no container, and every pod stays ready.
+// Restarts of kubelet and daemon restart no container, and every pod remains ready.
 func TestRestarts(t *testing.T) {
 	f := startAlone(t)
 	n := f.Nodes[0]
@@ -208,11 +207,11 @@ spec:
 	begin := time.Now()
 	before := f.awaitPods("app=many", manyPods)
 	t.Logf("%d pods were ready after %.1f s", manyPods, time.Since(begin).Seconds())
-	// A kubelet takes containers for new that started in the ten seconds before it.
+	// A kubelet treats containers as new that started up to ten seconds before it.
 	f.await("containers to be old enough", func(context.Context) error {
 		for _, pod := range before {
 			if age := time.Since(pod.Status.ContainerStatuses[0].State.Running.StartedAt.Time); age < 12*time.Second {
-				return fmt.Errorf("that of %s has run for %s", pod.Name, age)
+				return fmt.Errorf("the container of %s has run for %s", pod.Name, age)
 			}
 		}
 		return nil
@@ -238,7 +237,7 @@ spec:
 	}
 }
 
-// awaitSync waits until the kubelet has run a new pod, and so knows the others.
+// awaitSync waits until the kubelet has run a new pod, and so has read the others.
 func (f *fixture) awaitSync(n *cluster.Node) {
 	f.t.Helper()
 	if err := n.AwaitReady(f.ctx); err != nil {
@@ -249,7 +248,7 @@ func (f *fixture) awaitSync(n *cluster.Node) {
 	f.delete("new")
 }
 
-// compare wants pods to be what they were, without an interruption.
+// compare checks that pods have not changed and were ready without an interruption.
 func (f *fixture) compare(restarted string, before, after []corev1.Pod) {
 	f.t.Helper()
 	known := map[string]corev1.Pod{}

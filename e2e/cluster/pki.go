@@ -19,25 +19,24 @@ import (
 	"time"
 )
 
-// authority signs the certificates of one cluster, as files in dir: NAME.crt
-// and NAME.key, with NAME.conf beside them for a client that the API server
-// knows by one.
+// authority signs the certificates of one cluster. They are files in dir: NAME.crt and NAME.key,
+// and NAME.conf for a client that authenticates at the API server.
 type authority struct {
 	dir  string
 	cert *x509.Certificate
 	key  crypto.Signer
 }
 
-// identity is what a certificate says.
+// identity is the content of a certificate.
 type identity struct {
 	name  string // of the files
 	user  string // common name
 	group string // organisation
-	// addresses make it a server's, too.
+	// addresses are those of a server certificate.
 	addresses []netip.Addr
 }
 
-// newAuthority makes the cluster's certificate authority: ca.crt.
+// newAuthority makes the cluster's certificate authority: ca.crt and ca.key.
 func newAuthority(dir string) (*authority, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make certificate authority: %w", err)
@@ -123,8 +122,7 @@ func writePEM(file, kind string, der []byte) error {
 	return nil
 }
 
-// kubeconfig issues the certificate of a client of the API server and writes
-// its NAME.conf.
+// kubeconfig issues a client certificate for the API server and writes NAME.conf.
 func (a *authority) kubeconfig(i identity, server string) error {
 	if err := a.issue(i); err != nil {
 		return err
@@ -132,8 +130,7 @@ func (a *authority) kubeconfig(i identity, server string) error {
 	return a.writeKubeconfig(i.name, i.name+".conf", server)
 }
 
-// writeKubeconfig writes a file by which the client with the certificate NAME
-// finds the API server.
+// writeKubeconfig writes the kubeconfig of the client with the certificate NAME.
 func (a *authority) writeKubeconfig(name, file, server string) error {
 	type object = map[string]any
 	files := map[string][]byte{}
@@ -156,7 +153,7 @@ func (a *authority) writeKubeconfig(name, file, server string) error {
 	})
 }
 
-// writeJSON writes a file that only root may read. What reads YAML reads it, too.
+// writeJSON writes a file that only root may read. JSON is also valid YAML.
 func writeJSON(file string, v any) error {
 	data, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {

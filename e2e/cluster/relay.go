@@ -11,9 +11,9 @@ import (
 	"syscall"
 )
 
-// Publish lets the machine reach the API server at a loopback address, and
-// returns the path of a kubeconfig that says so. program is an executable that
-// calls Relay when its argument is "relay"; it ends with the cluster.
+// Publish makes the API server reachable at a loopback address of the machine, and returns the path
+// of a kubeconfig for it. program is an executable that calls Relay if its argument is "relay"; its
+// process ends with the cluster.
 func (c *Cluster) Publish(ctx context.Context, address, program string) (string, error) {
 	a := &authority{dir: c.pki("")}
 	if err := a.writeKubeconfig("admin", "kubeconfig", "https://"+address); err != nil {
@@ -38,19 +38,19 @@ func (c *Cluster) Publish(ctx context.Context, address, program string) (string,
 		return "", fmt.Errorf("publish API server: %w", err)
 	}
 	defer log.Close()
-	// The socket belongs to the machine, and the process to the node.
+	// The socket belongs to the machine's network namespace, and the process runs on the node.
 	relay := c.Nodes[0].host.command(context.WithoutCancel(ctx), program, "relay")
 	relay.ExtraFiles, relay.Stdout, relay.Stderr = []*os.File{socket}, log, log
 	relay.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := relay.Start(); err != nil {
 		return "", fmt.Errorf("publish API server: %w", err)
 	}
-	go func(r *exec.Cmd) { _ = r.Wait() }(relay) // how it ended is in its log
+	go func(r *exec.Cmd) { _ = r.Wait() }(relay) // the log shows how it ended
 	return c.pki("kubeconfig"), nil
 }
 
-// Relay hands every connection to the socket that is descriptor 3 on to the
-// API server. It returns when it cannot go on.
+// Relay forwards every connection to the socket with descriptor 3 to the API server. It returns
+// only on an error.
 func Relay() error {
 	listener, err := net.FileListener(os.NewFile(3, "listener"))
 	if err != nil {
@@ -69,7 +69,7 @@ func Relay() error {
 	}
 }
 
-// relay copies both ways until both ends have nothing more to say.
+// relay copies in both directions until both ends have closed.
 func relay(near *net.TCPConn) error {
 	defer near.Close()
 	conn, err := net.Dial("tcp", server)

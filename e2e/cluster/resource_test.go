@@ -34,14 +34,14 @@ func TestOOMKilled(t *testing.T) {
 	f.awaitPod("child", ended(corev1.PodFailed))
 }
 
-// inCgroup returns the value of a file of the pod's main container's cgroup, by its name
-// in cgroup v1 or v2.
+// inCgroup returns the content of a file in the cgroup of the pod's main container, by its name in
+// cgroup v1 or v2.
 func (f *fixture) inCgroup(pod, v1, v2 string) string {
 	f.t.Helper()
 	return strings.TrimSpace(f.exec(pod, "cat /sys/fs/cgroup/"+v1+" 2>/dev/null || cat /sys/fs/cgroup/"+v2))
 }
 
-// Resources change in place: the container neither restarts nor keeps its limits.
+// Resources change in place: the container gets its new limits without a restart.
 func TestResize(t *testing.T) {
 	f := start(t)
 	f.pod("main", `
@@ -77,7 +77,7 @@ func TestResize(t *testing.T) {
 }
 
 // A pod that exceeds its ephemeral storage limit is evicted with that reason.
-func TestEvictedForItsOwnUse(t *testing.T) {
+func TestEvictedForEphemeralStorage(t *testing.T) {
 	f := start(t)
 	f.pod("volume", `
 	containers: [{name: main, image: "`+cluster.Busybox+`", command: [sh, -c, "dd if=/dev/zero of=/v/fill bs=1M count=20; exec sleep infinity"], volumeMounts: [{name: v, mountPath: /v}]}]
@@ -91,7 +91,7 @@ func TestEvictedForItsOwnUse(t *testing.T) {
 	}
 }
 
-// evicted wants a pod to be evicted, with a message.
+// evicted checks that a pod was evicted with the message.
 func evicted(message string) func(corev1.Pod) error {
 	return func(pod corev1.Pod) error {
 		if pod.Status.Phase != corev1.PodFailed || pod.Status.Reason != "Evicted" || !strings.Contains(pod.Status.Message, message) {
@@ -101,7 +101,7 @@ func evicted(message string) func(corev1.Pod) error {
 	}
 }
 
-// A node whose disk fills up evicts the pod that fills it, and recovers.
+// A node whose disk becomes full evicts the pod that fills it, and recovers.
 func TestDiskPressure(t *testing.T) {
 	f := startAlone(t)
 	n := f.Nodes[1]
@@ -111,8 +111,7 @@ func TestDiskPressure(t *testing.T) {
 	volumes: [{name: v, emptyDir: {}}]
 `)
 	f.awaitPod("filler", evicted("low on resource: ephemeral-storage"))
-	// The node's condition, as others see it, comes late and goes late: a pod may still
-	// be rejected.
+	// The API server's view of the node's condition lags behind: a pod may still be rejected.
 	f.await("a pod that the node takes", func(ctx context.Context) error {
 		pod, err := f.get(ctx, "after")
 		if errors.Is(err, cluster.ErrNotFound) {

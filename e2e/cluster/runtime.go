@@ -16,8 +16,8 @@ import (
 	"github.com/micarun/mica/e2e/node"
 )
 
-// startRuntime starts what runs the node's containers: Mica, or the containerd of
-// the cluster's options.
+// startRuntime starts the node's container runtime: Mica, or the containerd of the cluster's
+// options.
 func (n *Node) startRuntime(ctx context.Context) error {
 	if n.cluster.Containerd == "" {
 		started, err := node.Start(ctx, n.Mica.Options)
@@ -29,7 +29,7 @@ func (n *Node) startRuntime(ctx context.Context) error {
 	certs := filepath.Join(n.Mica.Data, "certs.d")
 	if err := errors.Join(
 		os.MkdirAll(n.Mica.State, 0o711), node.WriteMirror(certs, registry),
-		// Where it keeps its shims' sockets is the same for all of the machine.
+		// The directory of containerd's shim sockets is the same for the whole machine.
 		n.host.script(ctx, "mkdir -p /run/containerd; mount -t tmpfs -o size=16m containerd /run/containerd"),
 	); err != nil {
 		return err
@@ -43,7 +43,7 @@ func (n *Node) startRuntime(ctx context.Context) error {
 	return err
 }
 
-// socket is where the kubelet finds the container runtime.
+// socket is the path of the container runtime's socket.
 func (n *Node) socket() string {
 	if n.cluster.Containerd != "" {
 		return filepath.Join(n.Mica.State, "containerd.sock")
@@ -51,7 +51,7 @@ func (n *Node) socket() string {
 	return n.Mica.Socket()
 }
 
-// removeRuntime has the container runtime end with everything of it.
+// removeRuntime ends the container runtime and removes everything of it.
 func (n *Node) removeRuntime(ctx context.Context) error {
 	if n.cluster.Containerd == "" {
 		return n.removeMica(ctx)
@@ -62,7 +62,7 @@ func (n *Node) removeRuntime(ctx context.Context) error {
 	return n.peer.Remove(ctx)
 }
 
-// removeMica has Mica end with everything of it.
+// removeMica ends Mica and removes everything of it.
 func (n *Node) removeMica(ctx context.Context) error {
 	if _, err := os.Stat(n.Mica.Config()); errors.Is(err, fs.ErrNotExist) {
 		return nil // it was not started
@@ -72,8 +72,8 @@ func (n *Node) removeMica(ctx context.Context) error {
 		_, err := n.Mica.Mica(ctx, "check")
 		errs = append(errs, err)
 	}
-	// The cgroups of pods and their classes are the kubelet's, the runtime's own
-	// is ours.
+	// The cgroups of pods and their classes belong to the kubelet, and the runtime's own to this
+	// package.
 	kubelets := regexp.MustCompile(`left behind: cgroup /sys/fs/cgroup/.*/(runtime|kubepods(/burstable|/besteffort)?(/pod[0-9a-f-]+)?)$`)
 	for _, line := range lines(n.Mica.Remove(ctx)) {
 		if !kubelets.MatchString(line) {
@@ -91,7 +91,7 @@ func lines(err error) []string {
 	return strings.Split(err.Error(), "\n")
 }
 
-// RuntimeProcesses returns the processes that are the container runtime's own.
+// RuntimeProcesses returns the container runtime's own processes.
 func (n *Node) RuntimeProcesses() ([]int, error) {
 	if n.peer != nil {
 		return n.peer.Processes()
@@ -100,8 +100,8 @@ func (n *Node) RuntimeProcesses() ([]int, error) {
 	return []int{n.Mica.Pid(), keeper}, err
 }
 
-// meter is the directory of the container runtime's cgroup where processor time
-// is counted. Empty: it has none of its own.
+// meter returns the directory of the container runtime's cgroup that counts processor time. Empty:
+// the runtime has no separate cgroup.
 func (n *Node) meter() string {
 	if !n.cluster.Metered {
 		return ""
@@ -114,8 +114,8 @@ func (n *Node) meter() string {
 	return filepath.Join("/sys/fs/cgroup"+n.Mica.CgroupParent(), "runtime")
 }
 
-// enterMeter is the command line that runs the one after it in the container
-// runtime's cgroup.
+// enterMeter returns a command line that runs the command line after it in the container runtime's
+// cgroup.
 func (n *Node) enterMeter() []string {
 	dir := n.meter()
 	if dir == "" {
@@ -125,12 +125,12 @@ func (n *Node) enterMeter() []string {
 	return []string{"sh", "-ec", script, "sh", filepath.Join(dir, "cgroup.procs")}
 }
 
-// CPU is the processor time that the container runtime has used, with everything
-// that it runs, pods included. The cluster must be metered.
+// CPU returns the processor time used by the container runtime and everything that it runs,
+// including pods. The cluster must be metered.
 func (n *Node) CPU() (time.Duration, error) {
 	dirs := []string{filepath.Dir(n.meter())}
 	if n.peer == nil {
-		// Mica's keeper leaves the cgroup that it is started in.
+		// Mica's keeper leaves the cgroup in which it is started.
 		keeper, err := n.Mica.KeeperPid()
 		if err != nil {
 			return 0, err
@@ -152,7 +152,7 @@ func (n *Node) CPU() (time.Duration, error) {
 	return sum, nil
 }
 
-// meterOf is the directory of a process' cgroup where processor time is counted.
+// meterOf returns the directory of a process's cgroup that counts processor time.
 func (n *Node) meterOf(pid int) (string, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err != nil {
@@ -160,7 +160,7 @@ func (n *Node) meterOf(pid int) (string, error) {
 	}
 	root := filepath.Dir(filepath.Dir(n.meter()))
 	for line := range strings.Lines(string(text)) {
-		// number:controllers:path, without controllers in cgroup v2.
+		// The format is number:controllers:path. The field controllers is empty in cgroup v2.
 		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
 		v1 := filepath.Base(root) == fields[1] || strings.Contains(fields[1], "cpuacct")
 		if v1 || fields[1] == "" && root == "/sys/fs/cgroup" {
@@ -170,7 +170,7 @@ func (n *Node) meterOf(pid int) (string, error) {
 	return "", fmt.Errorf("find cgroup of process %d: it has none with processor time", pid)
 }
 
-// usage is the processor time of a cgroup, with those below it.
+// usage returns the processor time of a cgroup and those below it.
 func usage(dir string) (time.Duration, error) {
 	text, err := os.ReadFile(filepath.Join(dir, "cpuacct.usage"))
 	if err == nil {

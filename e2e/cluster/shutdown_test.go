@@ -20,10 +20,10 @@ import (
 	"github.com/micarun/mica/e2e/cluster"
 )
 
-// logind is a substitute for systemd-logind on a separate bus. A client that inhibits a
-// shutdown gets a lock, and a signal when the machine is to go down.
+// logind is a substitute for systemd-logind on a separate bus. A client that inhibits a shutdown
+// gets a lock, and a signal when the machine is about to shut down.
 type logind struct {
-	bus string // the address
+	bus string // the bus's address
 	*dbus.Conn
 	mu    sync.Mutex // guards locks
 	locks [][2]*os.File
@@ -34,10 +34,10 @@ const (
 	logindManager = "org.freedesktop.login1.Manager"
 )
 
-// startLogind starts the bus and serves on it until the test ends.
+// startLogind starts the bus and answers calls until the test ends.
 func startLogind(t *testing.T) *logind {
 	t.Helper()
-	// The path of a socket must be short.
+	// A socket's path must be short.
 	dir, err := os.MkdirTemp("/run", "mica-bus-")
 	if err != nil {
 		t.Fatal(err)
@@ -75,7 +75,7 @@ func startLogind(t *testing.T) *logind {
 	return l
 }
 
-// Inhibit is the method of the bus: its answer is a lock, until it is closed.
+// Inhibit is a method on the bus. It returns a lock, which the client holds until it closes it.
 func (l *logind) Inhibit(_, _, _, _ string) (dbus.UnixFD, *dbus.Error) {
 	read, write, err := os.Pipe()
 	if err != nil {
@@ -87,42 +87,42 @@ func (l *logind) Inhibit(_, _, _, _ string) (dbus.UnixFD, *dbus.Error) {
 	return dbus.UnixFD(write.Fd()), nil
 }
 
-// taken wants so many locks to have been taken since the start.
+// taken checks that n locks have been taken since the start.
 func (l *logind) taken(count int) func(context.Context) error {
 	return func(context.Context) error {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		if len(l.locks) != count {
-			return fmt.Errorf("%d were taken", len(l.locks))
+			return fmt.Errorf("%d locks were taken", len(l.locks))
 		}
 		return nil
 	}
 }
 
-// released wants the first lock to have been given back.
+// released checks that the first lock has been released.
 func (l *logind) released(context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	lock := l.locks[0]
-	_ = lock[1].Close() // this process's copy; the client has its own
+	_ = lock[1].Close() // this process's copy; the client has another one
 	poll := []unix.PollFd{{Fd: int32(lock[0].Fd())}}
 	if _, err := unix.Poll(poll, 0); err != nil {
 		return err
 	}
 	if poll[0].Revents&unix.POLLHUP == 0 {
-		return errors.New("it is held")
+		return errors.New("the client holds the lock")
 	}
 	return nil
 }
 
-// prepareForShutdown sends the signal that the machine goes down, or that the shutdown
+// prepareForShutdown sends the signal that the machine is about to shut down, or that the shutdown
 // is cancelled.
 func (l *logind) prepareForShutdown(goes bool) error {
 	return l.Emit(logindPath, logindManager+".PrepareForShutdown", goes)
 }
 
-// The kubelet of a machine that is to go down ends its pods in their grace before
-// it lets go.
+// Before a shutdown, the kubelet ends its pods within their grace periods and then releases its
+// lock.
 func TestNodeShutdown(t *testing.T) {
 	f := startAlone(t)
 	n := f.Nodes[1]
@@ -150,7 +150,7 @@ func TestNodeShutdown(t *testing.T) {
 	if err := l.prepareForShutdown(true); err != nil {
 		t.Fatal(err)
 	}
-	f.await("the lock to be given back", l.released)
+	f.await("the lock to be released", l.released)
 	f.awaitPod("main", func(pod corev1.Pod) error {
 		for _, condition := range pod.Status.Conditions {
 			e := pod.Status.ContainerStatuses[0].State.Terminated

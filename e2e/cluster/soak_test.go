@@ -24,9 +24,8 @@ import (
 // soakTime is the minimum duration of TestSoak, which completes at least one round.
 var soakTime = flag.Duration("soak", 0, "how long the mixed workload of TestSoak goes on")
 
-// While a node does everything that nodes do, neither its kubelet nor its daemon
-// logs an error or a warning but those that the workload is to cause, and those that
-// this machine and the way of starting a kubelet cause.
+// During a mixed workload, neither kubelet nor daemon logs an error or a warning, except for those
+// that the workload provokes and those caused by this machine or by the way the kubelet is started.
 func TestSoak(t *testing.T) {
 	f := startAlone(t)
 	logs := f.logMarks("kubelet", "micad")
@@ -49,14 +48,14 @@ func TestSoak(t *testing.T) {
 	}
 }
 
-// A kubelet looks for old images once in imagePeriod, and does not believe in the
-// age of any before it has run for imageAge itself.
+// A kubelet looks for old images once in imagePeriod. It does not trust any image's age before it
+// has run for imageAge itself.
 const (
 	imagePeriod = 5 * time.Minute
 	imageAge    = 3 * time.Minute
 )
 
-// pullUnused pulls an image that no pod uses, and one besides that is pinned.
+// pullUnused pulls an image that no pod uses, and a pinned one.
 func (f *fixture) pullUnused() {
 	f.t.Helper()
 	for _, n := range f.Nodes {
@@ -68,8 +67,8 @@ func (f *fixture) pullUnused() {
 	}
 }
 
-// checkUnused wants the kubelets to have removed the unused image for its age, but
-// neither the pinned one nor those in use.
+// checkUnused checks that the kubelets have removed the unused image for its age, but neither the
+// pinned image nor those in use.
 func (f *fixture) checkUnused() {
 	f.t.Helper()
 	for _, n := range f.Nodes {
@@ -79,15 +78,15 @@ func (f *fixture) checkUnused() {
 				f.t.Fatal(err)
 			}
 			if status.GetImage() == nil == want {
-				f.t.Errorf("%s: image %s: there is %v", n.Name, name, status.GetImage())
+				f.t.Errorf("%s: image %s: exists %v", n.Name, name, status.GetImage())
 			}
 		}
 		f.awaitMetric(n, "metrics", "kubelet_image_garbage_collected_total", `reason="age"`)
 	}
 }
 
-// steady runs all the time, on both nodes: pods with every kind of probe, a pod that
-// crashes, a pod that logs, and a CronJob.
+// steady is the workload that always runs, on both nodes: pods with every kind of probe, a crashing
+// pod, a logging pod, and a CronJob.
 const steady = `
 apiVersion: apps/v1
 kind: DaemonSet
@@ -125,7 +124,7 @@ spec:
 		spec: {template: {spec: {restartPolicy: Never, containers: [{name: main, image: %[1]s, command: [date]}]}}}
 `
 
-// passing comes and goes in every round.
+// passing is created and deleted in every round.
 const passing = `
 apiVersion: batch/v1
 kind: Job
@@ -161,7 +160,7 @@ spec:
 	containers: [{name: main, image: %[1]s, command: [tail, /dev/zero], resources: {limits: {memory: 20Mi}}}]
 `
 
-// soakRound does once what users do with a cluster.
+// soakRound performs typical user operations on a cluster once.
 func (f *fixture) soakRound(number int) {
 	f.t.Helper()
 	f.apply(fmt.Sprintf(passing, cluster.Busybox, f.initNode()))
@@ -195,14 +194,14 @@ func (f *fixture) soakRound(number int) {
 	f.kubectl("delete", "job/round", "pod/round", "pod/hungry", "--timeout=3m")
 }
 
-// logMark is a place in a log of a node.
+// logMark is a position in a log of a node.
 type logMark struct {
 	program, path string
 	node          *cluster.Node
 	size          int64
 }
 
-// logMarks marks where the logs of all nodes are now.
+// logMarks returns the current ends of all nodes' logs.
 func (f *fixture) logMarks(programs ...string) []logMark {
 	f.t.Helper()
 	var marks []logMark
@@ -218,8 +217,8 @@ func (f *fixture) logMarks(programs ...string) []logMark {
 	return marks
 }
 
-// sift reports every line of a log since the mark that is an error, a warning or of
-// unknown form, unless it is in the list of lines that Mica does not cause.
+// sift reports the lines of a log since the mark that are errors, warnings or of unknown form,
+// except for those that excuse lists.
 func (f *fixture) sift(mark logMark) {
 	f.t.Helper()
 	text, err := mark.read()
@@ -257,7 +256,7 @@ func (f *fixture) sift(mark logMark) {
 	}
 }
 
-// read returns what was logged since the mark.
+// read returns the log since the mark.
 func (m logMark) read() (string, error) {
 	file, err := os.Open(m.path)
 	if err != nil {
@@ -271,8 +270,7 @@ func (m logMark) read() (string, error) {
 	return string(text), err
 }
 
-// removedContainers returns the containers that the kubelet has removed, as read from
-// the daemon's log.
+// removedContainers returns the containers that the kubelet has removed, from the daemon's log.
 func removedContainers(n *cluster.Node) (map[string]bool, error) {
 	text, err := os.ReadFile(n.Log("micad"))
 	if err != nil {
@@ -285,10 +283,10 @@ func removedContainers(n *cluster.Node) (map[string]bool, error) {
 	return removed, nil
 }
 
-// excuse says of lines of a program's log why Mica does not cause them.
+// excuse lists log lines of a program that Mica does not cause, with the reasons.
 type excuse struct {
 	program string
-	pattern *regexp.Regexp // if it has a group, that is a container which must have been removed
+	pattern *regexp.Regexp // a group is the ID of a container, which must have been removed
 	reason  string
 }
 
@@ -300,27 +298,27 @@ func (e excuse) fits(line string, removed map[string]bool) bool {
 func excuses() []excuse {
 	kubelet := func(reason, pattern string) excuse { return excuse{"kubelet", regexp.MustCompile(pattern), reason} }
 	return []excuse{
-		// What the workload is made to cause.
+		// Provoked by the workload.
 		kubelet("the container that crashes",
 			`"Error syncing pod, skipping" err="failed to \\"StartContainer\\" for \\"main\\" with CrashLoopBackOff: .* pod=crashing-`),
-		// What the kubelet does to itself.
-		kubelet("it asks for a container that it has had removed",
+		// Caused by the kubelet itself.
+		kubelet("it requests a container that it has removed",
 			`"(?:ContainerStatus from runtime service failed|Failed to remove container)" err=".*: code = NotFound .*" containerID="([0-9a-f]{64})"`),
-		kubelet("it gives up probing a pod that is to end",
+		kubelet("it cancels the probe of a pod that is being terminated",
 			`"ExecSync cmd from runtime service failed" err="rpc error: code = Canceled desc = context canceled"`),
 		kubelet("it reads the cgroup of a pod that it has removed",
 			`"failed to read memory cgroup (?:config|limits) for the pod" err=".*: no such file or directory"`),
-		kubelet("it reads from a client's connection that it has closed",
+		kubelet("it reads from a client connection that it has closed",
 			`conn\.go:\d+\] "Error on socket receive" err=".*: use of closed network connection"`),
-		// What the API server answers while a namespace goes.
+		// Answers of the API server while a namespace is being deleted.
 		kubelet("the pod is gone from the API",
 			`is forbidden: User .*"system:node:.*no relationship found between node`),
 		kubelet("the configuration map is gone from the API",
 			`(?:Couldn't get configMap|MountVolume\.SetUp failed for volume) .*: configmap "(?:settings|kube-root-ca\.crt)" not found`),
-		// What is the machine's.
-		kubelet("it may not look at the machine's first process",
+		// Caused by this machine.
+		kubelet("it may not inspect the machine's first process",
 			`"Failed to ensure process in container with oom score" err="failed to find pid namespace of init process"`),
-		kubelet("a cgroup went while cAdvisor looked at it",
+		kubelet("a cgroup was removed while cAdvisor read it",
 			`watcher\.go:\d+\] Error while processing event \("/sys/fs/cgroup/.*: no such file or directory`),
 	}
 }

@@ -20,36 +20,34 @@ import (
 	"github.com/micarun/mica/e2e/node"
 )
 
-// Suite is a run of the Kubernetes project's own tests of a node: its program,
-// with a kubelet, an API server and etcd that it starts itself, on one node of
-// Mica. Name, Bin and Tools of the options are needed, and of the rest all but
-// Runtime.
+// Suite is a run of the Kubernetes project's node tests: their program, with a kubelet, an API
+// server and etcd that it starts itself, on one node of Mica. Options.Name, Bin and Tools are
+// required, and so are the other fields, except for Runtime.
 type Suite struct {
 	Options
 	// Focus and Skip are regular expressions of the specs to run and not to run.
 	Focus, Skip string
-	// Parallel is how many specs run at a time.
+	// Parallel is the number of concurrent specs.
 	Parallel int
-	// Timeout ends the run.
+	// Timeout bounds the run.
 	Timeout time.Duration
-	// Runtime names the OCI runtime, crun or runc. Empty: what the node prefers.
+	// Runtime names the OCI runtime, crun or runc. Empty: the node's choice.
 	Runtime string
 	// Report is the directory of logs and reports, which Run replaces.
 	Report string
 }
 
 const (
-	// reportFile is the suite's report in Report, in ginkgo's form.
+	// reportFile is the name of the suite's report in Report, in ginkgo's format.
 	reportFile = "report.json"
-	// suiteDisk is how large the kubelet's file system is; what is not used of
-	// it takes no place.
+	// suiteDisk is the size of the kubelet's file system; its unused part takes no memory.
 	suiteDisk = 8 << 30
-	// suiteWait is how long an interrupted suite may take to clean up.
+	// suiteWait bounds the clean-up of an interrupted suite.
 	suiteWait = 2 * time.Minute
 )
 
-// Run runs the specs, takes the node down and looks for what is left. Failed
-// specs are in the summary and are no error.
+// Run runs the specs, stops the node and checks for leftovers. Failed specs are in the summary and
+// are not an error.
 func (s Suite) Run(ctx context.Context) (summary specs.Summary, err error) {
 	s.Size = 1
 	c := &Cluster{Options: s.Options}
@@ -105,7 +103,7 @@ func (s Suite) up(ctx context.Context, c *Cluster) (node.Census, error) {
 	if err != nil {
 		return nil, err
 	}
-	// What libraries open at their first use, once, and keep.
+	// Libraries open these once, at their first use.
 	baseline["daemon fd"] = append(baseline["daemon fd"], "/", "/sys/fs/cgroup")
 	return baseline, nil
 }
@@ -134,7 +132,7 @@ func (s Suite) test(ctx context.Context, n *Node) (specs.Summary, error) {
 	return summary, ctx.Err()
 }
 
-// arguments are those of ginkgo, and after them those of the suite.
+// arguments returns ginkgo's arguments, followed by the suite's.
 func (s Suite) arguments(n *Node) []string {
 	return []string{
 		"--procs=" + strconv.Itoa(s.Parallel), "--focus=" + s.Focus, "--skip=" + s.Skip, "--timeout=" + s.Timeout.String(),
@@ -144,14 +142,14 @@ func (s Suite) arguments(n *Node) []string {
 		"--container-runtime-endpoint=unix://" + n.Mica.Socket(), "--kubelet-config-file=" + n.kubeletConfig(),
 		"--container-runtime-process-name=micad", "--container-runtime-pid-file=" + n.runtimePid(),
 		"--kubelet-flags=--node-ip=" + n.IP.String(),
-		// Without it the kubelet has all but CPU, memory and disk of pods and containers
-		// from cAdvisor, which finds those of two other runtimes only.
+		// Without it, the kubelet takes most statistics of pods and containers from cAdvisor, which
+		// supports only two other runtimes.
 		"--feature-gates=PodAndContainerStatsFromCRI=true",
 	}
 }
 
-// reclaim moves processes back to where the kubelet found them, the root of the
-// namespace, and removes the cgroups that it had for them.
+// reclaim moves processes back to the root of the namespace, where the kubelet found them, and
+// removes their cgroups.
 func (n *Node) reclaim() error {
 	var errs []error
 	for _, root := range n.cgroups() {
@@ -173,8 +171,8 @@ func (n *Node) reclaim() error {
 	return errors.Join(errs...)
 }
 
-// lookForLeaks ends what the suite may have left running, as its kubelet is killed
-// while pods are there, removes all pods, and returns what is left of them.
+// lookForLeaks ends the programs that the suite may have left, removes all pods, and returns what
+// is left of them. The suite kills its kubelet while pods exist.
 func (s Suite) lookForLeaks(ctx context.Context, n *Node, baseline node.Census) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
@@ -193,14 +191,14 @@ func (s Suite) lookForLeaks(ctx context.Context, n *Node, baseline node.Census) 
 	return errors.Join(errs...)
 }
 
-// foreign matches what is no leak of Mica's: the cgroups of pods and their classes,
-// which are the kubelet's; and goroutines, as their number differs with how busy
-// the machine is. The end-to-end tests look for those.
+// foreign matches resources that are not leaks of Mica: the cgroups of pods and their classes,
+// which belong to the kubelet; and goroutines, whose number depends on the machine's load. The
+// end-to-end tests check the goroutines.
 func foreign() *regexp.Regexp {
 	return regexp.MustCompile(`^cgroup: .*/kubepods(/burstable|/besteffort)?(/pod[0-9a-f-]+)?$|^goroutine: `)
 }
 
-// down takes the node down.
+// down stops the node.
 func (s Suite) down(ctx context.Context, c *Cluster) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
@@ -224,8 +222,8 @@ func saveLogs(from, to string) error {
 	return nil
 }
 
-// makeMountPoints makes the directories that the suite's programs have fixed paths
-// for and the node mounts its own on. undo removes those that were not there.
+// makeMountPoints makes directories at the fixed paths of the suite's programs, on which the node
+// mounts its own. undo removes those that did not exist before.
 func makeMountPoints() (undo func() error, err error) {
 	var made []string
 	undo = func() (err error) {

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// Where the suite's kubelet and API server keep their files, whatever they are told.
+// The fixed directories of the suite's kubelet and API server, which no option changes.
 const (
 	kubeletFiles   = "/var/lib/kubelet"
 	apiserverFiles = "/run/kubernetes"
@@ -20,8 +20,8 @@ func (n *Node) work() string       { return filepath.Join(n.dir, "suite") }
 func (n *Node) wrappers() string   { return filepath.Join(n.dir, "bin") }
 func (n *Node) runtimePid() string { return filepath.Join(n.dir, "micad.pid") }
 
-// prepareSuite writes the configurations and makes the mounts for the suite, which
-// starts a kubelet itself.
+// prepareSuite writes the configurations and makes the mounts for the suite, which starts a kubelet
+// itself.
 func (n *Node) prepareSuite(ctx context.Context) error {
 	for _, dir := range []string{n.Disk(), n.logs(), n.work(), n.wrappers(), filepath.Join(n.Mica.Data, "conf.d")} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -30,21 +30,20 @@ func (n *Node) prepareSuite(ctx context.Context) error {
 	}
 	return errors.Join(
 		n.makeDisk(ctx, suiteDisk), n.hideMachine(ctx), n.mountSuite(ctx), n.writeWrappers(), n.writeSuiteConfig(),
-		os.WriteFile(n.resolver(), []byte("# nobody to ask\n"), 0o644),
-		n.UsePlainHTTP("localhost:5000"), // a registry that specs run as a pod
+		os.WriteFile(n.resolver(), []byte("# no name servers\n"), 0o644),
+		n.UsePlainHTTP("localhost:5000"), // a registry that specs run in a pod
 		os.WriteFile(filepath.Join(n.Mica.Data, "conf.d", "suite.toml"), []byte(suiteRuntimes), 0o644),
 	)
 }
 
-// suiteRuntimes adds the handler that specs of RuntimeClasses expect.
+// suiteRuntimes adds the handler that specs of RuntimeClasses need.
 const suiteRuntimes = `[runtimes.test-handler]
 path = "runc"
 type = "runc"
 `
 
-// mountSuite puts directories of the node's own where the programs have fixed
-// paths, and hides systemd's tools: the suite would use them, and there may be no
-// systemd behind them.
+// mountSuite mounts directories of the node at the fixed paths of the programs. It also hides
+// systemd's tools: the suite would use them, although systemd may not run.
 func (n *Node) mountSuite(ctx context.Context) error {
 	return n.host.script(ctx, fmt.Sprintf(`
 		mkdir %[1]s/kubelet %[1]s/log %[1]s/apiserver
@@ -75,13 +74,12 @@ func (n *Node) writeWrappers() error {
 	)
 }
 
-// writeSuiteConfig writes what the suite's kubelet is to have besides what the
-// suite itself says.
+// writeSuiteConfig writes the kubelet's settings that the suite itself does not make.
 func (n *Node) writeSuiteConfig() error {
 	return writeJSON(n.kubeletConfig(), object{
 		"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
 		"cgroupDriver": "cgroupfs", "cgroupRoot": "/",
-		// What a development machine may have, or may lack.
+		// A development machine may have or lack these.
 		"failSwapOn": false, "failCgroupV1": false, "oomScoreAdj": 0,
 		"resolvConf":          n.resolver(),
 		"volumePluginDir":     filepath.Join(n.dir, "volume-plugins"),
@@ -91,7 +89,7 @@ func (n *Node) writeSuiteConfig() error {
 			"imagefs.available": "100Mi", "imagefs.inodesFree": "1%",
 		},
 		"evictionPressureTransitionPeriod": "30s",
-		// So that specs need not wait for them.
+		// Short periods, so that specs need not wait.
 		"volumeStatsAggPeriod": "10s", "fileCheckFrequency": "10s",
 	})
 }

@@ -14,8 +14,7 @@ import (
 	"time"
 )
 
-// tools are the programs of Kubernetes by name, with their packages in the order
-// of what they cost.
+// tools are the Kubernetes programs by name, with their packages, ordered by build time.
 func tools() [][2]string {
 	return [][2]string{
 		{"kubelet", "k8s.io/kubernetes/cmd/kubelet"},
@@ -29,10 +28,10 @@ func tools() [][2]string {
 	}
 }
 
-// suiteProgram is the Kubernetes project's tests of a node.
+// suiteProgram is the program with the Kubernetes project's node tests.
 const suiteProgram = "e2e_node.test"
 
-// suiteTools are what Suite needs, likewise.
+// suiteTools are the programs for Suite, in the same form.
 func suiteTools() [][2]string {
 	return [][2]string{
 		{"kubelet", "k8s.io/kubernetes/cmd/kubelet"},
@@ -42,15 +41,14 @@ func suiteTools() [][2]string {
 	}
 }
 
-// BuildSuite is BuildTools for the programs that Suite needs.
+// BuildSuite is BuildTools for the programs of Suite.
 func BuildSuite(ctx context.Context, root string, report func(string)) (string, error) {
 	return buildAll(ctx, root, suiteTools(), report)
 }
 
-// BuildTools builds what is missing of the Kubernetes programs and returns the
-// directory that has them: a directory of the user's cache for each state of
-// their module. root is the root directory of the product's module; report is called
-// with every program before it is built.
+// BuildTools builds the missing Kubernetes programs and returns their directory. The user's cache
+// directory has one for each state of their module. root is the root directory of the product's
+// module; report is called for every program before it is built.
 func BuildTools(ctx context.Context, root string, report func(string)) (string, error) {
 	return buildAll(ctx, root, tools(), report)
 }
@@ -96,8 +94,7 @@ func buildAll(ctx context.Context, root string, list [][2]string, report func(st
 	return dir, nil
 }
 
-// stamp returns the linker's flags that make the programs say which version
-// they are, as a release does.
+// stamp returns linker flags that set the version of the programs, as in a release.
 func stamp(versions string) (string, error) {
 	found := regexp.MustCompile(`k8s\.io/kubernetes v(\d+)\.(\d+)\.\d+`).FindStringSubmatch(versions)
 	if found == nil {
@@ -109,8 +106,8 @@ func stamp(versions string) (string, error) {
 		variables, version, found[1], found[2]), nil
 }
 
-// agnhostSource returns the directory of agnhost's source, in which it also keeps
-// what it serves.
+// agnhostSource returns the directory of agnhost's source, which also contains the files that it
+// serves.
 func agnhostSource(ctx context.Context, root string) (string, error) {
 	list := exec.CommandContext(ctx, "go", "list", "-f", "{{.Dir}}", "k8s.io/kubernetes/test/images/agnhost")
 	list.Dir, list.Env = filepath.Join(root, "e2e/cluster/kubernetes"), append(os.Environ(), "GOWORK=off")

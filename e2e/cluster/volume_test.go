@@ -9,7 +9,7 @@ import (
 	"github.com/micarun/mica/e2e/cluster"
 )
 
-// What volumes of every kind that has no storage of its own show in a container.
+// Volumes of every kind without separate storage have the right content in a container.
 func TestVolumes(t *testing.T) {
 	f := start(t)
 	f.kubectl("create", "configmap", "settings", "--from-literal=color=blue", "--from-literal=size=big")
@@ -70,13 +70,13 @@ func TestVolumes(t *testing.T) {
 	f.await("the changed value", func(context.Context) error {
 		text, err := f.try("exec", "main", "--", "cat", "/settings/color", "/all/from/color")
 		if err == nil && text != "redred" {
-			err = fmt.Errorf("it is %q", text)
+			err = fmt.Errorf("the value is %q", text)
 		}
 		return err
 	})
 }
 
-// Mounts that a container makes show where it asks for that, and only there.
+// Mounts made by a container propagate to the containers that request it, and only to those.
 func TestMountPropagation(t *testing.T) {
 	f := start(t)
 	f.pod("main", `
@@ -99,8 +99,8 @@ func TestMountPropagation(t *testing.T) {
 	volumes: [{name: v, emptyDir: {}}]
 `)
 	f.awaitPod("main", ready)
-	// The loner has the directory, and may have been started when the mount was
-	// there; so it is a new one that tells.
+	// The loner has the directory, and may have been started after the first mount. Only a later
+	// mount shows whether mounts propagate to it.
 	remount := "mkdir /v/later && mount -t tmpfs none /v/later && touch /v/later/made"
 	f.kubectl("exec", "main", "-c", "maker", "--", "sh", "-c", remount)
 	for container, want := range map[string]string{"maker": "made\n", "taker": "made\n", "loner": ""} {
@@ -110,7 +110,7 @@ func TestMountPropagation(t *testing.T) {
 	}
 }
 
-// An image is a volume, whole or in part.
+// An image is mounted as a volume, as a whole or in part.
 func TestImageVolume(t *testing.T) {
 	f := start(t)
 	f.pod("main", `
@@ -131,6 +131,6 @@ func TestImageVolume(t *testing.T) {
 		}
 	}
 	if got := f.exec("main", "touch /image/x 2>&1 || true"); !strings.Contains(got, "Read-only") {
-		t.Errorf("writing says %q", got)
+		t.Errorf("writing prints %q", got)
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/micarun/mica/e2e/cluster"
 )
 
-// web is a Deployment of three servers that tell their host name, and its Service.
+// web is a Deployment of three servers that return their host name, and its Service.
 const web = `
 apiVersion: apps/v1
 kind: Deployment
@@ -39,7 +39,7 @@ spec:
 	ports: [{port: 80, targetPort: 8080}]
 `
 
-// client is a pod to ask others from.
+// client is a pod from which other pods are called.
 const client = `
 	containers:
 	- name: main
@@ -58,7 +58,7 @@ func TestDeployment(t *testing.T) {
 	for _, pod := range f.awaitPods("app=web", 3) {
 		for _, old := range first {
 			if pod.Name == old.Name {
-				t.Errorf("%s outlived the rolling update", pod.Name)
+				t.Errorf("%s still exists after the rolling update", pod.Name)
 			}
 		}
 		if version := f.exec(pod.Name, "echo $VERSION"); version != "2\n" {
@@ -78,8 +78,8 @@ func TestDeployment(t *testing.T) {
 	f.awaitPods("app=web", 0)
 }
 
-// A Service reaches every pod behind it, also from a pod that knows it by its
-// environment only.
+// A Service reaches each of its pods, also from a pod that knows the Service only from its
+// environment.
 func TestService(t *testing.T) {
 	f := start(t)
 	f.apply(web)
@@ -91,7 +91,7 @@ func TestService(t *testing.T) {
 		t.Fatal(err)
 	}
 	if host := f.exec("client", "echo $WEB_SERVICE_HOST:$WEB_SERVICE_PORT"); host != service.Spec.ClusterIP+":80\n" {
-		t.Errorf("the environment says %q, want %s", host, service.Spec.ClusterIP)
+		t.Errorf("the environment has %q, want %s", host, service.Spec.ClusterIP)
 	}
 	seen := map[string]bool{}
 	f.await("an answer of every pod", func(context.Context) error {
@@ -105,7 +105,7 @@ func TestService(t *testing.T) {
 		}
 		return nil
 	})
-	// A pod may be sent to itself.
+	// A request may be sent to the pod that makes it.
 	for range 5 {
 		f.exec(backends[0].Name, "wget -q -O- $WEB_SERVICE_HOST/hostname")
 	}
@@ -222,8 +222,8 @@ spec:
 	f.kubectl("rollout", "status", "daemonset/agent", "--timeout=3m")
 }
 
-// The pods of a StatefulSet come back under their names, to what they left on
-// their node, but not to what was in an emptyDir.
+// The pods of a StatefulSet are created again with the same names. They find their files on the
+// node, but not the content of an emptyDir.
 func TestStatefulSet(t *testing.T) {
 	f := start(t)
 	f.apply(fmt.Sprintf(`

@@ -1,5 +1,4 @@
-// Package specs reads the JSON reports of ginkgo, the runner of the Kubernetes
-// project's tests.
+// Package specs reads the JSON reports of ginkgo, the runner of the Kubernetes project's tests.
 package specs
 
 import (
@@ -11,28 +10,28 @@ import (
 	"time"
 )
 
-// Summary is how a run of a suite ended.
+// Summary is the result of a suite's run.
 type Summary struct {
 	Passed  int
 	Failed  []Spec
-	Skipped []Spec // of those that were to run, by their own decision
-	// Flaked are those of the passed ones that needed another attempt.
+	Skipped []Spec // specs that skipped themselves
+	// Flaked are passed specs that needed another attempt.
 	Flaked int
 	Took   time.Duration
-	// Broken says why the suite did not come to its end, if it did not.
+	// Broken says why the suite ended early, if it did.
 	Broken []string
 }
 
 // Spec is one of a suite's tests, or one of its common steps.
 type Spec struct {
 	Name string
-	// Message is why it failed or was skipped, in full.
+	// Message is the reason of a failure or a skip, in full.
 	Message string
-	// Place is the file and line of that.
+	// Place is the file and line of the failure or skip.
 	Place string
 }
 
-// report is the part of ginkgo's JSON report that is of use here.
+// report is the part of ginkgo's JSON report that this package uses.
 type report struct {
 	RunTime                    time.Duration
 	SpecialSuiteFailureReasons []string
@@ -78,7 +77,7 @@ func Read(file string) (Summary, error) {
 	return s, nil
 }
 
-// add counts a spec. Steps that are no specs count when they fail.
+// add counts a spec. Other steps count only if they fail.
 func (s *Summary) add(r specReport) {
 	spec := Spec{
 		Name:    strings.Join(append(slices.Clone(r.ContainerHierarchyTexts), r.LeafNodeText), " "),
@@ -92,7 +91,7 @@ func (s *Summary) add(r specReport) {
 	}
 	switch {
 	case r.State == "skipped" || r.State == "pending":
-		// Without a message it was not to run.
+		// A skipped spec without a message was not selected.
 		if r.LeafNodeType == "It" && spec.Message != "" {
 			s.Skipped = append(s.Skipped, spec)
 		}
@@ -107,7 +106,7 @@ func (s *Summary) add(r specReport) {
 	}
 }
 
-// String is the summary for a person: the figures, and the failed specs.
+// String returns a summary for people: the numbers and the failed specs.
 func (s Summary) String() string {
 	var b strings.Builder
 	for _, spec := range s.Skipped {
@@ -118,7 +117,7 @@ func (s Summary) String() string {
 	}
 	fmt.Fprintf(&b, "%d passed, %d failed, %d skipped in %s", s.Passed, len(s.Failed), len(s.Skipped), s.Took.Round(time.Second))
 	if len(s.Broken) > 0 {
-		fmt.Fprintf(&b, "; the suite did not come to its end: %s", strings.Join(s.Broken, ", "))
+		fmt.Fprintf(&b, "; the suite ended early: %s", strings.Join(s.Broken, ", "))
 	}
 	return b.String()
 }

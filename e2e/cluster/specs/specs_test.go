@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// reportText has a spec for each way that one can end.
+// reportText has a spec for each possible result.
 const reportText = `[{
 	"RunTime": 90000000000,
 	"SpecialSuiteFailureReasons": ["Interrupted by User"],
@@ -55,7 +55,7 @@ func TestRead(t *testing.T) {
 	text := got.String()
 	for _, line := range []string{
 		"skipped: Zoo needs a zebra\n\tno zebra here\n", "failed: Zoo opens\n\tfailed: closed\n\tzoo.go:7\n",
-		"2 passed, 3 failed, 1 skipped in 1m30s; the suite did not come to its end: Interrupted by User",
+		"2 passed, 3 failed, 1 skipped in 1m30s; the suite ended early: Interrupted by User",
 	} {
 		if !strings.Contains(text, line) {
 			t.Errorf("no %q in %q", line, text)
@@ -72,6 +72,6 @@ func TestReadRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := Read(file); err == nil {
-		t.Error("half a report was read")
+		t.Error("Read accepts a truncated report")
 	}
 }

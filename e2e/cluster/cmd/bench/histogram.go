@@ -11,8 +11,7 @@ import (
 	"strings"
 )
 
-// histograms are samples in the text format of metrics that belong to
-// histograms, by their names with labels.
+// histograms has the samples of histograms in the metrics' text format, by their names with labels.
 type histograms map[string]float64
 
 // kubelet reads the kubelet's histograms.
@@ -36,7 +35,7 @@ func (b *bench) kubelet(ctx context.Context) (histograms, error) {
 	return h, nil
 }
 
-// since is what was added to earlier ones.
+// since returns the difference to earlier histograms.
 func (h histograms) since(earlier histograms) histograms {
 	added := maps.Clone(h)
 	for name, value := range earlier {
@@ -45,7 +44,7 @@ func (h histograms) since(earlier histograms) histograms {
 	return added
 }
 
-// mean of a histogram with labels, as the text format writes them.
+// mean returns the mean of a histogram with labels, as the text format writes them.
 func (h histograms) mean(name, labels string) float64 {
 	if labels != "" {
 		labels = "{" + labels + "}"
@@ -53,14 +52,13 @@ func (h histograms) mean(name, labels string) float64 {
 	return h[name+"_sum"+labels] / h[name+"_count"+labels]
 }
 
-// operation is the mean of the time that the kubelet's calls of a kind took, in
-// milliseconds.
+// operation returns the mean duration of the kubelet's calls of one kind, in milliseconds.
 func (h histograms) operation(kind string) float64 {
 	return 1000 * h.mean("kubelet_runtime_operations_duration_seconds", fmt.Sprintf("operation_type=%q", kind))
 }
 
-// quantile of a histogram without labels, of which it knows that it is in a bucket,
-// and takes that for evenly filled.
+// quantile returns a quantile of a histogram without labels. It assumes that samples are evenly
+// distributed in their bucket.
 func (h histograms) quantile(name string, rank float64) float64 {
 	label := regexp.MustCompile("^" + name + `_bucket\{le="(.*)"\}$`)
 	buckets := map[float64]float64{}

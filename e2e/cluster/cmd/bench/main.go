@@ -1,13 +1,11 @@
-// Bench is what `make cluster-bench` runs: a node full of pods under a real
-// kubelet, on Mica and on a containerd, turn by turn. It prints a table in
-// Markdown.
+// Bench is the program of `make cluster-bench`: a node full of pods under a real kubelet,
+// alternately on Mica and on containerd. It prints a table in Markdown.
 //
 //	bench [-bin DIR] [-root DIR] [-containerd FILE] [-pods N] [-rounds N] [-idle TIME]
 //
-// A turn is a cluster of one node, in network namespaces of its own, which is up
-// for nothing else: the pods are made at once, run idle for a while, and are
-// deleted at once. Both runtimes have the same OCI runtime, network configuration,
-// image, registry and disk. The figures are medians of the rounds.
+// A turn is a new cluster of one node, in separate network namespaces: all pods are created at
+// once, run idle for a while, and are deleted at once. Both runtimes have the same OCI runtime,
+// network configuration, image, registry and disk. The figures are medians of the rounds.
 package main
 
 import (
@@ -29,7 +27,7 @@ import (
 	"github.com/micarun/mica/e2e/cluster"
 )
 
-// settings are what the flags say.
+// settings are the values of the flags.
 type settings struct {
 	bin, root, containerd string
 	pods, rounds          int
@@ -43,7 +41,7 @@ func main() {
 	var s settings
 	flag.StringVar(&s.bin, "bin", "bin", "directory of the built binaries")
 	flag.StringVar(&s.root, "root", "../..", "root directory of the module")
-	flag.StringVar(&s.containerd, "containerd", "containerd", "containerd to measure beside Mica")
+	flag.StringVar(&s.containerd, "containerd", "containerd", "containerd to compare with Mica")
 	flag.IntVar(&s.pods, "pods", 110, "pods on the node, at most 110")
 	flag.IntVar(&s.rounds, "rounds", 3, "turns of each runtime")
 	flag.DurationVar(&s.idle, "idle", 30*time.Second, "how long the pods run")
@@ -94,7 +92,7 @@ func run(ctx context.Context, s settings) (err error) {
 	return nil
 }
 
-// turn measures a cluster of its own.
+// turn measures a new cluster.
 func turn(ctx context.Context, s settings, o cluster.Options) (_ figures, err error) {
 	c, err := cluster.Up(ctx, o)
 	if err != nil {
@@ -108,7 +106,7 @@ func turn(ctx context.Context, s settings, o cluster.Options) (_ figures, err er
 	return f, nil
 }
 
-// printConditions says what was compared, and on what.
+// printConditions prints the versions and the machine.
 func printConditions(ctx context.Context, s settings, tools string) {
 	kernel, _ := os.ReadFile("/proc/sys/kernel/osrelease")
 	fmt.Printf("%d cores, Linux %s; %s; %s; %s; CNI plugins of Debian (bridge, host-local, portmap);\n",

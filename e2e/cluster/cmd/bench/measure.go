@@ -16,10 +16,10 @@ import (
 	"github.com/micarun/mica/e2e/node"
 )
 
-// patience is how long all pods may take to start, or to go.
+// patience bounds the start and the deletion of all pods.
 const patience = 5 * time.Minute
 
-// figures are what a turn measured, by the names of rows.
+// figures are the results of a turn, by the names of rows.
 type figures map[string]float64
 
 func (f figures) String() string {
@@ -30,7 +30,7 @@ func (f figures) String() string {
 	return strings.Join(parts, "; ")
 }
 
-// bench is a turn under way.
+// bench is a turn in progress.
 type bench struct {
 	*cluster.Cluster
 	settings
@@ -38,10 +38,10 @@ type bench struct {
 	node *cluster.Node
 }
 
-// measure takes all figures of a cluster.
+// measure measures all figures of a cluster.
 func measure(ctx context.Context, c *cluster.Cluster, s settings) (figures, error) {
 	b := &bench{Cluster: c, settings: s, figures: figures{}, node: c.Nodes[0]}
-	// A first pod brings the image, and has everybody make what they keep.
+	// A first pod pulls the image, and makes all programs allocate what they keep.
 	for _, part := range []func(context.Context) error{
 		func(ctx context.Context) error { _, err := b.create(ctx, 1); return err },
 		func(ctx context.Context) error { _, err := b.remove(ctx, 1); return err },
@@ -78,7 +78,7 @@ func (b *bench) start(ctx context.Context) error {
 	return nil
 }
 
-// rest measures what running pods cost.
+// rest measures the cost of running pods.
 func (b *bench) rest(ctx context.Context) error {
 	spent, used, err := b.window(ctx, func() error {
 		select {
@@ -108,7 +108,7 @@ func (b *bench) rest(ctx context.Context) error {
 	return nil
 }
 
-// end measures the end of all pods.
+// end measures the deletion of all pods.
 func (b *bench) end(ctx context.Context) error {
 	var took []time.Duration
 	spent, used, err := b.window(ctx, func() (err error) {
@@ -127,8 +127,8 @@ func (b *bench) end(ctx context.Context) error {
 	return nil
 }
 
-// window returns what the kubelet counted, and the processor time that the container
-// runtime and the pods used, while f ran.
+// window returns the kubelet's counts during f, and the processor time that container runtime and
+// pods used during f.
 func (b *bench) window(ctx context.Context, f func() error) (histograms, time.Duration, error) {
 	before, err := b.kubelet(ctx)
 	if err != nil {
@@ -149,8 +149,7 @@ func (b *bench) window(ctx context.Context, f func() error) (histograms, time.Du
 	return after.since(before), now - used, err
 }
 
-// create creates pods and returns how long each took from being known until it was
-// ready.
+// create creates pods. For each it returns the time from its creation until it was ready.
 func (b *bench) create(ctx context.Context, count int) ([]time.Duration, error) {
 	var items []any
 	for n := range count {
@@ -160,7 +159,7 @@ func (b *bench) create(ctx context.Context, count int) ([]time.Duration, error) 
 				"nodeName": b.node.Name,
 				"containers": []any{map[string]any{
 					"name": "main", "image": cluster.Busybox, "imagePullPolicy": "IfNotPresent",
-					// It ends when it is told to.
+					// The shell exits at SIGTERM.
 					"command": []string{"sh", "-c", "trap exit TERM; while :; do sleep 3600 & wait; done"},
 				}},
 			},
@@ -183,7 +182,7 @@ func (b *bench) create(ctx context.Context, count int) ([]time.Duration, error) 
 		}
 		return len(took) == count
 	}, func(ctx context.Context) error {
-		// The namespace's service account may not be there yet.
+		// The namespace's service account may not exist yet.
 		return cluster.Await(ctx, "pods to be accepted", func(ctx context.Context) error {
 			_, err := b.KubectlInput(ctx, string(manifest), "create", "--validate=false", "--filename=-")
 			return err
@@ -192,7 +191,7 @@ func (b *bench) create(ctx context.Context, count int) ([]time.Duration, error) 
 	return slices.Collect(maps.Values(took)), err
 }
 
-// remove deletes all pods and returns how long each took to go.
+// remove deletes all pods. For each it returns the time until it was gone.
 func (b *bench) remove(ctx context.Context, count int) ([]time.Duration, error) {
 	since := map[string]time.Time{}
 	var took []time.Duration
@@ -211,8 +210,8 @@ func (b *bench) remove(ctx context.Context, count int) ([]time.Duration, error) 
 	return took, err
 }
 
-// watch has see look at every change of pods, from before the call of act, until it
-// is done.
+// watch calls act, and calls see for every change of pods since before the call, until see returns
+// true.
 func (b *bench) watch(ctx context.Context, see func(kind string, pod corev1.Pod) (done bool), act func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -233,7 +232,7 @@ func (b *bench) watch(ctx context.Context, see func(kind string, pod corev1.Pod)
 	return <-seen
 }
 
-// quantile of durations, in seconds.
+// quantile returns a quantile of durations, in seconds.
 func quantile(of []time.Duration, rank float64) float64 {
 	sorted := slices.Sorted(slices.Values(of))
 	return sorted[int(rank*float64(len(sorted)-1))].Seconds()

@@ -5,12 +5,12 @@ import (
 	"slices"
 )
 
-// The rows' names.
+// Names of the rows.
 const (
-	rowRunning     = "until all pods are ready"
-	rowPodP50      = "a pod's way from creation to ready, p50"
-	rowPodP99      = "a pod's way from creation to ready, p99"
-	rowCalls       = "the three calls below, as the kubelet sees them, mean"
+	rowRunning     = "time until all pods are ready"
+	rowPodP50      = "time from a pod's creation until it is ready, p50"
+	rowPodP99      = "time from a pod's creation until it is ready, p99"
+	rowCalls       = "the three calls below, as the kubelet measures them, mean"
 	rowSandbox     = "RunPodSandbox, mean"
 	rowCreate      = "CreateContainer, mean"
 	rowStart       = "StartContainer, mean"
@@ -22,12 +22,12 @@ const (
 	rowIdlePLEG99  = "PLEG relist while pods run, p99"
 	rowIdleCPU     = "processor time of runtime and pods while they run"
 	rowMemory      = "memory of the runtime's processes (PSS)"
-	rowGone        = "until all pods are deleted"
-	rowGoneP50     = "a pod's way from deletion to gone, p50"
-	rowGoneP99     = "a pod's way from deletion to gone, p99"
+	rowGone        = "time until all pods are deleted"
+	rowGoneP50     = "time from a pod's deletion until it is gone, p50"
+	rowGoneP99     = "time from a pod's deletion until it is gone, p99"
 	rowStop        = "StopContainer, mean"
 	rowStopSandbox = "StopPodSandbox, mean"
-	rowGoneCPU     = "processor time of runtime and pods for the end"
+	rowGoneCPU     = "processor time of runtime and pods for the deletion"
 )
 
 // row is a line of the table.

@@ -1,13 +1,13 @@
-// Cluster is what `make cluster` and `make cluster-down` run: a Kubernetes
-// cluster on Mica that goes on when the program ends.
+// Cluster is the program of `make cluster` and `make cluster-down`: a Kubernetes cluster on Mica
+// that keeps running when the program ends.
 //
 //	cluster up   [-name NAME] [-bin DIR] [-root DIR] [-nodes N]
 //	cluster down [-name NAME] [-bin DIR]
 //
-// It lives in /run/NAME and /var/lib/NAME, by default mica-cluster, in network
-// namespaces of its own; its API server is at 127.0.0.1:6443 of the machine. A
-// second up replaces the daemons by the binaries of the moment. The tests' own
-// cluster is mica-suite. The command relay is for the program itself.
+// The cluster's files are in /run/NAME and /var/lib/NAME, by default mica-cluster. Its nodes are in
+// separate network namespaces; its API server is at 127.0.0.1:6443 of the machine. A second up
+// restarts the daemons with the current binaries. The tests' own cluster is mica-suite. The command
+// relay is internal.
 package main
 
 import (
@@ -27,7 +27,7 @@ import (
 	"github.com/micarun/mica/e2e/cluster"
 )
 
-// address is where the machine finds the API server.
+// address is the API server's address on the machine.
 const address = "127.0.0.1:6443"
 
 type settings struct {
@@ -120,7 +120,7 @@ func describe(ctx context.Context, c *cluster.Cluster, config string) error {
 The cluster runs until `+"`make cluster-down`"+`. To use it:
   export KUBECONFIG=%[2]s PATH=%[3]s:$PATH
   kubectl run web --image=%[4]s
-A shell on %[5]s, and what the programs there say:
+A shell on %[5]s, and the logs of its programs:
   %[6]s
   tail -f %[7]s
   crictl --runtime-endpoint unix://%[8]s ps

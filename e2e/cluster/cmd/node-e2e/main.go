@@ -1,10 +1,10 @@
-// Node-e2e is what `make node-e2e` runs: the Kubernetes project's own tests of a
-// node, on a node of Mica in namespaces of its own.
+// Node-e2e is the program of `make node-e2e`: it runs the Kubernetes project's node tests on a node
+// of Mica in separate namespaces.
 //
 //	node-e2e [-bin DIR] [-root DIR] [-focus RE] [-skip RE] [-parallel N] [-runtime NAME] [-timeout D] [-report DIR]
 //
-// It prints the specs that skipped themselves and those that failed, and ends with
-// an error when one failed or when anything is left.
+// It prints the skipped and the failed specs. It ends with an error if a spec failed or anything is
+// left.
 package main
 
 import (
@@ -30,10 +30,10 @@ func main() {
 	flag.StringVar(&root, "root", "../..", "root directory of the module")
 	flag.StringVar(&s.Focus, "focus", `\[NodeConformance\]`, "regular expression of the specs to run")
 	flag.StringVar(&s.Skip, "skip", `\[Serial\]|\[Flaky\]|\[Slow\]`, "regular expression of the specs not to run")
-	flag.IntVar(&s.Parallel, "parallel", 8, "specs to run at a time")
-	flag.StringVar(&s.Runtime, "runtime", "", "OCI runtime: crun or runc; default what the node prefers")
-	flag.DurationVar(&s.Timeout, "timeout", 2*time.Hour, "how long all specs may take")
-	flag.StringVar(&s.Report, "report", "", "directory of logs and reports, made anew; default node-e2e in that of the binaries")
+	flag.IntVar(&s.Parallel, "parallel", 8, "number of specs to run concurrently")
+	flag.StringVar(&s.Runtime, "runtime", "", "OCI runtime: crun or runc; default: the node's choice")
+	flag.DurationVar(&s.Timeout, "timeout", 2*time.Hour, "time limit for all specs")
+	flag.StringVar(&s.Report, "report", "", "directory of logs and reports, which is replaced; default node-e2e in the directory of the binaries")
 	flag.Parse()
 	klog.SetLogger(klog.Logger{}) // the CRI client logs every error that it returns
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
