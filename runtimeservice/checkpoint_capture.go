@@ -14,7 +14,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/journal"
@@ -63,18 +62,12 @@ func (s *Service) dumpProcesses(ctx context.Context, a captureArgs) error {
 	err := a.by.Checkpoint(ctx, oci.CheckpointArgs{
 		ID: a.c.ID, Images: filepath.Join(a.dir, checkpoint.ImagesDir), Work: a.dir, Env: a.by.criu.Environment(),
 	})
-	if err == nil {
-		return nil
-	}
-	if said := checkpoint.LogErrors(filepath.Join(a.dir, checkpoint.DumpLog)); said != "" {
-		return fmt.Errorf("%w: CRIU says: %s", err, said)
-	}
-	return err
+	return checkpoint.WithLogErrors(err, filepath.Join(a.dir, checkpoint.DumpLog))
 }
 
 func (s *Service) saveRootfs(ctx context.Context, a captureArgs) error {
 	var deleted []string
-	err := s.save(filepath.Join(a.dir, checkpoint.RootfsDiffFile), func(w io.Writer) (err error) {
+	err := s.saveFile(filepath.Join(a.dir, checkpoint.RootfsDiffFile), func(w io.Writer) (err error) {
 		deleted, err = s.layers.Changes(ctx, a.c.ID, w)
 		return err
 	})
@@ -100,7 +93,7 @@ func (s *Service) saveVolumes(ctx context.Context, a captureArgs) error {
 		return err
 	}
 	for _, v := range volumes {
-		err := s.save(filepath.Join(to, v.Name()+".tar"), func(w io.Writer) error {
+		err := s.saveFile(filepath.Join(to, v.Name()+".tar"), func(w io.Writer) error {
 			return overlay.PackTree(ctx, filepath.Join(from, v.Name()), w)
 		})
 		if err != nil {
@@ -117,41 +110,17 @@ func (s *Service) saveShm(ctx context.Context, a captureArgs) error {
 	return s.packShm(ctx, a.c.PodID, filepath.Join(a.dir, checkpoint.ShmFile))
 }
 
-// save writes a file, of at most what may still be written.
-func (s *Service) save(path string, write func(io.Writer) error) error {
+// saveFile writes a file of a checkpoint, at most as large as the data root has room for.
+func (s *Service) saveFile(path string, write func(io.Writer) error) error {
 	room, err := s.room()
 	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	return errors.Join(write(&bounded{to: f, left: room}), f.Close())
+	return checkpoint.SaveFile(path, room, write)
 }
 
-// room is how many bytes a checkpoint may take of the data root: what is free
-// but for a twentieth of the whole, which others need.
-func (s *Service) room() (int64, error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(s.opts.DataDir, &st); err != nil {
-		return 0, fmt.Errorf("look for room below %s: %w", s.opts.DataDir, err)
-	}
-	return max(int64(st.Bavail)-int64(st.Blocks/20), 0) * st.Bsize, nil
-}
-
-// bounded refuses to write more than is left.
-type bounded struct {
-	to   io.Writer
-	left int64
-}
-
-func (b *bounded) Write(p []byte) (int, error) {
-	if b.left -= int64(len(p)); b.left < 0 {
-		return 0, fmt.Errorf("it needs more room than the data root has: %w", errdefs.ErrResourceExhausted)
-	}
-	return b.to.Write(p)
-}
+// room returns how many bytes a checkpoint may use in the data root.
+func (s *Service) room() (int64, error) { return checkpoint.Room(s.opts.DataDir) }
 
 func (s *Service) saveLog(ctx context.Context, a captureArgs) error {
 	if a.c.LogPath == "" {
@@ -170,7 +139,7 @@ func (s *Service) saveLog(ctx context.Context, a captureArgs) error {
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	return s.save(filepath.Join(a.dir, checkpoint.LogFile), func(w io.Writer) error {
+	return s.saveFile(filepath.Join(a.dir, checkpoint.LogFile), func(w io.Writer) error {
 		_, err := io.Copy(w, log)
 		return err
 	})

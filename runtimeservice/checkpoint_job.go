@@ -9,29 +9,19 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/failpoint"
 	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/jsonfile"
 	"github.com/micarun/mica/overlay"
+	"github.com/micarun/mica/runtimeservice/checkpoint"
 )
 
 const jobFile = "job.json"
-
-// criuGrace is how long a CRIU whose runtime was killed may go on: it ends by
-// itself once it has let go of the processes in good order.
-const criuGrace = 15 * time.Second
-
-// programGrace is how long a started container may take to run its own program.
-const programGrace = 10 * time.Second
 
 // jobRecord is what has to be undone of a checkpoint that does not end well. It
 // is written before the first side effect.
@@ -74,7 +64,7 @@ func (s *Service) beginJob(ctx context.Context, containers []*Container, files f
 		if err := c.require("checkpoint", Running); err != nil {
 			return nil, err
 		}
-		if err := awaitProgram(ctx, c.snapshot().Pid, c.waiter); err != nil {
+		if err := checkpoint.AwaitExec(ctx, c.snapshot().Pid, c.waiter); err != nil {
 			return nil, err
 		}
 		frozen, err := s.cgroups.Frozen(s.containerCgroup(c))
@@ -95,34 +85,6 @@ func (s *Service) beginJob(ctx context.Context, containers []*Container, files f
 		return nil, errors.Join(fmt.Errorf("record checkpoint: %w", err), s.forgetJob(j))
 	}
 	return j, nil
-}
-
-// program is an executable file of this node's.
-type program struct{ dev, ino uint64 }
-
-// programOf is what a process runs, zero if it is gone.
-func programOf(pid int) program {
-	var st unix.Stat_t
-	if err := unix.Stat(filepath.Join("/proc", strconv.Itoa(pid), "exe"), &st); err != nil {
-		return program{}
-	}
-	return program{uint64(st.Dev), st.Ino}
-}
-
-// awaitProgram waits until a process that was started a moment ago runs
-// something else than waiter: the OCI runtime's start can return before, and
-// CRIU cannot dump what is on no mount of the container's. One that goes on as
-// waiter for longer was meant to.
-func awaitProgram(ctx context.Context, pid int, waiter program) error {
-	patience := time.Now().Add(programGrace)
-	for pause := time.Millisecond; waiter != (program{}) && programOf(pid) == waiter && time.Now().Before(patience); pause = min(2*pause, 100*time.Millisecond) {
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("wait for the program of process %d: %w", pid, ctx.Err())
-		case <-time.After(pause):
-		}
-	}
-	return nil
 }
 
 func (j *job) unlock() {
@@ -162,7 +124,7 @@ func (s *Service) endJob(ctx context.Context, j *job, failed bool) error {
 	if failed {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.TeardownTimeout)
 		defer cancel()
-		errs = append(errs, awaitUsers(ctx, j.dir, criuGrace))
+		errs = append(errs, checkpoint.AwaitDumps(ctx, j.dir))
 	}
 	errs = append(errs, s.thaw(j))
 	if failed {
@@ -187,68 +149,6 @@ func removeFiles(files []string) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// awaitUsers waits until no OCI runtime and no CRIU works in dir any more, and
-// kills those that still do after grace.
-func awaitUsers(ctx context.Context, dir string, grace time.Duration) error {
-	patience := time.Now().Add(grace)
-	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
-		pids := usersOf(dir)
-		if len(pids) == 0 {
-			return nil
-		}
-		if time.Now().After(patience) {
-			for _, pid := range pids {
-				_ = unix.Kill(pid, unix.SIGKILL) // gone meanwhile, or found again
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("wait for the end of CRIU, processes %v: %w", pids, ctx.Err())
-		case <-time.After(pause):
-		}
-	}
-}
-
-// usersOf returns the other processes that dump into dir.
-func usersOf(dir string) []int {
-	procs, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil
-	}
-	var pids []int
-	for _, p := range procs {
-		pid, err := strconv.Atoi(p.Name())
-		if err == nil && pid != os.Getpid() && dumpsInto(filepath.Join("/proc", p.Name()), dir) {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
-
-// dumpsInto recognises who dumps by the directory that both CRIU and the OCI
-// runtime keep open, and a runtime that has not got so far by its command line.
-func dumpsInto(proc, dir string) bool {
-	line, err := os.ReadFile(filepath.Join(proc, "cmdline"))
-	if err == nil && strings.Contains(string(line), "\x00--image-path\x00"+dir+"/") {
-		return true
-	}
-	fds, err := os.ReadDir(filepath.Join(proc, "fd"))
-	if err != nil {
-		return false
-	}
-	for _, fd := range fds {
-		link := filepath.Join(proc, "fd", fd.Name())
-		target, err := os.Readlink(link)
-		if err != nil || target != dir && !strings.HasPrefix(target, dir+"/") {
-			continue
-		}
-		if st, err := os.Stat(link); err == nil && st.IsDir() {
-			return true
-		}
-	}
-	return false
 }
 
 // recoverJobs ends the checkpoints that were under way when the daemon died:

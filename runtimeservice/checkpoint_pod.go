@@ -5,15 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protojson"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -41,12 +38,12 @@ func (s *Service) CheckpointPod(ctx context.Context, req *runtimeapi.CheckpointP
 	}
 	containers, err := s.selected(p, req.GetContainerIds())
 	if err == nil {
-		err = refuseOptions(req.GetOptions())
+		err = checkpoint.RefuseOptions(req.GetOptions())
 	}
 	if err != nil {
 		return nil, fmt.Errorf("checkpoint pod %s: %w", p.ID, err)
 	}
-	output, err := claimOutput(req.GetOutputPath())
+	output, err := checkpoint.ClaimOutput(req.GetOutputPath())
 	if err != nil {
 		return nil, fmt.Errorf("checkpoint pod %s: %w", p.ID, err)
 	}
@@ -60,47 +57,6 @@ func (s *Service) CheckpointPod(ctx context.Context, req *runtimeapi.CheckpointP
 		return nil, fmt.Errorf("checkpoint pod %s: %w", p.ID, err)
 	}
 	return &runtimeapi.CheckpointPodResponse{}, nil
-}
-
-// refuseOptions: there are none, and none is ignored.
-func refuseOptions(options map[string]string) error {
-	for _, key := range slices.Sorted(maps.Keys(options)) {
-		return fmt.Errorf("option %q is not known: %w", key, errdefs.ErrInvalidArgument)
-	}
-	return nil
-}
-
-// claimOutput keeps other checkpoints out of an empty directory until it is
-// closed. Anything else is ErrInvalidArgument, and one that is claimed
-// ErrUnavailable: what undoes a checkpoint must not take another's files.
-func claimOutput(path string) (_ *os.File, err error) {
-	if !filepath.IsAbs(path) {
-		return nil, fmt.Errorf("output path %q is not absolute: %w", path, errdefs.ErrInvalidArgument)
-	}
-	dir, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, fmt.Errorf("output path: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	defer func() {
-		if err != nil {
-			_ = dir.Close()
-		}
-	}()
-	err = unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		err = fmt.Errorf("another checkpoint is being written: %w", errdefs.ErrUnavailable)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("output path %q: %w", path, err)
-	}
-	names, err := dir.Readdirnames(1)
-	if err == nil {
-		err = fmt.Errorf("it is not empty, it has %q: %w", names[0], errdefs.ErrInvalidArgument)
-	}
-	if !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("output path %q: %w", path, err)
-	}
-	return dir, nil
 }
 
 // selected finds the containers that a checkpoint of the pod is to have.
@@ -273,5 +229,5 @@ func (s *Service) packShm(ctx context.Context, podID, to string) error {
 	if err != nil {
 		return err
 	}
-	return s.save(to, func(w io.Writer) error { return overlay.PackTree(ctx, from, w) })
+	return s.saveFile(to, func(w io.Writer) error { return overlay.PackTree(ctx, from, w) })
 }

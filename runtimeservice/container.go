@@ -17,6 +17,7 @@ import (
 	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/jsonfile"
 	"github.com/micarun/mica/internal/podlog"
+	"github.com/micarun/mica/runtimeservice/checkpoint"
 	"github.com/micarun/mica/runtimeservice/stats"
 )
 
@@ -144,7 +145,7 @@ type Container struct {
 	layers  []digest.Digest
 	// waiter is the program that held the container's place until its own began;
 	// guarded by op. Zero if this daemon has not started the container.
-	waiter program
+	waiter checkpoint.Executable
 	// held gives back the layers of mounted images; guarded by op.
 	held []func()
 

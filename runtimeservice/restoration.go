@@ -26,18 +26,11 @@ import (
 )
 
 const (
-	// checkpointDir is the directory of a container's own that takes the
-	// checkpoint until its processes are restored.
+	// checkpointDir, below a container's directory, holds the checkpoint until its processes are
+	// restored.
 	checkpointDir = "checkpoint"
-	// criuConfigFile, in a bundle, has the options of CRIU that an OCI runtime
-	// has no flag for, and criuConfigKey is the annotation that names it.
+	// criuConfigFile, in a bundle, has the options of CRIU.
 	criuConfigFile = "criu.conf"
-	criuConfigKey  = "org.criu.config"
-	// criuConfig: connections are those of a pod that lives on, with another
-	// address. What held one finds it closed, as after a failure of the network.
-	criuConfig = "tcp-close\n"
-	// crunEmptyDir is the name of a directory below crun's root.
-	crunEmptyDir = ".empty-directory"
 )
 
 // source is a checkpoint that a container is to continue.
@@ -117,24 +110,13 @@ func (s *Service) originOf(ctx context.Context, pod *Pod, cfg *runtimeapi.Contai
 		from.Description, err = from.Describe(ctx)
 	}
 	if err == nil {
-		err = checkRuntime(from.Config.OCIRuntime, by.Handler())
+		err = checkpoint.CheckRuntime(from.Config.OCIRuntime, by.Handler().Type, by.Handler().Path)
 	}
 	if err != nil {
 		return origin{}, err
 	}
 	img, err := s.baseImage(from.Config)
 	return origin{img: img, from: from}, err
-}
-
-// checkRuntime returns ErrFailedPrecondition unless an archive that was made by
-// the runtime called name can be restored by h. Engines put the runtime's kind
-// into longer names, such as io.containerd.runc.v2.
-func checkRuntime(name string, h oci.Handler) error {
-	made := strings.ToLower(name)
-	if made == "" || h.Type != "" && strings.Contains(made, h.Type) {
-		return nil
-	}
-	return fmt.Errorf("the checkpoint was made by OCI runtime %q and this container's is %q (%s): %w", name, h.Type, h.Path, errdefs.ErrFailedPrecondition)
 }
 
 // baseImage finds the image of a checkpointed container by whatever the archive
@@ -292,17 +274,15 @@ func emptyDir(dir string) error {
 	return err
 }
 
-// restoreSpec makes the specification that of the checkpointed process, if the
-// two fit together.
+// restoreSpec changes the specification to the checkpointed process, if that process fits.
 func (s *Service) restoreSpec(c *Container, from *source, now *specs.Spec) error {
 	streams, err := checkpoint.ReadStreams(filepath.Join(c.dir, checkpointDir))
 	if err != nil {
 		return err
 	}
-	problems := append(unfit(&from.Spec, now, from.exact), unfitStreams(c.config(), streams)...)
-	problems = append(problems, unfitUser(c.config().GetLinux().GetSecurityContext(), from.Spec.Process.User, now.Process.User)...)
-	if len(problems) > 0 {
-		return fmt.Errorf("the checkpoint does not fit: %s: %w", strings.Join(problems, "; "), errdefs.ErrFailedPrecondition)
+	err = checkpoint.CheckFit(checkpoint.Fit{Was: &from.Spec, Now: now, Exact: from.exact, Config: c.config(), Streams: streams})
+	if err != nil {
+		return err
 	}
 	was := from.Spec.Process
 	now.Process.Args, now.Process.Env, now.Process.Cwd, now.Process.User = was.Args, was.Env, was.Cwd, was.User
@@ -314,18 +294,8 @@ func (s *Service) restoreSpec(c *Container, from *source, now *specs.Spec) error
 		return err
 	}
 	conf := filepath.Join(s.bundle(c.ID), criuConfigFile)
-	now.Annotations[criuConfigKey] = conf
-	return os.WriteFile(conf, []byte(criuOptions(h.Handler())), 0o600)
-}
-
-// criuOptions are the options of CRIU for a restore by the runtime. crun covers
-// masked directories by an empty one below its root, but a checkpoint calls that
-// by the place where it would be below crun's own default root.
-func criuOptions(h oci.Handler) string {
-	if h.Type != "crun" {
-		return criuConfig
-	}
-	return criuConfig + fmt.Sprintf("external mnt[%s]:%s\n", filepath.Join("/run/crun", crunEmptyDir), filepath.Join(h.Root, crunEmptyDir))
+	now.Annotations[checkpoint.CriuConfigAnnotation] = conf
+	return os.WriteFile(conf, []byte(checkpoint.CriuOptions(h.Handler().Type, h.Handler().Root)), 0o600)
 }
 
 // continueLog begins the container's log with that of the checkpoint, unless it
@@ -385,9 +355,7 @@ func (s *Service) restoreProcesses(ctx context.Context, p *Pod, c *Container) (i
 		}
 	}
 	if err != nil {
-		if said := checkpoint.LogErrors(filepath.Join(dir, checkpoint.RestoreLog)); said != "" {
-			err = fmt.Errorf("%w: CRIU says: %s", err, said)
-		}
+		err = checkpoint.WithLogErrors(err, filepath.Join(dir, checkpoint.RestoreLog))
 		return 0, fmt.Errorf("restore from %s: %w", c.Restored.Source, err)
 	}
 	return pid, failpoint.Hit("restore-restored")

@@ -66,7 +66,7 @@ func (s *Service) checkRestorePod(ctx context.Context, req *runtimeapi.RestorePo
 	if err := spec.ValidatePod(cfg); err != nil {
 		return nil, err
 	}
-	if err := refuseOptions(req.GetOptions()); err != nil {
+	if err := checkpoint.RefuseOptions(req.GetOptions()); err != nil {
 		return nil, err
 	}
 	if !filepath.IsAbs(req.GetCheckpointPath()) {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/micarun/mica/internal/failpoint"
 	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/runtimeservice/checkpoint"
 )
 
 // StartContainer starts the process of a created container. A container whose
@@ -80,7 +81,7 @@ func (s *Service) startProcesses(ctx context.Context, pod *Pod, c *Container) (i
 		}
 		defer done()
 		journal.Enter(ctx, "start by OCI runtime")
-		c.waiter = programOf(c.snapshot().Pid)
+		c.waiter = checkpoint.ExecutableOf(c.snapshot().Pid)
 		if err := s.keeper.Start(ctx, c.ID); err != nil {
 			return 0, fmt.Errorf("start by OCI runtime: %w", s.nameFrozen(c, err))
 		}

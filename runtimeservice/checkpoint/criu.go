@@ -146,12 +146,42 @@ func (p Program) Environment() []string {
 	return []string{"PATH=" + filepath.Dir(p.Path) + ":" + cmp.Or(os.Getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin")}
 }
 
+// CriuConfigAnnotation is the annotation of a specification that names a file with CRIU options.
+const CriuConfigAnnotation = "org.criu.config"
+
+// CriuOptions returns the CRIU options for which the OCI runtimes have no flag, as content of a
+// configuration file. kind and root are the type and the state directory of the runtime.
+//
+// tcp-close: the restored container has another address, and the peers of its connections may still
+// exist. The process finds its connections closed, as after a network failure.
+//
+// crun covers masked directories with an empty directory below its root, but the checkpoint names the
+// one below crun's default root.
+func CriuOptions(kind, root string) string {
+	const closeConnections, emptyDir = "tcp-close\n", ".empty-directory"
+	if kind != "crun" {
+		return closeConnections
+	}
+	return closeConnections + fmt.Sprintf("external mnt[%s]:%s\n", filepath.Join("/run/crun", emptyDir), filepath.Join(root, emptyDir))
+}
+
 // logTail is how many bytes at the end of a log are searched for errors.
 const logTail = 64 << 10
 
-// LogErrors returns the last three errors of a CRIU log in one line. It returns "" if there are
-// none or the log cannot be read.
-func LogErrors(file string) string {
+// WithLogErrors adds the last three errors of the CRIU log in file to err. It returns err unchanged if
+// err is nil, or the log has no errors or cannot be read.
+func WithLogErrors(err error, file string) error {
+	if err == nil {
+		return nil
+	}
+	if found := logErrors(file); found != "" {
+		return fmt.Errorf("%w: CRIU says: %s", err, found)
+	}
+	return err
+}
+
+// logErrors returns the last three errors of a CRIU log in one line, "" if there are none.
+func logErrors(file string) string {
 	f, err := os.Open(file)
 	if err != nil {
 		return ""

@@ -128,7 +128,7 @@ func TestEnvironmentLeadsToTheProgram(t *testing.T) {
 	}
 }
 
-func TestLogErrors(t *testing.T) {
+func TestWithLogErrors(t *testing.T) {
 	log := filepath.Join(t.TempDir(), "dump.log")
 	text := strings.Repeat("(00.000001) a line that says nothing\n", 10000) +
 		"(00.050600) Error (criu/util.c:1533): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted\n" +
@@ -137,10 +137,27 @@ func TestLogErrors(t *testing.T) {
 	if err := os.WriteFile(log, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := LogErrors(log), "Can't lookup mount=27; three; Dumping FAILED."; got != want {
-		t.Errorf("LogErrors = %q, want %q", got, want)
+	failed := errors.New("exit status 1")
+	const want = "exit status 1: CRIU says: Can't lookup mount=27; three; Dumping FAILED."
+	if got := WithLogErrors(failed, log); !errors.Is(got, failed) || got.Error() != want {
+		t.Errorf("error with a log = %q, want %q", got, want)
 	}
-	if got := LogErrors(log + ".none"); got != "" {
-		t.Errorf("LogErrors without a log = %q", got)
+	if got := WithLogErrors(failed, log+".none"); got != failed {
+		t.Errorf("error without a log = %q", got)
+	}
+	if got := WithLogErrors(nil, log); got != nil {
+		t.Errorf("no error with a log = %q", got)
+	}
+}
+
+// CRIU finds the empty directory of crun below the runtime's own root.
+func TestCriuOptions(t *testing.T) {
+	for kind, want := range map[string]string{
+		"runc": "tcp-close\n",
+		"crun": "tcp-close\nexternal mnt[/run/crun/.empty-directory]:/state/crun/.empty-directory\n",
+	} {
+		if got := CriuOptions(kind, "/state/"+kind); got != want {
+			t.Errorf("%s: %q, want %q", kind, got, want)
+		}
 	}
 }

@@ -1,4 +1,4 @@
-package runtimeservice
+package checkpoint
 
 import (
 	"fmt"
@@ -7,16 +7,48 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"github.com/micarun/mica/runtimeservice/checkpoint"
 )
 
-// unfit says why a process that ran by the specification was cannot go on in a
-// container of the specification now. CRIU brings the process back with all its
-// privileges, so that it must not have had more than it is meant to have now.
-// exact asks for the very same process as well.
+// Fit is what CheckFit compares.
+type Fit struct {
+	// Was is the specification of the checkpointed container, Now the one of the new container. Both
+	// have Process and Linux.
+	Was, Now *specs.Spec
+	// Exact requires that Now describes the checkpointed process itself, too.
+	Exact bool
+	// Config is the config of the new container.
+	Config *runtimeapi.ContainerConfig
+	// Streams are the checkpointed process's standard streams.
+	Streams [3]Stream
+}
+
+// CheckFit returns ErrFailedPrecondition with all reasons if the checkpointed process cannot continue
+// in the new container. CRIU restores the process with all its privileges, so it must not have had
+// more than the new container gives.
+func CheckFit(f Fit) error {
+	problems := append(unfit(f.Was, f.Now, f.Exact), unfitStreams(f.Config, f.Streams)...)
+	problems = append(problems, unfitUser(f.Config.GetLinux().GetSecurityContext(), f.Was.Process.User, f.Now.Process.User)...)
+	if len(problems) > 0 {
+		return fmt.Errorf("the checkpoint does not fit: %s: %w", strings.Join(problems, "; "), errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// CheckRuntime returns ErrFailedPrecondition unless an OCI runtime of a kind ("runc") and path can
+// restore an archive made by the runtime called madeBy. Engines put the kind into longer names, such
+// as io.containerd.runc.v2. An archive without a name passes.
+func CheckRuntime(madeBy, kind, path string) error {
+	lower := strings.ToLower(madeBy)
+	if lower == "" || kind != "" && strings.Contains(lower, kind) {
+		return nil
+	}
+	return fmt.Errorf("the checkpoint was made by OCI runtime %q and this container's is %q (%s): %w", madeBy, kind, path, errdefs.ErrFailedPrecondition)
+}
+
+// unfit returns why a process of the specification was cannot continue under the specification now.
 func unfit(was, now *specs.Spec, exact bool) []string {
 	problems := unfitMounts(was, now)
 	problems = append(problems, unfitNamespaces(was, now)...)
@@ -43,7 +75,8 @@ func unfit(was, now *specs.Spec, exact bool) []string {
 	return append(problems, unfitEnvironment(p.Env, q.Env)...)
 }
 
-// set is what is in a list, which the author of a checkpoint may have made long.
+// set returns the elements of list. Sets keep comparisons linear: the author of a checkpoint controls
+// the length of its lists.
 func set[T comparable](list []T) map[T]bool {
 	in := make(map[T]bool, len(list))
 	for _, v := range list {
@@ -54,7 +87,7 @@ func set[T comparable](list []T) map[T]bool {
 
 func sameSet[T comparable](a, b []T) bool { return maps.Equal(set(a), set(b)) }
 
-// without returns what of a is not in b.
+// without returns the elements of a that are not in b.
 func without[T comparable](a, b []T) []T {
 	in := set(b)
 	var out []T
@@ -66,8 +99,8 @@ func without[T comparable](a, b []T) []T {
 	return out
 }
 
-// unfitEnvironment names variables only, since values may be secrets. The host
-// name is the pod's, which may have another one now.
+// unfitEnvironment names only the variables, because values may be secrets. HOSTNAME may differ: it is
+// the new pod's.
 func unfitEnvironment(was, now []string) []string {
 	var names []string
 	have := map[string]bool{"HOSTNAME": true}
@@ -84,8 +117,7 @@ func unfitEnvironment(was, now []string) []string {
 	return []string{fmt.Sprintf("its process has another value of the environment variables %q", names)}
 }
 
-// unfitMounts: what was mounted from outside must be again, and nothing else
-// can be, because CRIU mounts what it remembers.
+// unfitMounts requires the same bind mounts, because CRIU mounts exactly those of the checkpoint.
 func unfitMounts(was, now *specs.Spec) []string {
 	before, after := bindMounts(was), bindMounts(now)
 	missing, extra := without(before, after), without(after, before)
@@ -110,8 +142,7 @@ func bindMounts(s *specs.Spec) []string {
 	return slices.Compact(destinations)
 }
 
-// unfitNamespaces compares whether each namespace is the container's own, the
-// pod's or the node's.
+// unfitNamespaces compares whether each namespace belongs to the container, the pod or the node.
 func unfitNamespaces(was, now *specs.Spec) []string {
 	var problems []string
 	for _, kind := range []specs.LinuxNamespaceType{
@@ -137,8 +168,8 @@ func whose(s *specs.Spec, kind specs.LinuxNamespaceType) string {
 	return "the node's"
 }
 
-// unfitUser says why the process is not of the user that the config asks for. A
-// config that asks for none, or for root, who can become any, allows all.
+// unfitUser compares the process's user with the one that the config requests. A config without a
+// user allows any; so does one with root, because root can become any user.
 func unfitUser(sc *runtimeapi.LinuxContainerSecurityContext, was, now specs.User) []string {
 	if sc.GetRunAsUser() == nil && sc.GetRunAsUsername() == "" || now.UID == 0 {
 		return nil
@@ -153,7 +184,7 @@ func unfitUser(sc *runtimeapi.LinuxContainerSecurityContext, was, now specs.User
 	return problems
 }
 
-// unfitPrivileges names what the process had and is not to have.
+// unfitPrivileges returns the privileges that the process had and must not have now.
 func unfitPrivileges(was, now *specs.Spec) []string {
 	var problems []string
 	p, q := was.Process, now.Process
@@ -175,7 +206,7 @@ func unfitPrivileges(was, now *specs.Spec) []string {
 	return problems
 }
 
-// capabilities are all that a process can ever have.
+// capabilities returns all capabilities that a process can ever have.
 func capabilities(p *specs.Process) []string {
 	if p.Capabilities == nil {
 		return nil
@@ -186,8 +217,8 @@ func capabilities(p *specs.Process) []string {
 	return slices.Compact(all)
 }
 
-// unfitStreams: what was connected to the outside is connected again.
-func unfitStreams(cfg *runtimeapi.ContainerConfig, streams [3]checkpoint.Stream) []string {
+// unfitStreams requires pipes for the streams that the new container connects.
+func unfitStreams(cfg *runtimeapi.ContainerConfig, streams [3]Stream) []string {
 	if cfg.GetTty() {
 		return nil
 	}
