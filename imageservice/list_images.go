@@ -50,13 +50,13 @@ func (s *Service) filtered(f *runtimeapi.ImageFilter) ([]*runtimeapi.Image, erro
 	return images, nil
 }
 
-// toCRI is the CRI's view of an image.
+// toCRI converts an image.
 func toCRI(img Image) *runtimeapi.Image {
 	c := &runtimeapi.Image{
 		Id:          img.ID.String(),
 		RepoTags:    img.Tags,
 		RepoDigests: img.Digests,
-		Size:        uint64(max(1, img.Size)), // the CRI wants more than 0
+		Size:        uint64(max(1, img.Size)), // the CRI does not permit 0
 		Spec:        &runtimeapi.ImageSpec{Image: img.ID.String()},
 		Pinned:      img.Pinned,
 	}

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/micarun/mica/imageservice/imagestore"
 	"github.com/micarun/mica/imageservice/registry"
 	"github.com/micarun/mica/internal/failpoint"
 	"github.com/micarun/mica/internal/journal"
@@ -40,7 +41,7 @@ type PullArgs struct {
 // platform), ErrUnauthenticated, ErrPermissionDenied, ErrUnavailable (no host answers, or all are
 // busy), ErrDataLoss (content does not have its digest), ErrNotImplemented (kind of image).
 func (s *Service) Pull(ctx context.Context, a PullArgs) (Image, error) {
-	ref, err := parseReference(a.Ref)
+	ref, err := imagestore.ParseReference(a.Ref)
 	if err != nil {
 		return Image{}, err
 	}
@@ -132,82 +133,60 @@ func (s *Service) pull(ctx context.Context, ref reference.Named, auth registry.A
 	}
 	j := &pullJob{
 		service: s, repository: repo, progress: p, manifest: manifest,
-		diffIDs: config.RootFS.DiffIDs, chains: chainIDs(config.RootFS.DiffIDs), allowances: make([]*overlay.Allowance, repo.Hosts()),
+		diffIDs: config.RootFS.DiffIDs, chains: imagestore.ChainIDs(config.RootFS.DiffIDs), allowances: make([]*overlay.Allowance, repo.Hosts()),
 	}
 	for i := range j.allowances {
 		j.allowances[i] = s.layers.NewAllowance()
 	}
-	img, err := s.finishPull(ctx, j, imageFacts{data, checkpointName(manifest.Annotations)})
+	img, err := s.finishPull(ctx, j, imagestore.RecordArgs{
+		Config: data, Checkpoint: checkpointName(manifest.Annotations), Ref: ref, Manifest: manifest.Digest,
+	})
 	if err != nil {
 		// Some layers may have been committed.
-		s.sweep(ctx)
+		s.sweepAfterPull(ctx)
 	}
 	return img, err
 }
 
 // finishPull makes the layers present and records the image. Until then it reserves the layers, so
 // that no Prune removes them.
-func (s *Service) finishPull(ctx context.Context, j *pullJob, facts imageFacts) (Image, error) {
+func (s *Service) finishPull(ctx context.Context, j *pullJob, a imagestore.RecordArgs) (Image, error) {
 	release := s.layers.Reserve(j.chains...)
 	defer release()
 	if err := j.layers(ctx); err != nil {
 		return Image{}, err
 	}
-	if facts.checkpoint != "" {
+	if a.Checkpoint != "" {
 		ok, err := s.holdsCheckpoint(ctx, j.chains)
 		if err != nil {
-			return Image{}, fmt.Errorf("look for the checkpoint of container %q: %w", facts.checkpoint, err)
+			return Image{}, fmt.Errorf("look for the checkpoint of container %q: %w", a.Checkpoint, err)
 		}
 		if !ok {
-			facts.checkpoint = ""
+			a.Checkpoint = ""
 		}
 	}
 	journal.Enter(ctx, "record image")
-	return s.recordPull(j.repository.Reference(), j.manifest.Digest, facts)
+	if err := failpoint.Hit("imageservice/before-record"); err != nil {
+		return Image{}, err
+	}
+	img, err := s.store.Record(a)
+	if err != nil {
+		return Image{}, fmt.Errorf("record image: %w", err)
+	}
+	s.usage.changed()
+	return img, nil
 }
 
 // upToDate saves fetching the manifest if the reference is known and a HEAD request shows that it
 // has not moved.
 func (s *Service) upToDate(ctx context.Context, repo *registry.Repository) (Image, bool, error) {
 	ref := repo.Reference()
-	if _, err := s.Get(ref.String()); err != nil {
+	if _, err := s.store.Get(ref.String()); err != nil {
 		return Image{}, false, nil
 	}
 	d := repo.Probe(ctx)
 	if d == "" {
 		return Image{}, false, nil
 	}
-	byDigest, err := withDigest(ref, d)
-	if err != nil {
-		return Image{}, false, err
-	}
-	img, err := s.Get(byDigest.String())
-	if err != nil {
-		return Image{}, false, nil
-	}
-	s.change.Lock()
-	defer s.change.Unlock()
-	// It may have been removed since.
-	if _, err := s.Get(img.ID.String()); err != nil {
-		return Image{}, false, nil
-	}
-	img, err = s.point(img.ID, ref)
-	return img, err == nil, err
-}
-
-// recordPull names the image by the reference and by the digest for which the reference stands.
-func (s *Service) recordPull(ref reference.Named, d digest.Digest, facts imageFacts) (Image, error) {
-	if err := failpoint.Hit("imageservice/before-record"); err != nil {
-		return Image{}, err
-	}
-	byDigest, err := withDigest(ref, d)
-	if err != nil {
-		return Image{}, err
-	}
-	img, err := s.record(facts, ref, byDigest)
-	if err != nil {
-		return Image{}, fmt.Errorf("record image: %w", err)
-	}
-	s.usage.changed()
-	return img, nil
+	return s.store.Move(ref, d)
 }

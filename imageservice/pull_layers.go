@@ -10,6 +10,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/micarun/mica/imageservice/imagestore"
 	"github.com/micarun/mica/imageservice/registry"
 	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/overlay"
@@ -193,19 +194,13 @@ func (j *pullJob) commit(ctx context.Context, fetched []fetchedLayer) error {
 
 // remember records the blob from which each layer was extracted.
 func (j *pullJob) remember(fetched []fetchedLayer) error {
-	added := false
+	var sources []imagestore.LayerSource
 	for i, f := range fetched {
-		if !f.own {
-			continue
+		if f.own {
+			sources = append(sources, imagestore.LayerSource{
+				DiffID: j.diffIDs[i], Blob: j.manifest.Layers[i].Digest, Repository: j.repository.Reference().Name(),
+			})
 		}
-		source := layerSource{Digest: j.manifest.Layers[i].Digest, SourceRepository: j.repository.Reference().Name()}
-		if err := j.service.distribution.add(j.diffIDs[i], source); err != nil {
-			return err
-		}
-		added = true
 	}
-	if !added {
-		return nil
-	}
-	return j.service.distribution.sync()
+	return j.service.store.AddSources(sources...)
 }

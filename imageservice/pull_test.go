@@ -30,6 +30,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	crierrors "k8s.io/cri-api/pkg/errors"
 
+	"github.com/micarun/mica/imageservice/imagestore"
 	"github.com/micarun/mica/imageservice/registry"
 	"github.com/micarun/mica/internal/testregistry"
 	"github.com/micarun/mica/overlay"
@@ -62,7 +63,7 @@ func TestPullWritesDockersFiles(t *testing.T) {
 	img := e.pull("ns/app:v1")
 	want := Image{
 		ID: b.id, Tags: []string{e.ref("ns/app:v1")}, Digests: []string{e.ref("ns/app@" + b.digest.String())},
-		User: "1000:1000", Created: fourLayers.created, Layers: chainIDs(b.diffIDs), Size: 4,
+		User: "1000:1000", Created: fourLayers.created, Layers: imagestore.ChainIDs(b.diffIDs), Size: 4,
 	}
 	if diff := cmp.Diff(want, img); diff != "" {
 		t.Error(diff)
@@ -94,24 +95,6 @@ func TestPullWritesDockersFiles(t *testing.T) {
 	}
 	if len(got) != len(files)-1 {
 		t.Errorf("files on disk: %v", got)
-	}
-}
-
-// Names of Docker Hub are written the short way, all others in full.
-func TestFamiliarNames(t *testing.T) {
-	repos := repositories{}
-	for _, name := range []string{"centos:7", "user/app", "localhost:5000/a/b:c", "quay.io/x@" + someDigest} {
-		ref, err := parseReference(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		repos.set(ref, "sha256:1")
-	}
-	got := string(must(json.Marshal(repositoriesFile{repos})))
-	want := `{"Repositories":{"centos":{"centos:7":"sha256:1"},"localhost:5000/a/b":{"localhost:5000/a/b:c":"sha256:1"},` +
-		`"quay.io/x":{"quay.io/x@` + someDigest + `":"sha256:1"},"user/app":{"user/app:latest":"sha256:1"}}}`
-	if got != want {
-		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
 
@@ -735,7 +718,7 @@ func TestSharedLayerSurvivesTheOtherPull(t *testing.T) {
 		_, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("b:v1")})
 		bDone <- err
 	}()
-	e.await(t, func() bool { return e.holders(chainIDs(a.diffIDs)[0]) == 2 })
+	e.await(t, func() bool { return e.holders(imagestore.ChainIDs(a.diffIDs)[0]) == 2 })
 	cancel()
 	if err := <-aFailed; !errors.Is(err, context.Canceled) {
 		t.Errorf("a: %v", err)
@@ -751,13 +734,13 @@ func TestSharedLayerSurvivesTheOtherPull(t *testing.T) {
 // job is the layer part of a pull by itself, so that it can be cancelled.
 func (e *env) job(t *testing.T, name string, b built) *pullJob {
 	t.Helper()
-	ref := must(parseReference(e.ref(name)))
+	ref := must(imagestore.ParseReference(e.ref(name)))
 	repo := must(e.service.registries.Open(ref, registry.Auth{}))
 	t.Cleanup(repo.Close)
 	manifest := must(repo.Resolve(t.Context(), platforms.Only(platforms.MustParse("linux/amd64"))))
 	return &pullJob{
 		service: e.service, repository: repo, progress: &pullProgress{ref: reference.FamiliarString(ref)},
-		manifest: manifest, diffIDs: b.diffIDs, chains: chainIDs(b.diffIDs),
+		manifest: manifest, diffIDs: b.diffIDs, chains: imagestore.ChainIDs(b.diffIDs),
 		allowances: []*overlay.Allowance{e.layers.NewAllowance()},
 	}
 }

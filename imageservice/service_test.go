@@ -20,58 +20,12 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/micarun/mica/imageservice/imagestore"
 	"github.com/micarun/mica/internal/testseed"
 	"github.com/micarun/mica/overlay"
 )
 
 var _ runtimeapi.ImageServiceServer = (*Service)(nil)
-
-func TestGet(t *testing.T) {
-	e := newEnv(t, nil)
-	b := e.push(e.build(simple("x")), "ns/app", "v1")
-	img := e.pull("ns/app:v1")
-	hex := b.id.Encoded()
-	for _, form := range []string{e.ref("ns/app:v1"), e.ref("ns/app@" + b.digest.String()), e.ref("ns/app:any@" + b.digest.String()), b.id.String(), hex, hex[:12], "sha256:" + hex[:7], hex[:1]} {
-		if got, err := e.service.Get(form); err != nil || got.ID != img.ID {
-			t.Errorf("%q: %v, %v", form, got.ID, err)
-		}
-	}
-	for form, class := range map[string]func(error) bool{
-		e.ref("ns/app"):                     errdefs.IsNotFound,
-		e.ref("ns/app:v2"):                  errdefs.IsNotFound,
-		"ns/app:v1":                         errdefs.IsNotFound,
-		strings.Repeat("f", 64):             errdefs.IsNotFound,
-		"sha256:" + strings.Repeat("f", 64): errdefs.IsNotFound,
-		e.ref("ns/app@" + someDigest):       errdefs.IsNotFound,
-		"":                                  errdefs.IsInvalidArgument,
-		"Not A Reference":                   errdefs.IsInvalidArgument,
-	} {
-		if _, err := e.service.Get(form); !class(err) {
-			t.Errorf("%q: %v", form, err)
-		}
-	}
-}
-
-func TestAmbiguousPrefix(t *testing.T) {
-	s := &Service{images: map[digest.Digest]Image{}, repos: repositories{}}
-	for _, hex := range []string{"abc1" + strings.Repeat("0", 60), "abc2" + strings.Repeat("0", 60)} {
-		id := digest.NewDigestFromEncoded(digest.SHA256, hex)
-		s.images[id] = Image{ID: id}
-	}
-	if _, err := s.Get("abc"); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), `"abc"`) {
-		t.Errorf("ambiguous: %v", err)
-	}
-	if img, err := s.Get("abc1"); err != nil || !strings.HasPrefix(img.ID.Encoded(), "abc1") {
-		t.Errorf("unique: %v, %v", img.ID, err)
-	}
-	// A name wins over a prefix.
-	named := digest.NewDigestFromEncoded(digest.SHA256, strings.Repeat("9", 64))
-	s.images[named] = Image{ID: named}
-	s.repos.set(must(parseReference("abc1")), named)
-	if img, err := s.Get("abc1"); err != nil || img.ID != named {
-		t.Errorf("name: %v, %v", img.ID, err)
-	}
-}
 
 // A tag that moves leaves the old image behind without it, until that is removed.
 func TestTagMoves(t *testing.T) {
@@ -105,95 +59,15 @@ func TestTagMoves(t *testing.T) {
 	}
 }
 
-func TestTag(t *testing.T) {
-	e := newEnv(t, nil)
-	b := e.push(e.build(simple("x")), "app", "v1")
-	e.pull("app:v1")
-	before := time.Now()
-	if err := e.service.Tag(t.Context(), b.id.Encoded()[:12], "busybox"); err != nil {
-		t.Fatal(err)
-	}
-	img, err := e.service.Get("docker.io/library/busybox:latest")
-	if err != nil || !slices.Equal(img.Tags, []string{e.ref("app:v1"), "docker.io/library/busybox:latest"}) {
-		t.Errorf("tags %v, %v", img.Tags, err)
-	}
-	stamp := must(os.ReadFile(filepath.Join(e.root, "image/overlay2/imagedb/metadata/sha256", b.id.Encoded(), "lastUpdated")))
-	if at, err := time.Parse(time.RFC3339Nano, string(stamp)); err != nil || at.Before(before.Add(-time.Second)) {
-		t.Errorf("lastUpdated %q, %v", stamp, err)
-	}
-	for _, bad := range []string{"a@" + someDigest, "UPPER"} {
-		if err := e.service.Tag(t.Context(), b.id.String(), bad); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("tag %q: %v", bad, err)
-		}
-	}
-	if err := e.service.Tag(t.Context(), "absent", "x"); !errdefs.IsNotFound(err) {
-		t.Errorf("tag of nothing: %v", err)
-	}
-}
-
-// By any name the image goes with all its names; what others share stays, also what containers and pulls need.
-func TestRemove(t *testing.T) {
-	e := newEnv(t, nil)
-	base := layerSpec{files: []file{{"base", "b"}}}
-	a := e.push(e.build(imageSpec{layers: []layerSpec{base, {files: []file{{"a", "a"}}}}}), "a", "v1")
-	e.push(a, "elsewhere/a", "v2")
-	b := e.push(e.build(imageSpec{layers: []layerSpec{base, {files: []file{{"b", "b"}}}}}), "b", "v1")
-	for _, name := range []string{"a:v1", "elsewhere/a:v2", "b:v1"} {
-		e.pull(name)
-	}
-	if _, err := e.layers.Create(t.Context(), overlay.CreateArgs{ID: strings.Repeat("c", 64), Parent: chainIDs(b.diffIDs)[1]}); err != nil {
-		t.Fatal(err)
-	}
-	remove := func(ref string) {
-		t.Helper()
-		if err := e.service.Remove(t.Context(), ref); err != nil {
-			t.Fatal(err)
-		}
-	}
-	remove(e.ref("elsewhere/a:v2"))
-	if _, err := e.service.Get(e.ref("a:v1")); !errdefs.IsNotFound(err) {
-		t.Errorf("the other name is still there: %v", err)
-	}
-	if n := len(e.layers.Layers()); n != 2 {
-		t.Errorf("%d layers after a", n)
-	}
-	remove(e.ref("a:v1"))
-	remove(a.id.String())
-	remove(b.id.Encoded()[:10])
-	if n := len(e.layers.Layers()); n != 2 {
-		t.Errorf("%d layers below a container", n)
-	}
-	if err := e.layers.Remove(t.Context(), strings.Repeat("c", 64)); err != nil {
-		t.Fatal(err)
-	}
-	if err := e.service.Remove(t.Context(), "not a reference"); !errdefs.IsInvalidArgument(err) {
-		t.Errorf("remove of nonsense: %v", err)
-	}
-	e.pull("b:v1")
-	remove(e.ref("b:v1"))
-	if n := len(e.layers.Layers()); n != 0 {
-		t.Errorf("%d layers at the end", n)
-	}
-	got := string(must(os.ReadFile(e.service.repositoriesPath())))
-	if got != `{"Repositories":{}}` {
-		t.Errorf("repositories.json holds %s", got)
-	}
-	for _, dir := range []string{"imagedb/content/sha256", "distribution/diffid-by-digest/sha256", "distribution/v2metadata-by-diffid/sha256"} {
-		if entries := must(os.ReadDir(filepath.Join(e.root, "image/overlay2", dir))); len(entries) > 0 {
-			t.Errorf("%s holds %v", dir, entries)
-		}
-	}
-}
-
 // Damage makes an image absent, so that the next pull is a real one and repairs it.
 func TestPullRepairs(t *testing.T) {
 	for name, damage := range map[string]func(e *env, b built) error{
 		"layer directory lost": func(e *env, b built) error {
-			l := must(e.layers.Layer(chainIDs(b.diffIDs)[0]))
+			l := must(e.layers.Layer(imagestore.ChainIDs(b.diffIDs)[0]))
 			return os.RemoveAll(filepath.Join(e.root, "overlay2", l.CacheID))
 		},
 		"layer entry lost": func(e *env, b built) error {
-			return os.RemoveAll(filepath.Join(e.root, "image/overlay2/layerdb/sha256", chainIDs(b.diffIDs)[1].Encoded()))
+			return os.RemoveAll(filepath.Join(e.root, "image/overlay2/layerdb/sha256", imagestore.ChainIDs(b.diffIDs)[1].Encoded()))
 		},
 		"configuration changed": func(e *env, b built) error {
 			return os.WriteFile(filepath.Join(e.root, "image/overlay2/imagedb/content/sha256", b.id.Encoded()), []byte("{}"), 0o600)
@@ -227,119 +101,11 @@ func TestPullRepairs(t *testing.T) {
 	}
 }
 
-// A damaged image can also be removed.
-func TestRemoveDamaged(t *testing.T) {
-	for name, damage := range map[string]func(e *env, b built) error{
-		"configuration": func(e *env, b built) error {
-			return os.WriteFile(filepath.Join(e.root, "image/overlay2/imagedb/content/sha256", b.id.Encoded()), nil, 0o600)
-		},
-		"base layer": func(e *env, b built) error {
-			return os.RemoveAll(filepath.Join(e.root, "image/overlay2/layerdb/sha256", chainIDs(b.diffIDs)[0].Encoded()))
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			e := newEnv(t, nil)
-			b := e.push(e.build(fourLayers), "app", "v1")
-			e.pull("app:v1")
-			e.close()
-			if err := damage(e, b); err != nil {
-				t.Fatal(err)
-			}
-			e.open()
-			if err := e.service.Remove(t.Context(), e.ref("app:v1")); err != nil {
-				t.Fatal(err)
-			}
-			e.reopen()
-		})
-	}
-}
-
-func TestOpenSweepsAndRefuses(t *testing.T) {
-	e := newEnv(t, nil)
-	e.close()
-	content := filepath.Join(e.root, "image/overlay2/imagedb/content/sha256")
-	for _, leftover := range []string{filepath.Join(content, ".tmp-1"), filepath.Join(e.root, "image/overlay2/.repositories.json.1")} {
-		if err := os.WriteFile(leftover, []byte("half"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		defer func() {
-			if _, err := os.Stat(leftover); !os.IsNotExist(err) {
-				t.Errorf("%s is still there", leftover)
-			}
-		}()
-	}
-	e.open()
-	repositories := e.service.repositoriesPath()
-	good := must(os.ReadFile(repositories))
-	if err := os.WriteFile(repositories, []byte("{"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Open(t.Context(), e.opts, e.layers); err == nil || !strings.Contains(err.Error(), repositories) {
-		t.Errorf("a broken repositories.json: %v", err)
-	}
-	if err := os.WriteFile(repositories, good, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for name, o := range map[string]Options{
-		"root": {}, "platform": {Root: e.root, Platform: "a/b/c/d/e"}, "pinned": {Root: e.root, Pinned: []string{"["}},
-		"negative": {Root: e.root, Concurrency: -1}, "timeout": {Root: e.root, StallTimeout: -1},
-	} {
-		if _, err := Open(t.Context(), o, e.layers); err == nil {
-			t.Errorf("options: %s: no error", name)
-		}
-	}
-}
-
-// Of very many sources the oldest are forgotten, in both directions.
-func TestSourcesAreBounded(t *testing.T) {
-	d := &distribution{dir: t.TempDir()}
-	for i := range maxSources + 5 {
-		for _, repo := range []string{"a", "b"} {
-			if err := d.add(someDigest, layerSource{Digest: digest.FromString(fmt.Sprint(i / 2)), SourceRepository: fmt.Sprint(repo, i)}); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if sources, err := d.sources(someDigest); err != nil || len(sources) != maxSources || sources[0].SourceRepository != "a30" {
-		t.Errorf("%d sources from %v, %v", len(sources), sources[0], err)
-	}
-	if problems, err := d.check(); err != nil || len(problems) != 0 {
-		t.Errorf("check found %v, %v", problems, err)
-	}
-}
-
-// Records of sources that a power cut has damaged are removed by the next start, the others stay.
-func TestOpenRepairsDistribution(t *testing.T) {
-	for name, damage := range map[string]func(e *env, b built) string{
-		"blob emptied":    func(e *env, b built) string { return e.service.distribution.diffIDPath(b.blobs[0]) },
-		"sources emptied": func(e *env, b built) string { return e.service.distribution.sourcesPath(b.diffIDs[0]) },
-		"leftover": func(e *env, b built) string {
-			return filepath.Join(filepath.Dir(e.service.distribution.diffIDPath(b.blobs[0])), ".tmp-1")
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			e := newEnv(t, nil)
-			b := e.push(e.build(fourLayers), "app", "v1")
-			e.pull("app:v1")
-			if err := os.WriteFile(damage(e, b), nil, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			if problems, err := e.service.Check(t.Context()); err != nil || len(problems) == 0 {
-				t.Errorf("Check found %v, %v", problems, err)
-			}
-			e.reopen()
-			if sources, err := e.service.distribution.sources(b.diffIDs[1]); err != nil || len(sources) != 1 {
-				t.Errorf("sources of an undamaged layer: %v, %v", sources, err)
-			}
-		})
-	}
-}
-
 // Layers that were committed for an image that could not be recorded do not stay.
 func TestUnrecordedLayersAreRemoved(t *testing.T) {
 	e := newEnv(t, nil)
 	e.push(e.build(fourLayers), "app", "v1")
-	content := e.service.db.contentDir()
+	content := filepath.Join(e.root, "image/overlay2/imagedb/content/sha256")
 	if err := os.Rename(content, content+".away"); err != nil {
 		t.Fatal(err)
 	}
@@ -360,98 +126,6 @@ func TestUnrecordedLayersAreRemoved(t *testing.T) {
 	}
 	e.verify()
 	e.pull("app:v1")
-}
-
-// What a crash between the commit of the layers and the record of the image leaves is removed at the next start, but not before it is known what containers mount.
-func TestSweepRemovesUnrecordedLayers(t *testing.T) {
-	e := newEnv(t, nil)
-	b := e.push(e.build(fourLayers), "app", "v1")
-	if err := e.job(t, "app:v1", b).layers(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if n := len(e.layers.Layers()); n != 4 {
-		t.Fatalf("%d layers", n)
-	}
-	e.reopen()
-	layers := e.layers.Layers()
-	base := layers[slices.IndexFunc(layers, func(l overlay.Layer) bool { return l.Parent == "" })]
-	release, err := e.layers.Hold(base.ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sweep := func(want int) {
-		t.Helper()
-		if err := e.service.Sweep(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if n := len(e.layers.Layers()); n != want {
-			t.Errorf("%d layers stay, want %d", n, want)
-		}
-	}
-	sweep(1)
-	release()
-	sweep(0)
-}
-
-// A pull that repairs a damaged image finds its other layers still there.
-func TestSweepSparesDamagedImages(t *testing.T) {
-	e := newEnv(t, nil)
-	b := e.push(e.build(fourLayers), "app", "v1")
-	e.pull("app:v1")
-	content := filepath.Join(e.root, "image/overlay2/imagedb/content/sha256", b.id.Encoded())
-	if err := os.WriteFile(content, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	e.reopen()
-	if err := e.service.Sweep(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if n := len(e.layers.Layers()); n != 4 {
-		t.Errorf("%d layers are left", n)
-	}
-	e.pull("app:v1")
-}
-
-// Check finds what is wrong, and only that.
-func TestCheck(t *testing.T) {
-	for name, c := range map[string]struct{ path, content, want string }{
-		"stranger":               {"imagedb/content/sha256/stranger", "", "is no image ID"},
-		"metadata":               {"imagedb/metadata/sha256/" + strings.Repeat("a", 64) + "/parent", "x", "metadata without an image"},
-		"content":                {"imagedb/content/sha256/" + strings.Repeat("a", 64), "{}", "content has digest"},
-		"repositories: absent":   {"repositories.json", `{"Repositories":{"a":{"a:b":"` + someDigest + `"}}}`, "is an image that is missing"},
-		"repositories: spelling": {"repositories.json", `{"Repositories":{"a":{"docker.io/library/a:b":"` + someDigest + `"}}}`, "not in the form"},
-		"sources":                {"distribution/v2metadata-by-diffid/sha256/" + strings.Repeat("a", 64), "{", "is not a list of sources"},
-		"source":                 {"distribution/v2metadata-by-diffid/sha256/" + strings.Repeat("a", 64), `[{"Digest":"` + someDigest + `"}]`, "does not lead back"},
-		"blob":                   {"distribution/diffid-by-digest/sha256/" + strings.Repeat("a", 64), someDigest, "does not know the blob"},
-		"blob garbage":           {"distribution/diffid-by-digest/sha256/" + strings.Repeat("a", 64), "x", "not a diff ID"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			e := newEnv(t, nil)
-			path := filepath.Join(e.root, "image/overlay2", c.path)
-			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-				t.Fatal(err)
-			}
-			before, readErr := os.ReadFile(path)
-			if err := os.WriteFile(path, []byte(c.content), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			problems, err := e.service.Check(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !slices.ContainsFunc(problems, func(p overlay.Problem) bool { return strings.Contains(p.What, c.want) }) {
-				t.Errorf("found %v, want %q", problems, c.want)
-			}
-			if readErr == nil {
-				err = os.WriteFile(path, before, 0o600)
-			} else if err = os.Remove(path); err == nil && name == "metadata" {
-				err = os.Remove(filepath.Dir(path))
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-		})
-	}
 }
 
 func TestCRI(t *testing.T) {
@@ -500,7 +174,7 @@ func TestCRI(t *testing.T) {
 		t.Errorf("status by ID differs from that by tag: %s", diff)
 	}
 	var info verboseInfo
-	if err := json.Unmarshal([]byte(status.GetInfo()["info"]), &info); err != nil || info.ChainID != chainIDs(b.diffIDs)[3] || info.ImageSpec.Config.User != "1000:1000" {
+	if err := json.Unmarshal([]byte(status.GetInfo()["info"]), &info); err != nil || info.ChainID != imagestore.ChainIDs(b.diffIDs)[3] || info.ImageSpec.Config.User != "1000:1000" {
 		t.Errorf("info %s, %v", status.GetInfo(), err)
 	}
 	list, err := e.service.ListImages(ctx, &runtimeapi.ListImagesRequest{})
@@ -540,37 +214,17 @@ func (s *stream) Send(r *runtimeapi.StreamImagesResponse) error {
 	return nil
 }
 
-// Each image comes once, in messages that stay below gRPC's usual limit of 4 MiB.
+// A stream has the images of the list.
 func TestStreamImages(t *testing.T) {
-	s := &Service{images: map[digest.Digest]Image{}}
-	if err := s.StreamImages(&runtimeapi.StreamImagesRequest{}, &stream{}); err != nil {
-		t.Error(err)
-	}
-	const n = 2000
-	for i := range n {
-		id := digest.FromString(fmt.Sprint(i))
-		s.images[id] = Image{ID: id, Tags: []string{strings.Repeat("x", 16<<10)}}
-	}
-	var got stream
-	if err := s.StreamImages(&runtimeapi.StreamImagesRequest{}, &got); err != nil {
-		t.Fatal(err)
-	}
-	seen := map[string]bool{}
-	for _, c := range got.chunks {
-		size := 0
-		for _, img := range c {
-			if seen[img.GetId()] {
-				t.Errorf("%s came twice", img.GetId())
-			}
-			seen[img.GetId()] = true
-			size += len(img.GetRepoTags()[0])
+	e := newEnv(t, nil)
+	b := e.push(e.build(simple("x")), "app", "v1")
+	e.pull("app:v1")
+	for filter, want := range map[string]int{e.ref("app:v1"): 1, "absent": 0, "": 1} {
+		var got stream
+		req := &runtimeapi.StreamImagesRequest{Filter: &runtimeapi.ImageFilter{Image: &runtimeapi.ImageSpec{Image: filter}}}
+		if err := e.service.StreamImages(req, &got); err != nil || len(got.chunks) != want || want > 0 && got.chunks[0][0].GetId() != b.id.String() {
+			t.Errorf("filter %q: %v, %v", filter, got.chunks, err)
 		}
-		if size > 2<<20 || size == 0 {
-			t.Errorf("a message of %d bytes", size)
-		}
-	}
-	if len(seen) != n {
-		t.Errorf("%d images came", len(seen))
 	}
 }
 
@@ -578,7 +232,7 @@ func TestImageFsInfo(t *testing.T) {
 	e := newEnv(t, nil)
 	b := e.push(e.build(imageSpec{layers: []layerSpec{{files: []file{{"big", incompressible(1<<20, 9)}}}, {files: []file{{"small", "s"}}}}}), "app", "v1")
 	e.pull("app:v1")
-	if _, err := e.layers.Create(t.Context(), overlay.CreateArgs{ID: strings.Repeat("c", 64), Parent: chainIDs(b.diffIDs)[1]}); err != nil {
+	if _, err := e.layers.Create(t.Context(), overlay.CreateArgs{ID: strings.Repeat("c", 64), Parent: imagestore.ChainIDs(b.diffIDs)[1]}); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
@@ -752,5 +406,18 @@ func TestReload(t *testing.T) {
 	next.Pinned = []string{"["}
 	if err := e.service.Reload(next); err == nil || !pinned() {
 		t.Errorf("options that cannot work were taken over: %v", err)
+	}
+}
+
+// Options that cannot work are refused.
+func TestOpenRefusesOptions(t *testing.T) {
+	e := newEnv(t, nil)
+	for name, o := range map[string]Options{
+		"root": {}, "platform": {Root: e.root, Platform: "a/b/c/d/e"}, "pinned": {Root: e.root, Pinned: []string{"["}},
+		"negative": {Root: e.root, Concurrency: -1}, "timeout": {Root: e.root, StallTimeout: -1},
+	} {
+		if _, err := Open(t.Context(), o, e.layers); err == nil {
+			t.Errorf("options: %s: no error", name)
+		}
 	}
 }

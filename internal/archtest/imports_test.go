@@ -74,6 +74,7 @@ func mayImport() []struct {
 		{"runtimeservice/...", nil},
 		{"imageservice", []string{"imageservice/...", "overlay"}},
 		{"imageservice/registry", nil},
+		{"imageservice/imagestore", []string{"overlay"}},
 		{"network/...", nil},
 		{"overlay/...", nil},
 		{"e2e/...", []string{"e2e/...", "config", "overlay", "runtimeservice/..."}},

@@ -1,4 +1,4 @@
-package imageservice
+package imagestore
 
 import (
 	"testing"
@@ -67,7 +67,7 @@ func TestChainIDs(t *testing.T) {
 		for _, d := range c.diffIDs {
 			diffIDs = append(diffIDs, digest.NewDigestFromEncoded(digest.SHA256, d))
 		}
-		for i, got := range chainIDs(diffIDs) {
+		for i, got := range ChainIDs(diffIDs) {
 			if got.Encoded() != c.want[i] {
 				t.Errorf("chain ID %d is %s, want %s", i, got.Encoded(), c.want[i])
 			}

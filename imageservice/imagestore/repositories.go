@@ -1,4 +1,4 @@
-package imageservice
+package imagestore
 
 import (
 	"errors"
@@ -19,14 +19,14 @@ import (
 // repository.
 const maxDigests = 256
 
-// repositories is the content of repositories.json: familiar name → familiar reference → image ID. It is treated as immutable: changes are made
-// to a clone, which takes effect when it has been saved.
+// repositories is the content of repositories.json: familiar name → familiar reference → image ID.
+// It is treated as immutable: a change is made to a clone, which replaces it after it is saved.
 type repositories map[string]map[string]digest.Digest
 
 // repositoriesFile is the JSON document.
 type repositoriesFile struct{ Repositories repositories }
 
-// loadRepositories reads path. A file that is not there is written, as dockerd does.
+// loadRepositories reads the file at path. Like dockerd it writes an empty file if there is none.
 func loadRepositories(path string) (repositories, error) {
 	leftovers, err := filepath.Glob(filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".*"))
 	if err != nil {
@@ -67,13 +67,13 @@ func (r repositories) clone() repositories {
 	return c
 }
 
-// get returns the ID that a tagged or digested reference stands for.
+// get returns the ID for which a reference with a tag or digest stands.
 func (r repositories) get(ref reference.Named) (digest.Digest, bool) {
 	id, ok := r[reference.FamiliarName(ref)][reference.FamiliarString(ref)]
 	return id, ok
 }
 
-// set points ref to id and returns the ID that it pointed to before, if any.
+// set makes ref stand for id and returns the ID for which it stood before, or "".
 func (r repositories) set(ref reference.Named, id digest.Digest) digest.Digest {
 	name, key := reference.FamiliarName(ref), reference.FamiliarString(ref)
 	if r[name] == nil {
@@ -113,8 +113,8 @@ func (r repositories) of(id digest.Digest) []reference.Named {
 	return list
 }
 
-// boundDigests drops references by digest to the image of ref, within its repository, until
-// maxDigests are left. ref itself stays. A pull of a dropped one finds the image again.
+// boundDigests deletes references by digest to an image in the repository of ref until maxDigests
+// are left. ref itself stays. A pull of a deleted reference finds the image again.
 func (r repositories) boundDigests(ref reference.Named, id digest.Digest) {
 	refs, keep := r[reference.FamiliarName(ref)], reference.FamiliarString(ref)
 	var digests []string

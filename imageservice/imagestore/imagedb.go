@@ -1,4 +1,4 @@
-package imageservice
+package imagestore
 
 import (
 	"fmt"
@@ -13,7 +13,8 @@ import (
 	"github.com/micarun/mica/internal/imageconfig"
 )
 
-// imagedb is the directory image/overlay2/imagedb: configurations by image ID. Its methods may be called concurrently for different IDs.
+// imagedb is the directory image/overlay2/imagedb: configurations by image ID. Its methods may be
+// called concurrently for different IDs.
 type imagedb struct{ dir string }
 
 func (db imagedb) contentDir() string { return filepath.Join(db.dir, "content", "sha256") }
@@ -30,7 +31,7 @@ func (db imagedb) open() error {
 	return nil
 }
 
-// list returns the IDs of all configurations. Leftovers of writes that a crash cut short are removed.
+// list returns the IDs of all configurations. It removes temporary files that a crash left.
 func (db imagedb) list() ([]digest.Digest, error) {
 	entries, err := os.ReadDir(db.contentDir())
 	if err != nil {
@@ -53,7 +54,7 @@ func (db imagedb) list() ([]digest.Digest, error) {
 }
 
 // read returns the configuration of an image, checked against its ID. Errors: errdefs.ErrNotFound,
-// errdefs.ErrDataLoss, errdefs.ErrOutOfRange for one over imageconfig.MaxSize.
+// errdefs.ErrDataLoss, errdefs.ErrOutOfRange if it is larger than imageconfig.MaxSize.
 func (db imagedb) read(id digest.Digest) ([]byte, error) {
 	data, err := readFile(filepath.Join(db.contentDir(), id.Encoded()), imageconfig.MaxSize)
 	if os.IsNotExist(err) {
@@ -68,9 +69,8 @@ func (db imagedb) read(id digest.Digest) ([]byte, error) {
 	return data, nil
 }
 
-// diffIDs returns the layers that a configuration names, which may be over the limits. A
-// configuration that names none, or more than an image can have, has no layers.
-// errdefs.ErrOutOfRange is one over imageconfig.MaxForeignSize, which is not read.
+// diffIDs returns the layers of a configuration that may exceed the limits; see imageconfig.DiffIDs.
+// The error is errdefs.ErrOutOfRange if the configuration is larger than imageconfig.MaxForeignSize.
 func (db imagedb) diffIDs(id digest.Digest) ([]digest.Digest, error) {
 	data, err := readFile(filepath.Join(db.contentDir(), id.Encoded()), imageconfig.MaxForeignSize)
 	if err != nil {
@@ -88,7 +88,7 @@ func (db imagedb) write(data []byte) (digest.Digest, error) {
 	return id, nil
 }
 
-// touch records now as the time at which the image was tagged.
+// touch records now as the time of the image's last tag.
 func (db imagedb) touch(id digest.Digest, now time.Time) error {
 	path := filepath.Join(db.metadataDir(), id.Encoded(), "lastUpdated")
 	if err := writeFile(path, []byte(now.Format(time.RFC3339Nano))); err != nil {
@@ -97,7 +97,7 @@ func (db imagedb) touch(id digest.Digest, now time.Time) error {
 	return nil
 }
 
-// mark records that the image is the checkpoint of a container of that name.
+// mark records that the image is a checkpoint of the container with that name.
 func (db imagedb) mark(id digest.Digest, container string) error {
 	if err := writeFile(db.markPath(id), []byte(container)); err != nil {
 		return fmt.Errorf("mark image %s as a checkpoint: %w", id, err)
@@ -105,7 +105,7 @@ func (db imagedb) mark(id digest.Digest, container string) error {
 	return nil
 }
 
-// marked tells whether mark was called for the image.
+// marked reports whether mark was called for the image.
 func (db imagedb) marked(id digest.Digest) bool {
 	_, err := os.Lstat(db.markPath(id))
 	return err == nil
@@ -115,7 +115,7 @@ func (db imagedb) markPath(id digest.Digest) string {
 	return filepath.Join(db.metadataDir(), id.Encoded(), "checkpoint")
 }
 
-// remove forgets an image. It is idempotent.
+// remove deletes configuration and metadata of an image. It is idempotent.
 func (db imagedb) remove(id digest.Digest) error {
 	err := removeFiles(filepath.Join(db.contentDir(), id.Encoded()), filepath.Join(db.metadataDir(), id.Encoded()))
 	if err != nil {

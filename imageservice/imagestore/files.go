@@ -1,4 +1,4 @@
-package imageservice
+package imagestore
 
 import (
 	"errors"
@@ -13,8 +13,8 @@ import (
 	"github.com/micarun/mica/internal/jsonfile"
 )
 
-// readFile returns the content of a file, which may have as many bytes as limit. A larger one is
-// errdefs.ErrOutOfRange.
+// readFile returns the content of a file. The error is errdefs.ErrOutOfRange if the file has more
+// than limit bytes.
 func readFile(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -33,8 +33,8 @@ func readFile(path string, limit int64) ([]byte, error) {
 	return data, err
 }
 
-// writeFile makes the file at path, and the directories above it, appear with the given bytes at once. It returns when both the
-// file and its directory entry are on stable storage.
+// writeFile replaces the file at path atomically and makes the directories above it. When it returns,
+// the file and its directory entry are on stable storage.
 func writeFile(path string, data []byte) error {
 	if err := replaceFile(path, data, (*os.File).Sync); err != nil {
 		return err
@@ -42,7 +42,7 @@ func writeFile(path string, data []byte) error {
 	return jsonfile.SyncDir(filepath.Dir(path))
 }
 
-// replaceFile is writeFile with a finishing touch of the caller's choice to the file before it appears.
+// replaceFile is writeFile without the sync. It calls finish with the file before the rename.
 func replaceFile(path string, data []byte, finish func(*os.File) error) (err error) {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -67,7 +67,7 @@ func replaceFile(path string, data []byte, finish func(*os.File) error) (err err
 	return os.Rename(f.Name(), path)
 }
 
-// syncFilesystem returns when everything written to the file system of a directory is on stable storage.
+// syncFilesystem writes the whole file system of a directory to stable storage.
 func syncFilesystem(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -80,7 +80,7 @@ func syncFilesystem(dir string) error {
 	return nil
 }
 
-// removeFiles removes files and directory trees; what is not there is no error.
+// removeFiles removes files and directory trees. Missing ones are no error.
 func removeFiles(paths ...string) error {
 	var errs []error
 	for _, p := range paths {

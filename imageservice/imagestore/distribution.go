@@ -1,4 +1,4 @@
-package imageservice
+package imagestore
 
 import (
 	"encoding/json"
@@ -27,14 +27,15 @@ const (
 	maxDigestSize = 1 << 10
 )
 
-// layerSource is one place where a layer is known to be, in dockerd's form.
+// layerSource is a registry that has a layer, in dockerd's form.
 type layerSource struct {
 	Digest           digest.Digest // of the blob
 	SourceRepository string        // full name
-	HMAC             string        // binds the entry to credentials; always empty here, as after an anonymous pull
+	HMAC             string        // binds the entry to credentials; Mica leaves it empty, as dockerd does after an anonymous pull
 }
 
-// distribution is the directory image/overlay2/distribution: which blobs gave which layers. It is a cache: the files may be lost, but must not be wrong.
+// distribution is the directory image/overlay2/distribution: the layer of each blob, and the blobs of
+// each layer. It is a cache: files may be missing, but not wrong.
 type distribution struct {
 	dir string
 
@@ -49,8 +50,8 @@ func (d *distribution) sourcesPath(diffID digest.Digest) string {
 	return filepath.Join(d.dir, "v2metadata-by-diffid", string(diffID.Algorithm()), diffID.Encoded())
 }
 
-// add records that a blob that was fetched from a repository, and checked, holds the layer diffID. The record is on stable storage after
-// the next sync.
+// add records that a blob from a repository, which was checked, has the layer diffID. The record is on
+// stable storage after the next sync.
 func (d *distribution) add(diffID digest.Digest, source layerSource) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -83,7 +84,8 @@ func (d *distribution) add(diffID digest.Digest, source layerSource) error {
 	return nil
 }
 
-// sync makes what was added durable: once for all layers of an image instead of four times for each.
+// sync makes the added records durable: once for all layers of an image instead of four times for
+// each.
 func (d *distribution) sync() error {
 	if err := syncFilesystem(d.dir); err != nil {
 		return fmt.Errorf("record sources of layers: %w", err)
@@ -91,7 +93,7 @@ func (d *distribution) sync() error {
 	return nil
 }
 
-// sources returns the recorded sources of a layer; an unreadable record counts as none.
+// sources returns the recorded sources of a layer. A record that cannot be decoded counts as none.
 func (d *distribution) sources(diffID digest.Digest) ([]layerSource, error) {
 	data, err := readFile(d.sourcesPath(diffID), maxSourcesSize)
 	if errors.Is(err, fs.ErrNotExist) || errdefs.IsOutOfRange(err) {
@@ -107,7 +109,7 @@ func (d *distribution) sources(diffID digest.Digest) ([]layerSource, error) {
 	return sources, nil
 }
 
-// forget deletes what is recorded about layers that are gone.
+// forget deletes the records of removed layers.
 func (d *distribution) forget(diffIDs []digest.Digest) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -128,7 +130,7 @@ func (d *distribution) forget(diffIDs []digest.Digest) error {
 	return nil
 }
 
-// repair removes the records that contradict each other, as a power cut may leave them. They are a cache.
+// repair deletes records that contradict each other, as after a power cut.
 func (d *distribution) repair() error {
 	for {
 		problems, err := d.check()
@@ -146,7 +148,7 @@ func (d *distribution) repair() error {
 	}
 }
 
-// check returns the files that are damaged or contradict others. It reads each file once.
+// check returns the files that are damaged or that contradict others. It reads each file once.
 func (d *distribution) check() ([]overlay.Problem, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -159,16 +161,16 @@ func (d *distribution) check() ([]overlay.Problem, error) {
 	return c.problems, err
 }
 
-// distributionCheck is one run of check: first it reads all files, then it compares them.
+// distributionCheck is one run of check. It reads all files, then compares them.
 type distributionCheck struct {
 	*distribution
-	sources  map[digest.Digest][]digest.Digest // diff ID → blobs, of the files that can be read
+	sources  map[digest.Digest][]digest.Digest // diff ID → blobs, of the files that can be decoded
 	layers   map[digest.Digest]digest.Digest   // blob → diff ID, likewise
 	problems []overlay.Problem
 }
 
-// each calls f for the files of a directory and takes down what is wrong with them. A file with a
-// bad name is wrong once.
+// each calls f for the files of a directory. f returns what is wrong with a file, or "". A path gets
+// at most one problem.
 func (c *distributionCheck) each(dir string, f func(d digest.Digest, path string) string) error {
 	dir = filepath.Join(dir, string(digest.SHA256))
 	return eachFile(dir, func(name string) error {
@@ -215,7 +217,8 @@ func (c *distributionCheck) readBlob(blob digest.Digest, path string) string {
 	return ""
 }
 
-// wrongSources tells what is wrong with the sources of a layer: they must lead back to it.
+// wrongSources returns what is wrong with the sources of a layer. Each blob must be recorded with the
+// layer.
 func (c *distributionCheck) wrongSources(diffID digest.Digest, _ string) string {
 	for _, blob := range c.sources[diffID] {
 		if c.layers[blob] != diffID {
@@ -225,7 +228,8 @@ func (c *distributionCheck) wrongSources(diffID digest.Digest, _ string) string 
 	return ""
 }
 
-// wrongBlob tells what is wrong with the layer of a blob: it must know the blob.
+// wrongBlob returns what is wrong with the layer of a blob. The blob must be among the layer's
+// sources.
 func (c *distributionCheck) wrongBlob(blob digest.Digest, _ string) string {
 	diffID, ok := c.layers[blob]
 	if ok && !slices.Contains(c.sources[diffID], blob) {

@@ -1,4 +1,4 @@
-package imageservice
+package imagestore
 
 import (
 	"strings"
@@ -11,19 +11,20 @@ import (
 	"github.com/micarun/mica/internal/userid"
 )
 
-// Image is what the store keeps in memory of an image; the configuration stays on disk, see
-// [Service.Detail]. It is a value: the store never changes one that it handed out, and callers must
-// not change its slices.
+// Image is the data of an image that the store keeps in memory. The configuration stays on disk; see
+// [Store.Detail]. The store never changes an Image that it has returned, and callers must not change
+// its slices.
 type Image struct {
 	ID      digest.Digest   // digest of the configuration
 	Tags    []string        // full references with tag, such as docker.io/library/busybox:latest, sorted
 	Digests []string        // full references with manifest digest, sorted
 	Layers  []digest.Digest // chain IDs, base to top
 	Size    int64           // bytes of all layers, uncompressed, as dockerd counts them
-	Created time.Time       // the configuration's; zero when it has none
-	User    string          // the configuration's, as it stands there: user, UID, or either with a group
-	Pinned  bool            // matches Options.Pinned
-	// Checkpoint says that the image is that of a checkpointed container: its one layer is a checkpoint archive, and a manifest said so.
+	Created time.Time       // from the configuration; zero if it has none
+	User    string          // from the configuration, unchanged: user, UID, or either with a group
+	Pinned  bool            // matches a pattern of SetPinned
+	// Checkpoint means that the image is a checkpoint of a container: its one layer is a checkpoint
+	// archive, and its manifest says so.
 	Checkpoint bool
 }
 
@@ -41,9 +42,9 @@ type Detailed struct {
 	Config ocispec.Image
 }
 
-// UserOrUID returns the configuration's user: a numeric one as uid, any other as name. Both are
-// empty when the image sets none. A number that no user can have is returned as name: no container
-// can be created of it. The group part is not returned.
+// UserOrUID returns the user in the configuration: a number as uid, anything else as name. Both are
+// empty if the image has no user. A number that is no valid UID is returned as name; no container
+// can be created from such an image. The group is not returned.
 func (i Image) UserOrUID() (uid *int64, name string) {
 	user, _, _ := strings.Cut(i.User, ":")
 	if id, numeric, err := userid.Parse(user); numeric && err == nil {
@@ -53,10 +54,10 @@ func (i Image) UserOrUID() (uid *int64, name string) {
 	return nil, user
 }
 
-// Dangling tells whether no tag names the image.
+// Dangling reports whether the image has no tag.
 func (i Image) Dangling() bool { return len(i.Tags) == 0 }
 
-// chainIDs returns the chain ID of each layer, base to top.
-func chainIDs(diffIDs []digest.Digest) []digest.Digest {
+// ChainIDs returns the chain ID of each layer, base to top. It does not change diffIDs.
+func ChainIDs(diffIDs []digest.Digest) []digest.Digest {
 	return identity.ChainIDs(append([]digest.Digest(nil), diffIDs...))
 }

@@ -1,4 +1,4 @@
-package imageservice
+package imagestore
 
 import (
 	"strings"
@@ -30,7 +30,7 @@ func TestParseReference(t *testing.T) {
 		strings.Repeat("a/", 200) + "name":       "",
 		"app@sha512:" + strings.Repeat("a", 128): "",
 	} {
-		got, err := parseReference(in)
+		got, err := ParseReference(in)
 		if want == "" {
 			if err == nil {
 				t.Errorf("%q was parsed as %s", in, got)
@@ -46,7 +46,7 @@ func TestParseReference(t *testing.T) {
 }
 
 func TestMatchesAny(t *testing.T) {
-	ref, err := parseReference("busybox:1.36")
+	ref, err := ParseReference("busybox:1.36")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +66,7 @@ func FuzzReference(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		ref, err := parseReference(s)
+		ref, err := ParseReference(s)
 		if err != nil {
 			return
 		}
@@ -76,7 +76,7 @@ func FuzzReference(f *testing.F) {
 		repos := repositories{}
 		repos.set(ref, "sha256:x")
 		for _, form := range []string{s, ref.String(), reference.FamiliarString(ref)} {
-			again, err := parseReference(form)
+			again, err := ParseReference(form)
 			if err != nil {
 				t.Fatalf("%q of %q: %v", form, s, err)
 			}

@@ -1,4 +1,4 @@
-package imageservice
+package imagestore
 
 import (
 	"context"
@@ -12,12 +12,13 @@ import (
 	"github.com/micarun/mica/overlay"
 )
 
-// Check compares, on disk, imagedb, repositories.json, the layer store and the distribution metadata with each other. It reads no layer: that is
-// what overlay's Check does. The error is that of a store that cannot be read; what is wrong in it are problems.
-func (s *Service) Check(ctx context.Context) ([]overlay.Problem, error) {
+// Check compares configurations, repositories.json, the layer store, the sources of layers, and the
+// memory of s with each other. It does not read layers; overlay's Check does. The error means that
+// the store cannot be read. Whatever is wrong with its content is a problem.
+func (s *Store) Check(ctx context.Context) ([]overlay.Problem, error) {
 	s.change.Lock()
 	defer s.change.Unlock()
-	c := &checker{service: s, ids: map[digest.Digest]bool{}}
+	c := &checker{store: s, ids: map[digest.Digest]bool{}}
 	for _, step := range []func() error{c.images, c.repositories, c.metadata, c.distribution} {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -30,8 +31,8 @@ func (s *Service) Check(ctx context.Context) ([]overlay.Problem, error) {
 }
 
 type checker struct {
-	service  *Service
-	ids      map[digest.Digest]bool
+	store    *Store
+	ids      map[digest.Digest]bool // of the configurations on disk
 	problems []overlay.Problem
 }
 
@@ -39,44 +40,44 @@ func (c *checker) found(path, format string, args ...any) {
 	c.problems = append(c.problems, overlay.Problem{Path: path, What: fmt.Sprintf(format, args...)})
 }
 
-// images checks that every configuration is whole, has its layers, and is in memory.
+// images checks that every configuration is intact, has its layers, and is in memory.
 func (c *checker) images() error {
-	entries, err := os.ReadDir(c.service.db.contentDir())
+	entries, err := os.ReadDir(c.store.db.contentDir())
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		path := filepath.Join(c.service.db.contentDir(), e.Name())
+		path := filepath.Join(c.store.db.contentDir(), e.Name())
 		id := digest.NewDigestFromEncoded(digest.SHA256, e.Name())
 		if id.Validate() != nil {
 			c.found(path, "is no image ID")
 			continue
 		}
 		c.ids[id] = true
-		if _, err := c.service.loadImage(id); err != nil {
+		if _, err := c.store.loadImage(id); err != nil {
 			c.found(path, "%v", err)
-		} else if _, err := c.service.Get(id.String()); err != nil {
+		} else if _, err := c.store.Get(id.String()); err != nil {
 			c.found(path, "image is on disk but not in the service: %v", err)
 		}
 	}
-	for _, img := range c.service.List() {
+	for _, img := range c.store.List() {
 		if !c.ids[img.ID] {
-			c.found(filepath.Join(c.service.db.contentDir(), img.ID.Encoded()), "image of the service is missing")
+			c.found(filepath.Join(c.store.db.contentDir(), img.ID.Encoded()), "image of the service is missing")
 		}
 	}
 	return nil
 }
 
-// repositories checks that repositories.json is what the service believes and names images only.
+// repositories checks that repositories.json agrees with the memory and names only images.
 func (c *checker) repositories() error {
-	path := c.service.repositoriesPath()
+	path := c.store.reposPath
 	var f repositoriesFile
 	if err := jsonfile.Read(path, &f); err != nil {
 		return err
 	}
 	for name, refs := range f.Repositories {
 		for ref, id := range refs {
-			if parsed, err := parseReference(ref); err != nil {
+			if parsed, err := ParseReference(ref); err != nil {
 				c.found(path, "%s: %v", ref, err)
 			} else if got, ok := f.Repositories.get(parsed); !ok || got != id {
 				c.found(path, "%s under %s is not in the form that look-ups use", ref, name)
@@ -84,7 +85,7 @@ func (c *checker) repositories() error {
 			if !c.ids[id] {
 				c.found(path, "%s is an image that is missing: %s", ref, id)
 			}
-			if c.service.repos[name][ref] != id {
+			if c.store.repos[name][ref] != id {
 				c.found(path, "%s differs from the service's", ref)
 			}
 		}
@@ -92,23 +93,23 @@ func (c *checker) repositories() error {
 	return nil
 }
 
-// metadata checks that only images have metadata.
+// metadata checks that all metadata is of an image.
 func (c *checker) metadata() error {
-	entries, err := os.ReadDir(c.service.db.metadataDir())
+	entries, err := os.ReadDir(c.store.db.metadataDir())
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
 		if !c.ids[digest.NewDigestFromEncoded(digest.SHA256, e.Name())] {
-			c.found(filepath.Join(c.service.db.metadataDir(), e.Name()), "metadata without an image")
+			c.found(filepath.Join(c.store.db.metadataDir(), e.Name()), "metadata without an image")
 		}
 	}
 	return nil
 }
 
-// distribution checks what is recorded about the sources of layers.
+// distribution checks the records of the sources of layers.
 func (c *checker) distribution() error {
-	problems, err := c.service.distribution.check()
+	problems, err := c.store.distribution.check()
 	c.problems = append(c.problems, problems...)
 	return err
 }

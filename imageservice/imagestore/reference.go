@@ -1,4 +1,4 @@
-package imageservice
+package imagestore
 
 import (
 	"fmt"
@@ -10,9 +10,10 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// parseReference reads a reference as users write it. The result has a tag or a digest: latest is the default tag, and of a tag and a digest
-// the digest counts and the tag is dropped, as dockerd does. Error: errdefs.ErrInvalidArgument.
-func parseReference(s string) (reference.Named, error) {
+// ParseReference parses a reference as users write it. The result has either a tag, by default latest,
+// or a digest. If the reference has both, the tag is dropped, as in dockerd. Errors:
+// errdefs.ErrInvalidArgument, and errdefs.ErrNotImplemented for a digest other than sha256.
+func ParseReference(s string) (reference.Named, error) {
 	named, err := reference.ParseNormalizedNamed(s)
 	if err != nil {
 		return nil, fmt.Errorf("parse image reference %q: %w: %w", s, errdefs.ErrInvalidArgument, err)
@@ -36,19 +37,20 @@ func withDigest(name reference.Named, d digest.Digest) (reference.Canonical, err
 	return c, nil
 }
 
-// idPrefix reads s as an image ID or the beginning of one, with or without sha256:. It returns the hex digits.
+// idPrefix returns the hex digits if s is an image ID or a prefix of one, with or without sha256:.
 func idPrefix(s string) (string, bool) {
 	hex := strings.TrimPrefix(s, "sha256:")
 	ok := hex != "" && len(hex) <= 64 && strings.Trim(hex, "0123456789abcdef") == ""
 	return hex, ok
 }
 
-// matchesAny tells whether a reference fits one of the patterns, in its full or familiar form or by its name alone.
+// matchesAny reports whether a pattern matches a reference, in its full or familiar form or by its
+// name alone.
 func matchesAny(patterns []string, refs ...reference.Named) bool {
 	for _, pattern := range patterns {
 		for _, ref := range refs {
 			for _, form := range []string{ref.String(), reference.FamiliarString(ref), ref.Name(), reference.FamiliarName(ref)} {
-				// Validate has refused malformed patterns.
+				// A malformed pattern matches nothing.
 				if ok, _ := path.Match(pattern, form); ok {
 					return true
 				}
