@@ -190,7 +190,7 @@ func (f *fixture) pods(ctx context.Context, label string) ([]corev1.Pod, error) 
 	return list.Items, err
 }
 
-// awaitPods waits until exactly n pods have the label and all are ready.
+// awaitPods waits until exactly count pods have the label and all are ready.
 func (f *fixture) awaitPods(label string, count int) []corev1.Pod {
 	f.t.Helper()
 	var pods []corev1.Pod

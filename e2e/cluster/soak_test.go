@@ -22,7 +22,7 @@ import (
 )
 
 // soakTime is the minimum duration of TestSoak, which completes at least one round.
-var soakTime = flag.Duration("soak", 0, "how long the mixed workload of TestSoak goes on")
+var soakTime = flag.Duration("soak", 0, "duration of the mixed workload of TestSoak")
 
 // During a mixed workload, neither kubelet nor daemon logs an error or a warning, except for those
 // that the workload provokes and those caused by this machine or by the way the kubelet is started.
