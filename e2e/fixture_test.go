@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,11 +12,13 @@ import (
 	"testing"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/e2e/node"
 	"github.com/micarun/mica/internal/patience"
 	"github.com/micarun/mica/internal/testregistry"
+	"github.com/micarun/mica/internal/testspec"
 )
 
 // The tests' images. registry.test is only a name: the node's mirror serves the images.
@@ -258,7 +261,20 @@ func (f *fixture) create(p pod, config *runtimeapi.ContainerConfig) string {
 	if err != nil {
 		f.t.Fatalf("create container %s: %v", config.Metadata.Name, err)
 	}
+	f.checkSpec(id)
 	return id
+}
+
+// checkSpec validates the specification that the OCI runtime was given for a container.
+func (f *fixture) checkSpec(container string) {
+	f.t.Helper()
+	data, err := os.ReadFile(filepath.Join(f.State, "containers", container, "config.json"))
+	f.no(err)
+	var s specs.Spec
+	f.no(json.Unmarshal(data, &s))
+	if err := testspec.Check(&s); err != nil {
+		f.t.Errorf("specification of container %s: %v", container, err)
+	}
 }
 
 func (f *fixture) start(p pod, config *runtimeapi.ContainerConfig) string {

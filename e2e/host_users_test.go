@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -44,11 +45,11 @@ func below(t *testing.T, dirs ...string) []string {
 	var paths []string
 	for _, dir := range dirs {
 		err := filepath.WalkDir(dir, func(p string, _ fs.DirEntry, err error) error {
-			if err != nil {
-				return err
+			if errors.Is(err, fs.ErrNotExist) && p != dir {
+				return nil // removed meanwhile, for example with the mount of an ended container
 			}
 			paths = append(paths, p)
-			return nil
+			return err
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -25,7 +25,7 @@ func adjust(s *specs.Spec, a *api.ContainerAdjustment, injectCDI func(*specs.Spe
 			return fmt.Errorf("inject CDI device %s: no CDI on this node: %w", names[0], errdefs.ErrFailedPrecondition)
 		}
 	}
-	g := generate.SpecGenerator(&generator{spec: s}, generate.WithCDIDeviceInjector(injectCDI),
+	g := generate.SpecGenerator(newGenerator(s), generate.WithCDIDeviceInjector(injectCDI),
 		generate.WithBlockIOResolver(func(class string) (*specs.LinuxBlockIO, error) {
 			return nil, fmt.Errorf("block I/O class %q: %w", class, errdefs.ErrFailedPrecondition)
 		}),
@@ -33,7 +33,7 @@ func adjust(s *specs.Spec, a *api.ContainerAdjustment, injectCDI func(*specs.Spe
 			return nil, fmt.Errorf("RDT class %q: %w", class, errdefs.ErrFailedPrecondition)
 		}))
 	limits := slices.Clone(s.Process.Rlimits)
-	memory := *(&generator{spec: s}).memory()
+	memory := *memoryOf(s)
 	if err := g.Adjust(a); err != nil {
 		return fmt.Errorf("adjust container: %w", err)
 	}
@@ -71,7 +71,7 @@ func mergeRlimits(limits []specs.POSIXRlimit, change []*api.POSIXRlimit) []specs
 // swap with every memory limit. If swap was not limited before, for example because the kernel does
 // not account it, adjustMemory removes that limit.
 func adjustMemory(s *specs.Spec, before specs.LinuxMemory, m *api.LinuxMemory) {
-	memory := (&generator{spec: s}).memory()
+	memory := memoryOf(s)
 	if before.Swap == nil {
 		memory.Swap = nil
 	}
@@ -87,4 +87,15 @@ func adjustMemory(s *specs.Spec, before specs.LinuxMemory, m *api.LinuxMemory) {
 	if m.GetDisableOomKiller() != nil {
 		memory.DisableOOMKiller = m.GetDisableOomKiller().Get()
 	}
+}
+
+// memoryOf returns the specification's memory limits. It adds empty ones if there are none.
+func memoryOf(s *specs.Spec) *specs.LinuxMemory {
+	if s.Linux.Resources == nil {
+		s.Linux.Resources = &specs.LinuxResources{}
+	}
+	if s.Linux.Resources.Memory == nil {
+		s.Linux.Resources.Memory = &specs.LinuxMemory{}
+	}
+	return s.Linux.Resources.Memory
 }

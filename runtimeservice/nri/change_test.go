@@ -3,6 +3,7 @@ package nri
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,6 +20,20 @@ import (
 func injectMark(s *specs.Spec, devices []string) error {
 	s.Process.Env = append(s.Process.Env, "CDI="+strings.Join(devices, ","))
 	return nil
+}
+
+// Every mount at a path goes when a plugin removes the path.
+func TestAdjustRemovesEveryMount(t *testing.T) {
+	s := container("a", "p").Spec
+	s.Mounts = append(s.Mounts, s.Mounts...)
+	a := &api.ContainerAdjustment{}
+	a.RemoveMount("/data")
+	if err := adjust(s, a, nil); err != nil {
+		t.Fatal(err)
+	}
+	if slices.ContainsFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == "/data" }) {
+		t.Errorf("mounts: %v", s.Mounts)
+	}
 }
 
 func TestAdjust(t *testing.T) {

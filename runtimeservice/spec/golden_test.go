@@ -12,6 +12,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/internal/testspec"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -213,6 +215,9 @@ func TestContainerGolden(t *testing.T) {
 // the seccomp library and differ by architecture.
 func checkGolden(t *testing.T, name string, s *specs.Spec) {
 	t.Helper()
+	if err := testspec.Check(s); err != nil {
+		t.Errorf("not a valid specification: %v", err)
+	}
 	if s.Linux.Seccomp != nil && len(s.Linux.Seccomp.Architectures) > 0 {
 		s.Linux.Seccomp.Architectures, s.Linux.Seccomp.Syscalls = nil, nil
 	}
