@@ -4,18 +4,13 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"sync"
-	"time"
 
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/runtimeservice/keeper"
+	"github.com/micarun/mica/runtimeservice/streams"
 )
-
-// attachLinger is how long a client whose input has ended gets the answer to
-// the last of it.
-const attachLinger = time.Second
 
 // CheckAttach returns nil if clients can attach to the container. Errors:
 // ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition (not running).
@@ -24,14 +19,13 @@ func (s *Service) CheckAttach(_ context.Context, containerID string) error {
 	return err
 }
 
-// ServeAttach connects the client's streams, of which those that it did not
-// ask for are nil, to those of the container's own process, until the container
-// ends or the client goes. The container decides about the terminal.
+// ServeAttach connects the client's streams with the streams of the container's first process, until
+// the container exits or the client disconnects. Streams that the client did not request are nil.
+// Whether there is a terminal depends on the container.
 //
-// The end of the client's input ends the session too, as it does with Docker,
-// but for a container that is to see that end as the end of its own input
-// (stdin_once without a terminal): there the session waits for the container.
-// Errors: as CheckAttach, and the keeper's.
+// The end of the client's input ends the session, too, as with Docker. Only if the container gets
+// that end as the end of its own input (stdin_once without a terminal), the session waits for the
+// container. Errors: those of CheckAttach and of the keeper.
 func (s *Service) ServeAttach(ctx context.Context, containerID string, in io.Reader, out, errs io.WriteCloser,
 	_ bool, resize <-chan remotecommand.TerminalSize,
 ) error {
@@ -39,7 +33,7 @@ func (s *Service) ServeAttach(ctx context.Context, containerID string, in io.Rea
 	if err != nil {
 		return err
 	}
-	defer closeAll(out, errs)
+	defer streams.CloseAll(out, errs)
 	cfg := c.config()
 	att, err := s.keeper.Attach(ctx, c.ID, keeper.AttachArgs{Stdin: in != nil, Stdout: out != nil, Stderr: errs != nil && !cfg.GetTty()})
 	if err != nil {
@@ -49,109 +43,16 @@ func (s *Service) ServeAttach(ctx context.Context, containerID string, in io.Rea
 	ended := make(chan struct{})
 	defer close(ended)
 	if resize != nil && cfg.GetTty() {
-		go followSize(ended, resize, func(size remotecommand.TerminalSize) {
+		go streams.FollowSize(ended, resize, func(size remotecommand.TerminalSize) {
 			if err := s.keeper.Resize(ctx, c.ID, size.Width, size.Height); err != nil {
-				klog.FromContext(ctx).V(2).Info("Terminal of a container keeps its size", "container", c.ID, "err", err)
+				klog.FromContext(ctx).V(2).Info("Resizing terminal failed", "container", c.ID, "err", err)
 			}
 		})
 	}
-	session := attachSession{
-		input:  feed(att.Stdin, in),
-		output: drain(copyStream{to: out, from: att.Stdout}, copyStream{to: errs, from: att.Stderr}),
-		exited: c.exited,
-		linger: attachLinger,
-		// The copy to the container closes its end with the client's.
-		outliveInput: cfg.GetStdinOnce() && !cfg.GetTty(),
-	}
-	session.wait(ctx)
+	streams.Attach(ctx, streams.AttachArgs{
+		In: in, Out: out, Err: errs,
+		Stdin: att.Stdin, Stdout: att.Stdout, Stderr: att.Stderr,
+		Exited: c.exited, OutliveInput: cfg.GetStdinOnce() && !cfg.GetTty(),
+	})
 	return nil
-}
-
-// attachSession are the ends that an attached client can come to.
-type attachSession struct {
-	input        <-chan struct{} // closed at the end of the client's input; nil without one
-	output       <-chan struct{} // closed when all output is copied; nil without any
-	exited       <-chan struct{} // closed when the container has ended
-	linger       time.Duration   // for the answer to the last input
-	outliveInput bool            // the output counts, also after the input's end
-}
-
-func (a attachSession) wait(ctx context.Context) {
-	exited := a.exited
-	if a.output != nil {
-		exited = nil // what the container has written last is still to come
-	}
-	select {
-	case <-a.output:
-		return
-	case <-exited:
-		return
-	case <-ctx.Done():
-		return
-	case <-a.input:
-	}
-	var patience <-chan time.Time
-	if !a.outliveInput {
-		timer := time.NewTimer(a.linger)
-		defer timer.Stop()
-		patience = timer.C
-	}
-	select {
-	case <-a.output:
-	case <-exited:
-	case <-ctx.Done():
-	case <-patience:
-	}
-}
-
-// feed copies the client's input to the container in the background, until the
-// client ends it, and closes the container's end. What a container without an
-// input, or one that has closed it, is sent is dropped. The result is nil for a
-// client without an input.
-func feed(to io.WriteCloser, from io.Reader) <-chan struct{} {
-	if from == nil {
-		return nil
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		if to != nil {
-			_, err := io.Copy(to, from)
-			_ = to.Close()
-			if err == nil {
-				return
-			}
-		}
-		_, _ = io.Copy(io.Discard, from)
-	}()
-	return done
-}
-
-// copyStream is one stream of output and the client's end of it.
-type copyStream struct {
-	to   io.Writer
-	from io.ReadCloser
-}
-
-// drain copies the streams that are there in the background, each until either
-// side ends. The result is nil without any.
-func drain(streams ...copyStream) <-chan struct{} {
-	var group sync.WaitGroup
-	copies := 0
-	for _, stream := range streams {
-		if stream.from == nil {
-			continue
-		}
-		copies++
-		group.Go(func() { _, _ = io.Copy(stream.to, stream.from) })
-	}
-	if copies == 0 {
-		return nil
-	}
-	done := make(chan struct{})
-	go func() {
-		group.Wait()
-		close(done)
-	}()
-	return done
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/micarun/mica/runtimeservice/oci"
 	"github.com/micarun/mica/runtimeservice/spec"
+	"github.com/micarun/mica/runtimeservice/streams"
 )
 
 // exitError is the end of a command with a code other than 0.
@@ -46,7 +47,7 @@ func (s *Service) ServeExec(ctx context.Context, containerID string, cmd []strin
 	if err != nil {
 		return err
 	}
-	defer closeAll(out, errs)
+	defer streams.CloseAll(out, errs)
 	run := execRun{cmd: cmd, tty: tty, resize: resize, stdin: in, outputUntil: c.exited}
 	// A nil stream must not become an interface that holds a nil.
 	if out != nil {
@@ -99,9 +100,9 @@ func (s *Service) exec(ctx context.Context, c *Container, run execRun) (int, err
 	ended := make(chan struct{})
 	defer close(ended)
 	if run.resize != nil {
-		go followSize(ended, run.resize, func(size remotecommand.TerminalSize) {
+		go streams.FollowSize(ended, run.resize, func(size remotecommand.TerminalSize) {
 			if err := p.Resize(size.Width, size.Height); err != nil {
-				klog.FromContext(ctx).V(2).Info("Terminal of an exec keeps its size", "container", c.ID, "err", err)
+				klog.FromContext(ctx).V(2).Info("Resizing exec terminal failed", "container", c.ID, "err", err)
 			}
 		})
 	}
@@ -134,32 +135,4 @@ func (s *Service) runningContainer(action, id string) (*Container, error) {
 		return nil, fmt.Errorf("cannot %s container: %w", action, err)
 	}
 	return c, c.require(action, Running)
-}
-
-// followSize applies every size of a client's terminal until ended is closed
-// or the client is gone.
-func followSize(ended <-chan struct{}, sizes <-chan remotecommand.TerminalSize, apply func(remotecommand.TerminalSize)) {
-	for {
-		select {
-		case size, ok := <-sizes:
-			if !ok {
-				return
-			}
-			if size.Width > 0 && size.Height > 0 {
-				apply(size)
-			}
-		case <-ended:
-			return
-		}
-	}
-}
-
-// closeAll closes the streams that are there. A stream of a client that is
-// gone cannot be closed properly, and need not be.
-func closeAll(streams ...io.WriteCloser) {
-	for _, stream := range streams {
-		if stream != nil {
-			_ = stream.Close()
-		}
-	}
 }

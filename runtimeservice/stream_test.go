@@ -106,8 +106,8 @@ func each[T any](items []T, id func(T) string) []string {
 	return out
 }
 
-// streams returns the streaming lists, each read to its end.
-func streams(ctx context.Context, client runtimeapi.RuntimeServiceClient) map[string]func() ([][]string, error) {
+// streamedLists returns the streaming lists, each read to its end.
+func streamedLists(ctx context.Context, client runtimeapi.RuntimeServiceClient) map[string]func() ([][]string, error) {
 	return map[string]func() ([][]string, error){
 		"StreamContainers": func() ([][]string, error) {
 			s, err := client.StreamContainers(ctx, &runtimeapi.StreamContainersRequest{})
@@ -163,7 +163,7 @@ func TestStreamsOfACrowd(t *testing.T) {
 	m := newMeasured(t)
 	m.addCrowd()
 	client := m.serve()
-	for name, read := range streams(t.Context(), client) {
+	for name, read := range streamedLists(t.Context(), client) {
 		t.Run(name, func(t *testing.T) {
 			messages, err := read()
 			if err != nil {
@@ -192,7 +192,7 @@ func TestStreamsOfACrowd(t *testing.T) {
 func TestStreamsOfNothing(t *testing.T) {
 	m := newMeasured(t)
 	client := m.serve()
-	for name, read := range streams(t.Context(), client) {
+	for name, read := range streamedLists(t.Context(), client) {
 		if messages, err := read(); err != nil || len(messages) != 0 {
 			t.Errorf("%s: %v, %v", name, messages, err)
 		}

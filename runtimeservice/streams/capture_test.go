@@ -1,4 +1,4 @@
-package runtimeservice
+package streams
 
 import (
 	"bytes"
@@ -8,30 +8,30 @@ import (
 )
 
 func TestCaptureKeepsTheBeginning(t *testing.T) {
-	c := newCapture(5)
+	c := NewCapture(5)
 	for _, part := range []string{"abc", "defg", "hij"} {
 		if n, err := c.Write([]byte(part)); n != len(part) || err != nil {
-			t.Fatalf("Write(%q) = %d, %v: a writer must never be held up", part, n, err)
+			t.Fatalf("Write(%q) = %d, %v: writing must never block", part, n, err)
 		}
 	}
-	if got := string(c.take()); got != "abcde" {
+	if got := string(c.Take()); got != "abcde" {
 		t.Errorf("kept %q, want %q", got, "abcde")
 	}
 }
 
-func TestCaptureIsDeafAfterTake(t *testing.T) {
-	c := newCapture(100)
+func TestCaptureDropsAfterTake(t *testing.T) {
+	c := NewCapture(100)
 	if _, err := c.Write([]byte("before")); err != nil {
 		t.Fatal(err)
 	}
-	got := c.take()
+	got := c.Take()
 	var group sync.WaitGroup
 	for range 8 {
 		group.Go(func() { _, _ = c.Write([]byte("after")) })
 	}
 	group.Wait()
-	if string(got) != "before" || string(c.take()) != "before" {
-		t.Errorf("kept %q, want %q", c.take(), "before")
+	if string(got) != "before" || string(c.Take()) != "before" {
+		t.Errorf("kept %q, want %q", c.Take(), "before")
 	}
 }
 
@@ -47,9 +47,9 @@ func TestFit(t *testing.T) {
 	}
 	for _, tt := range tests {
 		a, b := bytes.Repeat([]byte("a"), tt.a), []byte(strings.Repeat("b", tt.b))
-		gotA, gotB := fit(a, b, tt.budget)
+		gotA, gotB := Fit(a, b, tt.budget)
 		if len(gotA) != tt.wantA || len(gotB) != tt.wantB {
-			t.Errorf("fit(%d, %d, %d) = %d, %d, want %d, %d", tt.a, tt.b, tt.budget, len(gotA), len(gotB), tt.wantA, tt.wantB)
+			t.Errorf("Fit(%d, %d, %d) = %d, %d, want %d, %d", tt.a, tt.b, tt.budget, len(gotA), len(gotB), tt.wantA, tt.wantB)
 		}
 	}
 }
