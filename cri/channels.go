@@ -31,7 +31,7 @@ type channelConn struct {
 	ended    chan struct{} // closed when nothing more is received
 
 	mu      sync.Mutex
-	closing bool // the deadline is that of the end
+	closing bool // the deadline is for closing
 }
 
 // channelArgs describes the WebSocket of a session.

@@ -15,15 +15,15 @@ import (
 type pathPlugin struct {
 	joined chan struct{}
 
-	mu    sync.Mutex // guards what follows
-	told  []string
-	stale []string
+	mu     sync.Mutex // guards the rest
+	events []string
+	stale  []string
 }
 
 func (p *pathPlugin) note(event string, pod *api.PodSandbox, c *api.Container) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.told = append(p.told, event+" "+pod.GetId())
+	p.events = append(p.events, event+" "+pod.GetId())
 	for _, ns := range slices.Concat(pod.GetLinux().GetNamespaces(), c.GetLinux().GetNamespaces()) {
 		if path := ns.GetPath(); path != "" {
 			if _, err := os.Stat(path); err != nil {
@@ -36,7 +36,7 @@ func (p *pathPlugin) note(event string, pod *api.PodSandbox, c *api.Container) {
 func (p *pathPlugin) has(event string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.Contains(p.told, event)
+	return slices.Contains(p.events, event)
 }
 
 func (p *pathPlugin) Synchronize(_ context.Context, pods []*api.PodSandbox, containers []*api.Container) ([]*api.ContainerUpdate, error) {

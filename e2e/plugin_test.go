@@ -23,9 +23,9 @@ type plugin struct {
 	stub   stub.Stub
 	joined chan struct{} // closed after Synchronize
 
-	mu    sync.Mutex // guards what follows
-	told  []string
-	evict string // ID of a container to evict at the next creation
+	mu     sync.Mutex // guards what follows
+	events []string
+	evict  string // ID of a container to evict at the next creation
 }
 
 // answer adds the eviction, for which the library's plugin side has no API.
@@ -42,13 +42,13 @@ func (p *plugin) answer(ctx context.Context, unmarshal ttrpc.Unmarshaler, _ *ttr
 func (p *plugin) note(event, id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.told = append(p.told, event+" "+id)
+	p.events = append(p.events, event+" "+id)
 }
 
 func (p *plugin) has(event, id string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.Contains(p.told, event+" "+id)
+	return slices.Contains(p.events, event+" "+id)
 }
 
 func (p *plugin) Synchronize(_ context.Context, pods []*api.PodSandbox, containers []*api.Container) ([]*api.ContainerUpdate, error) {
@@ -162,8 +162,8 @@ func TestPluginsAfterRestart(t *testing.T) {
 	_, err := f.StartDaemon(f.ctx)
 	f.no(err)
 	p := f.join()
-	if !p.has("pod", sandbox.id) || !p.has("CONTAINER_RUNNING", running) || !p.has("memory 50331648", running) || !p.has("CONTAINER_CREATED", created) || len(p.told) != 5 {
-		t.Errorf("the plugin's events are %q", p.told)
+	if !p.has("pod", sandbox.id) || !p.has("CONTAINER_RUNNING", running) || !p.has("memory 50331648", running) || !p.has("CONTAINER_CREATED", created) || len(p.events) != 5 {
+		t.Errorf("the plugin's events are %q", p.events)
 	}
 }
 

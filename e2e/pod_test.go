@@ -388,8 +388,8 @@ func TestTargetProcessNamespace(t *testing.T) {
 	if got := f.status(target).State; got != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("target is %v after the other container's end", got)
 	}
-	stray := f.runPod(f.podConfig())
-	if _, err := f.Runtime.CreateContainer(f.ctx, stray.id, debugger, stray.config); status.Code(err) != codes.InvalidArgument {
+	other := f.runPod(f.podConfig())
+	if _, err := f.Runtime.CreateContainer(f.ctx, other.id, debugger, other.config); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("target in another pod: %v, want InvalidArgument", err)
 	}
 	f.no(f.Runtime.StopContainer(f.ctx, target, 0))

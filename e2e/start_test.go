@@ -374,11 +374,11 @@ func TestRulesOfALostPod(t *testing.T) {
 		t.Errorf("rules of an undamaged pod were removed: %s", rules)
 	}
 	// A rule of plugin bridge for a pod that this node does not have.
-	stray := strings.Repeat("5", 64)
-	rule := []string{"POSTROUTING", "-s", f.Subnet.Addr().Next().Next().String() + "/32", "-m", "comment", "--comment", `name: "` + f.Name + `" id: "` + stray + `"`, "-j", "RETURN"}
+	unknown := strings.Repeat("5", 64)
+	rule := []string{"POSTROUTING", "-s", f.Subnet.Addr().Next().Next().String() + "/32", "-m", "comment", "--comment", `name: "` + f.Name + `" id: "` + unknown + `"`, "-j", "RETURN"}
 	f.no(exec.Command("iptables", append([]string{"-w", "5", "-t", "nat", "-A"}, rule...)...).Run())
 	t.Cleanup(func() { _ = exec.Command("iptables", append([]string{"-w", "5", "-t", "nat", "-D"}, rule...)...).Run() })
-	if out, err := f.Mica(f.ctx, "check"); err == nil || !strings.Contains(out, stray) {
+	if out, err := f.Mica(f.ctx, "check"); err == nil || !strings.Contains(out, unknown) {
 		t.Errorf("check does not name a rule without a pod: %v: %s", err, out)
 	}
 	f.no(exec.Command("iptables", append([]string{"-w", "5", "-t", "nat", "-D"}, rule...)...).Run())

@@ -105,7 +105,7 @@ func TestPackageControl(t *testing.T) {
 	}
 }
 
-// The version is that of the programs, in Debian's order.
+// The package has the programs' version, in Debian's order.
 func TestPackageVersion(t *testing.T) {
 	version := strings.TrimSpace(output(t, filepath.Join(programs(t), "mica"), "version"))
 	want := strings.ReplaceAll(strings.TrimPrefix(version, "v"), "-", "~")

@@ -47,14 +47,14 @@ func TestNodeStatus(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var told []string
+		var reported []string
 		for _, handler := range status.RuntimeHandlers {
-			told = append(told, handler.Name)
+			reported = append(reported, handler.Name)
 		}
-		slices.Sort(told)
+		slices.Sort(reported)
 		slices.Sort(handlers)
-		if !slices.Equal(told, handlers) || !status.Features.GetSupplementalGroupsPolicy() {
-			t.Errorf("the runtime reports handlers %q and features %v, the node of %q", told, status.Features, handlers)
+		if !slices.Equal(reported, handlers) || !status.Features.GetSupplementalGroupsPolicy() {
+			t.Errorf("the runtime reports handlers %q and features %v, the node of %q", reported, status.Features, handlers)
 		}
 		if version := object.Status.NodeInfo.ContainerRuntimeVersion; "mica://"+strings.Trim(status.Info["version"], `"v`) != version {
 			t.Errorf("the runtime's version is %s, the node's %s", status.Info["version"], version)

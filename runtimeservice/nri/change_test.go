@@ -174,7 +174,7 @@ func TestPluginsAdjustAndUpdate(t *testing.T) {
 	strict := false
 	r := &recorder{create: func(c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
 		if c.GetName() != "name-new" || c.GetLinux().GetSeccompPolicy() == nil || c.GetAnnotations()["old"] != "1" {
-			t.Errorf("told of %v", c)
+			t.Errorf("got event for %v", c)
 		}
 		a := &api.ContainerAdjustment{}
 		a.AddEnv("PLUGIN", "was here")
@@ -203,8 +203,8 @@ func TestPluginsAdjustAndUpdate(t *testing.T) {
 	if got := h.limited(); len(got) != 1 || got[0].ID != "old" || got[0].Resources.GetCpusetCpus() != "1" || *got[0].Direct.Memory.Swappiness != 5 {
 		t.Errorf("others: %+v", got)
 	}
-	if told, _ := h.container("new"); told.GetLinux().GetSeccompPolicy() != nil || told.GetLinux().GetResources().GetCpu().GetShares().GetValue() != 100 {
-		t.Errorf("remembered %v", told)
+	if sent, _ := h.container("new"); sent.GetLinux().GetSeccompPolicy() != nil || sent.GetLinux().GetResources().GetCpu().GetShares().GetValue() != 100 {
+		t.Errorf("remembered %v", sent)
 	}
 	strict = true
 	if _, err := h.CreateContainer(t.Context(), container("new", "p")); !errdefs.IsNotFound(err) {

@@ -38,13 +38,13 @@ type recorder struct {
 	refuse func(event string) error
 	sync   func([]*api.PodSandbox, []*api.Container) []*api.ContainerUpdate
 
-	mu   sync.Mutex // guards told
-	told []string
+	mu   sync.Mutex // guards sent
+	sent []string
 }
 
 func (r *recorder) note(event, id string) error {
 	r.mu.Lock()
-	r.told = append(r.told, event+" "+id)
+	r.sent = append(r.sent, event+" "+id)
 	r.mu.Unlock()
 	if r.refuse != nil {
 		return r.refuse(event)
@@ -55,7 +55,7 @@ func (r *recorder) note(event, id string) error {
 func (r *recorder) events() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.Clone(r.told)
+	return slices.Clone(r.sent)
 }
 
 func (r *recorder) Synchronize(_ context.Context, pods []*api.PodSandbox, containers []*api.Container) ([]*api.ContainerUpdate, error) {

@@ -142,7 +142,7 @@ func (p *Plugins) tell(ctx context.Context, what string, send func() error) erro
 // report is tell for events whose errors are only logged. It does nothing, and does not wait, if
 // plugins do not know the object.
 func (p *Plugins) report(ctx context.Context, what, id string, send func() error) {
-	if p == nil || !p.told(id) {
+	if p == nil || !p.known(id) {
 		return
 	}
 	if err := p.tell(ctx, what, send); err != nil {
@@ -206,8 +206,8 @@ func (p *Plugins) container(id string) (*api.Container, *api.PodSandbox) {
 	return c, p.pods[c.GetPodSandboxId()]
 }
 
-// told reports whether plugins know the pod or container.
-func (p *Plugins) told(id string) bool {
+// known reports whether plugins know the pod or container.
+func (p *Plugins) known(id string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.pods[id] != nil || p.containers[id] != nil

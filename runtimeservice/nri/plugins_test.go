@@ -165,7 +165,7 @@ func TestLatePluginsSeeEveryContainerOnce(t *testing.T) {
 		for w := range workers {
 			for c := range each {
 				if id := fmt.Sprintf("c%d-%d", w, c); seen[id] != 1 {
-					t.Errorf("plugin %d was told of %s %d times", i, id, seen[id])
+					t.Errorf("plugin %d got %s %d times", i, id, seen[id])
 				}
 			}
 		}
@@ -189,7 +189,7 @@ func TestWhatLivedBeforeIsSynchronized(t *testing.T) {
 	}}
 	h.join(r, "10")
 	if diff := cmp.Diff([]string{"sync p", "sync a CONTAINER_RUNNING", "sync b CONTAINER_CREATED"}, r.events()); diff != "" {
-		t.Errorf("told (-want +got):\n%s", diff)
+		t.Errorf("events (-want +got):\n%s", diff)
 	}
 	h.background.Wait()
 	if got := h.limited(); len(got) != 1 || got[0].ID != "b" || got[0].Resources.GetCpusetCpus() != "0" {
@@ -232,7 +232,7 @@ func TestRefusedIsTakenBack(t *testing.T) {
 	says(h.StartContainer(ctx, "b"))
 	want := []string{"run p", "stop p", "remove p", "run p", "create a", "stop a code 0", "remove a", "create b", "start b"}
 	if diff := cmp.Diff(want, first.events()); diff != "" {
-		t.Errorf("told (-want +got):\n%s", diff)
+		t.Errorf("events (-want +got):\n%s", diff)
 	}
 }
 
@@ -254,10 +254,10 @@ func TestHangingPluginIsLeftBehind(t *testing.T) {
 	close(release)
 	h.no(h.StartContainer(t.Context(), "a"))
 	if diff := cmp.Diff([]string{"sync p", "create a", "start a"}, other.events()); diff != "" {
-		t.Errorf("the other plugin was told (-want +got):\n%s", diff)
+		t.Errorf("the other plugin's events (-want +got):\n%s", diff)
 	}
 	if got := hanging.events(); got[len(got)-1] != "create a" {
-		t.Errorf("the plugin that hung was told %q", got)
+		t.Errorf("the hanging plugin got %q", got)
 	}
 }
 

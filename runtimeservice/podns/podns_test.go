@@ -144,7 +144,7 @@ func TestPinMakesNamespacesOfThePodsOwn(t *testing.T) {
 		}
 		inodes = append(inodes, ino)
 	}
-	eventually(t, "no thread of ours in the pod's namespaces", func() bool { return threadsIn(t, inodes...) == 0 })
+	eventually(t, "no thread of this process in the pod's namespaces", func() bool { return threadsIn(t, inodes...) == 0 })
 
 	out, err := exec.Command("nsenter", "--net="+dir+"/net", "--ipc="+dir+"/ipc", "--uts="+dir+"/uts", "sh", "-c",
 		"hostname; cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/ipv4/conf/lo/forwarding /proc/sys/kernel/shm_rmid_forced /proc/sys/kernel/sem /proc/sys/fs/mqueue/msg_max | tr '\\t' ' '").CombinedOutput()
