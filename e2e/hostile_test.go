@@ -131,6 +131,10 @@ func hostileWanted(name string, quick bool) bool {
 func startJudge(t *testing.T) *judge {
 	t.Helper()
 	j := &judge{fixture: startOn(t, func(o *node.Options) { o.Data = journaled(t, o.Data+".disk") })}
+	// The steps have limits of their own; all of them together may take longer than another test.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(j.ctx))
+	t.Cleanup(cancel)
+	j.ctx = ctx
 	j.pull(busyboxImage)
 	j.pod = j.runPod(j.podConfig())
 	t.Cleanup(func() {
