@@ -157,14 +157,15 @@ func (s *Store) commitOnce(ctx context.Context, parent digest.Digest, drafts []*
 	if err != nil {
 		return nil, false, err
 	}
-	count := s.newLookups(drafts)
+	under := s.newStack(below, s.newLookups(drafts))
+	defer under.close()
 	for _, p := range plan {
 		if !p.existing {
-			if err := s.prepare(ctx, p, inheritArgs{id: p.CacheID, dirs: p.draft.implied, below: below, count: count}); err != nil {
+			if err := s.prepare(ctx, p, under); err != nil {
 				return nil, false, fmt.Errorf("prepare layer %s: %w", p.ID, err)
 			}
 		}
-		below = append([]string{p.CacheID}, below...)
+		under.push(p.CacheID)
 	}
 	if err := s.syncData(); err != nil {
 		return nil, false, err
@@ -199,16 +200,16 @@ func (s *Store) plan(parent digest.Digest, drafts []*Draft) []planned {
 
 // prepare completes the directory and the entry of one layer. It may be called
 // again with other layers below.
-func (s *Store) prepare(ctx context.Context, p planned, a inheritArgs) error {
+func (s *Store) prepare(ctx context.Context, p planned, below *stack) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := s.inherit(ctx, a); err != nil {
+	if err := below.inherit(ctx, p.CacheID, &p.draft.implied); err != nil {
 		return err
 	}
 	parent := ""
-	if len(a.below) > 0 {
-		parent = a.below[0]
+	if n := len(below.ids); n > 0 {
+		parent = below.ids[n-1]
 	}
 	if err := s.describe(p.CacheID, parent); err != nil {
 		return err

@@ -98,7 +98,7 @@ func (v *view) describe(p string, root int) error {
 		return err
 	}
 	defer func() { _ = unix.Close(to) }()
-	return copyDirectory(f, p, to)
+	return copyDirectory(f.root, p, to)
 }
 
 // initEtc returns the directory that /etc of the image is or leads to, "etc"

@@ -1,7 +1,6 @@
 package overlay
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -26,7 +25,6 @@ const maxResolveSteps = 1024
 type view struct {
 	roots []int            // open diff directories, top first
 	dirs  map[string][]int // path of a merged directory → indexes of the roots that make it up
-	count *lookups         // nil: not counted
 }
 
 // newView opens the diff directories of a stack, top first. The caller closes it.
@@ -78,17 +76,12 @@ func (v *view) walk(p string) (*found, []int, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	return v.find(p, parents, false)
+	return v.find(p, parents)
 }
 
-// find looks for a path in the roots that make up the directory above it. With
-// topmost it ends at the first and returns no indexes.
-func (v *view) find(p string, parents []int, topmost bool) (top *found, parts []int, err error) {
-	depth := strings.Count(p, "/")
+// find looks for a path in the roots that make up the directory above it.
+func (v *view) find(p string, parents []int) (top *found, parts []int, err error) {
 	for _, i := range parents {
-		if err := v.count.take(depth); err != nil {
-			return nil, nil, err
-		}
 		here := found{root: v.roots[i]}
 		err := fstatBeneath(v.roots[i], p, &here.stat)
 		if errors.Is(err, unix.ENOENT) {
@@ -105,9 +98,6 @@ func (v *view) find(p string, parents []int, topmost bool) (top *found, parts []
 		}
 		if top == nil {
 			top = &here
-		}
-		if topmost {
-			break
 		}
 		parts = append(parts, i)
 		if isOpaque(v.roots[i], p) {
@@ -219,116 +209,6 @@ func fstatBeneath(root int, p string, st *unix.Stat_t) error {
 	}
 	defer func() { _ = unix.Close(parent) }()
 	return unix.Fstatat(parent, path.Base(p), st, unix.AT_SYMLINK_NOFOLLOW)
-}
-
-// inheritArgs say what a layer takes over from those below.
-type inheritArgs struct {
-	id    string     // of the layer's directory
-	dirs  impliedDir // its root
-	below []string   // directories of the layers below, top first
-	count *lookups   // nil: not counted
-}
-
-// inherit gives implied directories of a layer the owner, mode, attributes and
-// times that they have in the layers below, where they are there.
-func (s *Store) inherit(ctx context.Context, a inheritArgs) error {
-	if len(a.below) == 0 || !a.dirs.implied && len(a.dirs.children) == 0 {
-		return nil
-	}
-	v, err := s.newView(a.below)
-	if err != nil {
-		return err
-	}
-	defer v.close()
-	v.count = a.count
-	target, err := unix.Open(s.paths.diff(a.id), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: s.paths.diff(a.id), Err: err}
-	}
-	defer func() { _ = unix.Close(target) }()
-	to, err := newLadder(target)
-	if err != nil {
-		return err
-	}
-	defer to.close()
-	h := heir{ctx: ctx, view: v, to: to}
-	return h.directory(".", &a.dirs, v.dirs["."])
-}
-
-// heir describes implied directories from the layers below.
-type heir struct {
-	ctx  context.Context // of one call, which this value does not outlive
-	view *view
-	to   *ladder // stands in the directory that is described
-}
-
-// directory describes the directory p and those below it. parents are the roots
-// of the view that make up the directory above.
-func (h *heir) directory(p string, d *impliedDir, parents []int) error {
-	if err := h.ctx.Err(); err != nil {
-		return err
-	}
-	top, parts, err := h.find(p, d, parents)
-	if err != nil {
-		return fmt.Errorf("inherit directory %q: %w", p, err)
-	}
-	if top == nil || !top.isDir() {
-		return nil // nor is anything below it there
-	}
-	if d.implied {
-		if err := copyDirectory(top, p, h.to.fd()); err != nil {
-			return fmt.Errorf("inherit directory %q: %w", p, err)
-		}
-	}
-	for i := range d.children {
-		c := &d.children[i]
-		if err := h.to.down(c.base); err != nil {
-			return fmt.Errorf("open directory %q: %w", join(p, c.base), err)
-		}
-		if err := h.directory(join(p, c.base), c, parts); err != nil {
-			return err
-		}
-		if err := h.to.up(); err != nil {
-			return fmt.Errorf("leave directory %q: %w", join(p, c.base), err)
-		}
-	}
-	return nil
-}
-
-// find returns the topmost directory, and all that make it up if there is something below it to describe.
-func (h *heir) find(p string, d *impliedDir, parents []int) (*found, []int, error) {
-	if p == "." {
-		return h.view.walk(p)
-	}
-	return h.view.find(p, parents, len(d.children) == 0)
-}
-
-// copyDirectory copies what describes the directory p of a view to an open directory.
-func copyDirectory(f *found, p string, to int) error {
-	from, err := openBeneath(f.root, p, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = unix.Close(from) }()
-	if err := unix.Fchown(to, int(f.stat.Uid), int(f.stat.Gid)); err != nil {
-		return fmt.Errorf("change owner: %w", err)
-	}
-	if err := unix.Fchmod(to, f.stat.Mode&0o7777); err != nil {
-		return fmt.Errorf("change mode: %w", err)
-	}
-	if err := copyAttributes(from, to); err != nil {
-		return err
-	}
-	return futimens(to, f.stat.Atim, f.stat.Mtim)
-}
-
-func copyAttributes(from, to int) error {
-	return eachAttribute(from, func(name string, value []byte) error {
-		if err := unix.Fsetxattr(to, name, value, 0); err != nil && !attributeRefused(err) {
-			return fmt.Errorf("set attribute %s: %w", name, err)
-		}
-		return nil
-	})
 }
 
 // eachAttribute calls do with every extended attribute of a file but overlayfs's own.

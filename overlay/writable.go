@@ -118,8 +118,9 @@ func (s *Store) makeUpper(ctx context.Context, rw RW) error {
 	if err := makeDir(s.paths.diff(rw.MountID), 0o755); err != nil {
 		return err
 	}
-	root := inheritArgs{id: rw.MountID, dirs: impliedDir{implied: true}, below: []string{rw.InitID}}
-	if err := s.inherit(ctx, root); err != nil {
+	below := s.newStack([]string{rw.InitID}, nil)
+	defer below.close()
+	if err := below.inherit(ctx, rw.MountID, &impliedDir{implied: true}); err != nil {
 		return err
 	}
 	if err := s.describeUpper(rw.MountID, rw.InitID); err != nil {

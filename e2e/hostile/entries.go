@@ -14,6 +14,7 @@ func entries() []Image {
 		{Name: "files-distinct", build: layered(distinct(1_000_000, tar.TypeReg, "f%07d"))},
 		{Name: "directories-distinct", Volume: true, build: layered(distinct(600_000, tar.TypeDir, "d%07d/"))},
 		{Name: "directories-implied", build: layered(distinct(500_000, tar.TypeReg, "d%06d/f"))},
+		{Name: "directories-implied-by-many-layers", Says: "lookups", build: impliedByLayers},
 		{Name: "file-again", build: layered(same(4_000_000, item{kind: tar.TypeReg, name: "f"}))},
 		{Name: "directory-again", build: layered(same(4_000_000, item{kind: tar.TypeDir, name: "d/"}))},
 		{Name: "file-and-directory-by-turns", build: layered(byTurns)},
@@ -120,6 +121,18 @@ func hardLinks(n int, format string) func() packed {
 			return header(item{kind: tar.TypeLink, name: name, link: "f"}, 0)
 		}).end()
 	}
+}
+
+// impliedByLayers makes layers of directories that none lists. The daemon looks for each directory in
+// all layers below.
+func impliedByLayers(p *parts) error {
+	for i := range 250 {
+		l := hashed().each(32, func(k int) []byte { return header(item{kind: tar.TypeReg, name: fmt.Sprintf("d%d-%d/f", i, k)}, 0) }).end()
+		if err := p.layer(l); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // smallLayers makes as many layers as an image may have, each with one file.
