@@ -101,7 +101,7 @@ func (s *Service) decompress(ctx context.Context, blob io.Reader, size int64) (*
 	in := bufio.NewReaderSize(t.blob, 64<<10)
 	if err := s.open(ctx, t, in); err != nil {
 		t.Close()
-		return nil, fmt.Errorf("decompress: %w", err)
+		return nil, invalidStream(fmt.Errorf("decompress: %w", err))
 	}
 	return t, nil
 }
@@ -323,10 +323,19 @@ type named struct {
 func (n named) Read(p []byte) (int, error) {
 	k, err := n.Reader.Read(p)
 	if errors.Is(err, zstd.ErrWindowSizeExceeded) {
-		err = fmt.Errorf("a later frame: %w: %w", err, errdefs.ErrInvalidArgument)
+		err = fmt.Errorf("a later frame: %w", err)
 	}
 	if err != nil && err != io.EOF {
-		err = fmt.Errorf("decompress %s: %w", n.format, err)
+		err = invalidStream(fmt.Errorf("decompress %s: %w", n.format, err))
 	}
 	return k, err
+}
+
+// invalidStream marks an error of a decoder as the layer's fault. If the transfer failed, its error
+// takes the place of this one: see extract.
+func invalidStream(err error) error {
+	if errdefs.IsInvalidArgument(err) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 }

@@ -135,6 +135,7 @@ func TestDecompressRefuses(t *testing.T) {
 		"xz and garbage":           {append(fromBase64(xzLayer), "garbage"...), "decompress xz"},
 		"cut gzip":                 {gzipped(data, nil)[:40], "decompress gzip"},
 		"cut zstd":                 {frame[:len(frame)-6], "decompress zstd"},
+		"gzip with a long name":    {gzipped(data, func(h *gzip.Header) { h.Name = strings.Repeat("n", 1<<20) }), "gzip: invalid header"},
 		"cut xz":                   {fromBase64(xzLayer)[:100], "decompress xz"},
 		"cut skippable frame":      {skippableFrame(0, 100)[:50], "zstd: unexpected EOF"},
 		"cut skippable head":       {skippableFrame(0, 100)[:6], "zstd: unexpected EOF"},
@@ -146,6 +147,8 @@ func TestDecompressRefuses(t *testing.T) {
 	} {
 		if _, err := decompressor().decompressAll(t.Context(), c.blob); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
+		} else if !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v is not an invalid argument", name, err)
 		}
 	}
 }

@@ -84,7 +84,7 @@ func byTurns() packed {
 
 // trees fills a directory and replaces it by a file, many times.
 func trees() packed {
-	var turn []byte
+	turn := item{kind: tar.TypeDir, name: "x/"}.bytes()
 	for i := range 20_000 {
 		turn = append(turn, item{kind: tar.TypeReg, name: fmt.Sprintf("x/f%d", i)}.bytes()...)
 	}

@@ -18,7 +18,7 @@ func headers() []Image {
 		{Name: "pax-global-again", build: layered(repeated(item{kind: tar.TypeXGlobalHeader, name: "g", data: []byte(record("comment", "x"))}.bytes(), 2_000_000))},
 		{Name: "pax-global-large", build: layered(globals)},
 		{Name: "long-name-8mb-again", Quick: true, build: layered(repeated(long(strings.Repeat("n", 8<<20-2048), ""), 800))},
-		{Name: "long-names-chained", build: layered(repeated(long("n", "l"), 2_500_000))},
+		{Name: "long-names-chained", build: layered(repeated(long("n", "l"), 900_000))},
 		{Name: "long-names-4k", build: layered(longNames)},
 		{Name: "attributes", build: layered(attributes(256, 8, 8000))},
 		{Name: "attributes-large", build: layered(attributes(200, 40<<10, 1))},
