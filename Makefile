@@ -15,10 +15,10 @@ LDFLAGS := -s -w
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOFUMPT := mvdan.cc/gofumpt@v0.12.0
-# Runs the conformance tool's specs in several processes; of the version that the tool is linked with.
+# ginkgo runs the conformance tool's specs in several processes. It has the version that the tool is linked with.
 GINKGO := github.com/onsi/ginkgo/v2/ginkgo@v2.32.0
 
-# What a node needs, what the image builder needs, what the tests need besides.
+# Debian packages for a node, for the image builder, and in addition for the tests.
 NODE_PACKAGES := runc crun iptables nftables iproute2 containernetworking-plugins ca-certificates gcc libc6-dev
 TEST_PACKAGES := $(NODE_PACKAGES) e2fsprogs busybox-static mandoc zsh fish systemd-container
 BENCH_PACKAGES := $(TEST_PACKAGES) containerd
@@ -32,10 +32,10 @@ FUZZTIME ?= 10s
 # An image to run instead of the default one, by any reference that pulls.
 IMAGE ?=
 
-# How many nodes `make cluster` starts.
+# The number of nodes that `make cluster` starts.
 NODES ?= 1
 
-# The OCI runtime, crun or runc, of end-to-end and conformance tests. Default: what a node prefers of those that run here.
+# The OCI runtime, crun or runc, of end-to-end and conformance tests. Default: the node's choice.
 RUNTIME ?=
 test race crash: export MICA_E2E_RUNTIME = $(RUNTIME)
 
@@ -54,7 +54,7 @@ OUT ?= $(BIN)
 deb: build ## build the Debian package into OUT
 	packaging/deb/build $(BIN) $(OUT)
 
-# What builds for the other architecture, too.
+# Debian packages for building for both architectures.
 RELEASE_PACKAGES := git gcc gcc-aarch64-linux-gnu libc6-dev-arm64-cross dpkg-dev
 .PHONY: release
 release: packages-release ## build tarballs, Debian packages, module lists and checksums for amd64 and arm64 into OUT/release
@@ -65,12 +65,12 @@ images: packages-node ## build the test images
 	$(GO) run ./e2e/cmd/imagebox build
 
 .PHONY: run
-run: packages-node build ## start a node of its own with a pod and leave both running; IMAGE= names another image
+run: packages-node build ## start a separate node with a pod and leave both running; IMAGE= names another image
 	$(GO) build -o $(BIN)/ ./e2e/cmd/...
 	$(BIN)/demo run -bin $(BIN) $(if $(IMAGE),-image '$(IMAGE)')
 
 .PHONY: stop
-stop: ## end the node of make run and leave nothing behind
+stop: ## end the node of make run and check for leftovers
 	@mkdir -p $(BIN)
 	$(GO) build -o $(BIN)/ ./e2e/cmd/... ./cmd/...
 	$(BIN)/demo stop -bin $(BIN)
@@ -99,7 +99,7 @@ lint: ## vet, staticcheck and formatting
 # CASES is a regular expression of the cases' names.
 CASES ?= all
 .PHONY: hostile
-hostile: packages-test ## pull and run every image that attacks a limit and print what that cost; make test runs the sharpest
+hostile: packages-test ## pull and run every image that attacks a limit and print the cost; make test runs the most expensive ones
 	MICA_E2E_HOSTILE='$(CASES)' $(GO) test -count=1 -v -timeout $(TEST_TIMEOUT) $(TESTFLAGS) -run '^TestHostile' ./e2e
 
 .PHONY: fuzz
@@ -112,11 +112,11 @@ fuzz: ## run every fuzz target for FUZZTIME
 	done
 
 .PHONY: bench
-bench: packages-bench build ## measure side by side with Debian's containerd and print a table
+bench: packages-bench build ## compare with Debian's containerd and print a table
 	$(GO) run ./e2e/bench -bin $(BIN)
 
 # The CRI conformance tool of the Kubernetes project, given as a binary.
-# SEED orders the specs, PARALLEL is how many run at a time.
+# SEED determines the order of the specs, PARALLEL the number of concurrent ones.
 CRITEST ?=
 CRITEST_FLAGS ?=
 SEED ?= 0
@@ -140,13 +140,13 @@ cluster: packages-cluster build build-cluster ## start a Kubernetes cluster of N
 	$(BIN)/cluster up -bin $(BIN) -root $(CURDIR) -nodes $(NODES)
 
 .PHONY: cluster-down
-cluster-down: ## end the cluster and leave nothing behind
+cluster-down: ## end the cluster and check for leftovers
 	@mkdir -p $(BIN)
 	@$(MAKE) -s build build-cluster
 	$(BIN)/cluster down -bin $(BIN)
 
 .PHONY: cluster-test
-cluster-test: packages-cluster build build-cluster ## run the tests of a cluster of their own
+cluster-test: packages-cluster build build-cluster ## run the cluster tests on a separate cluster
 	cd e2e/cluster && MICA_BIN=$(BIN) $(GO) test -count=1 -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./...
 
 SOAK ?= 10m

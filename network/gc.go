@@ -26,10 +26,6 @@ const collectWorkers = 8
 //
 // An attachment that cannot be removed does not stop the rest; the error names each one. Each
 // attachment is bounded by ctx and Options.Timeout.
-//
-// One attachment that cannot be taken away does not keep the others; the error
-// names each of them. ctx and Options.Timeout for each attachment bound the
-// time.
 func (n *Network) GC(ctx context.Context, live []string) error {
 	ids, err := n.known()
 	if err != nil {

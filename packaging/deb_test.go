@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// shared is what the tests build once.
+// shared has the results that the tests build once.
 var shared struct {
 	dir   string
 	build func() error
@@ -47,7 +47,7 @@ func programs(t *testing.T) string {
 	return shared.dir
 }
 
-// deb builds the package, with a version of its own.
+// deb builds the package with a unique version.
 func deb(t *testing.T, version string) string {
 	t.Helper()
 	need(t, "dpkg-deb")
@@ -62,7 +62,7 @@ func deb(t *testing.T, version string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// need skips the test where a program is not installed; CI installs all.
+// need skips the test if a program is not installed; CI installs all.
 func need(t *testing.T, programs ...string) {
 	t.Helper()
 	for _, p := range programs {
@@ -149,7 +149,7 @@ func TestPackageContent(t *testing.T) {
 
 func TestPackageIsReproducible(t *testing.T) {
 	if a, b := read(t, deb(t, "1.0")), read(t, deb(t, "1.0")); a != b {
-		t.Error("two builds of one tree differ")
+		t.Error("two builds of the same tree differ")
 	}
 }
 

@@ -11,11 +11,12 @@ import (
 	"testing"
 )
 
-// maxExposure is the exposure that systemd-analyze computes for the units today, times ten. A unit that
-// starts any container is near the top of the scale: see absentOptions.
+// maxExposure is the exposure that systemd-analyze computed for the units when they were written,
+// times ten. A unit that starts arbitrary containers is near the top of the scale: see
+// absentOptions.
 const maxExposure = 96
 
-// Why an option is absent from the units.
+// Reasons why an option is absent from the units.
 const (
 	seccomp    = "installs a seccomp filter, which containers and exec sessions inherit"
 	capability = "shrinks the bounding set, which containers and exec sessions inherit"
@@ -28,7 +29,7 @@ const (
 	umask      = "daemon and keeper set their own umask"
 )
 
-// absentOptions are the findings of systemd-analyze that are expected, by option.
+// absentOptions are the expected findings of systemd-analyze, by option.
 func absentOptions() map[string]string {
 	return map[string]string{
 		"SystemCallArchitectures": seccomp, "SystemCallFilter": seccomp, "RestrictNamespaces": seccomp, "RestrictAddressFamilies": seccomp,
@@ -49,13 +50,14 @@ type finding struct {
 	Description string
 }
 
-// option is the name without its value: CapabilityBoundingSet of "CapabilityBoundingSet=~CAP_SYS_TIME".
+// option returns the name without the value: CapabilityBoundingSet for
+// "CapabilityBoundingSet=~CAP_SYS_TIME".
 func (f finding) option() string {
 	name, _, _ := strings.Cut(f.Name, "=")
 	return name
 }
 
-// What systemd-analyze misses in the units is what cannot be there, and nothing else.
+// systemd-analyze finds exactly the options that the units must not have.
 func TestUnitsAreHardenedAsFarAsContainersAllow(t *testing.T) {
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
@@ -82,21 +84,21 @@ func TestUnitsAreHardenedAsFarAsContainersAllow(t *testing.T) {
 			delete(missing, f.option())
 		}
 		for _, name := range slices.Sorted(maps.Keys(missing)) {
-			t.Errorf("%s: systemd-analyze has nothing against %s", unit, name)
+			t.Errorf("%s: systemd-analyze does not report %s", unit, name)
 		}
 		limit := fmt.Sprintf("--threshold=%d", maxExposure)
 		if out, err := exec.CommandContext(t.Context(), analyze, "security", "--offline=yes", "--no-pager", limit, path).CombinedOutput(); err != nil {
-			t.Errorf("%s: the exposure has grown: %v\n%s", unit, err, out)
+			t.Errorf("%s: the exposure has increased: %v\n%s", unit, err, out)
 		}
 	}
 }
 
-// Both units say why each option is absent.
+// Both units name each absent option with the reason.
 func TestUnitsSayWhyOptionsAreAbsent(t *testing.T) {
 	text := read(t, filepath.Join("systemd", "micad.service")) + read(t, filepath.Join("systemd", "mica-keeper.service"))
 	for name, why := range absentOptions() {
 		if (why == seccomp || why == capability || why == privileges || why == network || why == devices) && !strings.Contains(text, name+"=") {
-			t.Errorf("no unit says why it is without %s", name)
+			t.Errorf("no unit names the absent option %s", name)
 		}
 	}
 }

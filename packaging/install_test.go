@@ -15,8 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// root is a root file system of its own: this machine's below, and what the test
-// changes in memory above.
+// root is a separate root file system: an overlay in memory over this machine's.
 type root struct {
 	t   *testing.T
 	dir string
@@ -45,7 +44,7 @@ func newRoot(t *testing.T) root {
 		t.Fatal(err)
 	}
 	mount("overlay", dir, "overlay", "lowerdir=/,upperdir="+upper+",workdir="+work)
-	// An installation of this machine must not be what the test sees.
+	// The test must not see an installation on this machine.
 	for _, path := range []string{"etc/mica", "var/lib/mica"} {
 		if err := os.RemoveAll(filepath.Join(dir, path)); err != nil {
 			t.Fatal(err)
@@ -54,7 +53,7 @@ func newRoot(t *testing.T) root {
 	return root{t, dir}
 }
 
-// file is a path in the root as this machine sees it.
+// file returns the path of a file in the root, as seen from this machine.
 func (r root) file(path string) string { return filepath.Join(r.dir, path) }
 
 func (r root) exists(path string) bool {
@@ -62,7 +61,7 @@ func (r root) exists(path string) bool {
 	return err == nil
 }
 
-// copy puts a package into the root and returns its path there.
+// copy copies a package into the root and returns its path there.
 func (r root) copy(path string) string {
 	r.t.Helper()
 	data, err := os.ReadFile(path)
@@ -75,14 +74,14 @@ func (r root) copy(path string) string {
 	return "/" + filepath.Base(path)
 }
 
-// dpkg runs dpkg with everything of a package included, which small images leave
-// out.
+// dpkg runs dpkg such that it installs all files of a package, including those that small images
+// omit.
 func dpkg(run func(...string) string, args ...string) string {
 	return run(append([]string{"dpkg", "--path-include=/usr/share/*", "--force-confold", "--force-unsafe-io"}, args...)...)
 }
 
-// Without systemd: the package is unpacked and configured, its programs run, an
-// upgrade keeps a changed configuration, a removal everything, a purge nothing.
+// Without systemd: the package is unpacked and configured, and its programs run. An upgrade keeps a
+// changed configuration. A removal keeps configuration and data, and a purge removes everything.
 func TestInstall(t *testing.T) {
 	need(t, "dpkg")
 	r := newRoot(t)
@@ -120,37 +119,37 @@ func TestInstall(t *testing.T) {
 	}
 	dpkg(run, "-i", r.copy(deb(t, "1.1")))
 	if got := read(t, r.file("/etc/mica/config.toml")); got != changed {
-		t.Errorf("the upgrade has replaced the configuration by %s", got)
+		t.Errorf("the upgrade replaced the configuration by %s", got)
 	}
 	run("dpkg", "--remove", "mica")
 	if r.exists("/usr/bin/micad") || !r.exists("/etc/mica/config.toml") || !r.exists("/var/lib/mica/kept") {
-		t.Error("the removal left a program, or took configuration or data")
+		t.Error("the removal left a program, or removed configuration or data")
 	}
 	run("dpkg", "--purge", "mica")
 	if r.exists("/etc/mica/config.toml") || r.exists("/var/lib/mica") {
 		t.Error("the purge left configuration or data")
 	}
 	if !r.exists("/etc/mica/certs.d/mine") {
-		t.Error("the purge took what the administrator has put there")
+		t.Error("the purge removed the administrator's file")
 	}
 }
 
-// machine is a root in which systemd is process 1.
+// machine is a root file system in which systemd is process 1.
 type machine struct {
 	root
-	leader int // its process 1, as this machine sees it
+	leader int // its process 1, as seen from this machine
 }
 
 const patience = 2 * time.Minute
 
-// boot starts systemd in a container with the services of basic.target only, in
-// network and cgroup namespaces of its own.
+// boot starts systemd in a container with the services of basic.target only, in separate network
+// and cgroup namespaces.
 func boot(t *testing.T) machine {
 	t.Helper()
 	need(t, "systemd-nspawn", "nsenter", "runc")
 	r := newRoot(t)
-	// The identity of this machine is not the container's, and images of machines
-	// for building forbid packages to start services.
+	// The container must not have this machine's identity. Images of build machines may forbid
+	// packages to start services.
 	for _, path := range []string{"/etc/machine-id", "/usr/sbin/policy-rc.d"} {
 		if err := os.RemoveAll(r.file(path)); err != nil {
 			t.Fatal(err)
@@ -190,7 +189,7 @@ func boot(t *testing.T) machine {
 		_, err := m.try("systemctl", "is-active", "basic.target")
 		return err == nil
 	})
-	// What a machine of its own has, a container has for reading only.
+	// These mounts are read-only in a container.
 	m.run("sh", "-c", "mount -o remount,rw /sys/fs/cgroup; for d in /sys/fs/cgroup/*/; do mount -o remount,rw,bind $d || true; done; mount -o remount,rw,bind /proc/sys || true")
 	return m
 }
@@ -213,7 +212,7 @@ func ownCgroups(t *testing.T) []string {
 	return dirs
 }
 
-// awaitRemoval removes a cgroup as soon as the processes in it are gone.
+// awaitRemoval removes a cgroup as soon as its processes have exited.
 func awaitRemoval(t *testing.T, dir string) {
 	t.Helper()
 	var err error
@@ -238,7 +237,7 @@ func removeCgroups(dir string) error {
 	return errors.Join(err, unix.Rmdir(dir))
 }
 
-// childNamed finds a descendant of pid that is process 1 of its namespace.
+// childNamed returns a descendant of pid that is process 1 of its PID namespace.
 func childNamed(pid int, name string) int {
 	children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 	for field := range strings.FieldsSeq(string(children)) {
@@ -280,7 +279,7 @@ func (m machine) run(args ...string) string {
 	return out
 }
 
-// state is what the services have to say.
+// state describes the services for a failure message.
 func (m machine) state() string {
 	if m.leader == 0 {
 		return "systemd has not started"
@@ -299,7 +298,7 @@ func (m machine) await(what string, condition func() bool) {
 	}
 }
 
-// property is what systemd knows of a unit.
+// property returns a property of a unit.
 func (m machine) property(unit, name string) string {
 	m.t.Helper()
 	return m.run("systemctl", "show", "--value", "--property", name, unit)

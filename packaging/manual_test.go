@@ -15,7 +15,7 @@ var option = regexp.MustCompile(`(?m)^  -([a-z-]+)\b`)
 // command is a line of the tool's usage.
 var command = regexp.MustCompile(`(?m)^  ([a-z]+) `)
 
-// usage returns what a program says of itself when asked.
+// usage returns the usage that a program prints.
 func usage(t *testing.T, program string, args ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), filepath.Join(programs(t), program), append(args, "--help")...)
@@ -40,18 +40,18 @@ func interfaces(t *testing.T) map[string][]string {
 	add("mica", mica)
 	for _, m := range command.FindAllStringSubmatch(mica, -1) {
 		found["mica"] = append(found["mica"], m[1])
-		if m[1] != "config" { // which has words and no options
+		if m[1] != "config" { // with words but no options
 			add("mica", usage(t, "mica", m[1]))
 		}
 	}
 	found["mica"] = append(found["mica"], "default", "dump", "check")
 	if len(found["mica"]) < 15 || len(found["micad"]) < 2 {
-		t.Fatalf("the usage is not understood: %v", found)
+		t.Fatalf("cannot parse the usage: %v", found)
 	}
 	return found
 }
 
-// Every command and option is in the manual and in each shell's completion.
+// The manual page and each shell's completion have every command and option.
 func TestInterfaceIsDescribed(t *testing.T) {
 	for program, words := range interfaces(t) {
 		page := map[string]string{"mica": "mica.1", "micad": "micad.8"}[program]
@@ -95,9 +95,9 @@ func TestManualPages(t *testing.T) {
 				t.Errorf("man %s: %v\n%s", page, err, out)
 			}
 		}
-		// The exit codes that are promised are those of the sources.
+		// The documented exit codes are those in the sources.
 		if strings.HasSuffix(page, "mica-keeper.8") && !strings.Contains(read(t, page), ".B 3\n") {
-			t.Errorf("%s does not tell exit code 3", page)
+			t.Errorf("%s does not document exit code 3", page)
 		}
 	}
 }
@@ -115,7 +115,7 @@ func TestCompletionsParse(t *testing.T) {
 	}
 }
 
-// The shells themselves offer what there is.
+// The shells complete all commands and options.
 func TestCompletions(t *testing.T) {
 	const bash = `
 		_init_completion() { cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words=("${COMP_WORDS[@]}") cword=$COMP_CWORD; }
@@ -135,7 +135,7 @@ func TestCompletions(t *testing.T) {
 			t.Errorf("bash offers %q for %q", got, line)
 		}
 		if _, err := exec.LookPath("fish"); err != nil || strings.HasSuffix(line, " -") {
-			continue // fish wants two dashes before it offers long options
+			continue // fish offers long options only after two dashes
 		}
 		got = output(t, "fish", "--no-config", "-c", "source completion/mica.fish; complete -C '"+line+"'")
 		if !strings.Contains(got, want) {

@@ -59,7 +59,7 @@ func TestUnitsUseTheDefaultPaths(t *testing.T) {
 	}
 }
 
-// systemd itself reads the units, with existing executables in place of Mica's.
+// systemd's own parser reads the units, with existing executables in place of Mica's.
 func TestSystemdUnderstandsTheUnits(t *testing.T) {
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {

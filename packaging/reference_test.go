@@ -12,29 +12,29 @@ import (
 	"github.com/micarun/mica/config"
 )
 
-// The commented default file is the one source of what settings mean. The reference
-// in docs and the manual page are made from it by
+// The commented default file is the only description of the settings. This command generates the
+// reference in docs and the manual page from it:
 //
 //	go test ./packaging -run Reference -update
-var update = flag.Bool("update", false, "write the references that are made from the default configuration")
+var update = flag.Bool("update", false, "generate the references from the default configuration")
 
 // setting is one key of the reference.
 type setting struct{ name, value string }
 
-// entry is a group of keys that one comment explains.
+// entry is a group of keys with a common comment.
 type entry struct {
 	text string
 	keys []setting
 }
 
-// table is a table of the default file; the first has no name.
+// table is a table of the default file; the first one has no name.
 type table struct {
 	name, text string
-	optional   bool // commented out as a whole
+	optional   bool // the whole table is commented out
 	entries    []entry
 }
 
-// reference is the default file, taken apart.
+// reference is the parsed default file.
 type reference struct {
 	intro  []string // paragraphs
 	tables []*table
@@ -54,7 +54,7 @@ func parseReference(t *testing.T, text string) reference {
 	intro := strings.ReplaceAll("\n"+head, "\n# ", "\n")
 	r := reference{intro: strings.Split(strings.TrimSpace(strings.ReplaceAll(intro, "\n#\n", "\n\n")), "\n\n"), tables: []*table{{}}}
 	var comment []string
-	grouped := false // the line before was a key of the same group
+	grouped := false // the previous line was a key of the same group
 	for line := range strings.Lines(body) {
 		line = strings.TrimSuffix(line, "\n")
 		last := r.tables[len(r.tables)-1]
@@ -73,13 +73,13 @@ func parseReference(t *testing.T, text string) reference {
 		} else if line == "" {
 			comment, grouped = nil, false
 		} else {
-			t.Fatalf("line of the default file that is not understood: %q", line)
+			t.Fatalf("cannot parse this line of the default file: %q", line)
 		}
 	}
 	return r
 }
 
-// keys lists the keys as config.Keys does.
+// keys lists the keys in the form of config.Keys.
 func (r reference) keys() map[string]bool {
 	keys := map[string]bool{}
 	for _, t := range r.tables {
@@ -96,7 +96,7 @@ func (r reference) keys() map[string]bool {
 	return keys
 }
 
-// markdown is docs/configuration.md.
+// markdown returns the content of docs/configuration.md.
 func (r reference) markdown() string {
 	var b strings.Builder
 	b.WriteString("# Configuration\n\n")
@@ -131,7 +131,7 @@ func (r reference) markdown() string {
 	return strings.TrimSuffix(b.String(), "\n")
 }
 
-// roff escapes text for a manual page, one sentence a line.
+// roff escapes text for a manual page, with one sentence per line.
 func roff(text string) string {
 	text = strings.NewReplacer(`\`, `\e`, "-", `\-`, "`", `\(ga`).Replace(text)
 	var b strings.Builder
@@ -157,8 +157,8 @@ func roff(text string) string {
 	return strings.TrimSuffix(b.String(), "\n") + "\n"
 }
 
-// manual is the page mica.toml(5). date is kept as it is, so that the page changes
-// only with its content.
+// manual returns the page mica.toml(5). date is unchanged, so that the page changes only with its
+// content.
 func (r reference) manual(date string) string {
 	var b strings.Builder
 	b.WriteString(".\\\" Made from config/default.toml by: go test ./packaging -run Reference -update\n")
@@ -210,15 +210,14 @@ func TestReference(t *testing.T) {
 			continue
 		}
 		if !*update {
-			t.Errorf("%s is not what config/default.toml makes it: go test ./packaging -run Reference -update", path)
+			t.Errorf("%s differs from config/default.toml: run go test ./packaging -run Reference -update", path)
 		} else if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
 			t.Error(err)
 		}
 	}
 }
 
-// Every key that there is, is in the reference, and has a meaning there; and
-// nothing else is.
+// The reference describes every key and nothing else.
 func TestReferenceIsComplete(t *testing.T) {
 	r := parseReference(t, string(config.DefaultFile()))
 	found := r.keys()
@@ -229,7 +228,7 @@ func TestReferenceIsComplete(t *testing.T) {
 		delete(found, key)
 	}
 	for key := range found {
-		t.Errorf("the reference has %s, which is no key", key)
+		t.Errorf("the reference has %s, which is not a key", key)
 	}
 	for _, table := range r.tables {
 		for _, e := range table.entries {

@@ -27,14 +27,14 @@ import (
 	"github.com/micarun/mica/internal/testregistry"
 )
 
-// ticker counts at ten lines a second, so that a gap in its log shows.
+// ticker prints ten numbers a second, so that a gap in its log is visible.
 const ticker = `package main
 import ("fmt"; "time")
 func main() { for n := 0; ; n++ { fmt.Println(n); time.Sleep(100 * time.Millisecond) } }
 `
 
-// registry serves the image app:v1, which is the ticker, to the machine's own
-// loopback address, and returns its host and port.
+// registry serves the image app:v1, which contains the ticker, on the machine's loopback, and
+// returns host and port.
 func (m machine) registry() string {
 	t := m.t
 	t.Helper()
@@ -56,7 +56,7 @@ func (m machine) registry() string {
 	}
 	started := make(chan result)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with its namespace
+		runtime.LockOSThread() // never unlocked: the thread exits with its namespace
 		ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", m.leader))
 		if err == nil {
 			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
@@ -165,8 +165,8 @@ func (m machine) runTicker(image string) {
 
 var tick = regexp.MustCompile(`(?m)^\S+ stdout F (\d+)$`)
 
-// ticks counts the lines of the log, which must be all numbers in order: the
-// container was never restarted and no line lost or doubled.
+// ticks counts the lines of the log. They must be consecutive numbers: the container was never
+// restarted, and no line is lost or duplicated.
 func (m machine) ticks() int {
 	m.t.Helper()
 	all := tick.FindAllStringSubmatch(mayRead(m.file("/var/log/pods/tick.log")), -1)
@@ -178,18 +178,18 @@ func (m machine) ticks() int {
 	return len(all)
 }
 
-// goesOn waits for ten more lines.
-func (m machine) goesOn(after string) {
+// continues waits for ten more lines.
+func (m machine) continues(after string) {
 	m.t.Helper()
 	before := m.ticks()
-	m.await("the container goes on after "+after, func() bool { return m.ticks() >= before+10 })
+	m.await("the container keeps running after "+after, func() bool { return m.ticks() >= before+10 })
 }
 
-// The package on a machine with systemd, from its installation to its purge, with a
-// container that must not notice.
+// The package's life cycle on a machine with systemd, from the installation to the purge, while a
+// container keeps running undisturbed.
 func TestServices(t *testing.T) {
 	parent := fmt.Sprintf("/mica-packaging-test-%d", os.Getpid())
-	t.Cleanup(func() { // when the machine is gone
+	t.Cleanup(func() { // after the machine has ended
 		dirs, _ := filepath.Glob("/sys/fs/cgroup/*" + parent)
 		for _, dir := range dirs {
 			t.Errorf("cgroup %s is left", dir)
@@ -201,7 +201,7 @@ func TestServices(t *testing.T) {
 	text := fmt.Sprintf("[cgroups]\ndefault_parent = %q\n[nri]\nenable = false\n", parent)
 	for file, content := range map[string]string{
 		drop: text,
-		// So that a daemon that stands still is seen within the test's patience.
+		// A short watchdog interval, so that a hanging daemon is detected during the test.
 		m.file("/etc/systemd/system/micad.service.d/test.conf"): "[Service]\nWatchdogSec=6s\nTimeoutAbortSec=1s\n",
 	} {
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
@@ -222,10 +222,10 @@ func TestServices(t *testing.T) {
 		t.Errorf("status: %s", got)
 	}
 	m.runTicker(m.registry() + "/app:v1")
-	m.goesOn("its start")
+	m.continues("its start")
 	keeper := m.property("mica-keeper", "MainPID")
 	if group := m.run("cat", "/proc/"+keeper+"/cgroup"); !strings.Contains(group, "/mica-keeper.service\n") && !strings.HasSuffix(group, "/mica-keeper.service") {
-		t.Errorf("the keeper has left its unit: %s", group)
+		t.Errorf("the keeper is not in its unit: %s", group)
 	}
 
 	m.run("systemctl", "reload", "micad")
@@ -233,25 +233,25 @@ func TestServices(t *testing.T) {
 
 	daemon := m.property("micad", "MainPID")
 	m.run("kill", "-STOP", daemon)
-	m.await("the watchdog replaces a daemon that stands still", func() bool {
+	m.await("the watchdog replaces a hanging daemon", func() bool {
 		pid := m.property("micad", "MainPID")
 		return pid != daemon && pid != "0" && m.property("micad", "ActiveState") == "active"
 	})
-	m.goesOn("a watchdog's kill")
+	m.continues("a watchdog's kill")
 
 	daemon = m.property("micad", "MainPID")
 	dpkg(m.run, "-i", second)
 	if got := m.property("micad", "MainPID"); got == daemon {
-		t.Error("the upgrade has not restarted the daemon")
+		t.Error("the upgrade did not restart the daemon")
 	}
 	if got := m.property("mica-keeper", "MainPID"); got != keeper {
-		t.Errorf("the upgrade has replaced the keeper %s by %s", keeper, got)
+		t.Errorf("the upgrade replaced the keeper %s by %s", keeper, got)
 	}
 	m.await("the keeper runs the new program", func() bool { return m.run("readlink", "/proc/"+keeper+"/exe") == "/usr/bin/mica-keeper" })
-	m.goesOn("an upgrade")
+	m.continues("an upgrade")
 
 	m.run("kill", "-KILL", keeper)
-	m.goesOn("a keeper's kill")
+	m.continues("a keeper's kill")
 	m.await("the keeper's unit settles", func() bool {
 		state := m.property("mica-keeper", "ActiveState")
 		return state == "active" || state == "inactive"
@@ -264,20 +264,20 @@ func TestServices(t *testing.T) {
 	if err != nil || !strings.Contains(out, "its pods go on") {
 		t.Errorf("removal: %v\n%s", err, out)
 	}
-	m.goesOn("the removal of the package")
+	m.continues("the removal of the package")
 	dpkg(m.run, "-i", second)
-	m.goesOn("another installation")
+	m.continues("another installation")
 
 	m.run("systemctl", "stop", "micad")
 	dpkg(m.run, "-i", first)
 	if state := m.property("micad", "ActiveState"); state != "inactive" {
-		t.Errorf("another version has started a daemon that was stopped: %s", state)
+		t.Errorf("the installation of another version started a stopped daemon: %s", state)
 	}
 	m.run("systemctl", "start", "micad")
-	m.goesOn("a change of versions without a daemon")
+	m.continues("a change of versions without a daemon")
 
 	m.run("mica", "stop", "--all")
-	m.await("the services end and are not started again", func() bool {
+	m.await("the services end and do not start again", func() bool {
 		out, _ := m.try("systemctl", "is-active", "micad", "mica-keeper")
 		return out == "inactive\ninactive"
 	})
