@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
 	"text/template"
@@ -13,6 +12,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
 	"k8s.io/klog/v2"
+
+	"github.com/micarun/mica/internal/atomicfile"
 )
 
 // templateFile is the name of the conflist that UpdateRuntimeConfig writes.
@@ -49,7 +50,7 @@ func (n *Network) UpdateRuntimeConfig(ctx context.Context, podCIDR string) error
 	if err != nil {
 		return fmt.Errorf("update pod CIDR: %w", err)
 	}
-	if err := replaceFile(file, text); err != nil {
+	if err := atomicfile.Write(file, text, atomicfile.Options{Mode: 0o644, Sync: true}); err != nil {
 		return fmt.Errorf("update pod CIDR: write %s: %w", file, err)
 	}
 	return nil
@@ -91,32 +92,4 @@ func render(file string, data templateData) ([]byte, error) {
 		return nil, fmt.Errorf("template %s renders no conflist: %w: %w", file, err, errdefs.ErrInvalidArgument)
 	}
 	return out.Bytes(), nil
-}
-
-// replaceFile writes text to path by fsync and rename. The temporary file's extension keeps CNI
-// runtimes from loading it.
-func replaceFile(path string, text []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".mica-*.tmp")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name())
-		}
-	}()
-	_, err = f.Write(text)
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	return err
 }

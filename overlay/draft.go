@@ -15,8 +15,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/micarun/mica/internal/atomicfile"
 	"github.com/micarun/mica/internal/failpoint"
-	"github.com/micarun/mica/internal/jsonfile"
 )
 
 // Draft is an extracted layer that is not visible yet. It belongs to the
@@ -176,7 +176,7 @@ func (s *Store) commitOnce(ctx context.Context, parent digest.Digest, drafts []*
 	if again, err = s.publish(plan); err != nil || again {
 		return nil, again, err
 	}
-	if err := jsonfile.SyncDir(s.paths.layers()); err != nil {
+	if err := atomicfile.SyncDir(s.paths.layers()); err != nil {
 		return nil, false, err
 	}
 	layers, err := s.finish(plan)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/micarun/mica/internal/mounts"
+	"github.com/micarun/mica/internal/osthread"
 )
 
 // # Mounts for user namespaces
@@ -78,7 +79,7 @@ func (s *Store) mountMapped(m overlayMount, userNS string) error {
 	defer func() { _ = ns.Close() }()
 	m.here = true
 	tree := -1
-	err = onThread(func() error {
+	err = osthread.Run(func() error {
 		if err := enterPrivate(s.paths.overlay()); err != nil {
 			return err
 		}

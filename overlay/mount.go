@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/micarun/mica/internal/failpoint"
 	"github.com/micarun/mica/internal/mounts"
+	"github.com/micarun/mica/internal/osthread"
 )
 
 // Limits of the kernel's two ways to mount.
@@ -386,7 +386,7 @@ func (s *Store) inOverlay(m overlayMount, f func() error) error {
 		return f()
 	}
 	dir := s.paths.overlay()
-	return onThread(func() error {
+	return osthread.Run(func() error {
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			return fmt.Errorf("unshare working directory: %w", err)
 		}
@@ -395,22 +395,4 @@ func (s *Store) inOverlay(m overlayMount, f func() error) error {
 		}
 		return f()
 	})
-}
-
-// onThread runs f on a thread that ends with f, with whatever f has changed of
-// it.
-func onThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			// The main thread cannot end: keep it busy, so that another one is taken.
-			defer runtime.UnlockOSThread()
-			done <- onThread(f)
-			return
-		}
-		// Not unlocked: the thread, which is not like the others now, ends with the goroutine.
-		done <- f()
-	}()
-	return <-done
 }

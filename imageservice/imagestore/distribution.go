@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/micarun/mica/internal/atomicfile"
 	"github.com/micarun/mica/internal/jsonfile"
 	"github.com/micarun/mica/overlay"
 )
@@ -77,8 +78,7 @@ func (d *distribution) add(diffID digest.Digest, source layerSource) error {
 	if err := jsonfile.Write(path, sources); err != nil {
 		return fmt.Errorf("record source of layer %s: %w", diffID, err)
 	}
-	unsynced := func(*os.File) error { return nil }
-	if err := replaceFile(d.diffIDPath(source.Digest), []byte(diffID), unsynced); err != nil {
+	if err := writeFile(d.diffIDPath(source.Digest), []byte(diffID), atomicfile.Options{}); err != nil {
 		return fmt.Errorf("record layer of blob %s: %w", source.Digest, err)
 	}
 	return nil

@@ -10,7 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/internal/atomicfile"
 )
 
 // readFile returns the content of a file. The error is errdefs.ErrOutOfRange if the file has more
@@ -33,38 +33,12 @@ func readFile(path string, limit int64) ([]byte, error) {
 	return data, err
 }
 
-// writeFile replaces the file at path atomically and makes the directories above it. When it returns,
-// the file and its directory entry are on stable storage.
-func writeFile(path string, data []byte) error {
-	if err := replaceFile(path, data, (*os.File).Sync); err != nil {
+// writeFile replaces the file at path atomically and makes the directories above it.
+func writeFile(path string, data []byte, o atomicfile.Options) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	return jsonfile.SyncDir(filepath.Dir(path))
-}
-
-// replaceFile is writeFile without the sync. It calls finish with the file before the rename.
-func replaceFile(path string, data []byte, finish func(*os.File) error) (err error) {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(dir, ".tmp-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name())
-		}
-	}()
-	_, err = f.Write(data)
-	if err == nil {
-		err = finish(f)
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return os.Rename(f.Name(), path)
+	return atomicfile.Write(path, data, o)
 }
 
 // syncFilesystem writes the whole file system of a directory to stable storage.

@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/micarun/mica/internal/atomicfile"
 	"github.com/micarun/mica/internal/imageconfig"
 )
 
@@ -39,7 +40,7 @@ func (db imagedb) list() ([]digest.Digest, error) {
 	}
 	var ids []digest.Digest
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), ".tmp-") {
+		if strings.HasPrefix(e.Name(), ".") {
 			if err := os.Remove(filepath.Join(db.contentDir(), e.Name())); err != nil {
 				return nil, fmt.Errorf("sweep imagedb: %w", err)
 			}
@@ -82,7 +83,7 @@ func (db imagedb) diffIDs(id digest.Digest) ([]digest.Digest, error) {
 // write stores a configuration and returns its ID.
 func (db imagedb) write(data []byte) (digest.Digest, error) {
 	id := digest.FromBytes(data)
-	if err := writeFile(filepath.Join(db.contentDir(), id.Encoded()), data); err != nil {
+	if err := writeFile(filepath.Join(db.contentDir(), id.Encoded()), data, atomicfile.Options{Sync: true}); err != nil {
 		return "", fmt.Errorf("write configuration of image %s: %w", id, err)
 	}
 	return id, nil
@@ -91,7 +92,7 @@ func (db imagedb) write(data []byte) (digest.Digest, error) {
 // touch records now as the time of the image's last tag.
 func (db imagedb) touch(id digest.Digest, now time.Time) error {
 	path := filepath.Join(db.metadataDir(), id.Encoded(), "lastUpdated")
-	if err := writeFile(path, []byte(now.Format(time.RFC3339Nano))); err != nil {
+	if err := writeFile(path, []byte(now.Format(time.RFC3339Nano)), atomicfile.Options{Sync: true}); err != nil {
 		return fmt.Errorf("write tag time of image %s: %w", id, err)
 	}
 	return nil
@@ -99,7 +100,7 @@ func (db imagedb) touch(id digest.Digest, now time.Time) error {
 
 // mark records that the image is a checkpoint of the container with that name.
 func (db imagedb) mark(id digest.Digest, container string) error {
-	if err := writeFile(db.markPath(id), []byte(container)); err != nil {
+	if err := writeFile(db.markPath(id), []byte(container), atomicfile.Options{Sync: true}); err != nil {
 		return fmt.Errorf("mark image %s as a checkpoint: %w", id, err)
 	}
 	return nil

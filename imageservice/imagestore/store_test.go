@@ -11,7 +11,11 @@ func TestOpenSweepsAndRefuses(t *testing.T) {
 	e := newEnv(t)
 	e.close()
 	content := e.path("imagedb/content/sha256")
-	for _, leftover := range []string{filepath.Join(content, ".tmp-1"), e.path(".repositories.json.1")} {
+	for _, leftover := range []string{
+		filepath.Join(content, ".tmp-1"), // of an older build
+		filepath.Join(content, "."+strings.Repeat("a", 64)+".1"),
+		e.path(".repositories.json.1"),
+	} {
 		if err := os.WriteFile(leftover, []byte("half"), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -80,6 +80,8 @@ func mayImport() []struct {
 		{"e2e/...", []string{"e2e/...", "config", "overlay", "runtimeservice/..."}},
 		{"packaging", []string{"config"}},
 		{"internal/imageconfig", []string{"internal/jsonlimit"}},
+		{"internal/jsonfile", []string{"internal/atomicfile"}},
+		{"internal/testregistry", []string{"internal/atomicfile"}},
 		{"internal/...", nil},
 	}
 }

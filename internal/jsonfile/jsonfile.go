@@ -1,8 +1,8 @@
 // Package jsonfile stores one JSON document in one file.
 //
-// A document is replaced by renaming a temporary file over it, so a reader gets either the old or
-// the new document, never a part of one. There is no locking: the caller orders writers of the same
-// path. Functions may be called concurrently for different paths.
+// A document is replaced as a whole (package atomicfile), so a reader gets either the old or the new
+// one. There is no locking: the caller orders writers of the same path. Functions may be called
+// concurrently for different paths.
 package jsonfile
 
 import (
@@ -10,9 +10,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 
-	"golang.org/x/sys/unix"
+	"github.com/micarun/mica/internal/atomicfile"
 )
 
 // Write replaces the document at path by v, with mode 0600. The document survives a crash of the
@@ -53,52 +52,10 @@ func Read(path string, v any) error {
 	return nil
 }
 
-func write(path string, v any, sync bool) (err error) {
+func write(path string, v any, sync bool) error {
 	data, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", path, err)
 	}
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name())
-		}
-	}()
-	if _, err = f.Write(data); err != nil {
-		_ = f.Close()
-		return err
-	}
-	if sync {
-		if err = unix.Fdatasync(int(f.Fd())); err != nil {
-			_ = f.Close()
-			return fmt.Errorf("sync %s: %w", f.Name(), err)
-		}
-	}
-	if err = f.Close(); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	if !sync {
-		return nil
-	}
-	return SyncDir(dir)
-}
-
-// SyncDir writes the directory entries of dir to stable storage.
-func SyncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = d.Close() }()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
-	}
-	return nil
+	return atomicfile.Write(path, data, atomicfile.Options{Sync: sync})
 }

@@ -13,6 +13,8 @@ import (
 	"sync"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/micarun/mica/internal/atomicfile"
 )
 
 // blob is an open blob. Its Seek method serves ranges.
@@ -237,21 +239,10 @@ func (s diskStore) tags(repo string) ([]string, error) {
 	return names, nil
 }
 
-// writeFile creates a file by rename, and its directories.
+// writeFile replaces a file atomically and makes the directories above it.
 func writeFile(path, content string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(content)
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return err
+	return atomicfile.Write(path, []byte(content), atomicfile.Options{})
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/micarun/mica/internal/atomicfile"
 	"github.com/micarun/mica/internal/failpoint"
-	"github.com/micarun/mica/internal/jsonfile"
 )
 
 // tempPrefix begins the name of an unfinished archive.
@@ -124,7 +124,7 @@ func write(ctx context.Context, a WriteArgs, fill func(io.Writer) error) error {
 	if err := os.Rename(a.Temp, a.Location); err != nil {
 		return err
 	}
-	return jsonfile.SyncDir(filepath.Dir(a.Location))
+	return atomicfile.SyncDir(filepath.Dir(a.Location))
 }
 
 // pack writes the tar of a directory that does not change meanwhile.

@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/osthread"
 )
 
 // Names of the pins in a pod's directory, which are also the names of the namespaces in
@@ -80,7 +82,7 @@ func Pin(ctx context.Context, args Args) error {
 	if args.User != nil {
 		err = args.makeOwned(names, sysctls)
 	} else {
-		err = onThread(func() error { return args.enter(names, sysctls) })
+		err = osthread.Run(func() error { return args.enter(names, sysctls) })
 	}
 	if err != nil {
 		return errors.Join(err, unpin(args.Dir, names))

@@ -493,42 +493,6 @@ func TestThreadsAreThrownAway(t *testing.T) {
 	}
 }
 
-// The Go runtime parks the main thread instead of ending it, so work that changes the thread must
-// move to another thread. Only a program's initialization is certain to run on the main thread. The
-// test therefore runs this binary again and checks the result of [mainThreadProbe].
-func TestWorkNeverRunsOnTheMainThread(t *testing.T) {
-	cmd := exec.Command(os.Args[0], "-test.run=^$")
-	cmd.Env = append(os.Environ(), probeVariable+"=1")
-	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "stepped aside\n" {
-		t.Errorf("%v: %s", err, out)
-	}
-}
-
-const probeVariable = "PODNS_TEST_MAIN_THREAD"
-
-var _ = mainThreadProbe()
-
-func mainThreadProbe() struct{} {
-	if os.Getenv(probeVariable) == "" {
-		return struct{}{}
-	}
-	isMain := func() bool { return unix.Gettid() == unix.Getpid() }
-	if !isMain() {
-		fmt.Println("initialization does not run on the main thread")
-	} else if err := lockedRun(func() error {
-		if isMain() {
-			return errors.New("ran on the main thread")
-		}
-		return nil
-	}); err != nil {
-		fmt.Println(err)
-	} else {
-		fmt.Println("stepped aside")
-	}
-	os.Exit(0)
-	return struct{}{}
-}
-
 func TestDialTCP(t *testing.T) {
 	needRoot(t)
 	dir := pinAll(t, Args{})

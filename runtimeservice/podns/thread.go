@@ -1,11 +1,11 @@
 package podns
 
 import (
-	"errors"
 	"fmt"
-	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/osthread"
 )
 
 // Do runs f in the network namespace pinned at nsPath, on a separate thread that ends after f, and
@@ -24,35 +24,10 @@ func Do(nsPath string, f func() error) error {
 		return fmt.Errorf("open network namespace %s: %w", nsPath, err)
 	}
 	defer func() { _ = unix.Close(fd) }()
-	return onThread(func() error {
+	return osthread.Run(func() error {
 		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter network namespace %s: %w", nsPath, err)
 		}
 		return f()
 	})
-}
-
-// onThread runs f on a separate operating system thread, which is never the main thread. The thread
-// runs nothing else meanwhile and ends afterwards, together with all changes that f made to it. If
-// f ends its goroutine instead of returning (runtime.Goexit), onThread returns an error.
-func onThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		err := errors.New("thread ended early")
-		defer func() { done <- err }()
-		err = lockedRun(f)
-	}()
-	return <-done
-}
-
-// lockedRun locks the calling goroutine to its thread for good, so that the Go runtime ends the
-// thread with the goroutine (runtime.LockOSThread). If it is on the main thread, it keeps that
-// thread locked while another goroutine, which is then on another thread, runs f.
-func lockedRun(f func() error) error {
-	runtime.LockOSThread()
-	if unix.Gettid() == unix.Getpid() {
-		defer runtime.UnlockOSThread()
-		return onThread(f)
-	}
-	return f()
 }

@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/osthread"
 )
 
 // makeOwned makes a user namespace and the namespaces that it owns. It starts a child process in
@@ -36,7 +38,7 @@ func (a Args) makeOwned(names []string, sysctls []sysctl) (err error) {
 	}
 	defer func() { err = errors.Join(err, stdin.Close(), ended(holder)) }()
 	from := fmt.Sprintf("/proc/%d/ns", holder.Process.Pid)
-	err = onThread(func() error {
+	err = osthread.Run(func() error {
 		if err := a.join(from, root); err != nil {
 			return err
 		}

@@ -8,13 +8,14 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"runtime"
 	"strconv"
 	"syscall"
 	"time"
 
-	"github.com/micarun/mica/runtimeservice/keeper/wire"
 	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/osthread"
+	"github.com/micarun/mica/runtimeservice/keeper/wire"
 )
 
 // initTimeout bounds the wait for mica-init to be ready.
@@ -81,22 +82,15 @@ func enterCgroups(pid int, procs []string) error {
 
 // runInit starts mica-init and waits until it is ready. The thread that starts it joins the pod's
 // namespaces and exits afterwards.
-func runInit(a wire.Init) (int, error) {
-	type result struct {
-		pid int
-		err error
-	}
+func runInit(a wire.Init) (pid int, err error) {
 	if a.UserNS != "" {
 		return joinInit(a)
 	}
-	done := make(chan result)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread exits with this goroutine
-		pid, err := forkInit(a)
-		done <- result{pid, err}
-	}()
-	r := <-done
-	return r.pid, r.err
+	err = osthread.Run(func() (err error) {
+		pid, err = forkInit(a)
+		return err
+	})
+	return pid, err
 }
 
 func forkInit(a wire.Init) (int, error) {

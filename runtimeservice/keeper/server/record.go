@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/micarun/mica/internal/atomicfile"
 	"github.com/micarun/mica/runtimeservice/keeper/wire"
 )
 
@@ -47,11 +48,7 @@ func writeFile(path string, v any) error {
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", path, err)
 	}
-	tmp := path + ".new"
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
+	return atomicfile.Write(path, data, atomicfile.Options{})
 }
 
 func readFile(path string, v any) error {
