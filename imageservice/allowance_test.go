@@ -186,8 +186,8 @@ func TestWrongBlobsOfAMirrorDoNotCount(t *testing.T) {
 func TestSlowFormatsCountForMore(t *testing.T) {
 	e := newEnv(t, nil)
 	for name, blob := range map[string][]byte{
-		"xz":    join(fromBase64(xzHeader), bytes.Repeat(fromBase64(xzZeros), 200)),
-		"bzip2": join(fromBase64(bzip2Header), bytes.Repeat(fromBase64(bzip2Zeros), 200)),
+		"xz":    append(fromBase64(xzHeader), bytes.Repeat(fromBase64(xzZeros), 200)...),
+		"bzip2": append(fromBase64(bzip2Header), bytes.Repeat(fromBase64(bzip2Zeros), 200)...),
 	} {
 		d, err := e.service.apply(t.Context(), bytes.NewReader(blob), layerArgs{
 			blob: ocispec.Descriptor{Size: int64(len(blob))}, allowances: []*overlay.Allowance{e.layers.NewAllowance()},

@@ -14,6 +14,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/imageservice/registry"
+	"github.com/micarun/mica/internal/decompress"
 	"github.com/micarun/mica/overlay"
 )
 
@@ -116,11 +117,26 @@ func isDiskError(err error) bool {
 }
 
 func (s *Service) apply(ctx context.Context, blob io.Reader, a layerArgs) (*overlay.Draft, error) {
-	tar, err := s.decompress(ctx, blob, a.blob.Size)
+	tar, err := s.streams.Open(ctx, blob, a.blob.Size)
 	if err != nil {
 		return nil, err
 	}
 	defer tar.Close()
-	tar.repeated = a.repeated
-	return s.layers.ApplyWithin(ctx, a.allowances[0], tar)
+	return s.layers.ApplyWithin(ctx, a.allowances[0], layerTar{tar, a.repeated})
+}
+
+// layerTar is the uncompressed tar of a layer.
+type layerTar struct {
+	*decompress.Stream
+	repeated bool // see layerArgs
+}
+
+var _ overlay.Decompressed = layerTar{}
+
+// Received returns the number of bytes that add to the allowance of the image.
+func (t layerTar) Received() int64 {
+	if t.repeated {
+		return 0
+	}
+	return t.Stream.Received()
 }

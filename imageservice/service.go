@@ -12,6 +12,7 @@ import (
 
 	"github.com/micarun/mica/imageservice/imagestore"
 	"github.com/micarun/mica/imageservice/registry"
+	"github.com/micarun/mica/internal/decompress"
 	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/overlay"
 )
@@ -29,18 +30,17 @@ type Detailed = imagestore.Detailed
 type Service struct {
 	runtimeapi.UnimplementedImageServiceServer
 
-	root         string
-	journal      *journal.Journal
-	opts         atomic.Pointer[Options] // never nil; the options themselves do not change
-	layers       *overlay.Store
-	store        *imagestore.Store
-	registries   *registry.Client
-	usage        *usage
-	pulls        calls[Image, *pullProgress]
-	fetches      calls[*overlay.Draft, *layerProgress]
-	fetched      atomic.Int64  // bytes of layers
-	dictionaries *dictionaries // memory of the streams that need much
-	decoders     sync.Pool     // of *zstd.Decoder, for windows of plainZstdWindow
+	root       string
+	journal    *journal.Journal
+	opts       atomic.Pointer[Options] // never nil; the options themselves do not change
+	layers     *overlay.Store
+	store      *imagestore.Store
+	registries *registry.Client
+	usage      *usage
+	pulls      calls[Image, *pullProgress]
+	fetches    calls[*overlay.Draft, *layerProgress]
+	fetched    atomic.Int64 // bytes of layers
+	streams    *decompress.Pool
 
 	commit sync.Mutex // orders commits of layers
 }
@@ -55,11 +55,11 @@ func Open(ctx context.Context, o Options, layers *overlay.Store) (*Service, erro
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
 	s := &Service{
-		root:         o.Root,
-		journal:      o.Journal,
-		layers:       layers,
-		registries:   registry.New(o.registries()),
-		dictionaries: newDictionaries(),
+		root:       o.Root,
+		journal:    o.Journal,
+		layers:     layers,
+		registries: registry.New(o.registries()),
+		streams:    decompress.NewPool(),
 	}
 	s.opts.Store(&o)
 	log := klog.FromContext(ctx)

@@ -2,9 +2,7 @@ package checkpoint
 
 import (
 	"archive/tar"
-	"bufio"
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,6 +20,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	stream "github.com/micarun/mica/internal/decompress"
 	"github.com/micarun/mica/internal/jsonlimit"
 )
 
@@ -422,34 +421,13 @@ type stacked struct {
 
 func (s *stacked) Close() error { return errors.Join(s.ReadCloser.Close(), s.below.Close()) }
 
-// decompress detects gzip and zstd by their first bytes.
+// decompress returns the content of an archive, which may be compressed with gzip or zstd.
 func decompress(in io.Reader) (io.ReadCloser, error) {
-	buffered := bufio.NewReaderSize(in, 1<<20)
-	magic, err := buffered.Peek(4)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
+	out, err := stream.NewReader(in, maxWindow)
+	if err != nil {
+		return nil, tarError(err)
 	}
-	switch {
-	case strings.HasPrefix(string(magic), "\x1f\x8b"):
-		z, err := gzip.NewReader(buffered)
-		if err != nil {
-			return nil, tarError(err)
-		}
-		return z, nil
-	case isZstd(magic):
-		z, err := zstd.NewReader(buffered, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderMaxMemory(maxWindow))
-		if err != nil {
-			return nil, tarError(err)
-		}
-		return z.IOReadCloser(), nil
-	}
-	return io.NopCloser(buffered), nil
-}
-
-// isZstd also detects skippable frames, with which parallel compressors begin (RFC 8878, section
-// 3.1.2).
-func isZstd(magic []byte) bool {
-	return string(magic) == "\x28\xb5\x2f\xfd" || len(magic) == 4 && binary.LittleEndian.Uint32(magic)&^0xf == 0x184d2a50
+	return out, nil
 }
 
 // ReadDeleted reads the list of deleted files from an archive that was unpacked into dir. It

@@ -1,10 +1,11 @@
-package imageservice
+package decompress
 
 import (
 	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"io"
 	"math"
 	"math/rand/v2"
@@ -15,8 +16,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
-	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // The same tar, with a file etc/content that holds "xz", by `xz -6`, by `xz` with a dictionary of 128 MiB, and by bzip2.
@@ -25,6 +24,13 @@ const (
 	xzLargeLayer = "/Td6WFoAAATm1rRGAgAhAR4AAACbB1Fm4Cf/AGBdADKdCIYUP4Cj768UjzWjcp0pHdiVxVJPunR4siz8FIYOTl7KcsvDYQyh16RUNQ6/+AHPvin/JIZS+xq7O/Gvs+5PKH42r9IGTaQ4Z5U81vTn6QPU8SstCmujL3doKb7wAADjuZrz51lMhAABfIBQAAAAV6ZexbHEZ/sCAAAAAARZWg=="
 	bzip2Layer   = "QlpoOTFBWSZTWaJVJNEAAG9bgMmAQAD3AAIAagGeUAgIIABUMoENMTExNqYJJEGTTIBiH1YDkIPcAQibVpApKOSBDAx1N4nsI4cRQME+6scaCqn3+jhMpwtNakSQNi7kinChIUSqSaI="
 )
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
 
 func fromBase64(s string) []byte { return must(base64.StdEncoding.DecodeString(s)) }
 
@@ -67,12 +73,8 @@ func skippableFrame(id uint32, size int) []byte {
 
 func join(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
 
-func decompressor() *Service {
-	return &Service{dictionaries: newDictionaries()}
-}
-
-func (s *Service) decompressAll(ctx context.Context, blob []byte) ([]byte, error) {
-	t, err := s.decompress(ctx, bytes.NewReader(blob), int64(len(blob)))
+func (p *Pool) readAll(ctx context.Context, blob []byte) ([]byte, error) {
+	t, err := p.Open(ctx, bytes.NewReader(blob), int64(len(blob)))
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +102,7 @@ func TestDecompress(t *testing.T) {
 		"zstd with an index":       join(zstdFrame(want), skippableFrame(14, 300)),
 		"zstd with a wide window":  zstdFrame(want, zstd.WithWindowSize(64<<20)),
 	} {
-		got, err := decompressor().decompressAll(t.Context(), blob)
+		got, err := NewPool().readAll(t.Context(), blob)
 		if err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%s: %d bytes and %v, want %d", name, len(got), err, len(want))
 		}
@@ -108,14 +110,14 @@ func TestDecompress(t *testing.T) {
 	for name, blob := range map[string][]byte{
 		"nothing": nil, "empty gzip": gzipped(nil, nil), "empty zstd": zstdFrame(nil, zstd.WithZeroFrames(true)), "skippable frames only": skippableFrame(1, 10),
 	} {
-		if got, err := decompressor().decompressAll(t.Context(), blob); err != nil || len(got) != 0 {
+		if got, err := NewPool().readAll(t.Context(), blob); err != nil || len(got) != 0 {
 			t.Errorf("%s: %d bytes and %v, want none", name, len(got), err)
 		}
 	}
 	for name, blob := range map[string][]byte{
 		"xz": fromBase64(xzLayer), "two xz streams": join(fromBase64(xzLayer), make([]byte, 8), fromBase64(xzLayer)), "bzip2": fromBase64(bzip2Layer),
 	} {
-		got, err := decompressor().decompressAll(t.Context(), blob)
+		got, err := NewPool().readAll(t.Context(), blob)
 		if err != nil || !bytes.HasPrefix(got, []byte("etc/content\x00")) || len(got)%10_240 != 0 {
 			t.Errorf("%s: %d bytes and %v", name, len(got), err)
 		}
@@ -134,6 +136,7 @@ func TestDecompressRefuses(t *testing.T) {
 		"zstd and garbage":         {append(zstdFrame(data), "garbage"...), "decompress zstd"},
 		"xz and garbage":           {append(fromBase64(xzLayer), "garbage"...), "decompress xz"},
 		"cut gzip":                 {gzipped(data, nil)[:40], "decompress gzip"},
+		"cut gzip magic":           {gzipped(data, nil)[:2], "gzip: unexpected EOF"},
 		"cut zstd":                 {frame[:len(frame)-6], "decompress zstd"},
 		"gzip with a long name":    {gzipped(data, func(h *gzip.Header) { h.Name = strings.Repeat("n", 1<<20) }), "gzip: invalid header"},
 		"cut xz":                   {fromBase64(xzLayer)[:100], "decompress xz"},
@@ -145,7 +148,7 @@ func TestDecompressRefuses(t *testing.T) {
 		"zstd segment of 1 TB":     {[]byte{0x28, 0xb5, 0x2f, 0xfd, 0xe0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0}, "zstd: window of 1099511627776 bytes"},
 		"xz dictionary of 128 MiB": {fromBase64(xzLargeLayer), "dictionary size exceeds max"},
 	} {
-		if _, err := decompressor().decompressAll(t.Context(), c.blob); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := NewPool().readAll(t.Context(), c.blob); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		} else if !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: %v is not an invalid argument", name, err)
@@ -157,21 +160,21 @@ func TestDecompressRefuses(t *testing.T) {
 // all; those that need little go on.
 func TestDictionariesAreBounded(t *testing.T) {
 	for _, log := range []byte{26, 27} {
-		s := decompressor()
-		first, err := s.decompress(t.Context(), bytes.NewReader(wideFrame(log, []byte("x"))), 100<<20)
+		p := NewPool()
+		first, err := p.Open(t.Context(), bytes.NewReader(wideFrame(log, []byte("x"))), 100<<20)
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		defer cancel()
-		if _, err := s.decompressAll(ctx, fromBase64(xzLayer)); err == nil || !strings.Contains(err.Error(), "wait for memory") {
+		if _, err := p.readAll(ctx, fromBase64(xzLayer)); err == nil || !strings.Contains(err.Error(), "wait for memory") {
 			t.Errorf("a second large dictionary: %v", err)
 		}
-		if _, err := s.decompressAll(t.Context(), zstdFrame([]byte("small"))); err != nil {
+		if _, err := p.readAll(t.Context(), zstdFrame([]byte("small"))); err != nil {
 			t.Error(err)
 		}
 		first.Close()
-		if _, err := s.decompressAll(t.Context(), fromBase64(xzLayer)); err != nil {
+		if _, err := p.readAll(t.Context(), fromBase64(xzLayer)); err != nil {
 			t.Error(err)
 		}
 	}
@@ -191,7 +194,7 @@ func TestWindowsGrowWithTheirBlobs(t *testing.T) {
 // A later frame whose window has no memory is refused as a fault of the layer.
 func TestWindowOfALaterFrame(t *testing.T) {
 	blob := join(zstdFrame([]byte("content")), wideFrame(26, []byte("content")))
-	if _, err := decompressor().decompressAll(t.Context(), blob); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "window size exceeded") {
+	if _, err := NewPool().readAll(t.Context(), blob); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "window size exceeded") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -210,16 +213,16 @@ func TestNarrowedWindows(t *testing.T) {
 		"unknown size":   func(data []byte) []byte { return wideZstd(data, false) },
 		"single segment": func(data []byte) []byte { return wideZstd(data, true) },
 	} {
-		got, err := decompressor().decompressAll(t.Context(), frame(near))
+		got, err := NewPool().readAll(t.Context(), frame(near))
 		if err != nil || !bytes.Equal(got, near) {
 			t.Errorf("%s: %d bytes and %v, want %d", name, len(got), err, len(near))
 		}
-		_, err = decompressor().decompressAll(t.Context(), frame(far))
+		_, err = NewPool().readAll(t.Context(), frame(far))
 		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "the window is limited to 8") {
 			t.Errorf("%s: a match beyond the limit: %v", name, err)
 		}
-		s, blob := decompressor(), frame(far)
-		tar, err := s.decompress(t.Context(), bytes.NewReader(blob), 100<<20)
+		p, blob := NewPool(), frame(far)
+		tar, err := p.Open(t.Context(), bytes.NewReader(blob), 100<<20)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -232,37 +235,39 @@ func TestNarrowedWindows(t *testing.T) {
 
 // wideZstd compresses data with a window of 128 MiB, or with one as large as data.
 func wideZstd(data []byte, single bool) []byte {
-	o := []zstd.EOption{zstd.WithWindowSize(maxZstdWindow), zstd.WithEncoderLevel(zstd.SpeedDefault)}
+	o := []zstd.EOption{zstd.WithWindowSize(maxWindow), zstd.WithEncoderLevel(zstd.SpeedDefault)}
 	if single {
 		return must(zstd.NewWriter(nil, append(o, zstd.WithSingleSegment(true))...)).EncodeAll(data, nil)
 	}
 	return zstdFrame(data, o...)
 }
 
-// Layers compressed with xz or bzip2, or by pzstd, are pulled as dockerd does, whatever their media type says.
-func TestPullOfOtherCompressions(t *testing.T) {
-	e := newEnv(t, nil)
-	tarball, err := decompressor().decompressAll(t.Context(), fromBase64(xzLayer))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, blob := range map[string][]byte{
-		"xz": fromBase64(xzLayer), "bzip2": fromBase64(bzip2Layer), "pzstd": join(skippableFrame(0, 4), zstdFrame(tarball)),
+// NewReader knows gzip and zstd, passes on anything else, and bounds the window of every frame.
+func TestNewReader(t *testing.T) {
+	want := bytes.Repeat([]byte("content"), 1000)
+	for name, c := range map[string]struct{ blob, want []byte }{
+		"plain": {want, want}, "gzip": {gzipped(want, nil), want}, "zstd": {zstdFrame(want), want},
+		"pzstd": {join(skippableFrame(0, 4), zstdFrame(want)), want}, "nothing": {nil, nil}, "short": {[]byte("x"), []byte("x")},
+		"xz": {fromBase64(xzLayer), fromBase64(xzLayer)},
 	} {
-		b := e.build(simple("x"))
-		b.config = bytes.ReplaceAll(b.config, []byte(b.diffIDs[0]), []byte(digest.FromBytes(tarball)))
-		b.id = must(e.registry.PutBlob(b.config))
-		e.push(e.assemble(b, ocispec.MediaTypeImageManifest, ocispec.Manifest{
-			Config: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: b.id, Size: int64(len(b.config))},
-			Layers: []ocispec.Descriptor{{MediaType: ocispec.MediaTypeImageLayer, Digest: must(e.registry.PutBlob(blob)), Size: int64(len(blob))}},
-		}), "app", name)
-		img, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app:" + name)})
-		if err != nil || img.ID != b.id {
-			t.Errorf("%s: %v, %v", name, img.ID, err)
+		r, err := NewReader(bytes.NewReader(c.blob), 32<<20)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if err := e.service.Remove(t.Context(), img.ID.String()); err != nil {
-			t.Error(err)
+		got, err := io.ReadAll(r)
+		if err = errors.Join(err, r.Close()); err != nil || !bytes.Equal(got, c.want) {
+			t.Errorf("%s: %d bytes and %v, want %d", name, len(got), err, len(c.want))
+		}
+	}
+	for name, blob := range map[string][]byte{"first": wideFrame(26, want), "second": join(zstdFrame(want), wideFrame(26, want))} {
+		r, err := NewReader(bytes.NewReader(blob), 32<<20)
+		if err == nil {
+			_, err = io.ReadAll(r)
+			err = errors.Join(err, r.Close())
+		}
+		if !errors.Is(err, zstd.ErrWindowSizeExceeded) {
+			t.Errorf("a wide %s frame: %v", name, err)
 		}
 	}
 }
