@@ -261,7 +261,7 @@ func TestServices(t *testing.T) {
 	}
 
 	out, err := m.try("dpkg", "--remove", "mica")
-	if err != nil || !strings.Contains(out, "its pods go on") {
+	if err != nil || !strings.Contains(out, "pods and keeper keep running") {
 		t.Errorf("removal: %v\n%s", err, out)
 	}
 	m.continues("the removal of the package")
