@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -53,19 +54,12 @@ const (
 )
 
 func (o Options) withDefaults() Options {
-	setDefault(&o.MaxMessageBytes, defaultMessageBytes)
-	setDefault(&o.StopTimeout, defaultStopTimeout)
-	setDefault(&o.Streaming.Address, defaultStreamAddress)
-	setDefault(&o.Streaming.IdleTimeout, defaultIdleTimeout)
-	setDefault(&o.Streaming.CreationTimeout, defaultCreationTimeout)
+	o.MaxMessageBytes = cmp.Or(o.MaxMessageBytes, defaultMessageBytes)
+	o.StopTimeout = cmp.Or(o.StopTimeout, defaultStopTimeout)
+	o.Streaming.Address = cmp.Or(o.Streaming.Address, defaultStreamAddress)
+	o.Streaming.IdleTimeout = cmp.Or(o.Streaming.IdleTimeout, defaultIdleTimeout)
+	o.Streaming.CreationTimeout = cmp.Or(o.Streaming.CreationTimeout, defaultCreationTimeout)
 	return o
-}
-
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
 }
 
 // Validate reports every invalid option. Each line of the error begins with the option's key,

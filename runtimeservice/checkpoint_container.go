@@ -1,6 +1,7 @@
 package runtimeservice
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,7 +34,7 @@ func (s *Service) CheckpointContainer(ctx context.Context, req *runtimeapi.Check
 	if err := checkpoint.CheckLocation(req.GetLocation()); err != nil {
 		return nil, fmt.Errorf("checkpoint container %s: %w", c.ID, err)
 	}
-	limit := either(time.Duration(req.GetTimeout())*time.Second, s.opts.CheckpointTimeout)
+	limit := cmp.Or(time.Duration(req.GetTimeout())*time.Second, s.opts.CheckpointTimeout)
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	err = s.whole(ctx, operation{"checkpoint container", s.subject(c)}, func(ctx context.Context) error {

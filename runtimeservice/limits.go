@@ -1,6 +1,7 @@
 package runtimeservice
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -24,7 +25,7 @@ func (u *updatedLimits) with(set updatedLimits) *updatedLimits {
 	}
 	return &updatedLimits{
 		Resources:   withLimits(u.Resources, set.Resources),
-		OOMScoreAdj: orElse(set.OOMScoreAdj, u.OOMScoreAdj),
+		OOMScoreAdj: cmp.Or(set.OOMScoreAdj, u.OOMScoreAdj),
 	}
 }
 
@@ -57,7 +58,7 @@ func withLimits(old, now *specs.LinuxResources) *specs.LinuxResources {
 		return &out
 	}
 	out.CPU, out.Memory = withCPU(out.CPU, now.CPU), withMemory(out.Memory, now.Memory)
-	out.Pids = orElse(now.Pids, out.Pids)
+	out.Pids = cmp.Or(now.Pids, out.Pids)
 	if len(now.HugepageLimits) > 0 {
 		out.HugepageLimits = now.HugepageLimits
 	}
@@ -74,28 +75,20 @@ func withLimits(old, now *specs.LinuxResources) *specs.LinuxResources {
 
 func withCPU(old, now *specs.LinuxCPU) *specs.LinuxCPU {
 	if old == nil || now == nil {
-		return orElse(now, old)
+		return cmp.Or(now, old)
 	}
 	out := *old
-	out.Shares, out.Quota, out.Period = orElse(now.Shares, old.Shares), orElse(now.Quota, old.Quota), orElse(now.Period, old.Period)
-	out.Cpus, out.Mems = either(now.Cpus, old.Cpus), either(now.Mems, old.Mems)
+	out.Shares, out.Quota, out.Period = cmp.Or(now.Shares, old.Shares), cmp.Or(now.Quota, old.Quota), cmp.Or(now.Period, old.Period)
+	out.Cpus, out.Mems = cmp.Or(now.Cpus, old.Cpus), cmp.Or(now.Mems, old.Mems)
 	return &out
 }
 
 func withMemory(old, now *specs.LinuxMemory) *specs.LinuxMemory {
 	if old == nil || now == nil {
-		return orElse(now, old)
+		return cmp.Or(now, old)
 	}
 	out := *old
-	out.Limit, out.Swap = orElse(now.Limit, old.Limit), orElse(now.Swap, old.Swap)
-	out.Reservation, out.Swappiness = orElse(now.Reservation, old.Reservation), orElse(now.Swappiness, old.Swappiness)
+	out.Limit, out.Swap = cmp.Or(now.Limit, old.Limit), cmp.Or(now.Swap, old.Swap)
+	out.Reservation, out.Swappiness = cmp.Or(now.Reservation, old.Reservation), cmp.Or(now.Swappiness, old.Swappiness)
 	return &out
-}
-
-// orElse is now, or old where now is nil.
-func orElse[T any](now, old *T) *T {
-	if now != nil {
-		return now
-	}
-	return old
 }

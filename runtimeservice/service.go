@@ -1,6 +1,7 @@
 package runtimeservice
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -89,23 +90,15 @@ func (o Options) Validate() error {
 }
 
 func (o Options) withDefaults() Options {
-	o.Version = either(o.Version, "unknown")
-	o.SandboxImage = either(o.SandboxImage, "registry.k8s.io/pause:3.10.2")
-	o.PodTimeout = either(o.PodTimeout, 4*time.Minute)
-	o.ContainerTimeout = either(o.ContainerTimeout, 4*time.Minute)
-	o.TeardownTimeout = either(o.TeardownTimeout, 2*time.Minute)
-	o.ShmSize = either(o.ShmSize, 64<<20)
-	o.CheckpointTimeout = either(o.CheckpointTimeout, 4*time.Minute)
-	o.ExecSyncLimit = either(o.ExecSyncLimit, 16<<20)
+	o.Version = cmp.Or(o.Version, "unknown")
+	o.SandboxImage = cmp.Or(o.SandboxImage, "registry.k8s.io/pause:3.10.2")
+	o.PodTimeout = cmp.Or(o.PodTimeout, 4*time.Minute)
+	o.ContainerTimeout = cmp.Or(o.ContainerTimeout, 4*time.Minute)
+	o.TeardownTimeout = cmp.Or(o.TeardownTimeout, 2*time.Minute)
+	o.ShmSize = cmp.Or(o.ShmSize, 64<<20)
+	o.CheckpointTimeout = cmp.Or(o.CheckpointTimeout, 4*time.Minute)
+	o.ExecSyncLimit = cmp.Or(o.ExecSyncLimit, 16<<20)
 	return o
-}
-
-func either[T comparable](v, def T) T {
-	var zero T
-	if v == zero {
-		return def
-	}
-	return v
 }
 
 // Deps are the rooms of the house that a Service works with. It closes none
@@ -306,7 +299,7 @@ type operation struct {
 	on   journal.Subject
 }
 
-func (o operation) String() string { return o.what + " " + either(o.on.Container, o.on.Pod) }
+func (o operation) String() string { return o.what + " " + cmp.Or(o.on.Container, o.on.Pod) }
 
 // detached runs f on a context that outlives the caller's and ends after
 // limit, and waits for f or the caller's end, whichever is first. A caller

@@ -133,8 +133,8 @@ func (s *Service) setAside(ctx context.Context, u unusable) error {
 // containerStatus is the container as far as it is known.
 func (u unusable) containerStatus(verbose bool) (*runtimeapi.ContainerStatusResponse, error) {
 	status := &runtimeapi.ContainerStatus{
-		Id: u.id, Metadata: &runtimeapi.ContainerMetadata{Name: either(u.place.name, unknownName)}, CreatedAt: u.writtenAt(),
-		Image: &runtimeapi.ImageSpec{Image: either(u.place.image, unknownName)}, ImageRef: either(u.place.image, unknownName),
+		Id: u.id, Metadata: &runtimeapi.ContainerMetadata{Name: cmp.Or(u.place.name, unknownName)}, CreatedAt: u.writtenAt(),
+		Image: &runtimeapi.ImageSpec{Image: cmp.Or(u.place.image, unknownName)}, ImageRef: cmp.Or(u.place.image, unknownName),
 	}
 	if u.container != nil {
 		status = u.container.status()

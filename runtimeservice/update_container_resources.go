@@ -1,6 +1,7 @@
 package runtimeservice
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -117,14 +118,14 @@ func mergeResources(old, change *runtimeapi.LinuxContainerResources) *runtimeapi
 	if old != nil {
 		next = proto.Clone(old).(*runtimeapi.LinuxContainerResources)
 	}
-	next.CpuPeriod = either(change.GetCpuPeriod(), next.CpuPeriod)
-	next.CpuQuota = either(change.GetCpuQuota(), next.CpuQuota)
-	next.CpuShares = either(change.GetCpuShares(), next.CpuShares)
-	next.CpusetCpus = either(change.GetCpusetCpus(), next.CpusetCpus)
-	next.CpusetMems = either(change.GetCpusetMems(), next.CpusetMems)
+	next.CpuPeriod = cmp.Or(change.GetCpuPeriod(), next.CpuPeriod)
+	next.CpuQuota = cmp.Or(change.GetCpuQuota(), next.CpuQuota)
+	next.CpuShares = cmp.Or(change.GetCpuShares(), next.CpuShares)
+	next.CpusetCpus = cmp.Or(change.GetCpusetCpus(), next.CpusetCpus)
+	next.CpusetMems = cmp.Or(change.GetCpusetMems(), next.CpusetMems)
 	next.MemorySwapLimitInBytes = mergeSwap(next, change)
-	next.MemoryLimitInBytes = either(change.GetMemoryLimitInBytes(), next.MemoryLimitInBytes)
-	next.OomScoreAdj = either(change.GetOomScoreAdj(), next.OomScoreAdj)
+	next.MemoryLimitInBytes = cmp.Or(change.GetMemoryLimitInBytes(), next.MemoryLimitInBytes)
+	next.OomScoreAdj = cmp.Or(change.GetOomScoreAdj(), next.OomScoreAdj)
 	if len(change.GetHugepageLimits()) > 0 {
 		next.HugepageLimits = mergeHugepages(next.HugepageLimits, change.GetHugepageLimits())
 	}

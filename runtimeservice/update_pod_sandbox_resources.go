@@ -1,6 +1,7 @@
 package runtimeservice
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -78,8 +79,8 @@ func podResources(overhead, r *runtimeapi.LinuxContainerResources) *runtimeapi.L
 	}
 	if sum.CpuQuota > 0 && overhead.GetCpuQuota() > 0 {
 		// Of the overhead's period, in that of the containers.
-		period := either(sum.CpuPeriod, defaultCPUPeriod)
-		sum.CpuQuota += overhead.GetCpuQuota() * period / either(overhead.GetCpuPeriod(), defaultCPUPeriod)
+		period := cmp.Or(sum.CpuPeriod, defaultCPUPeriod)
+		sum.CpuQuota += overhead.GetCpuQuota() * period / cmp.Or(overhead.GetCpuPeriod(), defaultCPUPeriod)
 	}
 	if sum.MemoryLimitInBytes > 0 {
 		sum.MemoryLimitInBytes += overhead.GetMemoryLimitInBytes()
