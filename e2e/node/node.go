@@ -112,7 +112,7 @@ func Start(ctx context.Context, o Options) (*Node, error) {
 		return nil, fmt.Errorf("start node %s: %w", o.Name, err)
 	}
 	if _, err := n.StartDaemon(ctx); err != nil {
-		return nil, fmt.Errorf("start node %s: %w", o.Name, err)
+		return nil, errors.Join(fmt.Errorf("start node %s: %w", o.Name, err), n.endKeeper())
 	}
 	return n, nil
 }

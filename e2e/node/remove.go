@@ -94,6 +94,11 @@ func endProcess(pid int) error {
 
 // wipe removes leftovers by force, deepest first.
 func (n *Node) wipe(ctx context.Context, left Census) error {
+	for _, cgroup := range left["cgroup"] {
+		if state := filepath.Join(cgroup, "freezer.state"); strings.Contains(cgroup, "/freezer/") {
+			_ = os.WriteFile(state, []byte("THAWED"), 0) // a frozen process does not end
+		}
+	}
 	for _, item := range left["process"] {
 		pid := 0
 		if _, err := fmt.Sscan(item, &pid); err == nil {

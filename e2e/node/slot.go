@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -67,6 +69,9 @@ func TakeSlot(ctx context.Context) (*Slot, error) {
 
 // clear removes everything that the slot's node left when its test was killed.
 func (s *Slot) clear(ctx context.Context) error {
+	if err := s.endDaemons(); err != nil {
+		return err
+	}
 	_, stateErr := os.Stat(s.State)
 	_, dataErr := os.Stat(s.Data)
 	if errors.Is(stateErr, os.ErrNotExist) && errors.Is(dataErr, os.ErrNotExist) {
@@ -78,6 +83,26 @@ func (s *Slot) clear(ctx context.Context) error {
 	for _, dir := range []string{s.State, s.Data} {
 		if err := os.RemoveAll(dir); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// endDaemons ends the daemons that a killed test left in the slot. They hold its port, also where
+// the test kept the node's data on a disk of its own, beside the slot's directory.
+func (s *Slot) endDaemons() error {
+	all, err := processes()
+	if err != nil {
+		return err
+	}
+	for _, p := range all {
+		ofSlot := func(argument string) bool {
+			return strings.HasPrefix(argument, s.Data+"/") || strings.HasPrefix(argument, s.Data+".")
+		}
+		if filepath.Base(p.arguments[0]) == "micad" && slices.ContainsFunc(p.arguments, ofSlot) {
+			if err := endProcess(p.pid); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
