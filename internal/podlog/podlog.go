@@ -25,6 +25,10 @@ const (
 )
 
 // File is a container's log file, which may not exist yet. Its methods may be called concurrently.
+//
+// Errors are *os.PathError with the error of the system call: unix.ELOOP for a symbolic link below
+// Dir. A Path that is not below Dir, a file that is not regular and a file with several hard links
+// are plain errors.
 type File struct {
 	// Dir is the trusted directory; "" means the parent of Path.
 	Dir string
@@ -32,7 +36,7 @@ type File struct {
 	Path string
 }
 
-// MakeDir creates the file's parent directories.
+// MakeDir creates the file's parent directories with mode 0755.
 func (f File) MakeDir() error {
 	dir, name, err := f.split()
 	if err != nil {
@@ -59,8 +63,8 @@ func (f File) MakeDir() error {
 	return nil
 }
 
-// Append opens the file for appending and creates it if it is missing. The descriptor is
-// non-blocking.
+// Append opens the file for appending and creates it with mode 0640 if it is missing. The
+// descriptor is non-blocking.
 func (f File) Append() (*os.File, error) {
 	var log *os.File
 	var err error
@@ -75,7 +79,8 @@ func (f File) Append() (*os.File, error) {
 	return nil, err
 }
 
-// Create creates the file and opens it for appending. If it exists, the error is os.ErrExist.
+// Create creates the file with mode 0640 and opens it for appending. If it exists, the error is
+// os.ErrExist.
 func (f File) Create() (*os.File, error) {
 	return f.open(unix.O_WRONLY | unix.O_APPEND | unix.O_CREAT | unix.O_EXCL)
 }

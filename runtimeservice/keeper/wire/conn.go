@@ -14,7 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FDs are descriptors by name. The holder of the map owns them.
+// FDs are descriptors by name. The holder of the map owns them. Like any map, it must not be used
+// concurrently while it changes.
 type FDs map[string]int
 
 // Close closes every descriptor.
@@ -34,7 +35,8 @@ func (f FDs) Take(name string) int {
 	return fd
 }
 
-// Dup duplicates every descriptor.
+// Dup duplicates every descriptor; the copies are close-on-exec. If the process or the machine has
+// no free descriptor, Exhausted returns true for the error, and no copy is left.
 func (f FDs) Dup() (FDs, error) {
 	out := make(FDs, len(f))
 	for name, fd := range f {
@@ -48,7 +50,8 @@ func (f FDs) Dup() (FDs, error) {
 	return out, nil
 }
 
-// Conn is one end of a connection. One goroutine may receive while others send.
+// Conn is one end of a connection. Its methods may be called concurrently, except that only one
+// goroutine may call Receive.
 type Conn struct {
 	file *os.File
 	raw  syscall.RawConn
@@ -74,16 +77,21 @@ func NewConn(fd int) (*Conn, error) {
 // Close closes the socket and wakes goroutines blocked in Send or Receive.
 func (c *Conn) Close() error { return c.file.Close() }
 
-// SetWriteDeadline bounds Send.
+// SetWriteDeadline bounds current and later calls of Send; the zero time means no bound. It
+// returns an error after Close.
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.file.SetWriteDeadline(t) }
 
-// Control calls f with the descriptor.
+// Control calls f with the descriptor, which is valid only during the call. It returns an
+// error, without calling f, after Close.
 func (c *Conn) Control(f func(fd int)) error {
 	return c.raw.Control(func(fd uintptr) { f(int(fd)) })
 }
 
 // Send sends one packet made by Encode with its descriptors, in the order of Message.FDs. The
-// descriptors stay the caller's.
+// descriptors remain the caller's. It waits while the socket is full.
+//
+// Errors wrap os.ErrDeadlineExceeded after the deadline of SetWriteDeadline, os.ErrClosed after
+// Close, and unix.EPIPE or unix.ECONNRESET if the peer has closed the connection.
 func (c *Conn) Send(packet []byte, fds []int) error {
 	var rights []byte
 	if len(fds) > 0 {
@@ -113,9 +121,10 @@ func (c *Conn) Send(packet []byte, fds []int) error {
 }
 
 // Receive returns the next message and its descriptors, which the caller then owns. It returns
-// io.EOF when the peer has closed the connection, and an error with os.ErrClosed after Close. Where
+// io.EOF when the peer has closed the connection, and an error with os.ErrClosed after Close. If
 // this process has no free numbers for the descriptors, it returns the message without them and
-// ErrDescriptors, and the connection goes on. s may be nil.
+// ErrDescriptors, and the connection remains usable. After any other error it must be closed. s may
+// be nil.
 func (c *Conn) Receive(s *Section) (Message, FDs, error) {
 	var packet []byte
 	var fds []int
@@ -165,8 +174,7 @@ func (s *Section) call(which func() func()) {
 	}
 }
 
-// receive returns the next packet and its descriptors. cut says that the kernel has
-// dropped some.
+// receive returns the next packet and its descriptors. cut says that the kernel has dropped some.
 func receive(fd int) (data []byte, fds []int, cut bool, err error) {
 	size, err := peek(fd)
 	if err != nil {
@@ -292,7 +300,7 @@ func Absent(err error) bool {
 }
 
 // Listen makes the socket in dir with mode 0600, replacing a stale one, and returns its descriptor.
-// The caller must hold the directory's lock.
+// The caller must hold the directory's lock. Errors are those of the system calls.
 func Listen(dir string) (int, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -340,7 +348,8 @@ func at(dir string, f func(path string) error) error {
 	return f("/proc/self/fd/" + strconv.Itoa(fd))
 }
 
-// FileID identifies a version of a program file by device, inode, size and modification time.
+// FileID identifies a version of a program file by device, inode, size and modification time. The
+// error is that of stat(2).
 func FileID(path string) (string, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {

@@ -8,6 +8,9 @@
 //
 // It is not an RPC framework: it has no streams and no interface definitions. It uses only the
 // standard library and golang.org/x/sys, because the keeper links it.
+//
+// Functions may be called concurrently. Values of all types except [Conn] are plain data, which
+// must not be changed while another goroutine uses them.
 package wire
 
 import (
@@ -104,12 +107,13 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Text }
 
-// Errorf returns an Error with the formatted text, cut to MaxText.
+// Errorf returns an Error with the given code and the formatted text, cut to MaxText bytes.
 func Errorf(code, format string, args ...any) *Error {
 	return &Error{Code: code, Text: clip(fmt.Sprintf(format, args...))}
 }
 
-// AsError converts any error to one that can be sent. Errors other than *Error get CodeInternal.
+// AsError converts any error to one that can be sent. An *Error in err's chain gives the code, and
+// other errors get CodeInternal. AsError of nil is nil.
 func AsError(err error) *Error {
 	if err == nil {
 		return nil
@@ -321,7 +325,8 @@ func CheckID(id string) error {
 }
 
 // Encode returns the packet of m with body, which may be nil. A packet larger than MaxMessage is an
-// Error with CodeExhausted.
+// Error with CodeExhausted. A body without a JSON form and more than MaxFDs descriptors are plain
+// errors.
 func Encode(m Message, body any) ([]byte, error) {
 	if body != nil {
 		raw, err := json.Marshal(body)
@@ -343,7 +348,8 @@ func Encode(m Message, body any) ([]byte, error) {
 	return data, nil
 }
 
-// Decode parses a packet. It ignores unknown fields, which newer peers may send.
+// Decode parses a packet. It ignores unknown fields, which newer peers may send. A packet that is
+// too large or not a valid message is a plain error.
 func Decode(data []byte) (Message, error) {
 	var m Message
 	if len(data) > MaxMessage {
