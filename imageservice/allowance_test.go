@@ -46,8 +46,8 @@ func (e *env) pushTars(name string, tars ...[]byte) built {
 	return e.push(e.assemble(b, ocispec.MediaTypeImageManifest, m), name, "v1")
 }
 
-// linksTar is a layer whose entries lead through 40 symbolic links of 2,000 components each. It takes n times 8 ms by the weights of
-// the store, and a kilobyte when compressed.
+// linksTar is a layer whose entries lead through 40 symbolic links of 2,000 components each. It
+// takes n times 8 ms by the weights of the store, and a kilobyte when compressed.
 func linksTar(name string, n int) []byte {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -70,7 +70,7 @@ func linksTar(name string, n int) []byte {
 	return b.Bytes()
 }
 
-// patient leaves a pull the time that it takes on a node under load with the race detector.
+// patient gives a pull enough time on a loaded node with the race detector.
 func patient(o *Options) { o.PullTimeout = time.Hour }
 
 func processTime() time.Duration {
@@ -81,7 +81,7 @@ func processTime() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// TestImageOfManyHostileLayers: the floor of the budget counts once for an image, however many layers it has.
+// The floor of the budget counts once for an image, however many layers it has.
 func TestImageOfManyHostileLayers(t *testing.T) {
 	e := newEnv(t, patient)
 	var tars [][]byte
@@ -107,8 +107,8 @@ func TestImageOfManyHostileLayers(t *testing.T) {
 	}
 }
 
-// TestRepeatedBlobsCountOnce: a blob adds its bytes to the allowance once, however many layers of an image it is. Otherwise 480 times the
-// same layer could take as much as an image of 480 times its size.
+// A blob adds its bytes to the allowance once, however many layers of an image it is. Otherwise 480
+// times the same layer could take as much as an image of 480 times its size.
 func TestRepeatedBlobsCountOnce(t *testing.T) {
 	const size = 1 << 20
 	e := newEnv(t, patient)
@@ -128,7 +128,7 @@ func TestRepeatedBlobsCountOnce(t *testing.T) {
 	}
 }
 
-// TestImageOfManySmallLayers: many layers of a few files need no more than the floor.
+// Many layers of a few files need no more than the floor.
 func TestImageOfManySmallLayers(t *testing.T) {
 	e := newEnv(t, patient)
 	var tars [][]byte
@@ -145,8 +145,8 @@ func TestImageOfManySmallLayers(t *testing.T) {
 	}
 }
 
-// TestPullOutlivesTheAllowanceOfAnother: a layer that another pull fetches first counts against that one's allowance. When its other
-// layers take all of it, the pulls that share the layer fetch it by themselves.
+// A layer that another pull fetches first counts against the allowance of that pull. If its other
+// layers use it up, the pulls that share the layer fetch it themselves.
 func TestPullOutlivesTheAllowanceOfAnother(t *testing.T) {
 	e := newEnv(t, patient)
 	shared := tarOf([]file{{"shared", incompressible(1<<20, 41)}})
@@ -167,7 +167,7 @@ func TestPullOutlivesTheAllowanceOfAnother(t *testing.T) {
 	}
 }
 
-// TestWrongBlobsOfAMirrorDoNotCount: what a mirror serves instead of a layer does not count against the image.
+// The answer of a mirror that is not the layer does not count against the image.
 func TestWrongBlobsOfAMirrorDoNotCount(t *testing.T) {
 	e := newEnv(t, patient)
 	b := e.pushTars("app", tarOf([]file{{"content", incompressible(1<<20, 42)}}))
@@ -182,7 +182,7 @@ func TestWrongBlobsOfAMirrorDoNotCount(t *testing.T) {
 	}
 }
 
-// TestSlowFormatsCountForMore: xz and bzip2 take ten times as long for a byte as gzip does, and leave less room for zeros.
+// A byte of xz or bzip2 takes ten times as long as a byte of gzip, and leaves less room for zeros.
 func TestSlowFormatsCountForMore(t *testing.T) {
 	e := newEnv(t, nil)
 	for name, blob := range map[string][]byte{

@@ -8,8 +8,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// calls runs functions by key. A second caller with a key joins the running call, or gets the result
-// that somebody still holds; see callArgs.keep. I is the information about a running call. The zero
+// calls runs functions by key. A second caller with a key joins the running call, or gets the
+// result that somebody still holds; see callArgs.keep. I is the information about a call. The zero
 // value is ready for use. drop is set before first use.
 type calls[V, I any] struct {
 	drop func(V) // disposes of a result after its last holder has released it; may be nil
@@ -38,13 +38,14 @@ type callArgs[V, I any] struct {
 	key  string
 	info I
 	// keep continues the call after every holder has released it. Without keep, it is cancelled
-	// then. The result is only for holders that joined while it ran: a later join begins a new call.
+	// then. The result is only for holders that joined while it ran: a later join begins a new
+	// call.
 	keep bool
 	run  func(ctx context.Context, info I) (V, error)
 }
 
-// join returns the call with a key. The caller holds it and must release it. started reports whether
-// join began it. Error: errdefs.ErrUnavailable after close.
+// join returns the call with a key. The caller holds it and must release it. started reports
+// whether join began it. Error: errdefs.ErrUnavailable after close.
 func (g *calls[V, I]) join(ctx context.Context, a callArgs[V, I]) (c *call[V, I], started bool, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -134,17 +135,6 @@ func (c *call[V, I]) dropValue() {
 	if c.err == nil && c.group.drop != nil {
 		c.group.drop(c.value)
 	}
-}
-
-// infos returns the information about each call.
-func (g *calls[V, I]) infos() []I {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	list := make([]I, 0, len(g.byKey))
-	for _, c := range g.byKey {
-		list = append(list, c.info)
-	}
-	return list
 }
 
 // close cancels every call, waits for them, and refuses new ones.

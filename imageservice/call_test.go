@@ -9,7 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// rig counts what calls do with the values that they carry.
+// rig counts runs and dropped results of calls.
 type rig struct {
 	calls[int, string]
 	runs, dropped int
@@ -38,7 +38,7 @@ func untilCancelled(ctx context.Context) (int, error) {
 	return 0, ctx.Err()
 }
 
-// A value is shared by all who join while it is held, and given back once, after the last.
+// All who join while a result is held share it. It is dropped once, after the last holder.
 func TestCallIsShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig()
@@ -76,7 +76,7 @@ func TestCallIsShared(t *testing.T) {
 	})
 }
 
-// The run does not end with its first caller while another waits, but with the last one.
+// A call is cancelled when its last holder releases it, not when the first does.
 func TestCallOutlivesItsFirstCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig()
@@ -128,7 +128,8 @@ func TestKeptCallGoesOnAlone(t *testing.T) {
 	})
 }
 
-// The result of a kept call is not that of a call made after it, even while it is held: what it looked up may have changed.
+// A kept call that has finished is not joined, even while its result is held: the answer may have
+// changed.
 func TestFinishedKeptCallIsNotJoined(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig()
@@ -143,7 +144,7 @@ func TestFinishedKeptCallIsNotJoined(t *testing.T) {
 	})
 }
 
-// A failure is told to those who wait and not to those who come later.
+// Only callers that wait get a failure. Later callers begin another call.
 func TestFailedCallIsNotJoined(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig()
@@ -167,7 +168,7 @@ func TestFailedCallIsNotJoined(t *testing.T) {
 	})
 }
 
-// A value that comes when nobody waits any more is given back.
+// A result without a holder is dropped.
 func TestOrphanedValueIsDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig()

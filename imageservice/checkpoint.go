@@ -19,9 +19,9 @@ func checkpointName(annotations map[string]string) string {
 	return cmp.Or(annotations["io.kubernetes.cri-o.annotations.checkpoint.name"], annotations["org.criu.checkpoint.container.name"])
 }
 
-// holdsCheckpoint reports whether layers have the content of a checkpoint archive. The manifest alone
-// is no proof: an image is known by its configuration, so a manifest with false annotations would
-// change the image of others.
+// holdsCheckpoint reports whether layers have the content of a checkpoint archive. The manifest
+// alone is no proof: an image is known by its configuration, so a manifest with false annotations
+// would change the image of others.
 func (s *Service) holdsCheckpoint(ctx context.Context, chains []digest.Digest) (bool, error) {
 	if len(chains) != 1 {
 		return false, nil

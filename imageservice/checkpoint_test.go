@@ -19,8 +19,8 @@ func (e *env) annotate(b built, key, value string) built {
 	return e.assemble(b, m.MediaType, m)
 }
 
-// TestCheckpointImages holds that an image is known as a checkpoint if a manifest says so and it has an archive's files, also after a restart, and
-// that a manifest cannot make anything else of another image.
+// An image is a checkpoint if its manifest says so and it has the files of an archive, also after a
+// restart. A manifest cannot change another image into a checkpoint.
 func TestCheckpointImages(t *testing.T) {
 	e := newEnv(t, nil)
 	archive := layerSpec{files: []file{{"./spec.dump", "{}"}, {"checkpoint/inventory.img", "i"}, {"config.dump", "{}"}}}
@@ -50,6 +50,6 @@ func TestCheckpointImages(t *testing.T) {
 	// The same image by a manifest that says more than the first one.
 	e.push(e.annotate(e.build(imageSpec{layers: []layerSpec{archive}, created: time.Unix(2, 0)}), "org.criu.checkpoint.container.name", "counter"), "silent", "v2")
 	if !e.pull("silent:v2").Checkpoint || !must(e.service.Get(e.ref("silent:v1"))).Checkpoint {
-		t.Error("what a second manifest says is not heard")
+		t.Error("the annotation of a second manifest is ignored")
 	}
 }

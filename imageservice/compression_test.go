@@ -20,7 +20,8 @@ const (
 
 func fromBase64(s string) []byte { return must(base64.StdEncoding.DecodeString(s)) }
 
-// Layers compressed with xz or bzip2, or by pzstd, are pulled whatever their media type, as by dockerd.
+// Layers compressed with xz or bzip2, or by pzstd, are pulled whatever their media type, as by
+// dockerd.
 func TestPullOfOtherCompressions(t *testing.T) {
 	e := newEnv(t, nil)
 	xz, bzip2 := fromBase64(xzLayer), fromBase64(bzip2Layer)

@@ -9,8 +9,8 @@
 //
 // Pull resolves the reference and fetches the configuration. For each layer that the store lacks it
 // runs one pipeline: download, check of the blob's digest, decompression, extraction, check of the
-// diff ID. It commits the layers base first, then records configuration and names. The invariants of
-// package imagestore hold at every moment.
+// diff ID. It commits the layers base first, then records configuration and names. The invariants
+// of package imagestore hold at every moment.
 //
 // # On disk
 //

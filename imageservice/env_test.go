@@ -21,7 +21,8 @@ import (
 	"github.com/micarun/mica/overlay"
 )
 
-// env is a service on a store of its own beside a registry of its own. When the test ends both stores must be consistent and hold nothing half-made.
+// env is a service on its own store, with its own registry. When the test ends, both stores must be
+// consistent and have no unfinished layers.
 type env struct {
 	t        testing.TB
 	root     string
@@ -94,7 +95,8 @@ func (e *env) reopen() {
 	e.open()
 }
 
-// verify checks both stores, and that there is no directory but those of layers. Pulls that their callers gave up on are waited for.
+// verify waits for running pulls, checks both stores, and checks that there are no directories
+// other than those of layers.
 func (e *env) verify() {
 	e.t.Helper()
 	e.service.pulls.running.Wait()
@@ -144,7 +146,7 @@ func must[T any](v T, err error) T {
 
 const someDigest = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 
-// file is an entry of a test layer; an empty content makes an empty file, a name with a slash at its end a directory.
+// file is an entry of a test layer. A name with a slash at its end makes a directory.
 type file struct{ name, content string }
 
 // layerSpec describes a layer to build.
@@ -259,7 +261,7 @@ func (e *env) build(spec imageSpec) built {
 	})
 }
 
-// assemble encodes a manifest as it is, right or wrong.
+// assemble encodes a manifest without checking it.
 func (e *env) assemble(b built, mediaType string, m ocispec.Manifest) built {
 	m.SchemaVersion, m.MediaType = 2, mediaType
 	b.manifest = must(json.Marshal(m))
@@ -289,7 +291,7 @@ func (e *env) pull(name string) Image {
 	return img
 }
 
-// requests counts the requests whose method and path are those given; path is a part of the URL's.
+// requests counts the requests with a method and a part of a path.
 func (e *env) requests(method, path string) int {
 	n := 0
 	for _, r := range e.registry.Requests() {
@@ -300,7 +302,7 @@ func (e *env) requests(method, path string) int {
 	return n
 }
 
-// marshalIndex encodes an index of the given entries.
+// marshalIndex encodes an index.
 func marshalIndex(entries []ocispec.Descriptor) ([]byte, error) {
 	index := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: entries}
 	index.SchemaVersion = 2

@@ -10,12 +10,13 @@ import (
 	"github.com/micarun/mica/overlay"
 )
 
-// firstUsage is how long an answer waits for what the writable layers take, which the first caller has measured.
+// firstUsage is the maximum wait for the first measurement of the writable layers.
 const firstUsage = 10 * time.Second
 
-// ImageFsInfo tells what the read-only layers and the writable layers take on the file system of the data root. The answer is made of sums
-// that are kept in memory: that of the writable layers may be half a minute old. The first answer waits for it; it is left out only if
-// measuring takes longer than ten seconds. The error is that of the context.
+// ImageFsInfo returns the disk usage of the read-only and of the writable layers on the file system
+// of the data root. It answers from memory. The usage of the writable layers may be half a minute
+// old. The first call measures it, and leaves it out if that takes longer than ten seconds. The
+// error is ctx's.
 func (s *Service) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
 	resp := &runtimeapi.ImageFsInfoResponse{
 		ImageFilesystems: []*runtimeapi.FilesystemUsage{s.filesystem(s.usage.images(), time.Now())},
@@ -30,7 +31,8 @@ func (s *Service) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInfoRequ
 	return resp, nil
 }
 
-// filesystem says that u is taken on the file system of the data root. cAdvisor resolves any path on it to the mount point.
+// filesystem returns u as usage of the file system of the data root. cAdvisor resolves any path on
+// it to the mount point.
 func (s *Service) filesystem(u overlay.Usage, at time.Time) *runtimeapi.FilesystemUsage {
 	return &runtimeapi.FilesystemUsage{
 		Timestamp:  at.UnixNano(),

@@ -12,14 +12,15 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// verboseInfo is the JSON under the key "info" of a verbose ImageStatus. ChainID and ImageSpec are what crictl's users know from containerd.
+// verboseInfo is the JSON under the key "info" of a verbose ImageStatus. ChainID and ImageSpec have
+// the same names as in containerd.
 type verboseInfo struct {
 	ChainID   digest.Digest   `json:"chainID"`
 	ChainIDs  []digest.Digest `json:"chainIDs"`
 	ImageSpec ocispec.Image   `json:"imageSpec"`
 }
 
-// ImageStatus describes an image; one that is absent is no error but nil.
+// ImageStatus describes an image. If the image is absent, the answer has none, without an error.
 func (s *Service) ImageStatus(_ context.Context, req *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
 	img, err := s.Get(req.GetImage().GetImage())
 	if errdefs.IsNotFound(err) {
@@ -29,8 +30,8 @@ func (s *Service) ImageStatus(_ context.Context, req *runtimeapi.ImageStatusRequ
 		return nil, err
 	}
 	c := toCRI(img)
-	// What the caller knows beside the reference is told back; the spec's image
-	// stays the ID, so that every reference to an image gets the same answer.
+	// The answer repeats the rest of the caller's specification. Its image stays the ID, so that
+	// every reference to an image gets the same answer.
 	c.Spec.UserSpecifiedImage = req.GetImage().GetUserSpecifiedImage()
 	c.Spec.Annotations = maps.Clone(req.GetImage().GetAnnotations())
 	resp := &runtimeapi.ImageStatusResponse{Image: c}

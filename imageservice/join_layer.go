@@ -11,9 +11,9 @@ import (
 // layerCall is a fetch of a layer that pulls share.
 type layerCall = call[*overlay.Draft, *layerProgress]
 
-// joinRate is the minimum rate in bytes per second of another registry's transfer of a layer. If the
-// transfer is slower, the pull asks its own registry too. A registry that serves a node is a hundred
-// times as fast. On a slow link the cost is one redundant transfer.
+// joinRate is the minimum rate in bytes per second of another registry's transfer of a layer. If
+// the transfer is slower, the pull asks its own registry too. A registry that serves a node is a
+// hundred times as fast. On a slow link the cost is one redundant transfer.
 const joinRate = 128 << 10
 
 // joinWindows is the number of measurements of the rate of a joined transfer per stall time-out.

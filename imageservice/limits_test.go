@@ -11,12 +11,12 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// repeated returns text n times with commas in between.
+// repeated returns text n times, separated by commas.
 func repeated(text string, n int) string {
 	return strings.TrimSuffix(strings.Repeat(text+",", n), ",")
 }
 
-// allocated returns how many bytes f allocates, whether or not they are freed since.
+// allocated returns the number of bytes that f allocates, including those freed since.
 func allocated(f func()) uint64 {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -32,7 +32,7 @@ func configWith(b built, n int, more string) []byte {
 	return fmt.Appendf(nil, `{"os":"linux","architecture":"amd64","config":{"User":"app","Labels":{"n":"%d"}},"rootfs":%s%s}`, n, rootfs, more)
 }
 
-// A pull of an image with a configuration over the limits ends before its layers are fetched, and
+// A pull of an image whose configuration exceeds the limits ends before its layers are fetched, and
 // leaves nothing.
 func TestPullRefusesOversizedConfig(t *testing.T) {
 	e := newEnv(t, nil)

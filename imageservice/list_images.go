@@ -10,8 +10,8 @@ import (
 	"github.com/micarun/mica/internal/chunks"
 )
 
-// ListImages returns all images, or the one that the filter names by reference, ID or ID prefix. If no
-// image matches the filter, the list is empty.
+// ListImages returns all images, or the one that the filter names by reference, ID or ID prefix. If
+// no image matches the filter, the list is empty.
 func (s *Service) ListImages(_ context.Context, req *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
 	images, err := s.filtered(req.GetFilter())
 	if err != nil {

@@ -12,10 +12,10 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// page is what proxies and sign-in portals answer to any request.
+// page is the answer of proxies and sign-in portals to any request.
 const page = "<!DOCTYPE html><html><head><title>Sign in</title></head><body>" // and so on
 
-// wrongAnswers are what a broken mirror makes of the right answer, with the status 200.
+// wrongAnswers are answers of a broken mirror with status 200, made from the right answer.
 func wrongAnswers() map[string]func(right []byte) []byte {
 	return map[string]func(right []byte) []byte{
 		"page":            func([]byte) []byte { return []byte(page) },
@@ -28,8 +28,8 @@ func wrongAnswers() map[string]func(right []byte) []byte {
 	}
 }
 
-// brokenMirror passes requests on to the registry but for those whose path has the given part,
-// whose answers it changes.
+// brokenMirror passes requests on to the registry. It changes the answers to paths that contain
+// part.
 func brokenMirror(t *testing.T, registry http.Handler, part string, change func([]byte) []byte) *httptest.Server {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, part) {
@@ -49,8 +49,8 @@ func brokenMirror(t *testing.T, registry http.Handler, part string, change func(
 	return server
 }
 
-// A mirror that answers with something else than what was asked for is passed over, whatever it is
-// and whichever part of the image it is for.
+// A mirror that sends something other than what was requested is skipped, for every part of the
+// image.
 func TestWrongAnswersOfMirrors(t *testing.T) {
 	e := newEnv(t, nil)
 	b := e.push(e.build(imageSpec{layers: []layerSpec{{files: []file{{"etc/", ""}, {"etc/x", incompressible(5000, 1)}}}}}), "app", "")

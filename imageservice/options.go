@@ -21,23 +21,25 @@ type Options struct {
 	// first one that has a directory for the registry decides. Default /etc/mica/certs.d,
 	// /etc/containerd/certs.d.
 	CertsDirs []string `toml:"certs_dirs"`
-	// DockerConfig is the path of a docker config.json, whose credentials are used for pulls without
-	// credentials. Default none.
+	// DockerConfig is the path of a docker config.json, whose credentials are used for pulls
+	// without credentials. Default none.
 	DockerConfig string `toml:"docker_config"`
-	// Platform to choose from indexes, such as linux/arm64/v8. Default: the platform of this machine.
+	// Platform to choose from indexes, such as linux/arm64/v8. Default: the platform of this
+	// machine.
 	Platform string `toml:"platform"`
 	// RuntimeHandlers that an ImageSpec may name. Nil accepts every name.
 	RuntimeHandlers []string `toml:"-"`
-	// Pinned are patterns of images that are exempt from garbage collection. path.Match applies them
-	// to the full reference, the familiar one, and the name alone.
+	// Pinned are patterns of images that are exempt from garbage collection. path.Match applies
+	// them to the full reference, the familiar one, and the name alone.
 	Pinned []string `toml:"pinned"`
-	// Concurrency is the maximum number of layers of one image that are fetched at a time. Default 3.
+	// Concurrency is the maximum number of layers of one image that are fetched at a time. Default
+	// 3.
 	Concurrency int `toml:"concurrency"`
-	// TotalConcurrency is the maximum number of layers that all pulls fetch at a time, apart from the
-	// first layer of each registry; see registry.Repository.AcquireSlot. Default 6.
+	// TotalConcurrency is the maximum number of layers that all pulls fetch at a time, apart from
+	// the first layer of each registry; see registry.Repository.AcquireSlot. Default 6.
 	TotalConcurrency int `toml:"total_concurrency"`
-	// StallTimeout is how long a transfer may be slower than 1 KiB/s before it is ended and resumed.
-	// Default 30 s.
+	// StallTimeout is how long a transfer may be slower than 1 KiB/s before it is ended and
+	// resumed. Default 30 s.
 	StallTimeout time.Duration `toml:"stall_timeout"`
 	// PullTimeout is the maximum duration of a pull. Default 1 h.
 	PullTimeout time.Duration `toml:"pull_timeout"`

@@ -9,55 +9,38 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// LayerState is a stage in the life of a layer of a pull.
+// LayerState is the state of a layer of a pull.
 type LayerState int32
 
-// The states of a layer, in order.
+// States of a layer, in order.
 const (
 	LayerWaiting  LayerState = iota // for a free slot
-	LayerFetching                   // downloaded, decompressed and extracted in one pass
-	LayerFetched                    // on disk, waiting for the others to become visible with them
+	LayerFetching                   // being downloaded, decompressed and extracted
+	LayerFetched                    // on disk; waits for the other layers to be committed with it
 	LayerComplete                   // part of the store
 	LayerExists                     // was part of the store before the pull
 )
 
-// LayerProgress is how far a layer of a pull has come.
+// LayerProgress is the progress of a layer of a pull.
 type LayerProgress struct {
 	Index  int           // position in the image, base is 0
 	Digest digest.Digest // of the blob
 	State  LayerState
-	Done   int64 // bytes of the blob read
+	Done   int64 // bytes received of the blob
 	Total  int64 // bytes of the blob
 }
 
-// PullProgress is how far a pull has come.
-type PullProgress struct {
-	Ref     string // full reference
-	Started time.Time
-	Layers  []LayerProgress // base to top; empty until the manifest is known
-}
-
-// Pulls returns the pulls that are running.
-func (s *Service) Pulls() []PullProgress {
-	infos := s.pulls.infos()
-	list := make([]PullProgress, 0, len(infos))
-	for _, p := range infos {
-		list = append(list, PullProgress{Ref: p.ref, Started: p.started, Layers: p.snapshot()})
-	}
-	return list
-}
-
-// Fetched returns how many bytes of layers registries have sent since Open.
+// Fetched returns the number of bytes of layers that registries have sent since Open.
 func (s *Service) Fetched() int64 { return s.fetched.Load() }
 
-// layerProgress is the live form of LayerProgress; pulls that share a layer share it.
+// layerProgress is the current LayerProgress. Pulls that share a layer share it.
 type layerProgress struct {
-	registry string // that the layer is fetched from; "" for one that is not fetched
+	registry string // from which the layer is fetched; "" if it is not fetched
 	state    atomic.Int32
 	done     atomic.Int64
 }
 
-// pullProgress is the live form of PullProgress.
+// pullProgress is the progress of a pull.
 type pullProgress struct {
 	ref     string
 	started time.Time
@@ -78,7 +61,7 @@ func (p *pullProgress) start(layers []pulledLayer) {
 	p.layers = layers
 }
 
-// share makes layer i show the progress of another pull's fetch.
+// share makes layer i show the progress of a fetch.
 func (p *pullProgress) share(i int, live *layerProgress) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -104,7 +87,7 @@ func (p *pullProgress) snapshot() []LayerProgress {
 	return list
 }
 
-// String tells how far the pull has come, for people; "" before its layers are known.
+// String describes the progress for people. It returns "" before the layers are known.
 func (p *pullProgress) String() string {
 	var there, fetching int
 	var done, total int64
@@ -126,7 +109,7 @@ func (p *pullProgress) String() string {
 	return fmt.Sprintf("%d of %d layers, %.1f of %.1f MB, %d in transfer", there, len(list), float64(done)/1e6, float64(total)/1e6, fetching)
 }
 
-// report calls f for each layer that differs from what was reported last, and returns what is reported now.
+// report calls f for each layer that differs from the last report, and returns the new report.
 func (p *pullProgress) report(last []LayerProgress, f func(LayerProgress)) []LayerProgress {
 	now := p.snapshot()
 	for i, l := range now {

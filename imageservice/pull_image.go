@@ -11,8 +11,9 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// PullImage pulls an image, or joins a pull of it, and answers with its ID. Errors are those of Pull; one of a registry that cannot be
-// reached is also crierrors.ErrRegistryUnavailable, which kubelet knows. The sandbox's configuration is not needed.
+// PullImage pulls an image, or joins a pull of it, and returns its ID. Errors are those of Pull. If
+// the registry is unavailable, the error is also crierrors.ErrRegistryUnavailable, which the
+// kubelet handles. PullImage does not use the sandbox's configuration.
 func (s *Service) PullImage(ctx context.Context, req *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
 	spec := req.GetImage()
 	if h := spec.GetRuntimeHandler(); h != "" && s.options().RuntimeHandlers != nil && !slices.Contains(s.options().RuntimeHandlers, h) {

@@ -95,9 +95,10 @@ func (j *pullJob) present() int {
 	return len(j.chains)
 }
 
-// fetch makes layer i present on disk. If another pull is fetching it, that pull's allowance pays and
-// fetch waits. If the other pull fails, perhaps for lack of credentials or of allowance, fetch tries
-// itself. If the other pull uses another registry, which is slow, fetch runs in parallel with it.
+// fetch makes layer i present on disk. If another pull is fetching it, that pull's allowance pays
+// and fetch waits. If the other pull fails, perhaps for lack of credentials or of allowance, fetch
+// tries itself. If the other pull uses another registry, which is slow, fetch runs in parallel with
+// it.
 func (j *pullJob) fetch(ctx context.Context, i int) (fetchedLayer, error) {
 	for {
 		if err := ctx.Err(); err != nil {
@@ -132,7 +133,8 @@ func (j *pullJob) join(ctx context.Context, i int, suffix string) (c *layerCall,
 			ctx, cancel := context.WithTimeout(ctx, j.service.options().PullTimeout)
 			defer cancel()
 			return j.service.fetchLayer(ctx, layerArgs{
-				repository: j.repository, allowances: j.allowances, blob: j.manifest.Layers[i], diffID: j.diffIDs[i], repeated: j.repeated(i), progress: p,
+				repository: j.repository, allowances: j.allowances, blob: j.manifest.Layers[i], diffID: j.diffIDs[i],
+				repeated: j.repeated(i), progress: p,
 			})
 		},
 	})
@@ -148,8 +150,8 @@ func (j *pullJob) repeated(i int) bool {
 	return slices.ContainsFunc(j.manifest.Layers[:i], func(d ocispec.Descriptor) bool { return d.Digest == blob })
 }
 
-// fetchBeside fetches layer i from the pull's own registry in parallel with slow, which it holds. It
-// returns the first fetch that succeeds.
+// fetchBeside fetches layer i from the pull's own registry in parallel with slow, which it holds.
+// It returns the first fetch that succeeds.
 func (j *pullJob) fetchBeside(ctx context.Context, i int, slow *layerCall) (fetchedLayer, error) {
 	own, started, err := j.join(ctx, i, " "+j.repository.Registry())
 	if err != nil {

@@ -27,7 +27,7 @@ import (
 
 var _ runtimeapi.ImageServiceServer = (*Service)(nil)
 
-// A tag that moves leaves the old image behind without it, until that is removed.
+// A tag that moves leaves the old image without it, until that image is removed.
 func TestTagMoves(t *testing.T) {
 	e := newEnv(t, nil)
 	old := e.push(e.build(simple("old")), "app", "latest")
@@ -59,7 +59,7 @@ func TestTagMoves(t *testing.T) {
 	}
 }
 
-// Damage makes an image absent, so that the next pull is a real one and repairs it.
+// A damaged image counts as absent, so that the next pull is a real one and repairs it.
 func TestPullRepairs(t *testing.T) {
 	for name, damage := range map[string]func(e *env, b built) error{
 		"layer directory lost": func(e *env, b built) error {
@@ -276,7 +276,8 @@ func TestImageFsInfo(t *testing.T) {
 	}
 }
 
-// Random operations against a map: after each the service says what the map says, and so does a service opened on the same disk.
+// Random operations against a map: after each one the service agrees with the map, and so does a
+// service that opens the same disk.
 func TestModel(t *testing.T) {
 	e := newEnv(t, nil)
 	shared := []layerSpec{{files: []file{{"base", "b"}}}, {files: []file{{"mid", "m"}}}}
@@ -368,7 +369,7 @@ func TestConcurrentUse(t *testing.T) {
 	}
 }
 
-// A reload takes effect on images that are there and on pulls to come.
+// A reload takes effect on present images and on later pulls.
 func TestReload(t *testing.T) {
 	e := newEnv(t, nil)
 	e.push(e.build(simple("app")), "app", "v1")
@@ -409,7 +410,7 @@ func TestReload(t *testing.T) {
 	}
 }
 
-// Options that cannot work are refused.
+// Impossible options are refused.
 func TestOpenRefusesOptions(t *testing.T) {
 	e := newEnv(t, nil)
 	for name, o := range map[string]Options{

@@ -11,7 +11,7 @@ import (
 	"github.com/micarun/mica/internal/testregistry"
 )
 
-// secondRegistry starts a registry beside that of e with the same content, so that both serve the same layers.
+// secondRegistry starts another registry with the same layers as the one of e.
 func secondRegistry(t *testing.T, e *env, spec imageSpec, name string) (addr string) {
 	t.Helper()
 	other := *e
@@ -25,7 +25,8 @@ func secondRegistry(t *testing.T, e *env, spec imageSpec, name string) (addr str
 	return server.Addr
 }
 
-// pullInBackground begins a pull that nobody waits for and returns when its transfer has begun.
+// pullInBackground begins a pull without a waiting caller, and returns after its transfer has
+// begun.
 func pullInBackground(t *testing.T, e *env, name string, b built) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -36,7 +37,7 @@ func pullInBackground(t *testing.T, e *env, name string, b built) {
 
 var bigImage = imageSpec{layers: []layerSpec{{files: []file{{"big", incompressible(1<<20, 40)}}}}}
 
-// A registry that sends a byte now and then is given up like one that sends none.
+// A registry that sends a byte from time to time is given up like one that sends none.
 func TestTrickleIsGivenUp(t *testing.T) {
 	for name, path := range map[string]string{"layer": "/blobs/", "manifest": "/manifests/"} {
 		t.Run(name, func(t *testing.T) {
@@ -58,7 +59,7 @@ func TestTrickleIsGivenUp(t *testing.T) {
 	}
 }
 
-// A slow registry that holds all slots does not hold the pulls of another.
+// A slow registry that uses all slots does not delay pulls from another.
 func TestSlowRegistryDoesNotHoldOthers(t *testing.T) {
 	e := newEnv(t, func(o *Options) { o.TotalConcurrency, o.PullTimeout = 1, 10*time.Second })
 	b := e.push(e.build(bigImage), "slow", "v1")
@@ -71,7 +72,8 @@ func TestSlowRegistryDoesNotHoldOthers(t *testing.T) {
 	e.reopen() // ends the slow pull
 }
 
-// A pull that waits for another registry's transfer of the same layer asks its own registry when that one is slow.
+// A pull that waits for another registry's transfer of the same layer asks its own registry if that
+// transfer is slow.
 func TestSlowTransferOfAnotherRegistryIsNotAwaited(t *testing.T) {
 	e := newEnv(t, func(o *Options) { o.StallTimeout, o.PullTimeout = 600*time.Millisecond, 10*time.Second })
 	b := e.push(e.build(bigImage), "slow", "v1")

@@ -19,29 +19,31 @@ import (
 	"github.com/micarun/mica/overlay"
 )
 
-// containerUsageAge is how old the sum over the writable layers may be before a question for it sets off a new one.
+// containerUsageAge is the age of the usage of writable layers from which a request for it begins a
+// new measurement.
 const containerUsageAge = 30 * time.Second
 
-// usage knows what layers take on disk. A committed layer never changes, so each is measured once, in the background, and remembered over
-// restarts in cri/image-usage.json; answers are sums over what is known. Writable layers are measured in the background when asked for, and
-// their last sum is remembered in cri/container-usage.json.
+// usage measures the disk usage of layers in the background. A committed layer never changes, so it
+// is measured once, and cri/image-usage.json keeps the result over restarts. Writable layers are
+// measured on request, and cri/container-usage.json keeps their last sum.
 type usage struct {
 	root   string
 	layers *overlay.Store
 
-	wake  chan struct{} // asks the measuring goroutine for a round
-	first chan struct{} // closed when the writable layers have been measured
+	wake  chan struct{} // begins another round of measurement
+	first chan struct{} // closed after the writable layers have been measured once
 	stop  context.CancelFunc
 	done  chan struct{}
 
 	mu         sync.Mutex // guards the fields below
 	measured   map[digest.Digest]overlay.Usage
 	containers overlay.Usage
-	asked      bool      // containers has been asked for since measuredAt
+	asked      bool      // containers was requested after measuredAt
 	measuredAt time.Time // of containers
 }
 
-// openUsage reads what is remembered and starts measuring the rest. The context gives the logger only.
+// openUsage reads the files and begins to measure the other layers. It takes only the logger from
+// ctx.
 func openUsage(ctx context.Context, root string, layers *overlay.Store) (*usage, error) {
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	u := &usage{
@@ -53,7 +55,7 @@ func openUsage(ctx context.Context, root string, layers *overlay.Store) (*usage,
 		stop()
 		return nil, fmt.Errorf("open usage cache: %w", err)
 	}
-	// The file is a cache: one that cannot be read is measured again.
+	// The file is a cache: if it cannot be read, all layers are measured again.
 	if err := jsonfile.Read(u.path(), &u.measured); err != nil {
 		u.measured = make(map[digest.Digest]overlay.Usage)
 	}
@@ -67,7 +69,7 @@ func openUsage(ctx context.Context, root string, layers *overlay.Store) (*usage,
 	return u, nil
 }
 
-// writableUsage is what writable layers took at some time.
+// writableUsage is the usage of all writable layers at a time.
 type writableUsage struct {
 	Usage overlay.Usage
 	At    time.Time
@@ -76,14 +78,14 @@ type writableUsage struct {
 func (u *usage) path() string         { return filepath.Join(u.root, "cri", "image-usage.json") }
 func (u *usage) writablePath() string { return filepath.Join(u.root, "cri", "container-usage.json") }
 
-// close ends the measuring.
+// close stops measuring.
 func (u *usage) close() error {
 	u.stop()
 	<-u.done
 	return nil
 }
 
-// changed tells that layers have come or gone.
+// changed begins a measurement after layers were added or removed.
 func (u *usage) changed() {
 	select {
 	case u.wake <- struct{}{}:
@@ -91,7 +93,8 @@ func (u *usage) changed() {
 	}
 }
 
-// images returns what the read-only layers take. A layer not measured yet counts with the sum of its file sizes and no inode.
+// images returns the usage of the read-only layers. A layer that is not measured yet counts with
+// the sum of its file sizes and without inodes.
 func (u *usage) images() overlay.Usage {
 	var sum overlay.Usage
 	list := u.layers.Layers()
@@ -108,8 +111,9 @@ func (u *usage) images() overlay.Usage {
 	return sum
 }
 
-// writable returns what the writable layers took when they were last measured, and when that was. Before the first measurement it sets one
-// off and waits for it, at most for patience, after which the time is zero. The error is that of the context.
+// writable returns the last measured usage of the writable layers, and its time. Before the first
+// measurement it begins one and waits at most patience. The time is zero if there is no result
+// then. The error is ctx's.
 func (u *usage) writable(ctx context.Context, patience time.Duration) (overlay.Usage, time.Time, error) {
 	if u.lastWritable().IsZero() {
 		timer := time.NewTimer(patience)
@@ -127,7 +131,8 @@ func (u *usage) writable(ctx context.Context, patience time.Duration) (overlay.U
 	return u.containers, u.measuredAt, nil
 }
 
-// lastWritable returns when the writable layers were last measured, and has them measured again if that was long ago.
+// lastWritable returns the time of the last measurement of the writable layers. It begins another
+// measurement if that was long ago.
 func (u *usage) lastWritable() time.Time {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -164,7 +169,7 @@ func (u *usage) measure(ctx context.Context) error {
 			var err error
 			m, err = treeUsage(ctx, filepath.Join(u.root, "overlay2", l.CacheID, "diff"))
 			if errors.Is(err, fs.ErrNotExist) {
-				continue // removed since; that sets off another round
+				continue // removed since; the removal begins another round
 			}
 			if err != nil {
 				errs = append(errs, err)
@@ -188,7 +193,7 @@ func (u *usage) measure(ctx context.Context) error {
 func (u *usage) measureContainers(ctx context.Context) error {
 	var sum overlay.Usage
 	for _, rw := range u.layers.RWs() {
-		// One that is removed meanwhile takes nothing.
+		// A layer that is removed meanwhile takes nothing.
 		if m, err := u.layers.Usage(ctx, rw.ID); err == nil {
 			sum.Bytes += m.Bytes
 			sum.Inodes += m.Inodes
@@ -207,10 +212,10 @@ func (u *usage) measureContainers(ctx context.Context) error {
 	return jsonfile.Write(u.writablePath(), writableUsage{sum, now})
 }
 
-// treeUsage counts the allocated bytes and the inodes of a tree, hard links once.
+// treeUsage returns the allocated bytes and the inodes of a tree. It counts hard links once.
 func treeUsage(ctx context.Context, dir string) (overlay.Usage, error) {
 	var sum overlay.Usage
-	seen := make(map[uint64]bool) // inodes with several links; a layer lies in one file system
+	seen := make(map[uint64]bool) // inodes with several links; a layer is in one file system
 	err := filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return err

@@ -21,8 +21,8 @@ import (
 const (
 	// maxSources is the number of sources that dockerd keeps for a layer.
 	maxSources = 50
-	// maxSourcesSize bounds the file of the sources of a layer in bytes. It is several times the size
-	// of the maxSources longest sources.
+	// maxSourcesSize bounds the file of the sources of a layer in bytes. It is several times the
+	// size of the maxSources longest sources.
 	maxSourcesSize = 256 << 10
 	// maxDigestSize bounds the file of a digest in bytes. A digest of any algorithm is shorter.
 	maxDigestSize = 1 << 10
@@ -35,8 +35,8 @@ type layerSource struct {
 	HMAC             string        // binds the entry to credentials; Mica leaves it empty, as dockerd does after an anonymous pull
 }
 
-// distribution is the directory image/overlay2/distribution: the layer of each blob, and the blobs of
-// each layer. It is a cache: files may be missing, but not wrong.
+// distribution is the directory image/overlay2/distribution: the layer of each blob, and the blobs
+// of each layer. It is a cache: files may be missing, but not wrong.
 type distribution struct {
 	dir string
 
@@ -51,8 +51,8 @@ func (d *distribution) sourcesPath(diffID digest.Digest) string {
 	return filepath.Join(d.dir, "v2metadata-by-diffid", string(diffID.Algorithm()), diffID.Encoded())
 }
 
-// add records that a blob from a repository, which was checked, has the layer diffID. The record is on
-// stable storage after the next sync.
+// add records that a blob from a repository, which was checked, has the layer diffID. The record is
+// on stable storage after the next sync.
 func (d *distribution) add(diffID digest.Digest, source layerSource) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -169,8 +169,8 @@ type distributionCheck struct {
 	problems []overlay.Problem
 }
 
-// each calls f for the files of a directory. f returns what is wrong with a file, or "". A path gets
-// at most one problem.
+// each calls f for the files of a directory. f returns what is wrong with a file, or "". A path
+// gets at most one problem.
 func (c *distributionCheck) each(dir string, f func(d digest.Digest, path string) string) error {
 	dir = filepath.Join(dir, string(digest.SHA256))
 	return eachFile(dir, func(name string) error {
@@ -217,8 +217,8 @@ func (c *distributionCheck) readBlob(blob digest.Digest, path string) string {
 	return ""
 }
 
-// wrongSources returns what is wrong with the sources of a layer. Each blob must be recorded with the
-// layer.
+// wrongSources returns what is wrong with the sources of a layer. Each blob must be recorded with
+// the layer.
 func (c *distributionCheck) wrongSources(diffID digest.Digest, _ string) string {
 	for _, blob := range c.sources[diffID] {
 		if c.layers[blob] != diffID {

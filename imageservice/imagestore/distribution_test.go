@@ -9,7 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Of very many sources the oldest are forgotten, in both directions.
+// Beyond the limit the oldest sources are forgotten, in both directions.
 func TestSourcesAreBounded(t *testing.T) {
 	d := &distribution{dir: t.TempDir()}
 	for i := range maxSources + 5 {
@@ -27,7 +27,7 @@ func TestSourcesAreBounded(t *testing.T) {
 	}
 }
 
-// Records of sources that a power cut has damaged are removed by the next start, the others stay.
+// The next start removes records of sources that a power cut has damaged. The others stay.
 func TestOpenRepairsDistribution(t *testing.T) {
 	for name, damage := range map[string]func(e *env, b built) string{
 		"blob emptied":    func(e *env, b built) string { return e.store.distribution.diffIDPath(b.blobs[0]) },

@@ -28,9 +28,9 @@ func (s *Store) List() []Image {
 	return list
 }
 
-// Get finds an image by tag, digest reference, ID or unique prefix of an ID. A full ID has precedence
-// over a reference of the same spelling, and a reference over a prefix. Errors: errdefs.ErrNotFound,
-// errdefs.ErrInvalidArgument for a malformed reference or an ambiguous prefix.
+// Get finds an image by tag, digest reference, ID or unique prefix of an ID. A full ID has
+// precedence over a reference of the same spelling, and a reference over a prefix. Errors:
+// errdefs.ErrNotFound, errdefs.ErrInvalidArgument for a malformed reference or an ambiguous prefix.
 func (s *Store) Get(ref string) (Image, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()

@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
+// Get finds an image by every form of its names and ID.
 func TestGet(t *testing.T) {
 	e := newEnv(t)
 	b := e.add("example.org/ns/app:v1", "x")

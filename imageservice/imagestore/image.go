@@ -11,9 +11,9 @@ import (
 	"github.com/micarun/mica/internal/userid"
 )
 
-// Image is the data of an image that the store keeps in memory. The configuration stays on disk; see
-// [Store.Detail]. The store never changes an Image that it has returned, and callers must not change
-// its slices.
+// Image is the data of an image that the store keeps in memory. The configuration stays on disk;
+// see [Store.Detail]. The store never changes an Image that it has returned, and callers must not
+// change its slices.
 type Image struct {
 	ID      digest.Digest   // digest of the configuration
 	Tags    []string        // full references with tag, such as docker.io/library/busybox:latest, sorted

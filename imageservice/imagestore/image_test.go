@@ -6,8 +6,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// TestUserOfImage holds that the kubelet is given the ID that containers of the
-// image get, or a name, of which it knows no ID.
+// The kubelet gets the UID that containers of the image get, or a name without a known UID.
 func TestUserOfImage(t *testing.T) {
 	for _, c := range []struct {
 		user string
@@ -41,7 +40,7 @@ func TestUserOfImage(t *testing.T) {
 	}
 }
 
-// The vectors of an image in the wild (nginx) and of its base plus one layer.
+// Chain IDs of a published image (nginx), and of its base with one layer.
 func TestChainIDs(t *testing.T) {
 	for _, c := range []struct{ diffIDs, want []string }{
 		{

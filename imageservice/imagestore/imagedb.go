@@ -70,8 +70,9 @@ func (db imagedb) read(id digest.Digest) ([]byte, error) {
 	return data, nil
 }
 
-// diffIDs returns the layers of a configuration that may exceed the limits; see imageconfig.DiffIDs.
-// The error is errdefs.ErrOutOfRange if the configuration is larger than imageconfig.MaxForeignSize.
+// diffIDs returns the layers of a configuration that may exceed the limits; see
+// imageconfig.DiffIDs. The error is errdefs.ErrOutOfRange if the configuration is larger than
+// imageconfig.MaxForeignSize.
 func (db imagedb) diffIDs(id digest.Digest) ([]digest.Digest, error) {
 	data, err := readFile(filepath.Join(db.contentDir(), id.Encoded()), imageconfig.MaxForeignSize)
 	if err != nil {

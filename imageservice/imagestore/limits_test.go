@@ -43,8 +43,8 @@ func readBytes(t testing.TB) int {
 	return 0
 }
 
-// A start with a thousand images reads each configuration once, allocates in proportion to them, and
-// keeps an amount that does not depend on their size.
+// A start with a thousand images reads each configuration once, allocates in proportion to them,
+// and keeps an amount that does not depend on their size.
 func TestStartKeepsLittleOfEachImage(t *testing.T) {
 	const images, size = 1000, 32 << 10
 	e := newEnv(t)

@@ -69,8 +69,8 @@ func (s *Store) Move(ref reference.Named, manifest digest.Digest) (img Image, ok
 	return img, err == nil, err
 }
 
-// Tag gives an image another name. If another image has the name, it loses it. Errors: those of Get,
-// errdefs.ErrInvalidArgument for a name with a digest, and those of the disk.
+// Tag gives an image another name. If another image has the name, it loses it. Errors: those of
+// Get, errdefs.ErrInvalidArgument for a name with a digest, and those of the disk.
 func (s *Store) Tag(image, name string) error {
 	named, err := ParseReference(name)
 	if err != nil {
@@ -133,8 +133,8 @@ type LayerSource struct {
 	Repository string        // full name
 }
 
-// AddSources records the blobs from which layers were extracted and checked. The records are a cache
-// in Docker's form. When it returns they are on stable storage. Errors: those of the disk.
+// AddSources records the blobs from which layers were extracted and checked. The records are a
+// cache in Docker's form. When it returns they are on stable storage. Errors: those of the disk.
 func (s *Store) AddSources(sources ...LayerSource) error {
 	if len(sources) == 0 {
 		return nil

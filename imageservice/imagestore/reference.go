@@ -10,8 +10,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// ParseReference parses a reference as users write it. The result has either a tag, by default latest,
-// or a digest. If the reference has both, the tag is dropped, as in dockerd. Errors:
+// ParseReference parses a reference as users write it. The result has either a tag, by default
+// latest, or a digest. If the reference has both, the tag is dropped, as in dockerd. Errors:
 // errdefs.ErrInvalidArgument, and errdefs.ErrNotImplemented for a digest other than sha256.
 func ParseReference(s string) (reference.Named, error) {
 	named, err := reference.ParseNormalizedNamed(s)

@@ -60,7 +60,7 @@ func TestMatchesAny(t *testing.T) {
 	}
 }
 
-// What is parsed can be stored under its familiar form and found again by any form.
+// A reference that is parsed can be stored in its familiar form and found by every form.
 func FuzzReference(f *testing.F) {
 	for _, s := range []string{"busybox", "localhost:5000/a/b:c", "a@sha256:" + strings.Repeat("0", 64), "[::1]:5000/x", "docker.io/library/x", "x:y@z"} {
 		f.Add(s)

@@ -11,9 +11,9 @@ import (
 	"github.com/micarun/mica/internal/journal"
 )
 
-// Remove removes an image with all its references, and then the layers that nothing else needs, with
-// their sources. Layers below a writable layer and layers that are reserved stay. It returns nil if
-// there is no such image. Errors: errdefs.ErrInvalidArgument for a malformed reference or an
+// Remove removes an image with all its references, and then the layers that nothing else needs,
+// with their sources. Layers below a writable layer and layers that are reserved stay. It returns
+// nil if there is no such image. Errors: errdefs.ErrInvalidArgument for a malformed reference or an
 // ambiguous prefix of an ID, and those of the disk.
 func (s *Store) Remove(ctx context.Context, ref string) error {
 	s.change.Lock()

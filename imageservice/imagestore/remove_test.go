@@ -11,7 +11,8 @@ import (
 	"github.com/micarun/mica/overlay"
 )
 
-// By any name the image goes with all its names; what others share stays, also what containers and pulls need.
+// Removing an image by any name removes all its names. Layers that other images, containers or
+// pulls need stay.
 func TestRemove(t *testing.T) {
 	e := newEnv(t)
 	a := e.add("example.org/a:v1", "base", "a")
@@ -87,7 +88,8 @@ func TestRemoveDamaged(t *testing.T) {
 	}
 }
 
-// What a crash between the commit of the layers and the record of the image leaves is removed at the next start, but not before it is known what containers mount.
+// A start removes the layers of a crash between commit and record, but not before the layers of
+// containers are held.
 func TestSweepRemovesUnrecordedLayers(t *testing.T) {
 	e := newEnv(t)
 	e.commit([][]byte{tarOf("1"), tarOf("2"), tarOf("3"), tarOf("4")})
@@ -115,7 +117,7 @@ func TestSweepRemovesUnrecordedLayers(t *testing.T) {
 	sweep(0)
 }
 
-// A pull that repairs a damaged image finds its other layers still there.
+// Sweep leaves the other layers of a damaged image to the pull that repairs it.
 func TestSweepSparesDamagedImages(t *testing.T) {
 	e := newEnv(t)
 	b := e.add("example.org/app:v1", "1", "2", "3", "4")

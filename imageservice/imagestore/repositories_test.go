@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// Names of Docker Hub are written the short way, all others in full.
+// Names of Docker Hub are written in the short form, all others in full.
 func TestFamiliarNames(t *testing.T) {
 	repos := repositories{}
 	for _, name := range []string{"centos:7", "user/app", "localhost:5000/a/b:c", "quay.io/x@" + someDigest} {

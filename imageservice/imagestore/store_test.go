@@ -7,6 +7,7 @@ import (
 	"testing"
 )
 
+// Open removes temporary files, and refuses a broken repositories.json.
 func TestOpenSweepsAndRefuses(t *testing.T) {
 	e := newEnv(t)
 	e.close()

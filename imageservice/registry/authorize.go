@@ -125,8 +125,8 @@ func (h *host) answer(ctx context.Context, a authorizeArgs) (string, error) {
 }
 
 // credentialFor returns the credentials for the target's server. A server to which another one
-// redirects gets only credentials that docker_config or the caller has for it by name, and only over
-// TLS.
+// redirects gets only credentials that docker_config or the caller has for it by name, and only
+// over TLS.
 func (h *host) credentialFor(ctx context.Context, t target) (auth.Credential, error) {
 	verified := t.url.Scheme == "https" && !h.skipVerify
 	switch {

@@ -19,7 +19,7 @@ import (
 	"github.com/micarun/mica/internal/testregistry"
 )
 
-// recorder is a server that keeps what it was asked.
+// recorder is a server that keeps the requests that it receives.
 type recorder struct {
 	*httptest.Server
 
@@ -28,7 +28,7 @@ type recorder struct {
 	bodies   []string
 }
 
-// record starts a recorder at an address of loopback that answers with handler.
+// record starts a recorder on a loopback address that answers with handler.
 func record(t *testing.T, address string, handler http.HandlerFunc) *recorder {
 	t.Helper()
 	r := new(recorder)
@@ -49,7 +49,7 @@ func record(t *testing.T, address string, handler http.HandlerFunc) *recorder {
 
 func (r *recorder) addr() string { return r.Listener.Addr().String() }
 
-// secrets returns how many requests showed credentials.
+// secrets returns the number of requests with credentials.
 func (r *recorder) secrets() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -68,7 +68,7 @@ func (r *recorder) count() int {
 	return len(r.requests)
 }
 
-// A registry cannot have the credentials that it is shown sent to a server of its choice.
+// A registry cannot direct the credentials for itself to a server of its choice.
 func TestTokenServiceOfAnotherServerGetsNoCredentials(t *testing.T) {
 	credentials := map[string]Auth{
 		"password":       {Username: "u", Password: "p"},
@@ -116,7 +116,7 @@ func TestTokenServiceOfAnotherServerGetsNoCredentials(t *testing.T) {
 	}
 }
 
-// What hosts.toml lists may have the credentials, wherever it is.
+// A token service that hosts.toml lists gets credentials, whatever its address.
 func TestTokenHostsGetCredentials(t *testing.T) {
 	for kind, auth := range map[string]Auth{
 		"password":       {Username: "u", Password: "p"},
@@ -142,7 +142,7 @@ func TestTokenHostsGetCredentials(t *testing.T) {
 	}
 }
 
-// Of several challenges the client follows the one that it knows, tokens before passwords.
+// Of several challenges the client follows one that it knows, tokens before passwords.
 func TestSeveralChallenges(t *testing.T) {
 	const basic, bearer = `Basic realm="x"`, `Bearer realm="{realm}",service="s"`
 	for name, c := range map[string]struct {
@@ -186,8 +186,8 @@ func TestSeveralChallenges(t *testing.T) {
 	}
 }
 
-// A registry that redirects the whole API to another one lets the client in there as that one asks for, without the
-// credentials for the first.
+// If a registry redirects the whole API to another one, the client authenticates there as that one
+// requests, without the credentials for the first.
 func TestRedirectToRegistryWithTokens(t *testing.T) {
 	password := Auth{Username: "u", Password: "p"}
 	for name, c := range map[string]struct {

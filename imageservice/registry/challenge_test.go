@@ -45,7 +45,8 @@ func TestParseChallenges(t *testing.T) {
 	}
 }
 
-// The parser ends, reads a bounded number of challenges, and gives only what can be sent on.
+// The parser ends, returns a bounded number of challenges, and returns only text that can be sent
+// on.
 func FuzzParseChallenges(f *testing.F) {
 	for _, s := range []string{
 		`Bearer realm="https://a/b",service="c",scope="d"`, "Negotiate YII=, Basic realm=\"x\"", `Digest a="\"", b = c d=e`, `=,"`, "a b==c",

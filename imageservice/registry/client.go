@@ -21,8 +21,8 @@ type Options struct {
 	// Transfers is the number of transfers that hold a slot at a time; see Repository.AcquireSlot.
 	// Default 6.
 	Transfers int
-	// StallTimeout is how long a transfer may be slower than 1 KiB/s before it is ended and resumed.
-	// It also bounds the wait for the header of an answer. Default 30 s.
+	// StallTimeout is how long a transfer may be slower than 1 KiB/s before it is ended and
+	// resumed. It also bounds the wait for the header of an answer. Default 30 s.
 	StallTimeout time.Duration
 	// Attempts is the number of failures in succession after which a host is given up. Default 5.
 	Attempts int
@@ -68,7 +68,8 @@ func (c *Client) Reload(o Options) {
 }
 
 // Open returns a client of the repository that ref names, with the hosts of the registry's
-// configuration. ref has a tag or a digest. Open sends no request. The caller closes the repository.
+// configuration. ref has a tag or a digest. Open sends no request. The caller closes the
+// repository.
 //
 // Errors: errdefs.ErrInvalidArgument for a hosts.toml that cannot be read, and errors of files that
 // it or Options.DockerConfig names.

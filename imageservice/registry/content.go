@@ -59,8 +59,8 @@ func tagOrDigest(ref reference.Named) string {
 	return ""
 }
 
-// manifest fetches the manifest or index of the descriptor, or of the reference if the descriptor is
-// empty.
+// manifest fetches the manifest or index of the descriptor, or of the reference if the descriptor
+// is empty.
 func (r *Repository) manifest(ctx context.Context, want ocispec.Descriptor) (content, error) {
 	name := tagOrDigest(r.ref)
 	if c, ok := r.ref.(reference.Canonical); ok && want.Digest == "" {

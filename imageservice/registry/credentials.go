@@ -21,8 +21,8 @@ type Auth struct {
 	Username, Password string
 	IdentityToken      string // refresh token for a token service
 	RegistryToken      string // bearer token for the registry itself
-	// Server is the only server that gets the credentials, as a host or a URL. If it is empty, every
-	// host that the reference or hosts.toml names gets them.
+	// Server is the only server that gets the credentials, as a host or a URL. If it is empty,
+	// every host that the reference or hosts.toml names gets them.
 	Server string
 }
 
@@ -33,8 +33,8 @@ type credentialSource struct {
 	config  auth.CredentialFunc
 }
 
-// newCredentials returns the credentials of a, or those of the docker config.json at a path if a has
-// none.
+// newCredentials returns the credentials of a, or those of the docker config.json at a path if a
+// has none.
 func newCredentials(a Auth, dockerConfig string) (credentialSource, error) {
 	cred := auth.Credential{
 		Username: a.Username, Password: a.Password, RefreshToken: a.IdentityToken, AccessToken: a.RegistryToken,

@@ -117,7 +117,7 @@ func (e *env) push(img image) {
 	e.put(d.MediaType, data, "v1")
 }
 
-// put puts a manifest or an index into the repository app. The tag may be "".
+// put releases a slot and waits until somebody has it.
 func (e *env) put(mediaType string, data []byte, tag string) {
 	e.t.Helper()
 	if _, err := e.registry.PutManifest("app", tag, mediaType, data); err != nil {

@@ -106,8 +106,8 @@ type classified struct {
 
 func (c classified) Unwrap() []error { return []error{c.error, c.class} }
 
-// classify adds a class to the error of a request without an answer. If the caller has cancelled the
-// request, the error keeps the cause.
+// classify adds a class to the error of a request without an answer. If the caller has cancelled
+// the request, the error keeps the cause.
 func classify(ctx context.Context, err error) error {
 	var op *url.Error
 	if errors.As(err, &op) {
@@ -142,8 +142,8 @@ func corrupt(format string, args ...any) error {
 	return classified{fmt.Errorf(format, args...), errdefs.ErrDataLoss}
 }
 
-// withoutQuery makes a URL fit for an error that users see. Storage to which registries redirect has
-// credentials in the query.
+// withoutQuery makes a URL fit for an error that users see. Storage to which registries redirect
+// has credentials in the query.
 func withoutQuery(address string) string {
 	u, err := url.Parse(address)
 	if err != nil {

@@ -23,7 +23,8 @@ const (
 	// container runtimes.
 	maxRedirects = 10
 	// openStalls bounds the time until the content of an answer begins, with all redirects and
-	// tokens, in stall time-outs. A cache may take one to fetch the content, a token service another.
+	// tokens, in stall time-outs. A cache may take one to fetch the content, a token service
+	// another.
 	openStalls = 4
 )
 
@@ -112,8 +113,8 @@ func (h *host) getURL(ctx context.Context, address string, header http.Header) (
 	})
 }
 
-// open bounds the time until f returns an answer, and adds classes to errors. Reading the content of
-// the answer may take longer.
+// open bounds the time until f returns an answer, and adds classes to errors. Reading the content
+// of the answer may take longer.
 func (h *host) open(ctx context.Context, f func(context.Context) (*http.Response, error)) (*http.Response, error) {
 	opening, cancel := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(openStalls*h.stall, func() { cancel(errStalled) })

@@ -37,7 +37,8 @@ type hostConfig struct {
 // findHosts returns the hosts that serve a registry's images, in the order to try, and the keys of
 // hosts.toml that it ignored. The first certs.d directory that has a directory for the registry
 // decides. Without any, the registry itself is the only host. Unlike in containerd, a hosts.toml
-// that cannot be read is an error, because it may be there to keep the node off the public registry.
+// that cannot be read is an error, because it may be there to keep the node off the public
+// registry.
 func findHosts(certsDirs []string, registry string) ([]hostConfig, hostNotes, error) {
 	for _, root := range certsDirs {
 		for _, name := range hostDirs(registry) {

@@ -113,8 +113,7 @@ func TestUnknownKeysOfHostsTOML(t *testing.T) {
 	}
 }
 
-// What cannot be read is an error of the pull that names the file and, where the file's form is
-// wrong, the line.
+// The error of a pull names a hosts.toml that cannot be read and, for a syntax error, the line.
 func TestBadHostsTOMLIsNamed(t *testing.T) {
 	root := t.TempDir()
 	dir := filepath.Join(root, "registry.example")

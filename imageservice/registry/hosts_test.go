@@ -181,7 +181,8 @@ func TestDockerCertFiles(t *testing.T) {
 	}
 }
 
-// A file that is accepted ends with the registry or its server, and every host has a URL that requests can be made to.
+// The hosts of an accepted file end with the registry or its server, and each has a URL that can be
+// requested.
 func FuzzHostsTOML(f *testing.F) {
 	for _, s := range []string{
 		"", "server=\"x\"", "[host.\"http://a\"]\ncapabilities=[\"pull\"]", "[host.a.header]\nb=[\"c\"]", "host={a={}}", "host.a.ca=\"b\"", "[[host]]", "client=[[\"a\",\"b\"]]",

@@ -40,8 +40,8 @@ type hostsFile struct {
 	Hosts  map[string]hostTable `toml:"host"`
 }
 
-// decodeHosts decodes a hosts.toml. ignored are the unknown keys with their lines. containerd ignores
-// them too: a file may be for a newer version.
+// decodeHosts decodes a hosts.toml. ignored are the unknown keys with their lines. containerd
+// ignores them too: a file may be for a newer version.
 func decodeHosts(data []byte) (f hostsFile, ignored []string, err error) {
 	decoder := toml.NewDecoder(bytes.NewReader(data))
 	err = decoder.DisallowUnknownFields().Decode(&f)
@@ -65,8 +65,8 @@ func decodeHosts(data []byte) (f hostsFile, ignored []string, err error) {
 	return f, ignored, nil
 }
 
-// parseHosts returns the hosts of a hosts.toml, in order, and its unknown keys. File names in it are
-// relative to dir.
+// parseHosts returns the hosts of a hosts.toml, in order, and its unknown keys. File names in it
+// are relative to dir.
 func parseHosts(data []byte, dir, registry string) (hosts []hostConfig, ignored []string, err error) {
 	f, ignored, err := decodeHosts(data)
 	if err != nil {

@@ -29,7 +29,7 @@ func TestLocality(t *testing.T) {
 	}
 }
 
-// Behind a proxy only the text of a URL tells where it leads.
+// With a proxy only the text of a URL determines its locality.
 func TestLocalityOfNames(t *testing.T) {
 	for host, want := range map[string]locality{
 		"registry.example": public, "registry.example.": public, "r2d2": public,
@@ -42,7 +42,8 @@ func TestLocalityOfNames(t *testing.T) {
 	}
 }
 
-// A server leads the node as near as it is itself; a public one into a private network only where the server there proves its name.
+// A server may lead to addresses at its own distance or farther away. A public server may lead into
+// a private network only if the server there proves its name.
 func TestLedRoute(t *testing.T) {
 	h := testHost(t, hostConfig{}, "registry.example/app")
 	for name, c := range map[string]struct {
@@ -74,7 +75,8 @@ func testHost(t *testing.T, c hostConfig, name string) *host {
 	return h
 }
 
-// The address is checked when the connection is made, so that a name cannot change its address after a check.
+// The address is checked when the connection is made, so that a name cannot change its address
+// after the check.
 func TestAddressIsCheckedAtTheConnection(t *testing.T) {
 	server := record(t, "127.0.0.1:0", func(http.ResponseWriter, *http.Request) {})
 	server.Start()
@@ -92,7 +94,7 @@ func TestAddressIsCheckedAtTheConnection(t *testing.T) {
 	}
 }
 
-// Who may get the credentials for a registry besides the registry.
+// Only some token services get the credentials for a registry.
 func TestTokenServiceIsOfTheRegistry(t *testing.T) {
 	for name, c := range map[string]struct {
 		registry, realm string

@@ -78,8 +78,8 @@ type rawDocument struct {
 }
 
 // kind returns the kind of a document that is served as mediaType. Caches mix up Docker's and OCI's
-// names of the same kind. Two documents are refused: one that one reader would take for an index and
-// another for a manifest, and one that is served as something else.
+// names of the same kind. Two documents are refused: one that one reader would take for an index
+// and another for a manifest, and one that is served as something else.
 func (raw *rawDocument) kind(mediaType string) (kind, error) {
 	served, own := kindOf(mediaType), kindOf(raw.MediaType)
 	if raw.SchemaVersion == 1 || raw.FSLayers != nil || served == schema1Kind || own == schema1Kind {

@@ -111,7 +111,7 @@ func TestForPlatform(t *testing.T) {
 	}
 }
 
-// A document that is accepted names nothing by a digest that could not be a file name, and never more than the limits.
+// An accepted document has only digests that can be file names, and never more than the limits.
 func FuzzManifest(f *testing.F) {
 	f.Add("", []byte(`{"schemaVersion":2,"manifests":[{"digest":"`+someDigest+`","platform":{"os":"linux"}}]}`))
 	f.Add(dockerManifest, []byte(`{"config":{"digest":"`+someDigest+`"},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"`+someDigest+`"}]}`))

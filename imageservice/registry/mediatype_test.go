@@ -13,8 +13,8 @@ import (
 	"github.com/micarun/mica/internal/testregistry"
 )
 
-// Caches serve a document under the other family's name for the same kind, in other capitals or
-// with parameters. All of it is one kind.
+// Caches serve a document with the other family's media type of the same kind, in other case or
+// with parameters. All are one kind.
 func TestMediaTypesOfOneKindAreMixedUp(t *testing.T) {
 	const unnamed = ""
 	manifests := []string{ocispec.MediaTypeImageManifest, dockerManifest}

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// drip brings size bytes at a time, one portion per pause.
+// drip returns size bytes at a time, with a pause before each portion.
 type drip struct {
 	ctx   context.Context
 	size  int
@@ -64,7 +64,7 @@ func TestPaceOfTransfers(t *testing.T) {
 	}
 }
 
-// A consumer that is slow, such as a busy disk, is not the server's fault.
+// A slow consumer, such as a busy disk, does not make a transfer too slow.
 func TestPaceDoesNotCountTheConsumer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
@@ -84,7 +84,7 @@ func TestPaceDoesNotCountTheConsumer(t *testing.T) {
 	})
 }
 
-// Redirects and tokens that each take almost a stall time-out are bounded together.
+// Redirects and tokens that each take almost a stall time-out have a common limit.
 func TestOpeningIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := &host{stall: 30 * time.Second}

@@ -23,8 +23,8 @@ const (
 // Resolve returns the manifest of the reference for a platform. It follows indexes.
 //
 // Errors: errdefs.ErrNotFound (image, platform), ErrUnauthenticated, ErrPermissionDenied,
-// ErrUnavailable (no host answers, or all are busy), ErrDataLoss (content does not have its digest),
-// ErrInvalidArgument, ErrNotImplemented (kind of image), ErrOutOfRange (limits),
+// ErrUnavailable (no host answers, or all are busy), ErrDataLoss (content does not have its
+// digest), ErrInvalidArgument, ErrNotImplemented (kind of image), ErrOutOfRange (limits),
 // ErrFailedPrecondition (no host may resolve tags, or a certificate is not accepted).
 func (r *Repository) Resolve(ctx context.Context, p platforms.MatchComparer) (Manifest, error) {
 	top, err := r.manifest(ctx, ocispec.Descriptor{})
@@ -103,8 +103,8 @@ func (r *Repository) entry(ctx context.Context, next ocispec.Descriptor, p platf
 	return r.choose(ctx, c, p, depth+1)
 }
 
-// fits fetches the configuration of a manifest for which no index entry names a platform. It returns
-// errdefs.ErrNotFound if the configuration is for another platform.
+// fits fetches the configuration of a manifest for which no index entry names a platform. It
+// returns errdefs.ErrNotFound if the configuration is for another platform.
 func (r *Repository) fits(ctx context.Context, m *Manifest, p platforms.MatchComparer) error {
 	data, config, err := r.parsedConfig(ctx, *m)
 	if err != nil {
@@ -136,8 +136,8 @@ func namesPlatform(d ocispec.Descriptor) bool {
 	return d.Platform != nil && d.Platform.Architecture != ""
 }
 
-// forPlatform returns the entries of an index to try in turn: the best one for the platform, or else
-// those without a platform, whose configuration decides.
+// forPlatform returns the entries of an index to try in turn: the best one for the platform, or
+// else those without a platform, whose configuration decides.
 func forPlatform(entries []ocispec.Descriptor, p platforms.MatchComparer) ([]ocispec.Descriptor, error) {
 	var fitting, unnamed []ocispec.Descriptor
 	var offered []string

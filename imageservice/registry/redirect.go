@@ -59,8 +59,8 @@ func (h *host) follow(ctx context.Context, r request, t target) (*http.Response,
 	return nil, fmt.Errorf("%s %s: more than %d redirects: %w", r.method, withoutQuery(t.url.String()), maxRedirects, errdefs.ErrUnknown)
 }
 
-// redirected returns the target of a redirect. A chain of redirects that has left the host and leads
-// back to it stays led, because another server chose the URL.
+// redirected returns the target of a redirect. A chain of redirects that has left the host and
+// leads back to it stays led, because another server chose the URL.
 func (t target) redirected(next *url.URL, from locality) target {
 	sameOrigin := origin(next) == origin(t.url)
 	t.led = t.led || !sameOrigin

@@ -19,7 +19,7 @@ import (
 	"github.com/micarun/mica/internal/testregistry"
 )
 
-// clientPair writes the certificate and key of a test server to files, to be used as a client's.
+// clientPair writes the certificate and key of a test server to files, for use by a client.
 func clientPair(t *testing.T, c tls.Certificate) (cert, key string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -32,7 +32,8 @@ func clientPair(t *testing.T, c tls.Certificate) (cert, key string) {
 	return cert, key
 }
 
-// Headers and client certificates of hosts.toml, passwords and cookies are for the host alone, also where that redirects.
+// Headers and client certificates of hosts.toml, passwords and cookies go only to the host, also if
+// it redirects.
 func TestRedirectCarriesNothingOfTheHost(t *testing.T) {
 	e := newEnv(t, testregistry.Auth{}, "")
 	e.push(image{content: "x"})
@@ -75,7 +76,8 @@ func TestRedirectCarriesNothingOfTheHost(t *testing.T) {
 	}
 }
 
-// A registry cannot lead the node to the metadata service of its cloud, or to anything but HTTP servers, or around for ever.
+// A registry cannot lead the node to the metadata service of its cloud, to anything but HTTP
+// servers, or around in a loop.
 func TestRedirectsAreBounded(t *testing.T) {
 	for name, c := range map[string]struct {
 		location string
@@ -115,7 +117,8 @@ func foreignImage(e *env, urls ...string) []byte {
 	return []byte("f")
 }
 
-// A manifest cannot make the node ask servers of its own network, neither directly nor by a redirect.
+// A manifest cannot make the node ask servers in its own network, neither directly nor by a
+// redirect.
 func TestForeignLayerFromTheNodesNetwork(t *testing.T) {
 	var blob []byte
 	inner := record(t, "127.0.0.1:0", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.Copy(w, bytes.NewReader(blob)) })
@@ -156,7 +159,7 @@ func TestForeignLayerFromTheNodesNetwork(t *testing.T) {
 	}
 }
 
-// The registry is asked for a foreign layer first; a few URLs after it, of bounded length.
+// The registry is asked for a foreign layer first, then a few URLs of bounded length.
 func TestForeignLayerURLsAreBounded(t *testing.T) {
 	server := record(t, "127.0.0.1:0", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) })
 	server.Start()
@@ -188,10 +191,10 @@ func TestForeignLayerURLsAreBounded(t *testing.T) {
 	}
 }
 
-// maxURL is longer than the URLs that are asked.
+// maxURL is longer than any URL that is requested.
 const maxURL = 8 << 10
 
-// A server that a manifest names sees nothing of hosts.toml, and has to prove its name.
+// A server that a manifest names gets nothing from hosts.toml, and has to prove its name.
 func TestForeignLayerGetsNothingOfTheHost(t *testing.T) {
 	var blob []byte
 	server := record(t, "127.0.0.1:0", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.Copy(w, bytes.NewReader(blob)) })
@@ -206,7 +209,7 @@ func TestForeignLayerGetsNothingOfTheHost(t *testing.T) {
 		front.URL, server.URL, cert, key))
 	_, err := e.pull(front.addr()+"/app:v1", Auth{})
 	if err == nil || !strings.Contains(err.Error(), "certificate") {
-		t.Errorf("error %v, want that of the certificate", err)
+		t.Errorf("error %v, want the error of the certificate", err)
 	}
 	if n := server.count(); n != 0 {
 		t.Errorf("%d requests reached a server whose name is not proved", n)

@@ -61,10 +61,10 @@ func (r *Repository) AcquireSlot(ctx context.Context) (release func(), err error
 	return func() { r.slots.release(site) }, nil
 }
 
-// eachHost calls f for the hosts that may, in order, until one call succeeds. Transient failures are
-// retried with growing pauses: Options.Attempts times on the last host, less often on the others.
-// progressed, which may be nil, reports whether the last call made progress; its failure then does
-// not count.
+// eachHost calls f for the hosts that may, in order, until one call succeeds. Transient failures
+// are retried with growing pauses: Options.Attempts times on the last host, less often on the
+// others. progressed, which may be nil, reports whether the last call made progress; its failure
+// then does not count.
 func (r *Repository) eachHost(ctx context.Context, may func(*host) bool, f func(*host) error, progressed func() bool) error {
 	var hosts []*host
 	for _, h := range r.hosts {

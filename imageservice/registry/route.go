@@ -144,8 +144,9 @@ func (t *transports) roundTrip(req *http.Request, r route) (*http.Response, loca
 	return resp, from, nil
 }
 
-// ledRoute returns the route to a URL that a server at from named. A public server may name a private
-// address only over verified TLS, which proves that the server there has the name in the URL.
+// ledRoute returns the route to a URL that a server at from named. A public server may name a
+// private address only over verified TLS, which proves that the server there has the name in the
+// URL.
 func (h *host) ledRoute(u *url.URL, from locality, skipVerify bool) route {
 	r := route{nearest: from, authority: true, skipVerify: skipVerify}
 	if from == public && u.Scheme == "https" && !skipVerify {

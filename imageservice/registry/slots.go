@@ -9,8 +9,9 @@ import (
 	"golang.org/x/net/publicsuffix"
 )
 
-// slotOvercommit is the maximum number of transfers from many registries, in multiples of the limit.
-// It bounds the memory of the node: a transfer of a layer has a decompressor and its buffers.
+// slotOvercommit is the maximum number of transfers from many registries, in multiples of the
+// limit. It bounds the memory of the node: a transfer of a layer has a decompressor and its
+// buffers.
 const slotOvercommit = 4
 
 // slots limits the transfers of all pulls. A registry without a transfer gets a slot although the

@@ -9,7 +9,7 @@ import (
 	"testing/synctest"
 )
 
-// rack takes slots and keeps who got one, in order.
+// rack takes slots and records who got one, in order.
 type rack struct {
 	*slots
 
@@ -45,7 +45,7 @@ func (r *rack) expect(t *testing.T, want ...string) {
 	}
 }
 
-// One registry gets the whole limit and no more; another one gets a first slot at once.
+// One registry gets the whole limit and no more. Another one gets its first slot at once.
 func TestSlotsOfManyRegistries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &rack{slots: newSlots(2)}
@@ -71,7 +71,7 @@ func TestSlotsOfManyRegistries(t *testing.T) {
 	})
 }
 
-// The overcommit has an end, and a free slot goes to the registry that holds the fewest.
+// The overcommit is limited, and a free slot goes to the registry that holds the fewest.
 func TestSlotsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &rack{slots: newSlots(1)}
@@ -93,7 +93,7 @@ func TestSlotsAreBounded(t *testing.T) {
 	})
 }
 
-// Who gives up waiting holds nothing.
+// A caller that gives up waiting holds no slot.
 func TestSlotIsNotLostByCancellation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSlots(1)
@@ -115,7 +115,7 @@ func TestSlotIsNotLostByCancellation(t *testing.T) {
 	})
 }
 
-// Names below one domain share, because its owner can create any number of them.
+// Names below one domain share slots, because its owner can create any number of them.
 func TestSiteOfRegistries(t *testing.T) {
 	for registry, want := range map[string]string{
 		"docker.io": "docker.io", "a1.evil.example": "evil.example", "A2.evil.example:5000": "evil.example",

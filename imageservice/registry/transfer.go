@@ -146,9 +146,9 @@ func (d *download) copy(ctx context.Context, body io.Reader) error {
 	}
 }
 
-// short returns the error of a body that ended early without an error of the connection. A proxy may
-// have cut the server off, so the rest is requested. A server that has no rest answers that it has
-// none.
+// short returns the error of a body that ended early without an error of the connection. A proxy
+// may have cut the server off, so the rest is requested. A server that has no rest answers that it
+// has none.
 func (d *download) short(ctx context.Context) error {
 	return transferError(ctx, fmt.Errorf("%w after %d of %d bytes", io.ErrUnexpectedEOF, d.offset, d.want.Size))
 }

@@ -120,8 +120,8 @@ func (r *receivedReader) Read(p []byte) (int, error) {
 // until other streams of the pool have freed theirs. The caller closes the stream.
 //
 // Errors of Open and of the stream's Read name the format. Any error but those of ctx is
-// errdefs.ErrInvalidArgument: the stream is damaged, or needs more memory than it may have. An error
-// of blob gets that class too, so the caller must report the blob's error in its place.
+// errdefs.ErrInvalidArgument: the stream is damaged, or needs more memory than it may have. An
+// error of blob gets that class too, so the caller must report the blob's error in its place.
 func (p *Pool) Open(ctx context.Context, blob io.Reader, size int64) (*Stream, error) {
 	s := &Stream{blob: &receivedReader{Reader: blob}, size: size}
 	in := bufio.NewReaderSize(s.blob, 64<<10)
@@ -173,8 +173,8 @@ func (p *Pool) openXZ(ctx context.Context, s *Stream, in io.Reader) error {
 }
 
 // NewReader returns the content of a gzip, zstd or uncompressed stream. A zstd stream may have a
-// window of at most maxWindow bytes. The caller closes the reader. Errors are those of in and of the
-// libraries, unchanged.
+// window of at most maxWindow bytes. The caller closes the reader. Errors are those of in and of
+// the libraries, unchanged.
 func NewReader(in io.Reader, maxWindow uint64) (io.ReadCloser, error) {
 	buffered := bufio.NewReaderSize(in, 1<<20)
 	magic, err := buffered.Peek(magicSize)

@@ -18,7 +18,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// The same tar, with a file etc/content that holds "xz", by `xz -6`, by `xz` with a dictionary of 128 MiB, and by bzip2.
+// The same tar, with a file etc/content that holds "xz", by `xz -6`, by `xz` with a dictionary of
+// 128 MiB, and by bzip2.
 const (
 	xzLayer      = "/Td6WFoAAATm1rRGAgAhARYAAAB0L+Wj4Cf/AGBdADKdCIYUP4Cj768UjzWjcp0pHdiVxVJPunR4siz8FIYOTl7KcsvDYQyh16RUNQ6/+AHPvin/JIZS+xq7O/Gvs+5PKH42r9IGTaQ4Z5U81vTn6QPU8SstCmujL3doKb7wAADjuZrz51lMhAABfIBQAAAAV6ZexbHEZ/sCAAAAAARZWg=="
 	xzLargeLayer = "/Td6WFoAAATm1rRGAgAhAR4AAACbB1Fm4Cf/AGBdADKdCIYUP4Cj768UjzWjcp0pHdiVxVJPunR4siz8FIYOTl7KcsvDYQyh16RUNQ6/+AHPvin/JIZS+xq7O/Gvs+5PKH42r9IGTaQ4Z5U81vTn6QPU8SstCmujL3doKb7wAADjuZrz51lMhAABfIBQAAAAV6ZexbHEZ/sCAAAAAARZWg=="
@@ -57,14 +58,15 @@ func zstdFrame(data []byte, o ...zstd.EOption) []byte {
 	return b.Bytes()
 }
 
-// wideFrame is a frame of one raw block that asks for a window of 2^log bytes.
+// wideFrame returns a frame of one raw block that asks for a window of 2^log bytes.
 func wideFrame(log byte, data []byte) []byte {
 	b := []byte{0x28, 0xb5, 0x2f, 0xfd, 0, (log - 10) << 3}
 	block := uint32(len(data))<<3 | 1
 	return append(append(b, byte(block), byte(block>>8), byte(block>>16)), data...)
 }
 
-// skippableFrame is what pzstd puts in front of a frame: a hint of its size.
+// skippableFrame returns a skippable frame. pzstd writes one before each frame, with a hint of its
+// size.
 func skippableFrame(id uint32, size int) []byte {
 	b := binary.LittleEndian.AppendUint32(nil, 0x184d2a50+id)
 	b = binary.LittleEndian.AppendUint32(b, uint32(size))
@@ -86,7 +88,7 @@ func (p *Pool) readAll(ctx context.Context, blob []byte) ([]byte, error) {
 	return data, err
 }
 
-// Every form of a blob that the tools in use write is understood, whatever it begins with.
+// Every form of a blob that common tools write is decompressed.
 func TestDecompress(t *testing.T) {
 	want := []byte(strings.Repeat("content of a tar ", 4000))
 	half := len(want) / 2
@@ -124,7 +126,8 @@ func TestDecompress(t *testing.T) {
 	}
 }
 
-// What is no stream to its end, or needs too much memory, is refused and the format named.
+// A damaged stream, or one that needs too much memory, is refused with an error that names the
+// format.
 func TestDecompressRefuses(t *testing.T) {
 	data := bytes.Repeat([]byte("content"), 1000)
 	frame := zstdFrame(data)
@@ -156,8 +159,8 @@ func TestDecompressRefuses(t *testing.T) {
 	}
 }
 
-// Streams that need much memory wait for each other, also behind one that needs more than the limit of
-// all; those that need little go on.
+// Streams that need much memory wait for each other, also after one that needs more than the common
+// limit. Streams that need little do not wait.
 func TestDictionariesAreBounded(t *testing.T) {
 	for _, log := range []byte{26, 27} {
 		p := NewPool()
@@ -191,7 +194,7 @@ func TestWindowsGrowWithTheirBlobs(t *testing.T) {
 	}
 }
 
-// A later frame whose window has no memory is refused as a fault of the layer.
+// A later frame with a window for which no memory is reserved is refused as an invalid stream.
 func TestWindowOfALaterFrame(t *testing.T) {
 	blob := join(zstdFrame([]byte("content")), wideFrame(26, []byte("content")))
 	if _, err := NewPool().readAll(t.Context(), blob); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "window size exceeded") {
@@ -199,14 +202,15 @@ func TestWindowOfALaterFrame(t *testing.T) {
 	}
 }
 
-// copies is content that comes twice, with zeros between them.
+// copies returns the same content twice, with zeros in between.
 func copies(apart int) []byte {
 	content := make([]byte, 64<<10)
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(content)
 	return join(content, make([]byte, apart-len(content)), content)
 }
 
-// A stream with a larger window than its blob may use works if its content does not need that window.
+// A stream with a larger window than its blob may use works if its content does not need that
+// window.
 func TestNarrowedWindows(t *testing.T) {
 	near, far := copies(7<<20), copies(20<<20)
 	for name, frame := range map[string]func([]byte) []byte{

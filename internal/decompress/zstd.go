@@ -16,17 +16,17 @@ import (
 )
 
 const (
-	// maxWindow bounds the window of a zstd stream in bytes. `zstd --long=27` and `zstd --ultra -22`
-	// use as much.
+	// maxWindow bounds the window of a zstd stream in bytes. `zstd --long=27` and `zstd --ultra
+	// -22` use as much.
 	maxWindow = 128 << 20
-	// plainWindow is the window that RFC 8878 requires of every decoder, in bytes. Builders of images
-	// use no more.
+	// plainWindow is the window that RFC 8878 requires of every decoder, in bytes. Builders of
+	// images use no more.
 	plainWindow = 8 << 20
 )
 
-// The header of a small blob can ask for a window that its content does not need: `zstd --ultra -22`
-// asks for maxWindow if it does not know the size of its input. A stream of a small blob gets a
-// smaller window. Only a match that goes further back is an error.
+// The header of a small blob can ask for a window that its content does not need: `zstd --ultra
+// -22` asks for maxWindow if it does not know the size of its input. A stream of a small blob gets
+// a smaller window. Only a match that goes further back is an error.
 const (
 	smallBlob       = 10 << 20 // maximum size in bytes of a blob whose window is at most smallBlobWindow
 	smallBlobWindow = 48 << 20
@@ -73,9 +73,9 @@ func (p *Pool) openWideZstd(ctx context.Context, s *Stream, blob io.Reader, wind
 	return nil
 }
 
-// openPlainZstd opens a stream whose frames have windows of at most plainWindow. The decoder is used
-// again for later streams: the windows of an image of many layers would become garbage faster than
-// it is collected.
+// openPlainZstd opens a stream whose frames have windows of at most plainWindow. The decoder is
+// used again for later streams: the windows of an image of many layers would become garbage faster
+// than it is collected.
 func (p *Pool) openPlainZstd(s *Stream, blob io.Reader) (err error) {
 	z, ok := p.decoders.Get().(*zstd.Decoder)
 	if ok {
@@ -154,8 +154,8 @@ func zstdHeader(in *bufio.Reader) (h zstd.Header, err error) {
 	return h, h.Decode(head)
 }
 
-// narrowFrame changes the header of the frame at the start of in (RFC 8878, section 3.1.1.1), so that
-// its window has at most most bytes. It returns the frame and its window.
+// narrowFrame changes the header of the frame at the start of in (RFC 8878, section 3.1.1.1), so
+// that its window has at most most bytes. It returns the frame and its window.
 func narrowFrame(in *bufio.Reader, h zstd.Header, most uint64) (io.Reader, uint64, error) {
 	const descriptor, singleSegment = 4, 1 << 5 // offset of the descriptor byte, and a bit in it
 	old := descriptor + 2
