@@ -24,6 +24,7 @@ import (
 	"github.com/micarun/mica/runtimeservice/keeper"
 	"github.com/micarun/mica/runtimeservice/podns"
 	"github.com/micarun/mica/runtimeservice/spec"
+	"github.com/micarun/mica/runtimeservice/spec/lookup"
 )
 
 const specFile = "config.json"
@@ -172,7 +173,7 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, fr
 		return err
 	}
 	journal.Enter(ctx, "resolve user")
-	user, err := spec.ResolveUser(ctx, rootfs, c.config().GetLinux().GetSecurityContext(), from.img.Config.Config.User)
+	user, err := lookup.ResolveUser(ctx, rootfs, c.config().GetLinux().GetSecurityContext(), from.img.Config.Config.User)
 	if err != nil {
 		return fmt.Errorf("resolve user: %w", err)
 	}
@@ -328,21 +329,21 @@ func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, *
 		}
 		in.Edits = append(in.Edits, func(ociSpec *specs.Spec) error { return s.restoreSpec(a.c, a.from.from, ociSpec) })
 	}
-	if in.Devices, in.DeviceRules, err = spec.ResolveDevices(cfg.GetDevices()); err != nil {
+	if in.Devices, in.DeviceRules, err = lookup.ResolveDevices(cfg.GetDevices()); err != nil {
 		return nil, nil, fmt.Errorf("resolve devices: %w", err)
 	}
 	if sc.GetPrivileged() { // devices come and go, such as loop devices
-		if in.Host.Devices, err = spec.HostDevices(); err != nil {
+		if in.Host.Devices, err = lookup.HostDevices(); err != nil {
 			return nil, nil, fmt.Errorf("list devices: %w", err)
 		}
 	}
-	if in.SeccompProfile, err = spec.ReadSeccomp(sc); err != nil {
+	if in.SeccompProfile, err = lookup.ReadSeccomp(sc); err != nil {
 		return nil, nil, fmt.Errorf("read seccomp profile: %w", err)
 	}
-	if err := spec.EnsureAppArmor(sc, s.host); err != nil {
+	if err := lookup.EnsureAppArmor(sc, s.host); err != nil {
 		return nil, nil, err
 	}
-	if err := spec.Relabel(in); err != nil {
+	if err := lookup.Relabel(in); err != nil {
 		return nil, nil, err
 	}
 	in.CDI = s.injectCDI

@@ -17,7 +17,7 @@ import (
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/cgroup"
 	"github.com/micarun/mica/runtimeservice/podns"
-	"github.com/micarun/mica/runtimeservice/spec"
+	"github.com/micarun/mica/runtimeservice/spec/lookup"
 )
 
 func needRoot(t testing.TB) {
@@ -60,7 +60,7 @@ func newMeasured(t *testing.T) *measured {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = layers.Close() })
-	host, err := spec.DetectHost()
+	host, err := lookup.DetectHost()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/micarun/mica/internal/jsonfile"
-	"github.com/micarun/mica/runtimeservice/spec"
+	"github.com/micarun/mica/runtimeservice/spec/lookup"
 )
 
 // errNoRecord says that a directory of records has no record, or an empty one: what a
@@ -50,7 +50,7 @@ func (s *Service) loadPod(dir string) (*Pod, error) {
 		return nil, errors.New("record of another pod")
 	}
 	p := newPod(dir, rec)
-	if err := spec.ReserveSELinux(rec.SELinux); err != nil {
+	if err := lookup.ReserveSELinux(rec.SELinux); err != nil {
 		return p, err
 	}
 	// A torn or missing state was never answered to anybody or belongs to an earlier
@@ -95,7 +95,7 @@ func (s *Service) loadContainer(ctx context.Context, dir string) (*Container, er
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		c.state = ContainerState{Ready: true} // torn by a power cut, so of an earlier boot
 	}
-	if err := spec.ReserveSELinux(c.state.SELinux); err != nil {
+	if err := lookup.ReserveSELinux(c.state.SELinux); err != nil {
 		return c, err
 	}
 	if c.phase() == Exited {

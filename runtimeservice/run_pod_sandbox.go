@@ -18,6 +18,7 @@ import (
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/runtimeservice/podns"
 	"github.com/micarun/mica/runtimeservice/spec"
+	"github.com/micarun/mica/runtimeservice/spec/lookup"
 )
 
 // RunPodSandbox makes a pod: its namespaces, its network and its cgroup. A
@@ -86,7 +87,7 @@ func (s *Service) createPod(ctx context.Context, r podRequest) (*Pod, error) {
 	}
 	defer pod.op.unlock()
 	if err := s.pods.add(pod); err != nil {
-		spec.ReleaseSELinux(pod.SELinux)
+		lookup.ReleaseSELinux(pod.SELinux)
 		_ = os.RemoveAll(pod.dir)
 		return nil, err
 	}
@@ -121,11 +122,11 @@ func (s *Service) recordPod(r podRequest) (*Pod, error) {
 	}
 	pod := newPod(filepath.Join(s.podsDir(), rec.ID), rec)
 	if err := os.Mkdir(pod.dir, 0o700); err != nil {
-		spec.ReleaseSELinux(rec.SELinux)
+		lookup.ReleaseSELinux(rec.SELinux)
 		return nil, fmt.Errorf("record pod: %w", err)
 	}
 	if err := jsonfile.Write(filepath.Join(pod.dir, recordFile), rec); err != nil {
-		spec.ReleaseSELinux(rec.SELinux)
+		lookup.ReleaseSELinux(rec.SELinux)
 		_ = os.RemoveAll(pod.dir)
 		return nil, fmt.Errorf("record pod: %w", err)
 	}

@@ -3,7 +3,7 @@ package runtimeservice
 import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/micarun/mica/runtimeservice/spec"
+	"github.com/micarun/mica/runtimeservice/spec/lookup"
 )
 
 // labels are the SELinux labels of a container; "" on a node without SELinux.
@@ -12,22 +12,22 @@ type labels struct{ process, mount string }
 // podLabel makes the process label of a new pod. Unless the pod names a level,
 // the label has one of its own, which is reserved until it is released.
 func podLabel(cfg *runtimeapi.PodSandboxConfig) (string, error) {
-	process, _, err := spec.SELinuxLabels(nil, cfg.GetLinux().GetSecurityContext().GetSelinuxOptions())
+	process, _, err := lookup.SELinuxLabels(nil, cfg.GetLinux().GetSecurityContext().GetSelinuxOptions())
 	return process, err
 }
 
 // containerLabels makes the labels of a container, on the level of its pod
 // unless it names another, and records them before anything bears them.
 func (s *Service) containerLabels(p *Pod, c *Container) (labels, error) {
-	options := spec.ShareLevel(c.config().GetLinux().GetSecurityContext().GetSelinuxOptions(),
+	options := lookup.ShareLevel(c.config().GetLinux().GetSecurityContext().GetSelinuxOptions(),
 		p.config().GetLinux().GetSecurityContext().GetSelinuxOptions(), p.SELinux)
-	process, mount, err := spec.SELinuxLabels(options, nil)
+	process, mount, err := lookup.SELinuxLabels(options, nil)
 	if err != nil || process == "" {
 		return labels{mount: mount}, err
 	}
 	err = c.update(func(st *ContainerState) error { st.SELinux = process; return nil })
 	if err != nil {
-		spec.ReleaseSELinux(process)
+		lookup.ReleaseSELinux(process)
 	}
 	return labels{process: process, mount: mount}, err
 }
@@ -36,8 +36,8 @@ func (s *Service) containerLabels(p *Pod, c *Container) (labels, error) {
 // its pod's.
 func (s *Service) releaseLabel(c *Container) {
 	label := c.snapshot().SELinux
-	if pod, err := s.pods.get(c.PodID); err == nil && spec.SELinuxLevel(pod.SELinux) == spec.SELinuxLevel(label) {
+	if pod, err := s.pods.get(c.PodID); err == nil && lookup.SELinuxLevel(pod.SELinux) == lookup.SELinuxLevel(label) {
 		return
 	}
-	spec.ReleaseSELinux(label)
+	lookup.ReleaseSELinux(label)
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/podns"
-	"github.com/micarun/mica/runtimeservice/spec"
+	"github.com/micarun/mica/runtimeservice/spec/lookup"
 )
 
 // tearDownPod takes away everything that lives of a pod: processes, network,
@@ -91,7 +91,7 @@ func (s *Service) erasePod(ctx context.Context, p *Pod) error {
 	}
 	s.plugins.RemovePod(ctx, p.ID)
 	s.pods.remove(p)
-	spec.ReleaseSELinux(p.SELinux)
+	lookup.ReleaseSELinux(p.SELinux)
 	return nil
 }
 

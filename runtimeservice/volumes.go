@@ -20,6 +20,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/runtimeservice/spec"
+	"github.com/micarun/mica/runtimeservice/spec/lookup"
 )
 
 // volumesDir is the directory of the image's volumes, in a container's own.
@@ -30,7 +31,7 @@ const volumesDir = "volumes"
 // layers below the bundle. What has ID mappings is mapped there.
 func (s *Service) mountSources(ctx context.Context, p *Pod, c *Container) ([]string, error) {
 	mounts := c.config().GetMounts()
-	sources, err := spec.PrepareMounts(mounts)
+	sources, err := lookup.PrepareMounts(mounts)
 	if err != nil {
 		return nil, err
 	}

@@ -28,6 +28,7 @@ import (
 	"github.com/micarun/mica/runtimeservice/nri"
 	"github.com/micarun/mica/runtimeservice/oci"
 	"github.com/micarun/mica/runtimeservice/spec"
+	"github.com/micarun/mica/runtimeservice/spec/lookup"
 )
 
 // node holds the components that the daemon has opened. The fields are in order of dependency, and
@@ -144,13 +145,13 @@ func (n *node) openKeeper(ctx context.Context, c config.Config) error {
 // openHost detects the host's features and the usable OCI runtimes.
 func (n *node) openHost(ctx context.Context, c config.Config) error {
 	var err error
-	if n.host, err = spec.DetectHost(); err != nil {
+	if n.host, err = lookup.DetectHost(); err != nil {
 		return fmt.Errorf("detect host: %w", err)
 	}
 	for _, line := range clamped(n.host) {
 		klog.FromContext(ctx).Info("Host restricts containers", "what", line)
 	}
-	if n.host.AppArmorDefault, err = spec.LoadAppArmor(); err != nil {
+	if n.host.AppArmorDefault, err = lookup.LoadAppArmor(); err != nil {
 		klog.FromContext(ctx).Error(err, "Containers without an AppArmor profile of their own run unconfined")
 	}
 	mode, err := cgroup.Detect()

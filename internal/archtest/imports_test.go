@@ -70,6 +70,7 @@ func mayImport() []struct {
 		{"runtimeservice", []string{"imageservice", "network", "overlay", "runtimeservice/..."}},
 		{"runtimeservice/keeper", []string{"runtimeservice/keeper/..."}},
 		{"runtimeservice/keeper/server", []string{"runtimeservice/keeper/wire"}},
+		{"runtimeservice/spec/lookup", []string{"runtimeservice/spec"}},
 		{"runtimeservice/stats", []string{"network", "overlay", "runtimeservice/cgroup"}},
 		{"runtimeservice/...", nil},
 		{"imageservice", []string{"imageservice/...", "overlay"}},
@@ -131,6 +132,26 @@ func TestLibrariesStayBehindTheirPackage(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// The specification of a container depends only on its input.
+func TestSpecDoesNoIO(t *testing.T) {
+	forbidden := []string{
+		"io/fs", "net/...", "os/...", "path/filepath", "syscall", "time", "golang.org/x/sys/...",
+		"github.com/opencontainers/selinux/...", module + "/internal/mounts",
+	}
+	found := false
+	for _, p := range list(t, "./runtimeservice/spec") {
+		found = true
+		for _, imported := range p.Imports {
+			if slices.ContainsFunc(forbidden, func(f string) bool { return matches(f, imported) }) {
+				t.Errorf("%s imports %s: move the look-up to runtimeservice/spec/lookup", p.path(), imported)
+			}
+		}
+	}
+	if !found {
+		t.Error("runtimeservice/spec is missing")
 	}
 }
 

@@ -1,128 +1,16 @@
 package spec
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/internal/testcost"
 )
-
-// cpuTime returns do's CPU time on one thread, the minimum of three runs.
-func cpuTime(t *testing.T, do func()) time.Duration {
-	t.Helper()
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	used := func() time.Duration {
-		var ts unix.Timespec
-		if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
-			t.Fatal(err)
-		}
-		return time.Duration(ts.Nano())
-	}
-	best := time.Duration(1<<63 - 1)
-	for range 3 {
-		before := used()
-		do()
-		best = min(best, used()-before)
-	}
-	return best
-}
-
-// checkLinear holds that 16 times the input costs at most four times a linear cost; a quadratic
-// cost would be 16 times that. The garbage collector may add a few milliseconds.
-func checkLinear(t *testing.T, what string, n int, do func(n int)) {
-	t.Helper()
-	const more, margin, noise = 16, 4, 20 * time.Millisecond
-	small, large := cpuTime(t, func() { do(n / more) }), cpuTime(t, func() { do(n) })
-	t.Logf("%s: %d in %v, %d in %v", what, n/more, small, n, large)
-	if large > margin*more*small+noise {
-		t.Errorf("%s: %d cost %v, %d cost %v, more than in proportion", what, n/more, small, n, large)
-	}
-}
-
-func groupsOf(user string, n int) string {
-	var b strings.Builder
-	for i := range n {
-		fmt.Fprintf(&b, "g%d:x:%d:%s\n", i, i+1, user)
-	}
-	return b.String()
-}
-
-// TestUserInManyGroups holds that an image whose /etc/group lists the user many times costs in
-// proportion to the file, and is refused above the kernel's limit.
-func TestUserInManyGroups(t *testing.T) {
-	in := func(group string) string {
-		return rootfs(t, map[string]string{"etc/passwd": passwd, "etc/group": group})
-	}
-	most := in(groupsOf("app", maxGroups-1))
-	u, err := ResolveUser(t.Context(), most, nil, "app:0")
-	if err != nil || len(u.Additional) != maxGroups {
-		t.Fatalf("%d groups, %v", len(u.Additional), err)
-	}
-	more := in(groupsOf("app", 100_000))
-	strict := &runtimeapi.LinuxContainerSecurityContext{SupplementalGroupsPolicy: runtimeapi.SupplementalGroupsPolicy_Strict}
-	if u, err := ResolveUser(t.Context(), more, strict, "app"); err != nil || len(u.Additional) != 1 {
-		t.Errorf("strictly: %d groups, %v", len(u.Additional), err)
-	}
-	_, err = ResolveUser(t.Context(), more, nil, "app")
-	if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "more than 65536 groups in /etc/group of the image") {
-		t.Errorf("100,000 groups: %v", err)
-	}
-	one := &runtimeapi.LinuxContainerSecurityContext{SupplementalGroups: []int64{1 << 20}}
-	if _, err := ResolveUser(t.Context(), most, one, "app:0"); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "supplemental") {
-		t.Errorf("one group more by the request: %v", err)
-	}
-	roots := map[int]string{}
-	const n = 60_000
-	for _, n := range []int{n, n / 16} {
-		roots[n] = in(groupsOf("app", n))
-	}
-	checkLinear(t, "groups", n, func(n int) {
-		if _, err := ResolveUser(t.Context(), roots[n], nil, "app"); err != nil {
-			t.Error(err)
-		}
-	})
-	requested := func(n int) []int64 {
-		ids := make([]int64, n)
-		for i := range ids {
-			ids[i] = int64(i)
-		}
-		return ids
-	}
-	checkLinear(t, "supplemental groups", n, func(n int) {
-		if _, err := ResolveUser(t.Context(), roots[n], &runtimeapi.LinuxContainerSecurityContext{SupplementalGroups: requested(n)}, "app"); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
-// TestUserLookUpEndsWithItsContext holds that reading an image's files stops when the call's
-// context ends.
-func TestUserLookUpEndsWithItsContext(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	n := 0
-	err := eachEntry(ctx, []byte(groupsOf("app", 50_000)), 5, func([]string) bool {
-		if n++; n == 10 {
-			cancel()
-		}
-		return true
-	})
-	if !errors.Is(err, context.Canceled) || n > 10+linesPerCheck {
-		t.Errorf("read %d lines after the context had ended at the tenth: %v", n, err)
-	}
-	root := rootfs(t, map[string]string{"etc/passwd": passwd, "etc/group": group})
-	if u, err := ResolveUser(ctx, root, nil, "app"); !errors.Is(err, context.Canceled) {
-		t.Errorf("%+v, %v, want the context's error", u, err)
-	}
-}
 
 // TestGreatEnvironment holds the limits of an environment that image and request form together, and
 // that its cost is proportional to its size.
@@ -169,7 +57,7 @@ func TestGreatEnvironment(t *testing.T) {
 			t.Errorf("%s: %v, want %q", c.name, err, c.says)
 		}
 	}
-	checkLinear(t, "environment", maxEnv-16, func(n int) {
+	testcost.Linear(t, "environment", maxEnv-16, func(n int) {
 		in := request()
 		in.Config.Envs = keyValues(entries("E", n, ""))
 		if _, err := Container(in); err != nil {
@@ -232,7 +120,7 @@ func TestGreatRequests(t *testing.T) {
 				fill(&in, n)
 				inputs[n] = in
 			}
-			checkLinear(t, kind, n, func(n int) {
+			testcost.Linear(t, kind, n, func(n int) {
 				if _, err := Container(inputs[n]); err != nil {
 					t.Error(err)
 				}
@@ -241,23 +129,7 @@ func TestGreatRequests(t *testing.T) {
 	}
 }
 
-// TestManyDevices holds the same for devices, which are looked up on the node.
-func TestManyDevices(t *testing.T) {
-	devices := func(n int) []*runtimeapi.Device {
-		out := make([]*runtimeapi.Device, n)
-		for i := range out {
-			out[i] = &runtimeapi.Device{HostPath: "/dev/null", ContainerPath: fmt.Sprintf("/dev/n%d", i)}
-		}
-		return out
-	}
-	checkLinear(t, "devices", 8_000, func(n int) {
-		if nodes, _, err := ResolveDevices(devices(n)); err != nil || len(nodes) != n {
-			t.Errorf("%d devices, %v", len(nodes), err)
-		}
-	})
-}
-
-// TestManyMappings holds the same for a user namespace's mappings, of which the kernel allows 340.
+// TestManyMappings holds the limit of a user namespace's mappings, of which the kernel allows 340.
 func TestManyMappings(t *testing.T) {
 	maps := func(n int) []*runtimeapi.IDMapping {
 		out := make([]*runtimeapi.IDMapping, n)

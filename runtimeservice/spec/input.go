@@ -7,8 +7,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Host holds the properties of this node that a specification depends on. DetectHost reads them
-// once at start; tests provide their own.
+// Host holds the properties of this node that a specification depends on. lookup.DetectHost reads
+// them once at start; tests provide their own.
 type Host struct {
 	// Hostname is the node's host name. Pods in the node's network namespace share it.
 	Hostname string
@@ -24,7 +24,7 @@ type Host struct {
 	// LacksX32 is true if the kernel is known to have no x32 system calls. The default seccomp
 	// profile then omits them.
 	LacksX32 bool
-	// AppArmorDefault is the name of the loaded default profile, from LoadAppArmor. If it is "", a
+	// AppArmorDefault is the name of the loaded default profile, from lookup.LoadAppArmor. If it is "", a
 	// container that requests no profile runs unconfined, and one that requests RuntimeDefault is
 	// refused.
 	AppArmorDefault string

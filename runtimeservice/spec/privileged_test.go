@@ -38,11 +38,11 @@ func TestPrivilegedIgnoresConfinement(t *testing.T) {
 		if err := ValidatePod(in.Pod); err != nil {
 			t.Errorf("%s: pod: %v", name, err)
 		}
-		if text, err := ReadSeccomp(security(&in)); text != nil || err != nil {
-			t.Errorf("%s: read a seccomp profile: %q, %v", name, text, err)
+		if path, err := SeccompFile(security(&in)); path != "" || err != nil {
+			t.Errorf("%s: needs seccomp profile %q, %v", name, path, err)
 		}
-		if err := EnsureAppArmor(security(&in), in.Host); err != nil {
-			t.Errorf("%s: %v", name, err)
+		if profile, err := AppArmorProfile(security(&in), in.Host); profile != "" || err != nil {
+			t.Errorf("%s: needs AppArmor profile %q, %v", name, profile, err)
 		}
 		s, err := Container(in)
 		if err != nil {

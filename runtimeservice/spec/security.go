@@ -1,9 +1,11 @@
 package spec
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/moby/profiles/seccomp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -89,6 +91,20 @@ func seccompProfile(sc *runtimeapi.LinuxContainerSecurityContext) (*runtimeapi.S
 	return parseProfile("seccomp", sc.GetSeccompProfilePath())
 }
 
+// SeccompFile returns the path of the Localhost seccomp profile that the security context requests, ""
+// if there is none or the container is privileged, since privileged containers have no profile. Errors
+// are ErrInvalidArgument.
+func SeccompFile(sc *runtimeapi.LinuxContainerSecurityContext) (string, error) {
+	if sc.GetPrivileged() {
+		return "", nil
+	}
+	profile, err := seccompProfile(sc)
+	if err != nil || profile.GetProfileType() != runtimeapi.SecurityProfile_Localhost {
+		return "", err
+	}
+	return profile.GetLocalhostRef(), nil
+}
+
 // apparmorProfile is seccompProfile for AppArmor.
 func apparmorProfile(sc *runtimeapi.LinuxContainerSecurityContext) (*runtimeapi.SecurityProfile, error) {
 	if p := sc.GetApparmor(); p != nil {
@@ -135,9 +151,40 @@ func checkProfile(kind string, p *runtimeapi.SecurityProfile) (*runtimeapi.Secur
 	return p, nil
 }
 
+// AppArmorProfile returns the name of a container's AppArmor profile, "" for none. A container that
+// requests no profile gets the default one if that is loaded. A privileged container is never
+// confined. Errors: ErrInvalidArgument, and ErrFailedPrecondition for a profile that this kernel cannot
+// have.
+func AppArmorProfile(sc *runtimeapi.LinuxContainerSecurityContext, h Host) (string, error) {
+	if sc.GetPrivileged() {
+		return "", nil
+	}
+	profile, err := apparmorProfile(sc)
+	if err != nil {
+		return "", err
+	}
+	if !h.AppArmor {
+		if profile.GetProfileType() == runtimeapi.SecurityProfile_Localhost {
+			return "", unsupported("apparmor profile %q: this kernel has no AppArmor", profile.GetLocalhostRef())
+		}
+		return "", nil
+	}
+	switch {
+	case profile == nil:
+		return h.AppArmorDefault, nil
+	case profile.GetProfileType() == runtimeapi.SecurityProfile_Localhost:
+		return strings.TrimPrefix(profile.GetLocalhostRef(), "localhost/"), nil
+	case profile.GetProfileType() == runtimeapi.SecurityProfile_Unconfined:
+		return "", nil
+	case h.AppArmorDefault == "":
+		return "", unsupported("apparmor profile RuntimeDefault: no default profile is loaded")
+	}
+	return h.AppArmorDefault, nil
+}
+
 // apparmor sets the profile.
 func (b *builder) apparmor() error {
-	name, err := appArmorName(b.sc, b.in.Host)
+	name, err := AppArmorProfile(b.sc, b.in.Host)
 	b.spec.Process.ApparmorProfile = name
 	return err
 }
@@ -147,4 +194,10 @@ func (b *builder) processLabel() string {
 		return ""
 	}
 	return b.in.ProcessLabel
+}
+
+// withoutX32 removes the x32 architecture from a profile. The OCI runtime compiles the filter for
+// every architecture at each start and exec. x32's share is a quarter of an exec's time.
+func withoutX32(profile *specs.LinuxSeccomp) {
+	profile.Architectures = slices.DeleteFunc(profile.Architectures, func(a specs.Arch) bool { return a == specs.ArchX32 })
 }

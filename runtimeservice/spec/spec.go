@@ -1,10 +1,9 @@
 // Package spec converts a CRI container request, an image configuration and the node's properties
 // to an OCI runtime specification.
 //
-// Container, Process, Resources and the validators are pure: the same input gives the same bytes,
-// and nothing is read from or written to the machine. The caller does all look-ups before and
-// passes the results, with the functions of host.go (the node), user.go (users in a root file
-// system), prepare.go (mount sources, device nodes, seccomp files), selinux.go and apparmor.go.
+// The package is pure: the same input gives the same bytes, and nothing is read from or written to the
+// machine, except that the library of seccomp profiles reads the kernel's version. The caller does all
+// look-ups before, with package lookup, and passes the results.
 //
 // A request that cannot be fulfilled is an error; no CRI field is ignored silently. There are three
 // exceptions, all of them settings that every kubelet sends to every node. SELinux options are

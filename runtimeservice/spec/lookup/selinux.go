@@ -1,4 +1,4 @@
-package spec
+package lookup
 
 import (
 	"cmp"
@@ -10,6 +10,8 @@ import (
 	"github.com/opencontainers/selinux/go-selinux/label"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/runtimeservice/spec"
 )
 
 // SELinuxLabels returns a container's process and mount labels for the container's options or,
@@ -79,7 +81,7 @@ func ReleaseSELinux(process string) { selinux.ReleaseLabel(process) }
 // Relabel sets the container's mount label on the sources of the mounts that request it, both the
 // request's and the runtime's own. It does nothing without a label. It skips file systems without
 // extended attributes.
-func Relabel(in ContainerInput) error {
+func Relabel(in spec.ContainerInput) error {
 	if in.MountLabel == "" {
 		return nil
 	}
@@ -91,7 +93,7 @@ func Relabel(in ContainerInput) error {
 	return nil
 }
 
-func relabelSources(in ContainerInput) []string {
+func relabelSources(in spec.ContainerInput) []string {
 	var sources []string
 	for i, m := range in.Config.GetMounts() {
 		if !m.GetSelinuxRelabel() || m.GetImage() != nil { // images are read-only

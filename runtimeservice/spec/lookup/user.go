@@ -1,4 +1,4 @@
-package spec
+package lookup
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/internal/userid"
+	"github.com/micarun/mica/runtimeservice/spec"
 )
 
 // maxGroups is NGROUPS_MAX of setgroups(2), the maximum number of groups of a process.
@@ -26,51 +27,51 @@ const maxGroups = 65536
 // It returns ErrInvalidArgument for users and groups that do not exist, user files that are not
 // regular files of limited size, more than 65,536 groups, and supplementary groups whose number is
 // the name of another group.
-func ResolveUser(ctx context.Context, rootfs string, sc *runtimeapi.LinuxContainerSecurityContext, image string) (User, error) {
+func ResolveUser(ctx context.Context, rootfs string, sc *runtimeapi.LinuxContainerSecurityContext, image string) (spec.User, error) {
 	u, err := resolveUser(ctx, rootfs, sc, image)
 	if err != nil {
-		return User{}, fmt.Errorf("resolve user: %w", err)
+		return spec.User{}, fmt.Errorf("resolve user: %w", err)
 	}
 	return u, nil
 }
 
-func resolveUser(ctx context.Context, rootfs string, sc *runtimeapi.LinuxContainerSecurityContext, image string) (User, error) {
+func resolveUser(ctx context.Context, rootfs string, sc *runtimeapi.LinuxContainerSecurityContext, image string) (spec.User, error) {
 	name, group, err := requestedUser(sc, image)
 	if err != nil {
-		return User{}, err
+		return spec.User{}, err
 	}
 	users, err := readInRoot(rootfs, "/etc/passwd")
 	if err != nil {
-		return User{}, err
+		return spec.User{}, err
 	}
 	groups, err := readInRoot(rootfs, "/etc/group")
 	if err != nil {
-		return User{}, err
+		return spec.User{}, err
 	}
 	u, entry, err := findUser(ctx, users, name)
 	if err != nil {
-		return User{}, err
+		return spec.User{}, err
 	}
 	if sc.GetRunAsUsername() != "" && entry == nil {
-		return User{}, invalid("user %q is not in /etc/passwd of the image", name)
+		return spec.User{}, invalid("user %q is not in /etc/passwd of the image", name)
 	}
 	if group != "" {
 		if u.GID, err = findGroup(ctx, groups, group); err != nil {
-			return User{}, err
+			return spec.User{}, err
 		}
 	}
 	set := newGroupSet(u.GID)
 	if sc.GetSupplementalGroupsPolicy() == runtimeapi.SupplementalGroupsPolicy_Merge && entry != nil {
 		if err := set.addMemberships(ctx, groups, entry.name); err != nil {
-			return User{}, err
+			return spec.User{}, err
 		}
 	}
 	if err := set.addRequested(sc.GetSupplementalGroups()); err != nil {
-		return User{}, err
+		return spec.User{}, err
 	}
 	u.Additional = set.ids
 	if u.NumberIsName, err = set.misnamed(ctx, groups); err != nil {
-		return User{}, err
+		return spec.User{}, err
 	}
 	return u, nil
 }
@@ -101,23 +102,23 @@ func requestedUser(sc *runtimeapi.LinuxContainerSecurityContext, image string) (
 }
 
 // findUser looks up a name or number. entry is nil for a number that is not in /etc/passwd.
-func findUser(ctx context.Context, passwd []byte, name string) (u User, entry *userEntry, err error) {
+func findUser(ctx context.Context, passwd []byte, name string) (u spec.User, entry *userEntry, err error) {
 	id, numeric, err := userid.Parse(name)
 	if err != nil {
-		return User{}, nil, invalid("user: %v", err)
+		return spec.User{}, nil, invalid("user: %v", err)
 	}
 	matches := func(e userEntry) bool { return e.name == name }
 	if numeric {
 		matches = func(e userEntry) bool { return e.hasID(id) }
 	}
 	if entry, err = firstUser(ctx, passwd, matches); err != nil {
-		return User{}, nil, err
+		return spec.User{}, nil, err
 	}
 	switch {
 	case entry != nil:
 		u, err = entry.user()
 	case numeric:
-		u = User{UID: id, Home: "/"}
+		u = spec.User{UID: id, Home: "/"}
 	default:
 		err = invalid("user %q is not in /etc/passwd of the image", name)
 	}

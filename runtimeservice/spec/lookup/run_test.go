@@ -1,4 +1,4 @@
-package spec
+package lookup
 
 import (
 	"encoding/json"
@@ -18,6 +18,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/internal/testcgroup"
+	"github.com/micarun/mica/runtimeservice/spec"
 )
 
 // runtimes are the OCI runtimes that TestRun uses. crun refuses hybrid cgroups, so the unified
@@ -86,17 +87,31 @@ func run(t *testing.T, runtime string, s *specs.Spec) (string, error) {
 }
 
 // onHost returns a request for this node and root.
-func onHost(t *testing.T, root, script string) ContainerInput {
+func onHost(t *testing.T, root, script string) spec.ContainerInput {
 	t.Helper()
 	h, err := DetectHost()
 	if err != nil {
 		t.Fatal(err)
 	}
-	in := request()
-	in.Host, in.RootfsPath = h, root
-	in.Namespaces = Namespaces{User: HostNamespace}
-	in.Config.Command = []string{"/bin/sh", "-c", "export PATH=/b:/bin; busybox() { /bin/busybox \"$@\"; }; " + script}
-	return in
+	return spec.ContainerInput{
+		ID: "c0ffee", PodID: "badcab1e",
+		Config: &runtimeapi.ContainerConfig{
+			Metadata: &runtimeapi.ContainerMetadata{Name: "web"},
+			Image:    &runtimeapi.ImageSpec{Image: "sha256:1234"},
+			Command:  []string{"/bin/sh", "-c", "export PATH=/b:/bin; busybox() { /bin/busybox \"$@\"; }; " + script},
+			Linux:    &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{}},
+		},
+		Pod: &runtimeapi.PodSandboxConfig{
+			Metadata: &runtimeapi.PodSandboxMetadata{Name: "pod1", Namespace: "default", Uid: "u-1"},
+			Hostname: "pod1",
+			Linux:    &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{}},
+		},
+		Host: h, RootfsPath: root, Namespaces: spec.Namespaces{User: spec.HostNamespace},
+	}
+}
+
+func security(in *spec.ContainerInput) *runtimeapi.LinuxContainerSecurityContext {
+	return in.Config.Linux.SecurityContext
 }
 
 // TestRun holds that real OCI runtimes accept the specifications, and that these have the intended
@@ -110,17 +125,17 @@ func TestRun(t *testing.T) {
 	kept := t.TempDir()
 	for _, c := range []struct {
 		name, script string
-		change       func(*ContainerInput)
+		change       func(*spec.ContainerInput)
 		want         []string
 	}{
 		{
 			"minimal", `echo $HOSTNAME; busybox hostname; busybox id -u; busybox grep -c . /proc/self/mountinfo >/dev/null && echo mounts; (echo x >/proc/sys/kernel/domainname) 2>/dev/null || echo guarded; busybox wc -c </proc/interrupts`,
-			func(*ContainerInput) {},
+			func(*spec.ContainerInput) {},
 			[]string{"pod1", "pod1", "0", "mounts", "guarded", "0"},
 		},
 		{
 			"confined", `busybox id -u; busybox id -G; busybox grep -E "^(CapEff|CapAmb|NoNewPrivs|Seccomp):" /proc/self/status; busybox touch /x 2>/dev/null || echo readonly; busybox pwd`,
-			func(in *ContainerInput) {
+			func(in *spec.ContainerInput) {
 				sc := security(in)
 				sc.RunAsUsername, sc.SupplementalGroups = "app", []int64{777}
 				sc.Seccomp = profile(runtimeapi.SecurityProfile_RuntimeDefault, "")
@@ -132,12 +147,14 @@ func TestRun(t *testing.T) {
 		},
 		{
 			"privileged", `busybox grep Seccomp: /proc/self/status; [ -w /sys/fs ] && echo writable; [ -c /dev/fuse ] && echo devices; busybox mount -t tmpfs none /etc && echo mounted`,
-			func(in *ContainerInput) { security(in).Privileged, podSecurity(in).Privileged = true, true },
+			func(in *spec.ContainerInput) {
+				security(in).Privileged, in.Pod.Linux.SecurityContext.Privileged = true, true
+			},
 			[]string{"Seccomp:\t0", "writable", "devices", "mounted"},
 		},
 		{
 			"mounts", `busybox cat /v/deep/file; echo; busybox touch /v/ro/x 2>/dev/null || echo "read-only"; busybox touch /v/rro/x 2>/dev/null || echo "all read-only"; busybox touch /kept/x && echo writable; busybox cp /bin/busybox /kept/b && /kept/b true 2>/dev/null || echo noexec; busybox cat /etc/resolv.conf/file`,
-			func(in *ContainerInput) {
+			func(in *spec.ContainerInput) {
 				in.Config.Mounts = []*runtimeapi.Mount{
 					{ContainerPath: "/v/deep", HostPath: shared},
 					{ContainerPath: "/v", HostPath: t.TempDir()},
@@ -146,13 +163,13 @@ func TestRun(t *testing.T) {
 					{ContainerPath: "/kept", HostPath: kept, MountOptions: []string{"noexec", "nosuid"}},
 				}
 				in.Features = &features.Features{MountOptions: []string{"rro", "noexec", "nosuid"}}
-				in.Mounts = []Mount{{Source: shared, Destination: "/etc/resolv.conf", ReadOnly: true}}
+				in.Mounts = []spec.Mount{{Source: shared, Destination: "/etc/resolv.conf", ReadOnly: true}}
 			},
 			[]string{"hello", "read-only", "all read-only", "writable", "noexec", "hello"},
 		},
 		{
 			"resources", `busybox cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/cpu/cpu.shares; busybox cat /proc/self/oom_score_adj`,
-			func(in *ContainerInput) {
+			func(in *spec.ContainerInput) {
 				in.Config.Linux.Resources = &runtimeapi.LinuxContainerResources{
 					MemoryLimitInBytes: 64 << 20, CpuShares: 256, CpuQuota: 20000, CpuPeriod: 100000, OomScoreAdj: 321,
 					HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}},
@@ -162,8 +179,8 @@ func TestRun(t *testing.T) {
 		},
 		{
 			"host namespaces and clamps", `[ -d /proc/` + strconv.Itoa(os.Getpid()) + ` ] && echo seen; ulimit -n; busybox cat /proc/self/oom_score_adj`,
-			func(in *ContainerInput) {
-				in.Namespaces = Namespaces{Net: HostNamespace, IPC: HostNamespace, UTS: HostNamespace, PID: HostNamespace, User: HostNamespace}
+			func(in *spec.ContainerInput) {
+				in.Namespaces = spec.Namespaces{Net: spec.HostNamespace, IPC: spec.HostNamespace, UTS: spec.HostNamespace, PID: spec.HostNamespace, User: spec.HostNamespace}
 				in.Config.Linux.Resources = &runtimeapi.LinuxContainerResources{OomScoreAdj: -998}
 				in.Host.RaiseRlimits = false
 				in.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1 << 40, Hard: 1 << 40}}
@@ -172,7 +189,7 @@ func TestRun(t *testing.T) {
 		},
 		{
 			"devices", `[ -c /dev/mynull ] && echo x >/dev/mynull && echo written; [ -e /dev/kmsg ] || echo none`,
-			func(in *ContainerInput) {
+			func(in *spec.ContainerInput) {
 				in.Config.Devices = []*runtimeapi.Device{{HostPath: "/dev/full", ContainerPath: "/dev/unused"}, {HostPath: "/dev/null", ContainerPath: "/dev/mynull"}}
 			},
 			[]string{"written", "none"},
@@ -186,7 +203,7 @@ func TestRun(t *testing.T) {
 				}
 				c.change(&in)
 				prepare(t, &in)
-				s, err := Container(in)
+				s, err := spec.Container(in)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -207,7 +224,7 @@ func TestRun(t *testing.T) {
 }
 
 // prepare does the look-ups that a caller of Container does.
-func prepare(t *testing.T, in *ContainerInput) {
+func prepare(t *testing.T, in *spec.ContainerInput) {
 	t.Helper()
 	var err error
 	if in.User, err = ResolveUser(t.Context(), in.RootfsPath, security(in), ""); err != nil {
@@ -221,7 +238,7 @@ func prepare(t *testing.T, in *ContainerInput) {
 	}
 }
 
-func heldNoFile(h Host) uint64 {
+func heldNoFile(h spec.Host) uint64 {
 	for _, l := range h.Rlimits {
 		if l.Type == "RLIMIT_NOFILE" {
 			return l.Hard

@@ -1,4 +1,4 @@
-package spec
+package lookup
 
 import (
 	"slices"
@@ -6,6 +6,8 @@ import (
 
 	"github.com/opencontainers/selinux/go-selinux"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/runtimeservice/spec"
 )
 
 func TestSELinuxOptions(t *testing.T) {
@@ -73,11 +75,11 @@ func TestSELinuxLabels(t *testing.T) {
 }
 
 func TestRelabelSources(t *testing.T) {
-	in := request()
+	in := spec.ContainerInput{Config: &runtimeapi.ContainerConfig{}}
 	in.Config.Mounts = []*runtimeapi.Mount{
 		{ContainerPath: "/a", HostPath: "/link", SelinuxRelabel: true}, {ContainerPath: "/b", HostPath: "/b"},
 	}
-	in.Mounts = []Mount{{Source: "/run/hosts", Relabel: true}, {Source: "/dev/shm"}}
+	in.Mounts = []spec.Mount{{Source: "/run/hosts", Relabel: true}, {Source: "/dev/shm"}}
 	if got := relabelSources(in); !slices.Equal(got, []string{"/link", "/run/hosts"}) {
 		t.Errorf("relabelSources = %q", got)
 	}

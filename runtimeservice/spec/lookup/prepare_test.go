@@ -1,4 +1,4 @@
-package spec
+package lookup
 
 import (
 	"os"
@@ -15,6 +15,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/runtimeservice/spec"
 )
 
 const (
@@ -38,6 +40,10 @@ func rootfs(t *testing.T, files map[string]string) string {
 	return root
 }
 
+func profile(kind runtimeapi.SecurityProfile_ProfileType, ref string) *runtimeapi.SecurityProfile {
+	return &runtimeapi.SecurityProfile{ProfileType: kind, LocalhostRef: ref}
+}
+
 func TestResolveUser(t *testing.T) {
 	root := rootfs(t, map[string]string{"etc/passwd": passwd, "etc/group": group})
 	id := func(n int64) *runtimeapi.Int64Value { return &runtimeapi.Int64Value{Value: n} }
@@ -46,25 +52,25 @@ func TestResolveUser(t *testing.T) {
 		name  string
 		sc    *sc
 		image string
-		want  User
+		want  spec.User
 	}{
-		{"nothing", nil, "", User{Additional: []uint32{0, 10}, Home: "/root"}},
-		{"image name", nil, "app", User{UID: 1000, GID: 100, Additional: []uint32{100, 29, 44}, Username: "app", Home: "/home/app"}},
-		{"image number", nil, "1000", User{UID: 1000, GID: 100, Additional: []uint32{100, 29, 44}, Home: "/home/app"}},
-		{"image name and group", nil, "app:video", User{UID: 1000, GID: 44, Additional: []uint32{44, 29}, Username: "app", Home: "/home/app"}},
-		{"unknown number", nil, "4242:4343", User{UID: 4242, GID: 4343, Additional: []uint32{4343}, Home: "/"}},
-		{"user without home", nil, "nohome", User{UID: 1001, GID: 100, Additional: []uint32{100}, Username: "nohome", Home: "/"}},
+		{"nothing", nil, "", spec.User{Additional: []uint32{0, 10}, Home: "/root"}},
+		{"image name", nil, "app", spec.User{UID: 1000, GID: 100, Additional: []uint32{100, 29, 44}, Username: "app", Home: "/home/app"}},
+		{"image number", nil, "1000", spec.User{UID: 1000, GID: 100, Additional: []uint32{100, 29, 44}, Home: "/home/app"}},
+		{"image name and group", nil, "app:video", spec.User{UID: 1000, GID: 44, Additional: []uint32{44, 29}, Username: "app", Home: "/home/app"}},
+		{"unknown number", nil, "4242:4343", spec.User{UID: 4242, GID: 4343, Additional: []uint32{4343}, Home: "/"}},
+		{"user without home", nil, "nohome", spec.User{UID: 1001, GID: 100, Additional: []uint32{100}, Username: "nohome", Home: "/"}},
 		{
 			"run_as_user over image", &sc{RunAsUser: id(1000), SupplementalGroups: []int64{7, 29}}, "root",
-			User{UID: 1000, GID: 100, Additional: []uint32{100, 29, 44, 7}, Home: "/home/app"},
+			spec.User{UID: 1000, GID: 100, Additional: []uint32{100, 29, 44, 7}, Home: "/home/app"},
 		},
 		{
 			"run_as_username and group", &sc{RunAsUsername: "app", RunAsGroup: id(55)}, "",
-			User{UID: 1000, GID: 55, Additional: []uint32{55, 29, 44}, Username: "app", Home: "/home/app"},
+			spec.User{UID: 1000, GID: 55, Additional: []uint32{55, 29, 44}, Username: "app", Home: "/home/app"},
 		},
 		{
 			"strict", &sc{RunAsUser: id(1000), SupplementalGroups: []int64{7}, SupplementalGroupsPolicy: runtimeapi.SupplementalGroupsPolicy_Strict}, "",
-			User{UID: 1000, GID: 100, Additional: []uint32{100, 7}, Home: "/home/app"},
+			spec.User{UID: 1000, GID: 100, Additional: []uint32{100, 7}, Home: "/home/app"},
 		},
 	} {
 		got, err := ResolveUser(t.Context(), root, c.sc, c.image)
@@ -310,6 +316,11 @@ func TestReadSeccomp(t *testing.T) {
 	if text, err := ReadSeccomp(sc(file)); err != nil || string(text) != "{}" {
 		t.Errorf("ReadSeccomp = %q, %v", text, err)
 	}
+	privileged := sc(filepath.Join(dir, "none"))
+	privileged.Privileged = true
+	if text, err := ReadSeccomp(privileged); err != nil || text != nil {
+		t.Errorf("ReadSeccomp of a privileged container = %q, %v", text, err)
+	}
 	if text, err := ReadSeccomp(nil); err != nil || text != nil {
 		t.Errorf("ReadSeccomp(nil) = %q, %v", text, err)
 	}
@@ -405,7 +416,7 @@ func TestEnsureAppArmor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := Host{AppArmor: true, AppArmorDefault: name}
+	h := spec.Host{AppArmor: true, AppArmorDefault: name}
 	if err := os.WriteFile("/sys/kernel/security/apparmor/.remove", []byte(name), 0); err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package spec
+package lookup
 
 import (
 	"errors"
@@ -14,14 +14,17 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/selinux/go-selinux"
 	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/runtimeservice/spec"
 )
 
 // oomScoreAdjFloor is the lowest oom_score_adj that the kernel accepts.
 const oomScoreAdjFloor = -1000
 
-// DetectHost reads the properties of this node and process.
-func DetectHost() (Host, error) {
-	h := Host{
+// DetectHost reads the properties of this node and process. It does not set AppArmorDefault, which is
+// the result of [LoadAppArmor].
+func DetectHost() (spec.Host, error) {
+	h := spec.Host{
 		CgroupV2:          cgroups.IsCgroup2UnifiedMode(),
 		Seccomp:           hasSeccomp(),
 		AppArmor:          hasAppArmor(),
@@ -32,20 +35,20 @@ func DetectHost() (Host, error) {
 	h.HugetlbCgroup, h.SwapAccounting = hugetlbCgroup(h.CgroupV2), swapAccounting(h.CgroupV2)
 	var err error
 	if h.Capabilities, err = heldCapabilities(); err != nil {
-		return Host{}, fmt.Errorf("read capabilities: %w", err)
+		return spec.Host{}, fmt.Errorf("read capabilities: %w", err)
 	}
 	if h.Hostname, err = os.Hostname(); err != nil {
-		return Host{}, fmt.Errorf("read hostname: %w", err)
+		return spec.Host{}, fmt.Errorf("read hostname: %w", err)
 	}
 	h.RaiseRlimits = slices.Contains(h.Capabilities, "CAP_SYS_RESOURCE") && initialUserNamespace()
 	if h.OOMScoreAdjMin, err = oomScoreAdjMin(h.RaiseRlimits); err != nil {
-		return Host{}, fmt.Errorf("read oom_score_adj: %w", err)
+		return spec.Host{}, fmt.Errorf("read oom_score_adj: %w", err)
 	}
 	if h.Rlimits, err = heldRlimits(); err != nil {
-		return Host{}, fmt.Errorf("read resource limits: %w", err)
+		return spec.Host{}, fmt.Errorf("read resource limits: %w", err)
 	}
 	if h.Devices, err = HostDevices(); err != nil {
-		return Host{}, fmt.Errorf("list devices: %w", err)
+		return spec.Host{}, fmt.Errorf("list devices: %w", err)
 	}
 	return h, nil
 }
@@ -63,7 +66,7 @@ func heldCapabilities() ([]string, error) {
 	var held []string
 	for _, c := range capability.ListKnown() {
 		if caps.Get(capability.BOUNDING, c) && caps.Get(capability.PERMITTED, c) {
-			held = append(held, capabilityName(c))
+			held = append(held, "CAP_"+strings.ToUpper(c.String()))
 		}
 	}
 	return held, nil

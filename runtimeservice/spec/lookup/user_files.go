@@ -1,4 +1,4 @@
-package spec
+package lookup
 
 import (
 	"bytes"
@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/micarun/mica/internal/userid"
+	"github.com/micarun/mica/runtimeservice/spec"
 )
 
 // maxUserFile bounds an image's /etc/passwd and /etc/group, in bytes.
@@ -32,15 +33,15 @@ func (e userEntry) hasID(id uint32) bool {
 
 // user returns the entry's user. As in Docker and containerd, an entry without a group field gives
 // group 0. Some minimal images have such entries.
-func (e userEntry) user() (User, error) {
+func (e userEntry) user() (spec.User, error) {
 	uid, numeric, err := userid.Parse(e.uid)
 	if err != nil || !numeric {
-		return User{}, invalid("user %q has ID %q in /etc/passwd of the image", e.name, e.uid)
+		return spec.User{}, invalid("user %q has ID %q in /etc/passwd of the image", e.name, e.uid)
 	}
-	u := User{UID: uid, Home: e.home}
+	u := spec.User{UID: uid, Home: e.home}
 	if e.gid != "" {
 		if u.GID, numeric, err = userid.Parse(e.gid); err != nil || !numeric {
-			return User{}, invalid("user %q has group %q in /etc/passwd of the image", e.name, e.gid)
+			return spec.User{}, invalid("user %q has group %q in /etc/passwd of the image", e.name, e.gid)
 		}
 	}
 	// Home becomes an environment variable, which plugins receive as UTF-8.

@@ -1,4 +1,4 @@
-package spec
+package lookup
 
 import (
 	"errors"
@@ -15,6 +15,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/runtimeservice/spec"
 )
 
 func number(n int64) *runtimeapi.Int64Value { return &runtimeapi.Int64Value{Value: n} }
@@ -31,21 +33,21 @@ func TestNumericNames(t *testing.T) {
 		name  string
 		sc    *sc
 		image string
-		want  User
+		want  spec.User
 	}{
-		{"image", nil, "1000", User{UID: 1000, Additional: []uint32{0}, Home: "/"}},
-		{"image with group", nil, "1000:2000", User{UID: 1000, GID: 2000, Additional: []uint32{2000}, NumberIsName: true, Home: "/"}},
-		{"image with a plus sign", nil, "+1000:+2000", User{UID: 1000, GID: 2000, Additional: []uint32{2000}, NumberIsName: true, Home: "/"}},
-		{"image with zeros in front", nil, "01000:02000", User{UID: 1000, GID: 2000, Additional: []uint32{2000}, NumberIsName: true, Home: "/"}},
-		{"name and numeric group", nil, "root:2000", User{GID: 2000, Additional: []uint32{2000}, NumberIsName: true, Username: "root", Home: "/root"}},
-		{"run_as_user", &sc{RunAsUser: number(1000)}, "", User{UID: 1000, Additional: []uint32{0}, Home: "/"}},
+		{"image", nil, "1000", spec.User{UID: 1000, Additional: []uint32{0}, Home: "/"}},
+		{"image with group", nil, "1000:2000", spec.User{UID: 1000, GID: 2000, Additional: []uint32{2000}, NumberIsName: true, Home: "/"}},
+		{"image with a plus sign", nil, "+1000:+2000", spec.User{UID: 1000, GID: 2000, Additional: []uint32{2000}, NumberIsName: true, Home: "/"}},
+		{"image with zeros in front", nil, "01000:02000", spec.User{UID: 1000, GID: 2000, Additional: []uint32{2000}, NumberIsName: true, Home: "/"}},
+		{"name and numeric group", nil, "root:2000", spec.User{GID: 2000, Additional: []uint32{2000}, NumberIsName: true, Username: "root", Home: "/root"}},
+		{"run_as_user", &sc{RunAsUser: number(1000)}, "", spec.User{UID: 1000, Additional: []uint32{0}, Home: "/"}},
 		{
 			"run_as_user and run_as_group", &sc{RunAsUser: number(1234), RunAsGroup: number(2000)}, "",
-			User{UID: 1234, GID: 2000, Additional: []uint32{2000}, NumberIsName: true, Home: "/"},
+			spec.User{UID: 1234, GID: 2000, Additional: []uint32{2000}, NumberIsName: true, Home: "/"},
 		},
 		{
 			"number whose entry has a numeric name", &sc{RunAsUser: number(78)}, "",
-			User{UID: 78, GID: 79, Additional: []uint32{79, 50}, Home: "/home/77"},
+			spec.User{UID: 78, GID: 79, Additional: []uint32{79, 50}, Home: "/home/77"},
 		},
 	} {
 		got, err := ResolveUser(t.Context(), root, c.sc, c.image)
@@ -198,7 +200,7 @@ func (r reference) id(s string) (id uint32, numeric, ok bool) {
 	return uint32(value), true, true
 }
 
-func (r reference) resolve(sc *runtimeapi.LinuxContainerSecurityContext, image string) (User, bool) {
+func (r reference) resolve(sc *runtimeapi.LinuxContainerSecurityContext, image string) (spec.User, bool) {
 	name, group, _ := strings.Cut(image, ":")
 	if sc.RunAsUser != nil || sc.RunAsUsername != "" {
 		name, group = sc.RunAsUsername, ""
@@ -212,10 +214,10 @@ func (r reference) resolve(sc *runtimeapi.LinuxContainerSecurityContext, image s
 	if name == "" {
 		name = "0"
 	}
-	u := User{Home: "/"}
+	u := spec.User{Home: "/"}
 	uid, numeric, ok := r.id(name)
 	if numeric && !ok {
-		return User{}, false
+		return spec.User{}, false
 	}
 	u.UID = uid
 	var entry []string
@@ -227,7 +229,7 @@ func (r reference) resolve(sc *runtimeapi.LinuxContainerSecurityContext, image s
 		}
 	}
 	if entry == nil && (!numeric || sc.RunAsUsername != "") {
-		return User{}, false
+		return spec.User{}, false
 	}
 	if entry != nil {
 		var okUID, okGID bool
@@ -236,7 +238,7 @@ func (r reference) resolve(sc *runtimeapi.LinuxContainerSecurityContext, image s
 			okGID = true
 		}
 		if !okUID || !okGID {
-			return User{}, false
+			return spec.User{}, false
 		}
 		if home := entry[5]; home != "" && !strings.Contains(home, "\x00") {
 			u.Home = strings.ToValidUTF8(home, "\uFFFD")
@@ -248,7 +250,7 @@ func (r reference) resolve(sc *runtimeapi.LinuxContainerSecurityContext, image s
 	return r.groups(u, sc, entry, group)
 }
 
-func (r reference) groups(u User, sc *runtimeapi.LinuxContainerSecurityContext, entry []string, group string) (User, bool) {
+func (r reference) groups(u spec.User, sc *runtimeapi.LinuxContainerSecurityContext, entry []string, group string) (spec.User, bool) {
 	if group != "" {
 		gid, numeric, ok := r.id(group)
 		for _, e := range r.entries(r.group) {
@@ -258,7 +260,7 @@ func (r reference) groups(u User, sc *runtimeapi.LinuxContainerSecurityContext, 
 			}
 		}
 		if !ok {
-			return User{}, false
+			return spec.User{}, false
 		}
 		u.GID = gid
 	}
@@ -282,7 +284,7 @@ func (r reference) groups(u User, sc *runtimeapi.LinuxContainerSecurityContext, 
 	}
 	for _, id := range sc.SupplementalGroups {
 		if id < 0 || id > 1<<32-2 {
-			return User{}, false
+			return spec.User{}, false
 		}
 		add(uint32(id))
 	}
@@ -290,7 +292,7 @@ func (r reference) groups(u User, sc *runtimeapi.LinuxContainerSecurityContext, 
 		for i, have := range u.Additional {
 			if id, _, ok := r.id(e[2]); e[0] == fmt.Sprint(have) && (!ok || id != have) {
 				if i > 0 {
-					return User{}, false
+					return spec.User{}, false
 				}
 				u.NumberIsName = true
 			}

@@ -1,4 +1,4 @@
-package spec
+package lookup
 
 import (
 	"errors"
@@ -16,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/internal/mounts"
+	"github.com/micarun/mica/runtimeservice/spec"
 )
 
 // maxSeccompProfile bounds the file of a Localhost profile, in bytes.
@@ -217,14 +218,11 @@ func deviceNode(host, target string) (node specs.LinuxDevice, ok bool, err error
 // requests. It returns nil if there is none or the container is privileged, since privileged
 // containers have no profile. Profiles of more than 4 MiB are ErrInvalidArgument.
 func ReadSeccomp(sc *runtimeapi.LinuxContainerSecurityContext) ([]byte, error) {
-	if sc.GetPrivileged() {
-		return nil, nil
-	}
-	profile, err := seccompProfile(sc)
-	if err != nil || profile.GetProfileType() != runtimeapi.SecurityProfile_Localhost {
+	path, err := spec.SeccompFile(sc)
+	if err != nil || path == "" {
 		return nil, err
 	}
-	f, err := os.OpenFile(profile.GetLocalhostRef(), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open seccomp profile: %w", absent(err))
 	}

@@ -1,4 +1,4 @@
-package spec
+package lookup
 
 import (
 	"bytes"
@@ -6,9 +6,7 @@ import (
 	"io"
 	"os"
 	"regexp"
-	"slices"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -49,10 +47,4 @@ func kernelConfig() []byte {
 		return nil
 	}
 	return config
-}
-
-// withoutX32 removes the x32 architecture from a profile. The OCI runtime compiles the filter for
-// every architecture at each start and exec. x32's share is a quarter of an exec's time.
-func withoutX32(profile *specs.LinuxSeccomp) {
-	profile.Architectures = slices.DeleteFunc(profile.Architectures, func(a specs.Arch) bool { return a == specs.ArchX32 })
 }
