@@ -47,7 +47,7 @@ func (n *node) bridged(version string, more ...string) string {
 // sorted order; sed cuts off the keys after prevResult.
 const pass = `[ $CNI_COMMAND != ADD ] || sed -e 's/.*"prevResult"://' -e 's/,"runtimeConfig":.*//' -e 's/,"type":"[a-z]*"}$//' $log.ADD`
 
-func TestPluginsAreToldWhatKubernetesTells(t *testing.T) {
+func TestPluginsGetWhatKubernetesSends(t *testing.T) {
 	n := newNode(t, nil)
 	log := n.script("spy", pass)
 	n.configure("10.conflist", n.bridged("1.0.0",
@@ -66,11 +66,11 @@ func TestPluginsAreToldWhatKubernetesTells(t *testing.T) {
 	pod.MAC = net.HardwareAddr{2, 0, 0, 0, 0, 1}
 	n.add(pod)
 
-	var told struct {
+	var input struct {
 		RuntimeConfig map[string]any
 		PrevResult    struct{ IPs []any }
 	}
-	must(t, json.Unmarshal([]byte(read(t, log+".ADD")), &told))
+	must(t, json.Unmarshal([]byte(read(t, log+".ADD")), &input))
 	want := map[string]any{
 		"portMappings": []any{
 			map[string]any{"hostPort": 1.0, "containerPort": 2.0, "protocol": "tcp"},
@@ -85,11 +85,11 @@ func TestPluginsAreToldWhatKubernetesTells(t *testing.T) {
 		"mac":        "02:00:00:00:00:01",
 		"cgroupPath": "/kubepods/a",
 	}
-	if diff := cmp.Diff(want, told.RuntimeConfig); diff != "" {
+	if diff := cmp.Diff(want, input.RuntimeConfig); diff != "" {
 		t.Errorf("runtimeConfig (-want +got):\n%s", diff)
 	}
-	if len(told.PrevResult.IPs) != 1 {
-		t.Errorf("prevResult = %+v", told.PrevResult)
+	if len(input.PrevResult.IPs) != 1 {
+		t.Errorf("prevResult = %+v", input.PrevResult)
 	}
 	env := strings.Split(read(t, log+".ADD.env"), "\n")
 	for _, want := range []string{
@@ -104,9 +104,9 @@ func TestPluginsAreToldWhatKubernetesTells(t *testing.T) {
 	}
 	// DEL gets the same arguments, although the caller passes only the ID.
 	must(t, n.Del(t.Context(), Pod{ID: pod.ID}))
-	told.RuntimeConfig = nil
-	must(t, json.Unmarshal([]byte(read(t, log+".DEL")), &told))
-	if diff := cmp.Diff(want, told.RuntimeConfig); diff != "" {
+	input.RuntimeConfig = nil
+	must(t, json.Unmarshal([]byte(read(t, log+".DEL")), &input))
+	if diff := cmp.Diff(want, input.RuntimeConfig); diff != "" {
 		t.Errorf("runtimeConfig of DEL (-want +got):\n%s", diff)
 	}
 }

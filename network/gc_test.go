@@ -109,10 +109,10 @@ esac`)
 			if version == "1.0.0" {
 				return
 			}
-			var told map[string]any
-			must(t, json.Unmarshal([]byte(read(t, log+".GC")), &told))
+			var input map[string]any
+			must(t, json.Unmarshal([]byte(read(t, log+".GC")), &input))
 			valid := []any{map[string]any{"containerID": live.ID, "ifname": "eth0"}}
-			if diff := cmp.Diff(valid, told["cni.dev/valid-attachments"]); diff != "" {
+			if diff := cmp.Diff(valid, input["cni.dev/valid-attachments"]); diff != "" {
 				t.Errorf("valid attachments (-want +got):\n%s", diff)
 			}
 			must(t, os.WriteFile(log+".down", nil, 0o600))
@@ -149,7 +149,7 @@ func TestStraysAreFoundWithoutBeingOpen(t *testing.T) {
 	n := newNode(t, nil)
 	first, _ := n.attached()
 	second, address := n.attached()
-	strays := func(live ...string) []string {
+	leftovers := func(live ...string) []string {
 		t.Helper()
 		found, err := n.opts.Strays(live)
 		must(t, err)
@@ -159,18 +159,18 @@ func TestStraysAreFoundWithoutBeingOpen(t *testing.T) {
 		}
 		return paths
 	}
-	if got := strays(first.ID, second.ID); got != nil {
-		t.Errorf("strays of live pods: %q", got)
+	if got := leftovers(first.ID, second.ID); got != nil {
+		t.Errorf("leftovers of live pods: %q", got)
 	}
 	want := []string{second.ID + ".json", address.String()}
-	if diff := cmp.Diff(want, strays(first.ID)); diff != "" {
-		t.Errorf("strays of a removed pod (-want +got):\n%s", diff)
+	if diff := cmp.Diff(want, leftovers(first.ID)); diff != "" {
+		t.Errorf("leftovers of a removed pod (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff(want, strays(first.ID)); diff != "" {
+	if diff := cmp.Diff(want, leftovers(first.ID)); diff != "" {
 		t.Errorf("the first call changed something (-want +got):\n%s", diff)
 	}
 	must(t, n.Del(t.Context(), second))
-	if got := strays(first.ID); got != nil {
-		t.Errorf("strays of a detached pod: %q", got)
+	if got := leftovers(first.ID); got != nil {
+		t.Errorf("leftovers of a detached pod: %q", got)
 	}
 }

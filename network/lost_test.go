@@ -93,8 +93,8 @@ func TestRulesOfPodsThatAreGone(t *testing.T) {
 		`-A CNI-HOSTPORT-DNAT -p tcp -m comment --comment "dnat name: \"net\" id: \"gone\"" -m multiport --dports 7000 -j ` + dn,
 		"COMMIT",
 	}
-	strays := strayRules(table, []string{"net"}, func(id string) bool { return id == "live" })
-	if diff := cmp.Diff([]string{"net/gone"}, names(strays)); diff != "" {
+	leftovers := leftoverRules(table, []string{"net"}, func(id string) bool { return id == "live" })
+	if diff := cmp.Diff([]string{"net/gone"}, names(leftovers)); diff != "" {
 		t.Errorf("owners (-want +got):\n%s", diff)
 	}
 	want := strings.Join([]string{
@@ -103,7 +103,7 @@ func TestRulesOfPodsThatAreGone(t *testing.T) {
 		`-D CNI-HOSTPORT-DNAT -p tcp -m comment --comment "dnat name: \"net\" id: \"gone\"" -m multiport --dports 7000 -j ` + dn,
 		"-F " + c, "-F " + dn, "-X " + c, "-X " + dn, "COMMIT", "",
 	}, "\n")
-	if diff := cmp.Diff(want, removal(table, strays)); diff != "" {
+	if diff := cmp.Diff(want, removal(table, leftovers)); diff != "" {
 		t.Errorf("removal (-want +got):\n%s", diff)
 	}
 }

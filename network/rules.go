@@ -44,20 +44,20 @@ func natRules(ctx context.Context, tool string) ([]string, error) {
 	return strings.Split(string(out), "\n"), nil
 }
 
-// strayRules returns the owners of rules in lines that belong to one of the networks but to no live
+// leftoverRules returns the owners of rules in lines that belong to one of the networks but to no live
 // pod.
-func strayRules(lines []string, networks []string, alive func(id string) bool) []ruleOwner {
-	var strays []ruleOwner
+func leftoverRules(lines []string, networks []string, alive func(id string) bool) []ruleOwner {
+	var leftovers []ruleOwner
 	for _, line := range lines {
 		m := ownerComment.FindStringSubmatch(line)
 		if m == nil || !slices.Contains(networks, m[1]) || alive(m[2]) {
 			continue
 		}
-		if o := (ruleOwner{m[1], m[2]}); !slices.Contains(strays, o) {
-			strays = append(strays, o)
+		if o := (ruleOwner{m[1], m[2]}); !slices.Contains(leftovers, o) {
+			leftovers = append(leftovers, o)
 		}
 	}
-	return strays
+	return leftovers
 }
 
 // removal returns the iptables-restore input that removes the rules and chains of the owners. lines
@@ -93,13 +93,13 @@ func (n *Network) collectRules(ctx context.Context, alive func(string) bool) err
 	var errs []error
 	for _, tool := range []string{"iptables", "ip6tables"} {
 		lines, err := natRules(ctx, tool)
-		strays := strayRules(lines, n.networkNames(), orForeign(alive))
-		if err != nil || len(strays) == 0 {
+		leftovers := leftoverRules(lines, n.networkNames(), orForeign(alive))
+		if err != nil || len(leftovers) == 0 {
 			errs = append(errs, err)
 			continue
 		}
 		restore := exec.CommandContext(ctx, tool+"-restore", "--noflush", "--wait", "5")
-		restore.Stdin = strings.NewReader(removal(lines, strays))
+		restore.Stdin = strings.NewReader(removal(lines, leftovers))
 		if out, err := restore.CombinedOutput(); err != nil {
 			errs = append(errs, fmt.Errorf("remove rules by %s-restore: %w: %s", tool, err, strings.TrimSpace(string(out))))
 		}
@@ -141,28 +141,28 @@ func (n *Network) configuredLeases() []leases {
 
 // LiveStrays finds what Options.Strays cannot see: packet filter rules, and leases of the
 // configured network, whose pod is not in live. It changes nothing. An error of one source does not
-// hide the strays of the others.
+// hide leftovers in the others.
 func (n *Network) LiveStrays(ctx context.Context, live []string) ([]Stray, error) {
 	ctx, cancel := context.WithTimeout(ctx, n.opts.Timeout)
 	defer cancel()
 	alive := orForeign(n.alive(live))
-	var strays []Stray
+	var leftovers []Stray
 	var errs []error
 	for _, l := range n.configuredLeases() {
 		leased, err := l.owners()
 		errs = append(errs, err)
 		for path, id := range leased {
 			if !alive(id) {
-				strays = append(strays, Stray{path, fmt.Sprintf("lease of unknown pod %q", id)})
+				leftovers = append(leftovers, Stray{path, fmt.Sprintf("lease of unknown pod %q", id)})
 			}
 		}
 	}
 	for _, tool := range []string{"iptables", "ip6tables"} {
 		lines, err := natRules(ctx, tool)
 		errs = append(errs, err)
-		for _, o := range strayRules(lines, n.networkNames(), alive) {
-			strays = append(strays, Stray{tool + " nat " + o.chains()[0], fmt.Sprintf("rules of network %s for unknown pod %q", o.network, o.id)})
+		for _, o := range leftoverRules(lines, n.networkNames(), alive) {
+			leftovers = append(leftovers, Stray{tool + " nat " + o.chains()[0], fmt.Sprintf("rules of network %s for unknown pod %q", o.network, o.id)})
 		}
 	}
-	return strays, errors.Join(errs...)
+	return leftovers, errors.Join(errs...)
 }

@@ -32,24 +32,24 @@ func (o Options) Strays(live []string) ([]Stray, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	var strays []Stray
+	var leftovers []Stray
 	for _, id := range ids {
 		if !slices.Contains(live, id) {
-			strays = append(strays, Stray{r.path(id), "attachment without a pod"})
+			leftovers = append(leftovers, Stray{r.path(id), "attachment without a pod"})
 		} else if _, err := r.read(id); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			strays = append(strays, Stray{r.path(id), "unreadable attachment: " + err.Error()})
+			leftovers = append(leftovers, Stray{r.path(id), "unreadable attachment: " + err.Error()})
 		}
 	}
 	if o.Default == nil {
-		return strays, nil
+		return leftovers, nil
 	}
 	leased, err := o.Default.leases().owners()
 	for _, path := range slices.Sorted(maps.Keys(leased)) {
 		if !slices.Contains(live, leased[path]) {
-			strays = append(strays, Stray{path, fmt.Sprintf("lease of unknown pod %q", leased[path])})
+			leftovers = append(leftovers, Stray{path, fmt.Sprintf("lease of unknown pod %q", leased[path])})
 		}
 	}
-	return strays, err
+	return leftovers, err
 }
 
 // owners returns the container ID of each lease, by the path of the lease file. A missing directory
