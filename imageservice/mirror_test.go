@@ -9,7 +9,10 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/micarun/mica/internal/testregistry"
 )
 
 // page is the answer of proxies and sign-in portals to any request.
@@ -84,5 +87,90 @@ func TestWrongAnswersOfMirrors(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// startMirror starts a registry without images.
+func startMirror(t *testing.T, o testregistry.Options) (*testregistry.Registry, *testregistry.Server) {
+	t.Helper()
+	r := testregistry.New(o)
+	server, err := r.Start("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = server.Close() })
+	return r, server
+}
+
+// A mirror without the image is followed by the next one. hosts.toml is read at every pull.
+func TestMirrors(t *testing.T) {
+	e := newEnv(t, nil)
+	e.push(e.build(fourLayers), "ns/app", "v1")
+	empty, other := startMirror(t, testregistry.Options{})
+	e.configure(t, "quay.io", fmt.Sprintf("server = \"http://127.0.0.1:1\"\n[host.\"http://127.0.0.1:2\"]\n[host.%q]\n[host.\"http://%s\"]\n[host.\"http://%s\".header]\nX-Mirror=\"yes\"", other.URL, e.addr, e.addr))
+	img, err := e.service.Pull(t.Context(), PullArgs{Ref: "quay.io/ns/app:v1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"quay.io/ns/app:v1"}, img.Tags); diff != "" {
+		t.Error(diff)
+	}
+	for _, r := range e.registry.Requests() {
+		if r.Query != "ns=quay.io" || r.Header.Get("X-Mirror") != "yes" || r.Header.Get("User-Agent") != "mica" {
+			t.Errorf("request %+v", r)
+		}
+	}
+	if len(empty.Requests()) == 0 {
+		t.Error("the first mirror was not asked")
+	}
+	e.configure(t, "quay.io", fmt.Sprintf("server = \"http://127.0.0.1:1\"\n[host.%q]\n", other.URL))
+	_, err = e.service.Pull(t.Context(), PullArgs{Ref: "quay.io/ns/app:v2"})
+	if !errdefs.IsUnavailable(err) {
+		t.Errorf("class of %v", err)
+	}
+	for _, want := range []string{"mirror " + other.Addr + ": ", "404 Not Found", "mirror 127.0.0.1:1: ", "connection refused"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v lacks %q", err, want)
+		}
+	}
+}
+
+// A host is asked only for what its capabilities permit.
+func TestCapabilitiesOfMirrors(t *testing.T) {
+	e := newEnv(t, nil)
+	b := e.push(e.build(fourLayers), "ns/app", "v1")
+	resolver, other := startMirror(t, testregistry.Options{})
+	if _, err := resolver.PutManifest("ns/app", "v3", b.desc.MediaType, b.manifest); err != nil {
+		t.Fatal(err)
+	}
+	e.configure(t, "gcr.io", fmt.Sprintf("server = %q\ncapabilities = [\"resolve\"]\n[host.\"http://%s\"]\ncapabilities = [\"pull\"]", other.URL, e.addr))
+	if _, err := e.service.Pull(t.Context(), PullArgs{Ref: "gcr.io/ns/app:v3"}); err != nil {
+		t.Fatal(err)
+	}
+	if n := e.requests("GET", "/manifests/"); n != 0 {
+		t.Errorf("a host that may not resolve was asked %d times", n)
+	}
+	for _, r := range resolver.Requests() {
+		if strings.Contains(r.Path, "/blobs/") {
+			t.Errorf("a host that may not pull was asked for %s", r.Path)
+		}
+	}
+}
+
+// A mirror with corrupt layers is followed by the next host.
+func TestCorruptMirror(t *testing.T) {
+	e := newEnv(t, nil)
+	b := e.push(e.build(fourLayers), "ns/app", "v1")
+	bad, server := startMirror(t, testregistry.Options{Faults: []testregistry.Fault{{Kind: testregistry.Corrupt, Path: "/blobs/", At: 30}}})
+	for i := range b.blobs {
+		blob, _ := compress(fourLayers.layers[i].compression, tarOf(fourLayers.layers[i].files))
+		must(bad.PutBlob(blob))
+	}
+	e.configure(t, "ghcr.io", fmt.Sprintf("server = \"http://%s\"\n[host.%q]\ncapabilities = [\"pull\"]", e.addr, server.URL))
+	if _, err := e.service.Pull(t.Context(), PullArgs{Ref: "ghcr.io/ns/app:v1"}); err != nil {
+		t.Error(err)
+	}
+	if len(bad.Requests()) == 0 {
+		t.Error("the mirror was not asked")
 	}
 }

@@ -15,7 +15,6 @@ import (
 	"github.com/micarun/mica/imageservice/registry"
 	"github.com/micarun/mica/internal/failpoint"
 	"github.com/micarun/mica/internal/journal"
-	"github.com/micarun/mica/overlay"
 )
 
 // progressInterval is the pause between calls of PullArgs.Progress.
@@ -133,10 +132,10 @@ func (s *Service) pull(ctx context.Context, ref reference.Named, auth registry.A
 	}
 	j := &pullJob{
 		service: s, repository: repo, progress: p, manifest: manifest,
-		diffIDs: config.RootFS.DiffIDs, chains: imagestore.ChainIDs(config.RootFS.DiffIDs), allowances: make([]*overlay.Allowance, repo.Hosts()),
+		diffIDs: config.RootFS.DiffIDs, chains: imagestore.ChainIDs(config.RootFS.DiffIDs),
 	}
-	for i := range j.allowances {
-		j.allowances[i] = s.layers.NewAllowance()
+	for range repo.Hosts() {
+		j.allowances = append(j.allowances, s.layers.NewAllowance())
 	}
 	img, err := s.finishPull(ctx, j, imagestore.RecordArgs{
 		Config: data, Checkpoint: checkpointName(manifest.Annotations), Ref: ref, Manifest: manifest.Digest,

@@ -6,17 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
-	"net"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -165,159 +160,112 @@ func TestPullFromIndex(t *testing.T) {
 	}
 }
 
-// Bad content is refused with an error that names stage and object. Nothing stays, and the next
-// good pull works.
+// badImage is a change of an image that its pull must detect.
+type badImage struct {
+	badContent
+	want  string           // part of the error
+	class func(error) bool // of the error; nil for any
+}
+
+type badContent struct {
+	manifest func(*ocispec.Manifest)
+	config   func(string) string
+	blob     func([]byte) []byte // of the layer; the descriptor fits the result
+	fault    testregistry.Fault
+	media    string // Content-Type of the manifest
+}
+
+func badImages() map[string]badImage {
+	return map[string]badImage{
+		"layer: wrong digest":    {badContent{fault: testregistry.Fault{Kind: testregistry.Corrupt, Path: "/blobs/", Skip: 1, At: 20}}, "blob has digest", errdefs.IsDataLoss},
+		"layer: bad first byte":  {badContent{fault: testregistry.Fault{Kind: testregistry.Corrupt, Path: "/blobs/", Skip: 1}}, "blob has digest", errdefs.IsDataLoss},
+		"layer: short":           {badContent{fault: testregistry.Fault{Kind: testregistry.Short, Path: "/blobs/", Skip: 1, At: 30}}, "given up after 3 attempts", errdefs.IsUnavailable},
+		"layer: size too small":  {badContent{manifest: func(m *ocispec.Manifest) { m.Layers[0].Size-- }}, "more than the", errdefs.IsDataLoss},
+		"layer: size too large":  {badContent{manifest: func(m *ocispec.Manifest) { m.Layers[0].Size++ }}, "blob ends after", errdefs.IsDataLoss},
+		"layer: always cut":      {badContent{fault: testregistry.Fault{Kind: testregistry.Truncate, Path: "/blobs/", Skip: 1, At: 10}}, "given up after 3 attempts", errdefs.IsUnavailable},
+		"layer: missing":         {badContent{manifest: func(m *ocispec.Manifest) { m.Layers[0].Digest = someDigest }}, "404", errdefs.IsNotFound},
+		"layer: bad gzip":        {badContent{blob: func(b []byte) []byte { b[len(b)-6] ^= 1; return b }}, "decompress gzip", nil},
+		"layer: cut gzip":        {badContent{blob: func(b []byte) []byte { return b[:len(b)-12] }}, "decompress gzip", nil},
+		"layer: gzip and more":   {badContent{blob: func(b []byte) []byte { return append(b, "garbage"...) }}, "decompress gzip", nil},
+		"layer: no tar":          {badContent{blob: func([]byte) []byte { return []byte(strings.Repeat("no tar ", 200)) }}, "layer 1 of 1", nil},
+		"layer: xz":              {badContent{blob: func([]byte) []byte { return []byte("\xfd7zXZ\x00 and so on") }}, "decompress: xz", nil},
+		"layer: cut zstd":        {badContent{blob: func([]byte) []byte { b, _ := compress("zstd", tarOf([]file{{"a", "b"}})); return b[:len(b)-3] }}, "decompress zstd", nil},
+		"layer: other content":   {badContent{blob: func([]byte) []byte { b, _ := compress("", tarOf([]file{{"evil", ""}})); return b }}, "diff ID", errdefs.IsDataLoss},
+		"layer: escape":          {badContent{blob: func([]byte) []byte { b, _ := compress("", tarOf([]file{{"../../evil", "x"}})); return b }}, "layer 1 of 1", nil},
+		"layer: unknown type":    {badContent{manifest: func(m *ocispec.Manifest) { m.Layers[0].MediaType = "application/x" }}, `unknown media type "application/x"`, errdefs.IsNotImplemented},
+		"no layer":               {badContent{manifest: func(m *ocispec.Manifest) { m.Layers = nil }}, "no layers", errdefs.IsInvalidArgument},
+		"config: wrong digest":   {badContent{fault: testregistry.Fault{Kind: testregistry.Corrupt, Path: "/blobs/", At: 20}}, "fetch configuration sha256:", errdefs.IsDataLoss},
+		"config: size":           {badContent{manifest: func(m *ocispec.Manifest) { m.Config.Size++ }}, "bytes, not", errdefs.IsDataLoss},
+		"config: huge":           {badContent{manifest: func(m *ocispec.Manifest) { m.Config.Size = 1 << 40 }}, "larger than the limit", errdefs.IsOutOfRange},
+		"config: not JSON":       {badContent{config: func(string) string { return "x" }}, "decode image configuration", errdefs.IsInvalidArgument},
+		"config: no diff IDs":    {badContent{config: func(string) string { return `{"os":"linux"}` }}, "0 layers, manifest has 1", errdefs.IsInvalidArgument},
+		"config: bad diff ID":    {badContent{config: func(string) string { return `{"rootfs":{"diff_ids":["../x"]}}` }}, "diff ID", errdefs.IsInvalidArgument},
+		"config: platform":       {badContent{config: func(s string) string { return strings.Replace(s, "amd64", "s390x", 1) }}, "linux/s390x", errdefs.IsNotFound},
+		"config: os":             {badContent{config: func(s string) string { return strings.Replace(s, "linux", "windows", 1) }}, "windows/amd64", errdefs.IsNotFound},
+		"manifest: other kind":   {badContent{media: ocispec.MediaTypeImageIndex}, "says that it is", errdefs.IsInvalidArgument},
+		"manifest: wrong type":   {badContent{media: "application/x-thing"}, "says that it is", errdefs.IsInvalidArgument},
+		"manifest: not there":    {badContent{fault: testregistry.Fault{Kind: testregistry.Status, Path: "/manifests/", Code: 404}}, "resolve: registry", errdefs.IsNotFound},
+		"manifest: unauthorized": {badContent{fault: testregistry.Fault{Kind: testregistry.Status, Path: "/manifests/", Code: 401}}, "401", errdefs.IsUnauthorized},
+		"manifest: forbidden":    {badContent{fault: testregistry.Fault{Kind: testregistry.Status, Path: "/manifests/", Code: 403}}, "403", errdefs.IsPermissionDenied},
+		"manifest: 500":          {badContent{fault: testregistry.Fault{Kind: testregistry.Status, Path: "/manifests/", Code: 500}}, "given up after 3 attempts", errdefs.IsUnavailable},
+		"manifest: 429 for long": {badContent{fault: testregistry.Fault{Kind: testregistry.Status, Path: "/manifests/", Code: 429, RetryAfter: "3600"}}, "come back after 1h0m0s", errdefs.IsUnavailable},
+		"manifest: reset":        {badContent{fault: testregistry.Fault{Kind: testregistry.Reset, Path: "/manifests/", At: 5}}, "transfer:", errdefs.IsUnavailable},
+	}
+}
+
+// Bad content is refused with an error that names stage and object. Nothing stays, and the next good
+// pull works.
 func TestBadImages(t *testing.T) {
-	type change struct {
-		manifest func(*ocispec.Manifest)
-		config   func(string) string
-		blob     func([]byte) []byte // of the layer; the descriptor fits the result
-		fault    testregistry.Fault
-		media    string // Content-Type of the manifest
-	}
-	for name, c := range map[string]struct {
-		change
-		want  string
-		class func(error) bool
-	}{
-		"layer: wrong digest":    {change{fault: testregistry.Fault{Kind: testregistry.Corrupt, Path: "/blobs/", Skip: 1, At: 20}}, "blob has digest", errdefs.IsDataLoss},
-		"layer: bad first byte":  {change{fault: testregistry.Fault{Kind: testregistry.Corrupt, Path: "/blobs/", Skip: 1}}, "blob has digest", errdefs.IsDataLoss},
-		"layer: short":           {change{fault: testregistry.Fault{Kind: testregistry.Short, Path: "/blobs/", Skip: 1, At: 30}}, "given up after 3 attempts", errdefs.IsUnavailable},
-		"layer: size too small":  {change{manifest: func(m *ocispec.Manifest) { m.Layers[0].Size-- }}, "more than the", errdefs.IsDataLoss},
-		"layer: size too large":  {change{manifest: func(m *ocispec.Manifest) { m.Layers[0].Size++ }}, "blob ends after", errdefs.IsDataLoss},
-		"layer: always cut":      {change{fault: testregistry.Fault{Kind: testregistry.Truncate, Path: "/blobs/", Skip: 1, At: 10}}, "given up after 3 attempts", errdefs.IsUnavailable},
-		"layer: missing":         {change{manifest: func(m *ocispec.Manifest) { m.Layers[0].Digest = someDigest }}, "404", errdefs.IsNotFound},
-		"layer: bad gzip":        {change{blob: func(b []byte) []byte { b[len(b)-6] ^= 1; return b }}, "decompress gzip", nil},
-		"layer: cut gzip":        {change{blob: func(b []byte) []byte { return b[:len(b)-12] }}, "decompress gzip", nil},
-		"layer: gzip and more":   {change{blob: func(b []byte) []byte { return append(b, "garbage"...) }}, "decompress gzip", nil},
-		"layer: no tar":          {change{blob: func([]byte) []byte { return []byte(strings.Repeat("no tar ", 200)) }}, "layer 1 of 1", nil},
-		"layer: xz":              {change{blob: func([]byte) []byte { return []byte("\xfd7zXZ\x00 and so on") }}, "decompress: xz", nil},
-		"layer: cut zstd":        {change{blob: func([]byte) []byte { b, _ := compress("zstd", tarOf([]file{{"a", "b"}})); return b[:len(b)-3] }}, "decompress zstd", nil},
-		"layer: other content":   {change{blob: func([]byte) []byte { b, _ := compress("", tarOf([]file{{"evil", ""}})); return b }}, "diff ID", errdefs.IsDataLoss},
-		"layer: escape":          {change{blob: func([]byte) []byte { b, _ := compress("", tarOf([]file{{"../../evil", "x"}})); return b }}, "layer 1 of 1", nil},
-		"layer: unknown type":    {change{manifest: func(m *ocispec.Manifest) { m.Layers[0].MediaType = "application/x" }}, `unknown media type "application/x"`, errdefs.IsNotImplemented},
-		"no layer":               {change{manifest: func(m *ocispec.Manifest) { m.Layers = nil }}, "no layers", errdefs.IsInvalidArgument},
-		"config: wrong digest":   {change{fault: testregistry.Fault{Kind: testregistry.Corrupt, Path: "/blobs/", At: 20}}, "fetch configuration sha256:", errdefs.IsDataLoss},
-		"config: size":           {change{manifest: func(m *ocispec.Manifest) { m.Config.Size++ }}, "bytes, not", errdefs.IsDataLoss},
-		"config: huge":           {change{manifest: func(m *ocispec.Manifest) { m.Config.Size = 1 << 40 }}, "larger than the limit", errdefs.IsOutOfRange},
-		"config: not JSON":       {change{config: func(string) string { return "x" }}, "decode image configuration", errdefs.IsInvalidArgument},
-		"config: no diff IDs":    {change{config: func(string) string { return `{"os":"linux"}` }}, "0 layers, manifest has 1", errdefs.IsInvalidArgument},
-		"config: bad diff ID":    {change{config: func(string) string { return `{"rootfs":{"diff_ids":["../x"]}}` }}, "diff ID", errdefs.IsInvalidArgument},
-		"config: platform":       {change{config: func(s string) string { return strings.Replace(s, "amd64", "s390x", 1) }}, "linux/s390x", errdefs.IsNotFound},
-		"config: os":             {change{config: func(s string) string { return strings.Replace(s, "linux", "windows", 1) }}, "windows/amd64", errdefs.IsNotFound},
-		"manifest: other kind":   {change{media: ocispec.MediaTypeImageIndex}, "says that it is", errdefs.IsInvalidArgument},
-		"manifest: wrong type":   {change{media: "application/x-thing"}, "says that it is", errdefs.IsInvalidArgument},
-		"manifest: not there":    {change{fault: testregistry.Fault{Kind: testregistry.Status, Path: "/manifests/", Code: 404}}, "resolve: registry", errdefs.IsNotFound},
-		"manifest: unauthorized": {change{fault: testregistry.Fault{Kind: testregistry.Status, Path: "/manifests/", Code: 401}}, "401", errdefs.IsUnauthorized},
-		"manifest: forbidden":    {change{fault: testregistry.Fault{Kind: testregistry.Status, Path: "/manifests/", Code: 403}}, "403", errdefs.IsPermissionDenied},
-		"manifest: 500":          {change{fault: testregistry.Fault{Kind: testregistry.Status, Path: "/manifests/", Code: 500}}, "given up after 3 attempts", errdefs.IsUnavailable},
-		"manifest: 429 for long": {change{fault: testregistry.Fault{Kind: testregistry.Status, Path: "/manifests/", Code: 429, RetryAfter: "3600"}}, "come back after 1h0m0s", errdefs.IsUnavailable},
-		"manifest: reset":        {change{fault: testregistry.Fault{Kind: testregistry.Reset, Path: "/manifests/", At: 5}}, "transfer:", errdefs.IsUnavailable},
-	} {
-		t.Run(name, func(t *testing.T) {
-			e := newEnv(t, nil)
-			b := e.build(simple("x"))
-			var m ocispec.Manifest
-			if err := json.Unmarshal(b.manifest, &m); err != nil {
-				t.Fatal(err)
-			}
-			if c.blob != nil {
-				blob, _ := compress("", tarOf([]file{{"etc/", ""}, {"etc/content", incompressible(1000, 1)}}))
-				blob = c.blob(blob)
-				m.Layers[0].Digest, m.Layers[0].Size = must(e.registry.PutBlob(blob)), int64(len(blob))
-				m.Layers[0].MediaType = ocispec.MediaTypeImageLayer
-			}
-			if c.config != nil {
-				config := []byte(c.config(string(b.config)))
-				m.Config.Digest, m.Config.Size = must(e.registry.PutBlob(config)), int64(len(config))
-			}
-			if c.manifest != nil {
-				c.manifest(&m)
-			}
-			bad := e.assemble(b, b.desc.MediaType, m)
-			if c.media != "" {
-				bad.desc.MediaType = c.media
-			}
-			e.push(bad, "app", "bad")
-			if c.fault.Kind != 0 {
-				e.registry.AddFault(c.fault)
-			}
-			_, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app:bad")})
-			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), e.ref("app:bad")) {
-				t.Errorf("error %v, want %q", err, c.want)
-			}
-			if c.class != nil && !c.class(err) {
-				t.Errorf("error of another class: %v", err)
-			}
-			e.verify()
-			if n := len(e.layers.Layers()); n != 0 {
-				t.Errorf("%d layers stay", n)
-			}
-			if len(e.service.List()) != 0 {
-				t.Errorf("images stay: %v", e.service.List())
-			}
-			e.registry.ClearFaults()
-			e.push(e.build(simple("x")), "app", "bad")
-			e.pull("app:bad")
-		})
+	for name, c := range badImages() {
+		t.Run(name, c.pull)
 	}
 }
 
-// Transfers survive faults of the network, and only missing bytes are sent again.
-func TestTransfersAreResumed(t *testing.T) {
-	const size = 3 << 20
-	for name, c := range map[string]struct {
-		fault  testregistry.Fault
-		ranges []string // Range headers of the layer's requests
-	}{
-		"reset":             {testregistry.Fault{Kind: testregistry.Reset, At: 1 << 20, Times: 1}, []string{"", "bytes="}},
-		"truncated":         {testregistry.Fault{Kind: testregistry.Truncate, At: 1 << 20, Times: 1}, []string{"", "bytes=1048576-"}},
-		"ends early":        {testregistry.Fault{Kind: testregistry.Short, At: 1 << 20, Times: 1}, []string{"", "bytes=1048576-"}},
-		"hangs":             {testregistry.Fault{Kind: testregistry.Hang, At: 1 << 20, Times: 1}, []string{"", "bytes=1048576-"}},
-		"hangs at once":     {testregistry.Fault{Kind: testregistry.Hang, Times: 2}, []string{"", "", ""}},
-		"500 twice":         {testregistry.Fault{Kind: testregistry.Status, Code: 503, Times: 2}, []string{"", "", ""}},
-		"429":               {testregistry.Fault{Kind: testregistry.Status, Code: 429, RetryAfter: "1", Times: 1}, []string{"", ""}},
-		"cut again, moving": {testregistry.Fault{Kind: testregistry.Truncate, At: 1 << 20, Times: 2}, []string{"", "bytes=1048576-", "bytes=2097152-"}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			e := newEnv(t, func(o *Options) {
-				// Short where it is waited for, but longer than a busy machine keeps
-				// the registry from going on: each request is counted.
-				if c.fault.Kind == testregistry.Hang {
-					o.StallTimeout = 2 * time.Second
-				}
-			})
-			b := e.push(e.build(imageSpec{layers: []layerSpec{{files: []file{{"big", incompressible(size, 2)}}}}}), "app", "v1")
-			c.fault.Path = b.blobs[0].String()
-			e.registry.AddFault(c.fault)
-			started := time.Now()
-			e.pull("app:v1")
-			var ranges []string
-			for _, r := range e.registry.Requests() {
-				if strings.Contains(r.Path, b.blobs[0].String()) {
-					ranges = append(ranges, r.Range)
-				}
-			}
-			ok := len(ranges) == len(c.ranges)
-			for i := range ranges {
-				ok = ok && strings.HasPrefix(ranges[i], c.ranges[i])
-			}
-			if !ok {
-				t.Errorf("ranges %q, want %q", ranges, c.ranges)
-			}
-			if c.fault.RetryAfter != "" && time.Since(started) < time.Second {
-				t.Error("Retry-After was not honoured")
-			}
-		})
-	}
-}
-
-func TestServerThatIgnoresRanges(t *testing.T) {
+func (c badImage) pull(t *testing.T) {
 	e := newEnv(t, nil)
-	b := e.push(e.build(imageSpec{layers: []layerSpec{{files: []file{{"big", incompressible(1<<20, 3)}}}}}), "app", "v1")
-	e.registry.AddFault(testregistry.Fault{Kind: testregistry.Truncate, Path: b.blobs[0].String(), At: 300_000, Times: 1})
-	e.registry.AddFault(testregistry.Fault{Kind: testregistry.IgnoreRange, Path: b.blobs[0].String()})
-	e.pull("app:v1")
+	b := e.build(simple("x"))
+	var m ocispec.Manifest
+	if err := json.Unmarshal(b.manifest, &m); err != nil {
+		t.Fatal(err)
+	}
+	if c.blob != nil {
+		blob, _ := compress("", tarOf([]file{{"etc/", ""}, {"etc/content", incompressible(1000, 1)}}))
+		blob = c.blob(blob)
+		m.Layers[0].Digest, m.Layers[0].Size = must(e.registry.PutBlob(blob)), int64(len(blob))
+		m.Layers[0].MediaType = ocispec.MediaTypeImageLayer
+	}
+	if c.config != nil {
+		config := []byte(c.config(string(b.config)))
+		m.Config.Digest, m.Config.Size = must(e.registry.PutBlob(config)), int64(len(config))
+	}
+	if c.manifest != nil {
+		c.manifest(&m)
+	}
+	bad := e.assemble(b, b.desc.MediaType, m)
+	if c.media != "" {
+		bad.desc.MediaType = c.media
+	}
+	e.push(bad, "app", "bad")
+	if c.fault.Kind != 0 {
+		e.registry.AddFault(c.fault)
+	}
+	_, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app:bad")})
+	if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), e.ref("app:bad")) {
+		t.Errorf("error %v, want %q", err, c.want)
+	}
+	if c.class != nil && !c.class(err) {
+		t.Errorf("error of another class: %v", err)
+	}
+	e.verify()
+	if n := len(e.layers.Layers()); n != 0 {
+		t.Errorf("%d layers stay", n)
+	}
+	if len(e.service.List()) != 0 {
+		t.Errorf("images stay: %v", e.service.List())
+	}
+	e.registry.ClearFaults()
+	e.push(e.build(simple("x")), "app", "bad")
+	e.pull("app:bad")
 }
 
 func TestRegistryThatHangsIsGivenUp(t *testing.T) {
@@ -379,97 +327,6 @@ func TestDiskFull(t *testing.T) {
 	e.pull("app:small")
 }
 
-func TestAuthentication(t *testing.T) {
-	password := &runtimeapi.AuthConfig{Username: "u", Password: "p"}
-	for name, c := range map[string]struct {
-		server testregistry.Auth
-		auth   *runtimeapi.AuthConfig
-		ok     bool
-	}{
-		"basic":                  {testregistry.Auth{Username: "u", Password: "p"}, password, true},
-		"basic, auth field":      {testregistry.Auth{Username: "u", Password: "p"}, &runtimeapi.AuthConfig{Auth: "dTpw"}, true},
-		"basic, wrong":           {testregistry.Auth{Username: "u", Password: "q"}, password, false},
-		"basic, none":            {testregistry.Auth{Username: "u", Password: "p"}, nil, false},
-		"basic, other server":    {testregistry.Auth{Username: "u", Password: "p"}, &runtimeapi.AuthConfig{Username: "u", Password: "p", ServerAddress: "quay.io"}, false},
-		"token":                  {testregistry.Auth{Username: "u", Password: "p", Bearer: true}, password, true},
-		"token, wrong":           {testregistry.Auth{Username: "u", Password: "q", Bearer: true}, password, false},
-		"token, none":            {testregistry.Auth{Username: "u", Password: "q", Bearer: true}, nil, false},
-		"token, anonymous":       {testregistry.Auth{Bearer: true}, nil, true},
-		"identity token":         {testregistry.Auth{Username: "u", Password: "p", Bearer: true, RefreshToken: "r"}, &runtimeapi.AuthConfig{IdentityToken: "r"}, true},
-		"identity token, wrong":  {testregistry.Auth{Username: "u", Password: "p", Bearer: true, RefreshToken: "r"}, &runtimeapi.AuthConfig{IdentityToken: "x"}, false},
-		"registry token":         {testregistry.Auth{Username: "u", Password: "p", Bearer: true, RegistryToken: "t"}, &runtimeapi.AuthConfig{RegistryToken: "t"}, true},
-		"registry token, forged": {testregistry.Auth{Username: "u", Password: "p", Bearer: true, RegistryToken: "t"}, &runtimeapi.AuthConfig{RegistryToken: "x"}, false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			e := newEnvAt(t, t.TempDir(), c.server, nil)
-			e.push(e.build(fourLayers), "ns/app", "v1")
-			_, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("ns/app:v1"), Auth: c.auth})
-			if c.ok && err != nil {
-				t.Error(err)
-			}
-			if !c.ok && !errdefs.IsUnauthorized(err) {
-				t.Errorf("error %v", err)
-			}
-		})
-	}
-}
-
-// The token service may be a host other than the registry, also in a private network, if hosts.toml
-// lists it.
-func TestTokenServiceOfItsOwn(t *testing.T) {
-	for name, c := range map[string]struct {
-		realm string // of the server at its own address, %s
-		class func(error) bool
-	}{
-		"private address":    {"http://%s/token", nil},
-		"relative redirect":  {"http://%s/elsewhere", nil},
-		"metadata service":   {"http://169.254.169.254/token", errdefs.IsUnauthorized},
-		"another protocol":   {"file:///etc/passwd", errdefs.IsUnauthorized},
-		"nobody listens":     {"http://127.0.0.3:1/token", errdefs.IsUnavailable},
-		"wrong, no password": {"http://%s/forbidden", errdefs.IsPermissionDenied},
-	} {
-		t.Run(name, func(t *testing.T) {
-			var handler http.Handler
-			service := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				switch r.URL.Path {
-				case "/elsewhere":
-					http.Redirect(w, r, "/token?"+r.URL.RawQuery, http.StatusFound)
-				case "/forbidden":
-					w.WriteHeader(http.StatusForbidden)
-				default:
-					handler.ServeHTTP(w, r)
-				}
-			}))
-			_ = service.Listener.Close()
-			service.Listener = must(net.Listen("tcp", "127.0.0.2:0"))
-			service.Start()
-			defer service.Close()
-			realm := strings.Replace(c.realm, "%s", service.Listener.Addr().String(), 1)
-			e := newEnvAt(t, t.TempDir(), testregistry.Auth{Username: "u", Password: "p", Bearer: true, Realm: realm}, nil)
-			e.configure(t, e.addr, fmt.Sprintf("token_hosts = [%q, \"http://127.0.0.3:1\"]", service.URL))
-			handler = e.registry
-			e.push(e.build(simple("x")), "app", "v1")
-			_, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app:v1"), Auth: &runtimeapi.AuthConfig{Username: "u", Password: "p"}})
-			if c.class == nil && err != nil || c.class != nil && !c.class(err) {
-				t.Errorf("error %v", err)
-			}
-		})
-	}
-}
-
-// A registry reached over TLS cannot make the client send passwords in plain text.
-func TestTokenServiceMustNotDowngrade(t *testing.T) {
-	e := newEnvAt(t, t.TempDir(), testregistry.Auth{Username: "u", Password: "p", Bearer: true, Realm: "http://127.0.0.2:1/token"}, nil)
-	e.push(e.build(simple("x")), "app", "v1")
-	server := httptest.NewTLSServer(e.registry)
-	defer server.Close()
-	ref := strings.TrimPrefix(server.URL, "https://") + "/app:v1"
-	_, err := e.service.Pull(t.Context(), PullArgs{Ref: ref, Auth: &runtimeapi.AuthConfig{Username: "u", Password: "p"}})
-	if !errdefs.IsUnauthorized(err) || !strings.Contains(err.Error(), "http") {
-		t.Errorf("error %v", err)
-	}
-}
-
 // configure writes a hosts.toml for the registry that references name.
 func (e *env) configure(t *testing.T, registry, text string) {
 	t.Helper()
@@ -479,195 +336,6 @@ func (e *env) configure(t *testing.T, registry, text string) {
 	}
 	if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o644); err != nil {
 		t.Fatal(err)
-	}
-}
-
-func TestMirrors(t *testing.T) {
-	e := newEnv(t, nil)
-	b := e.push(e.build(fourLayers), "ns/app", "v1")
-	empty := testregistry.New(testregistry.Options{})
-	other, err := empty.Start("127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = other.Close() }()
-
-	t.Run("falls through to the next", func(t *testing.T) {
-		e.configure(t, "quay.io", fmt.Sprintf("server = \"http://127.0.0.1:1\"\n[host.\"http://127.0.0.1:2\"]\n[host.%q]\n[host.\"http://%s\"]\n[host.\"http://%s\".header]\nX-Mirror=\"yes\"", other.URL, e.addr, e.addr))
-		img, err := e.service.Pull(t.Context(), PullArgs{Ref: "quay.io/ns/app:v1"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if diff := cmp.Diff([]string{"quay.io/ns/app:v1"}, img.Tags); diff != "" {
-			t.Error(diff)
-		}
-		for _, r := range e.registry.Requests() {
-			if r.Query != "ns=quay.io" || r.Header.Get("X-Mirror") != "yes" || r.Header.Get("User-Agent") != "mica" {
-				t.Errorf("request %+v", r)
-			}
-		}
-		if len(empty.Requests()) == 0 {
-			t.Error("the first mirror was not asked")
-		}
-	})
-	t.Run("names every failure, is read again", func(t *testing.T) {
-		e.configure(t, "quay.io", fmt.Sprintf("server = \"http://127.0.0.1:1\"\n[host.%q]\n", other.URL))
-		_, err := e.service.Pull(t.Context(), PullArgs{Ref: "quay.io/ns/app:v2"})
-		if !errdefs.IsUnavailable(err) {
-			t.Errorf("class of %v", err)
-		}
-		for _, want := range []string{"mirror " + other.Addr + ": ", "404 Not Found", "mirror 127.0.0.1:1: ", "connection refused"} {
-			if err == nil || !strings.Contains(err.Error(), want) {
-				t.Errorf("error %v lacks %q", err, want)
-			}
-		}
-	})
-	t.Run("capabilities", func(t *testing.T) {
-		e.registry.ResetRequests()
-		empty.ResetRequests()
-		if _, err := empty.PutManifest("ns/app", "v3", b.desc.MediaType, b.manifest); err != nil {
-			t.Fatal(err)
-		}
-		e.configure(t, "gcr.io", fmt.Sprintf("server = %q\ncapabilities = [\"resolve\"]\n[host.\"http://%s\"]\ncapabilities = [\"pull\"]", other.URL, e.addr))
-		if _, err := e.service.Pull(t.Context(), PullArgs{Ref: "gcr.io/ns/app:v3"}); err != nil {
-			t.Fatal(err)
-		}
-		if n := e.requests("GET", "/manifests/"); n != 0 {
-			t.Errorf("a host that may not resolve was asked %d times", n)
-		}
-		for _, r := range empty.Requests() {
-			if strings.Contains(r.Path, "/blobs/") {
-				t.Errorf("a host that may not pull was asked for %s", r.Path)
-			}
-		}
-	})
-	t.Run("corrupt mirror is passed over", func(t *testing.T) {
-		for _, img := range e.service.List() {
-			if err := e.service.Remove(t.Context(), img.ID.String()); err != nil {
-				t.Fatal(err)
-			}
-		}
-		bad := testregistry.New(testregistry.Options{Faults: []testregistry.Fault{{Kind: testregistry.Corrupt, Path: "/blobs/", At: 30}}})
-		badServer, err := bad.Start("127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = badServer.Close() }()
-		for i := range b.blobs {
-			blob, _ := compress(fourLayers.layers[i].compression, tarOf(fourLayers.layers[i].files))
-			must(bad.PutBlob(blob))
-		}
-		e.configure(t, "ghcr.io", fmt.Sprintf("server = \"http://%s\"\n[host.%q]\ncapabilities = [\"pull\"]", e.addr, badServer.URL))
-		if _, err := e.service.Pull(t.Context(), PullArgs{Ref: "ghcr.io/ns/app:v1"}); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
-func TestTLS(t *testing.T) {
-	e := newEnv(t, nil)
-	e.push(e.build(simple("tls")), "app", "v1")
-	server := httptest.NewTLSServer(http.StripPrefix("/prefix", e.registry))
-	defer server.Close()
-	plain := httptest.NewTLSServer(e.registry)
-	defer plain.Close()
-	pem := filepath.Join(t.TempDir(), "ca.pem")
-	writePEM(t, pem, server.Certificate().Raw)
-	for name, c := range map[string]struct {
-		toml string
-		want func(error) bool
-	}{
-		"unknown authority": {fmt.Sprintf("[host.\"%s/prefix\"]\n", server.URL), errdefs.IsFailedPrecondition},
-		"ca":                {fmt.Sprintf("server = \"%s/prefix\"\nca = %q\n", server.URL, pem), nil},
-		"skip_verify":       {fmt.Sprintf("server = \"%s/prefix/v2\"\noverride_path = true\nskip_verify = true\n", server.URL), nil},
-		"ca not there":      {fmt.Sprintf("server = \"%s\"\nca = \"absent.pem\"", server.URL), func(err error) bool { return errors.Is(err, os.ErrNotExist) }},
-	} {
-		t.Run(name, func(t *testing.T) {
-			registry := strings.ReplaceAll(name, " ", "-") + ".example"
-			if c.want != nil && name == "unknown authority" {
-				c.toml = "server = \"" + server.URL + "/prefix\"\n"
-			}
-			e.configure(t, strings.ReplaceAll(registry, "_", "-"), c.toml)
-			_, err := e.service.Pull(t.Context(), PullArgs{Ref: strings.ReplaceAll(registry, "_", "-") + "/app:v1"})
-			if c.want == nil && err != nil || c.want != nil && !c.want(err) {
-				t.Errorf("error %v", err)
-			}
-		})
-	}
-	t.Run("loopback name speaks TLS", func(t *testing.T) {
-		if _, err := e.service.Pull(t.Context(), PullArgs{Ref: strings.TrimPrefix(plain.URL, "https://") + "/app:v1"}); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
-func TestForeignLayer(t *testing.T) {
-	e := newEnv(t, nil)
-	blob, _ := compress("", tarOf([]file{{"foreign", "f"}}))
-	var mu sync.Mutex
-	var authorization []string
-	host := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		mu.Lock()
-		defer mu.Unlock()
-		authorization = append(authorization, r.Header.Get("Authorization"))
-		_, _ = io.Copy(w, bytes.NewReader(blob))
-	}))
-	defer host.Close()
-	e.push(e.build(imageSpec{layers: []layerSpec{{
-		files: []file{{"foreign", "f"}}, mediaType: "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
-		urls: []string{"ftp://x/y", host.URL + "/layer"},
-	}}}), "app", "v1")
-	e.configure(t, e.addr, fmt.Sprintf("layer_hosts = [%q]", host.URL))
-	if _, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app:v1"), Auth: &runtimeapi.AuthConfig{Username: "u", Password: "p"}}); err != nil {
-		t.Fatal(err)
-	}
-	mu.Lock()
-	defer mu.Unlock()
-	if len(authorization) != 1 || authorization[0] != "" {
-		t.Errorf("authorization sent to a foreign host: %q", authorization)
-	}
-}
-
-// Storage to which a registry redirects gets no registry credentials, and errors do not contain the
-// credentials of the redirect.
-func TestRedirectToStorage(t *testing.T) {
-	e := newEnvAt(t, t.TempDir(), testregistry.Auth{Username: "u", Password: "p"}, nil)
-	e.push(e.build(simple("x")), "app", "v1")
-	var refuse atomic.Bool
-	storage := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Authorization") != "" {
-			t.Error("registry credentials went to the storage")
-		}
-		if refuse.Load() {
-			w.WriteHeader(http.StatusForbidden)
-			return
-		}
-		r.SetBasicAuth("u", "p")
-		e.registry.ServeHTTP(w, r)
-	}))
-	defer storage.Close()
-	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.Contains(r.URL.Path, "/blobs/") {
-			http.Redirect(w, r, storage.URL+r.URL.Path+"?signature=secret", http.StatusTemporaryRedirect)
-			return
-		}
-		e.registry.ServeHTTP(w, r)
-	}))
-	defer front.Close()
-	args := PullArgs{Ref: strings.TrimPrefix(front.URL, "http://") + "/app:v1", Auth: &runtimeapi.AuthConfig{Username: "u", Password: "p"}}
-	refuse.Store(true)
-	if _, err := e.service.Pull(t.Context(), args); !errdefs.IsPermissionDenied(err) || strings.Contains(err.Error(), "secret") {
-		t.Errorf("refused: %v", err)
-	}
-	refuse.Store(false)
-	if _, err := e.service.Pull(t.Context(), args); err != nil {
-		t.Error(err)
-	}
-	storage.Close()
-	args.Ref = strings.Replace(args.Ref, ":v1", ":v2", 1)
-	e.push(e.build(simple("y")), "app", "v2")
-	if _, err := e.service.Pull(t.Context(), args); !errdefs.IsUnavailable(err) || strings.Contains(err.Error(), "secret") {
-		t.Errorf("gone: %v", err)
 	}
 }
 

@@ -100,7 +100,7 @@ func (s *Store) findPrefix(ref, hex string) (digest.Digest, error) {
 			continue
 		}
 		if found != "" {
-			return "", fmt.Errorf("find image %q: more than one ID begins so: %w", ref, errdefs.ErrInvalidArgument)
+			return "", fmt.Errorf("find image %q: ambiguous ID prefix: %w", ref, errdefs.ErrInvalidArgument)
 		}
 		found = id
 	}

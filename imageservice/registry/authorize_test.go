@@ -243,3 +243,93 @@ func TestRedirectToRegistryWithTokens(t *testing.T) {
 		})
 	}
 }
+
+func TestAuthentication(t *testing.T) {
+	password := Auth{Username: "u", Password: "p"}
+	for name, c := range map[string]struct {
+		server testregistry.Auth
+		auth   Auth
+		ok     bool
+	}{
+		"basic":                  {testregistry.Auth{Username: "u", Password: "p"}, password, true},
+		"basic, wrong":           {testregistry.Auth{Username: "u", Password: "q"}, password, false},
+		"basic, none":            {testregistry.Auth{Username: "u", Password: "p"}, Auth{}, false},
+		"basic, other server":    {testregistry.Auth{Username: "u", Password: "p"}, Auth{Username: "u", Password: "p", Server: "quay.io"}, false},
+		"token":                  {testregistry.Auth{Username: "u", Password: "p", Bearer: true}, password, true},
+		"token, wrong":           {testregistry.Auth{Username: "u", Password: "q", Bearer: true}, password, false},
+		"token, none":            {testregistry.Auth{Username: "u", Password: "q", Bearer: true}, Auth{}, false},
+		"token, anonymous":       {testregistry.Auth{Bearer: true}, Auth{}, true},
+		"identity token":         {testregistry.Auth{Username: "u", Password: "p", Bearer: true, RefreshToken: "r"}, Auth{IdentityToken: "r"}, true},
+		"identity token, wrong":  {testregistry.Auth{Username: "u", Password: "p", Bearer: true, RefreshToken: "r"}, Auth{IdentityToken: "x"}, false},
+		"registry token":         {testregistry.Auth{Username: "u", Password: "p", Bearer: true, RegistryToken: "t"}, Auth{RegistryToken: "t"}, true},
+		"registry token, forged": {testregistry.Auth{Username: "u", Password: "p", Bearer: true, RegistryToken: "t"}, Auth{RegistryToken: "x"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newEnv(t, c.server, "")
+			e.push(image{content: "x"})
+			_, err := e.pull(e.ref("app:v1"), c.auth)
+			if c.ok && err != nil {
+				t.Error(err)
+			}
+			if !c.ok && !errdefs.IsUnauthorized(err) {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}
+
+// The token service may be a host other than the registry, also in a private network, if hosts.toml
+// lists it.
+func TestTokenServiceOfItsOwn(t *testing.T) {
+	for name, c := range map[string]struct {
+		realm string // of the server at its own address, %s
+		class func(error) bool
+	}{
+		"private address":    {"http://%s/token", nil},
+		"relative redirect":  {"http://%s/elsewhere", nil},
+		"metadata service":   {"http://169.254.169.254/token", errdefs.IsUnauthorized},
+		"another protocol":   {"file:///etc/passwd", errdefs.IsUnauthorized},
+		"nobody listens":     {"http://127.0.0.3:1/token", errdefs.IsUnavailable},
+		"wrong, no password": {"http://%s/forbidden", errdefs.IsPermissionDenied},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var handler http.Handler
+			service := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				switch r.URL.Path {
+				case "/elsewhere":
+					http.Redirect(w, r, "/token?"+r.URL.RawQuery, http.StatusFound)
+				case "/forbidden":
+					w.WriteHeader(http.StatusForbidden)
+				default:
+					handler.ServeHTTP(w, r)
+				}
+			}))
+			_ = service.Listener.Close()
+			service.Listener = must(net.Listen("tcp", "127.0.0.2:0"))
+			service.Start()
+			defer service.Close()
+			realm := strings.Replace(c.realm, "%s", service.Listener.Addr().String(), 1)
+			e := newEnv(t, testregistry.Auth{Username: "u", Password: "p", Bearer: true, Realm: realm}, "")
+			e.configure(e.addr, fmt.Sprintf("token_hosts = [%q, \"http://127.0.0.3:1\"]", service.URL))
+			handler = e.registry
+			e.push(image{content: "x"})
+			_, err := e.pull(e.ref("app:v1"), Auth{Username: "u", Password: "p"})
+			if c.class == nil && err != nil || c.class != nil && !c.class(err) {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}
+
+// A registry reached over TLS cannot make the client send passwords in plain text.
+func TestTokenServiceMustNotDowngrade(t *testing.T) {
+	e := newEnv(t, testregistry.Auth{Username: "u", Password: "p", Bearer: true, Realm: "http://127.0.0.2:1/token"}, "")
+	e.push(image{content: "x"})
+	server := httptest.NewTLSServer(e.registry)
+	defer server.Close()
+	ref := strings.TrimPrefix(server.URL, "https://") + "/app:v1"
+	_, err := e.pull(ref, Auth{Username: "u", Password: "p"})
+	if !errdefs.IsUnauthorized(err) || !strings.Contains(err.Error(), "http") {
+		t.Errorf("error %v", err)
+	}
+}

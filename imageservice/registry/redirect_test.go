@@ -9,9 +9,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -221,5 +224,70 @@ func writePEM(t *testing.T, path string, certificate []byte) {
 	data := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate})
 	if err := os.WriteFile(path, data, 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestForeignLayer(t *testing.T) {
+	e := newEnv(t, testregistry.Auth{}, "")
+	var mu sync.Mutex
+	var authorization []string
+	host := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		authorization = append(authorization, r.Header.Get("Authorization"))
+		_, _ = io.WriteString(w, "f")
+	}))
+	defer host.Close()
+	foreignImage(e, "ftp://x/y", host.URL+"/layer")
+	e.configure(e.addr, fmt.Sprintf("layer_hosts = [%q]", host.URL))
+	if _, err := e.pull(e.ref("app:v1"), Auth{Username: "u", Password: "p"}); err != nil {
+		t.Fatal(err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(authorization) != 1 || authorization[0] != "" {
+		t.Errorf("authorization sent to a foreign host: %q", authorization)
+	}
+}
+
+// Storage to which a registry redirects gets no registry credentials, and errors do not contain the
+// credentials of the redirect.
+func TestRedirectToStorage(t *testing.T) {
+	e := newEnv(t, testregistry.Auth{Username: "u", Password: "p"}, "")
+	e.push(image{content: "x"})
+	var refuse atomic.Bool
+	storage := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "" {
+			t.Error("registry credentials went to the storage")
+		}
+		if refuse.Load() {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		r.SetBasicAuth("u", "p")
+		e.registry.ServeHTTP(w, r)
+	}))
+	defer storage.Close()
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/blobs/") {
+			http.Redirect(w, r, storage.URL+r.URL.Path+"?signature=secret", http.StatusTemporaryRedirect)
+			return
+		}
+		e.registry.ServeHTTP(w, r)
+	}))
+	defer front.Close()
+	ref, password := strings.TrimPrefix(front.URL, "http://")+"/app:v1", Auth{Username: "u", Password: "p"}
+	refuse.Store(true)
+	if _, err := e.pull(ref, password); !errdefs.IsPermissionDenied(err) || strings.Contains(err.Error(), "secret") {
+		t.Errorf("refused: %v", err)
+	}
+	refuse.Store(false)
+	if _, err := e.pull(ref, password); err != nil {
+		t.Error(err)
+	}
+	storage.Close()
+	e.push(image{content: "y"})
+	if _, err := e.pull(ref, password); !errdefs.IsUnavailable(err) || strings.Contains(err.Error(), "secret") {
+		t.Errorf("gone: %v", err)
 	}
 }
