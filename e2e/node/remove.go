@@ -109,11 +109,10 @@ func (n *Node) wipe(ctx context.Context, left Census) error {
 		_ = n.command(ctx, "umount", "--lazy", mount).Run()
 	}
 	for _, cgroup := range slices.Backward(left["cgroup"]) {
-		_ = unix.Rmdir(cgroup)
+		removeCgroup(cgroup)
 	}
-	roots, _ := filepath.Glob("/sys/fs/cgroup/*" + n.CgroupParent())
-	for _, root := range roots {
-		_ = unix.Rmdir(root)
+	for _, root := range n.cgroupRoots() {
+		removeCgroup(root)
 	}
 	// The directory exists only if the daemon did not remove it.
 	_ = n.command(ctx, "ip", "link", "delete", n.Name).Run()
@@ -122,6 +121,21 @@ func (n *Node) wipe(ctx context.Context, left Census) error {
 		errs = append(errs, os.RemoveAll(dir))
 	}
 	return errors.Join(errs...)
+}
+
+// removeCgroup waits for the exit of the cgroup's killed processes.
+func removeCgroup(dir string) {
+	for deadline := time.Now().Add(patience.Of(killTimeout)); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if !errors.Is(unix.Rmdir(dir), unix.EBUSY) {
+			return
+		}
+	}
+}
+
+// cgroupRoots returns the directories, one in each hierarchy, below which the node's pods are.
+func (n *Node) cgroupRoots() []string {
+	roots, _ := filepath.Glob("/sys/fs/cgroup/*" + n.CgroupParent()) // the pattern is valid
+	return roots
 }
 
 // RemovePortChains removes the chains that the portmap plugin makes once for all pods of the

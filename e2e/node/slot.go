@@ -72,12 +72,12 @@ func (s *Slot) clear(ctx context.Context) error {
 	if err := s.endDaemons(); err != nil {
 		return err
 	}
+	stale := &Node{Options: Options{Name: s.Name, State: s.State, Data: s.Data, Subnet: s.Subnet}}
 	_, stateErr := os.Stat(s.State)
 	_, dataErr := os.Stat(s.Data)
-	if errors.Is(stateErr, os.ErrNotExist) && errors.Is(dataErr, os.ErrNotExist) {
+	if errors.Is(stateErr, os.ErrNotExist) && errors.Is(dataErr, os.ErrNotExist) && len(stale.cgroupRoots()) == 0 {
 		return nil
 	}
-	stale := &Node{Options: Options{Name: s.Name, State: s.State, Data: s.Data, Subnet: s.Subnet}}
 	// The error is ignored: leftovers of a killed test do not fail this test.
 	_ = stale.Remove(ctx)
 	for _, dir := range []string{s.State, s.Data} {
