@@ -19,7 +19,7 @@ type packageTests struct{ name, run string }
 func kernelTests() []packageTests {
 	return []packageTests{
 		{"runtimeservice/cgroup", "."},
-		{"runtimeservice/spec", "AppArmor|DetectHost"},
+		{"runtimeservice/spec/lookup", "AppArmor|DetectHost"},
 		{"overlay", "Mapped|MountVolatile|MountManyLayers"},
 	}
 }
