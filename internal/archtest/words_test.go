@@ -40,7 +40,6 @@ func toDo() []struct {
 		exact bool
 	}{
 		{"overlay", false},
-		{"imageservice", false},
 		{"network", false},
 		{"runtimeservice", true},
 	}
