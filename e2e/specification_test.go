@@ -48,3 +48,54 @@ func TestSpecificationNamesRealTests(t *testing.T) {
 		}
 	}
 }
+
+// named matches a package and its tests, as documents name them.
+var named = regexp.MustCompile("`([a-z0-9/]+)` ((?:Test|Fuzz|Benchmark)\\w+\\*?(?:, (?:Test|Fuzz|Benchmark)\\w+\\*?)*)")
+
+// SPECIFICATION.md and SECURITY.md name each test with its package.
+func TestDocumentsNameThePackagesOfTests(t *testing.T) {
+	root, err := images.ModuleRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, document := range []string{"SPECIFICATION.md", "SECURITY.md"} {
+		text, err := os.ReadFile(filepath.Join(root, document))
+		if err != nil {
+			t.Fatal(err)
+		}
+		matches := named.FindAllStringSubmatch(string(text), -1)
+		if len(matches) < 10 {
+			t.Fatalf("%s names only %d packages with tests", document, len(matches))
+		}
+		for _, m := range matches {
+			source := testSource(t, filepath.Join(root, m[1]))
+			for _, name := range strings.Split(m[2], ", ") {
+				begin, any := strings.CutSuffix(name, "*")
+				if !any {
+					begin += "("
+				}
+				if !strings.Contains(source, "func "+begin) {
+					t.Errorf("%s: %s has no test %s", document, m[1], name)
+				}
+			}
+		}
+	}
+}
+
+// testSource returns the tests of a package.
+func testSource(t *testing.T, dir string) string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var source strings.Builder
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		source.Write(data)
+	}
+	return source.String()
+}
