@@ -24,8 +24,9 @@ import (
 // soakTime is the minimum duration of TestSoak, which completes at least one round.
 var soakTime = flag.Duration("soak", 0, "duration of the mixed workload of TestSoak")
 
-// During a mixed workload, neither kubelet nor daemon logs an error or a warning, except for those
-// that the workload provokes and those caused by this machine or by the way the kubelet is started.
+// During a mixed workload, neither kubelet nor daemon logs an unexpected error or warning. Expected are
+// those that the workload provokes, and those caused by this machine or by the way the kubelet is
+// started.
 func TestSoak(t *testing.T) {
 	f := startAlone(t)
 	logs := f.logMarks("kubelet", "micad")

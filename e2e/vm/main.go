@@ -4,10 +4,10 @@
 //	vm [-nodes LIST] [-run REGEXP] [-critest PATH] [-critest-flags FLAGS]
 //	vm [flags] -- COMMAND…
 //
-// Without a command it runs, in one boot, the tests of the packages that talk to the kernel, the
-// smoke set of the end-to-end tests on each kind of node, and, with -critest, the CRI conformance
-// tool on each of them. With a command it runs that instead, on our standard streams; the binaries
-// are in /share/bin. It ends with the exit code of what ran.
+// Without a command it runs, in one boot, the tests of the packages that depend on the kernel. Then
+// it runs the smoke set of the end-to-end tests on each kind of node and, with -critest, the CRI
+// conformance tool. With a command it runs that instead, on its own standard streams; the binaries are
+// in /share/bin. It ends with the exit code of what ran.
 //
 // The machine is emulated in software and 7 to 30 times slower than this one, so it is useful for
 // functional tests but not for benchmarks. Its root file system is built once, from Debian

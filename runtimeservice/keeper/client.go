@@ -14,12 +14,18 @@ import (
 
 // Client sends requests to one keeper. Its methods may be called concurrently.
 //
-// Errors satisfy errdefs.IsNotFound for an unknown container, errdefs.IsAlreadyExists for an ID in
-// use, errdefs.IsInvalidArgument for a malformed argument, errdefs.IsFailedPrecondition for a
-// request that the container's state does not allow, errdefs.IsResourceExhausted if the keeper or
-// the daemon has no free file descriptor, errdefs.IsUnavailable while there is no keeper,
-// errdefs.IsInternal for a failure of the OCI runtime, and context.DeadlineExceeded or
-// context.Canceled.
+// Errors satisfy
+//
+//   - errdefs.IsNotFound for an unknown container,
+//   - errdefs.IsAlreadyExists for an ID in use,
+//   - errdefs.IsInvalidArgument for a malformed argument,
+//   - errdefs.IsFailedPrecondition for a request that the container's state does not allow,
+//   - errdefs.IsResourceExhausted if the keeper or the daemon has no free file descriptor,
+//   - errdefs.IsUnavailable if no keeper answers,
+//   - errdefs.IsInternal for other failures in the keeper, such as those of the OCI runtime.
+//
+// They wrap context.DeadlineExceeded or context.Canceled after the end of ctx, and
+// context.DeadlineExceeded if the OCI runtime exceeds its timeout.
 //
 // If the keeper dies during a request, the Client repeats the request with the next keeper. Create,
 // Restore, Start and StartInit are the exception: once sent, they return an error that satisfies
