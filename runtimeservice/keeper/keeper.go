@@ -10,6 +10,9 @@
 // This package is not a container runtime: the keeper runs one. It has no notion of pods, images or
 // CRI records. The caller decides what follows from a container's exit.
 //
+// Types without a statement about concurrent use are plain data: they must not be changed while
+// another goroutine uses them.
+//
 // Files, all in Options.Dir, which should be on a tmpfs:
 //
 //	lock                 flock of the running keeper
@@ -35,8 +38,8 @@ import (
 
 // Options configure a Client. Dir and Binary are required.
 type Options struct {
-	// Dir is the keeper's state directory. One keeper serves one Dir. It is created with
-	// mode 0700 if it does not exist.
+	// Dir is the keeper's state directory. One keeper serves one Dir. It is created with mode 0700
+	// if it does not exist.
 	Dir string
 	// Binary is the path of mica-keeper. Connect makes a running keeper of another build execute
 	// this file in place.
@@ -65,19 +68,19 @@ type CreateArgs struct {
 	// Stdin keeps the container's stdin open for Attach; without it, stdin is /dev/null. A
 	// container with a terminal always has stdin.
 	Stdin bool
-	// StdinOnce closes stdin when the first attached client that has written to it disconnects. It
-	// is ignored for terminals, which cannot be half closed.
+	// StdinOnce closes stdin when the first attached client with stdin ends its input or
+	// disconnects. It is ignored for terminals, which cannot be half closed.
 	StdinOnce bool
 	// LogPath is the CRI log file, to which the keeper appends; "" for no log.
 	LogPath string
 	// LogDir is the pod's log directory, which contains LogPath. The keeper follows symbolic links
-	// in LogDir itself, but none below it. "" means the parent of LogPath.
+	// in the path of LogDir, but none below it. "" means the parent of LogPath.
 	LogDir string
 	// MemoryCgroup is the absolute path of the container's memory cgroup, whose OOM counter the
 	// keeper reads at the exit; "" means the cgroup of the container's init.
 	MemoryCgroup string
-	// Timeout bounds the runtime's create, and each later run of its start and delete. Default 60
-	// s.
+	// Timeout bounds the runtime's create, and each later run of its start and delete. Default 1
+	// min.
 	Timeout time.Duration
 	// Env is appended to the runtime's environment.
 	Env []string
