@@ -24,8 +24,9 @@
 //   - A document is decoded only after its size and shape were checked against limits.
 //   - Credentials, headers and client certificates go only to servers that the reference or
 //     hosts.toml names. A token service gets credentials if it belongs to the server that named it.
-//   - A server may redirect the node only to addresses that are as far from the node as the server
-//     itself: a public registry cannot make the node ask a metadata service.
+//   - A server may redirect the node only to addresses at least as far from the node as the server
+//     itself: a public registry cannot make the node ask a metadata service. The exceptions are
+//     servers that hosts.toml lists, and private addresses whose server proves its name by TLS.
 //   - Each step takes bounded time: a transfer below the minimum rate is ended and resumed.
 //
 // # Errors

@@ -77,13 +77,16 @@ func NewPool() *Pool { return &Pool{memory: newMemory()} }
 // Stream is the decompressed content of a blob. Read and Close may not be called concurrently; the
 // other methods may be called at any time.
 type Stream struct {
-	io.Reader
+	content  io.Reader
 	blob     *receivedReader
 	size     int64 // of the blob
 	byteCost int64
 	close    func() // frees the decoder; nil if it has nothing to free
 	release  func() // returns the memory of reserve; nil without
 }
+
+// Read implements io.Reader.
+func (s *Stream) Read(p []byte) (int, error) { return s.content.Read(p) }
 
 // Received returns the number of bytes that were read from the blob.
 func (s *Stream) Received() int64 { return s.blob.count.Load() }
@@ -97,7 +100,7 @@ func (s *Stream) Close() {
 	if s.close != nil {
 		s.close()
 	}
-	s.Reader, s.close = nil, nil
+	s.content, s.close = nil, nil
 	if s.release != nil {
 		s.release()
 	}
@@ -141,15 +144,15 @@ func (p *Pool) open(ctx context.Context, s *Stream, in *bufio.Reader) error {
 		if err != nil {
 			return fmt.Errorf("gzip: %w", err)
 		}
-		s.Reader = named{z, "gzip"}
+		s.content = named{z, "gzip"}
 	case zstdFormat:
 		return p.openZstd(ctx, s, in)
 	case bzip2Format:
-		s.Reader, s.byteCost = named{bzip2.NewReader(in), "bzip2"}, bzip2ByteCost
+		s.content, s.byteCost = named{bzip2.NewReader(in), "bzip2"}, bzip2ByteCost
 	case xzFormat:
 		return p.openXZ(ctx, s, in)
 	default:
-		s.Reader = in
+		s.content = in
 	}
 	return nil
 }
@@ -168,7 +171,7 @@ func (p *Pool) openXZ(ctx context.Context, s *Stream, in io.Reader) error {
 	if err != nil {
 		return fmt.Errorf("xz: %w", err)
 	}
-	s.Reader, s.byteCost = named{z, "xz"}, xzByteCost
+	s.content, s.byteCost = named{z, "xz"}, xzByteCost
 	return nil
 }
 

@@ -54,7 +54,7 @@ func (p *Pool) openZstd(ctx context.Context, s *Stream, in *bufio.Reader) error 
 		err = p.openPlainZstd(s, blob)
 	}
 	if err == nil && window < wanted {
-		s.Reader = narrowed{Reader: s.Reader, window: window, size: s.size}
+		s.content = narrowed{Reader: s.content, window: window, size: s.size}
 	}
 	return err
 }
@@ -69,7 +69,7 @@ func (p *Pool) openWideZstd(ctx context.Context, s *Stream, blob io.Reader, wind
 	if err != nil {
 		return fmt.Errorf("zstd: %w", err)
 	}
-	s.Reader, s.close = named{z, "zstd"}, z.Close
+	s.content, s.close = named{z, "zstd"}, z.Close
 	return nil
 }
 
@@ -87,7 +87,7 @@ func (p *Pool) openPlainZstd(s *Stream, blob io.Reader) (err error) {
 		return fmt.Errorf("zstd: %w", err)
 	}
 	r := &endReader{Reader: z}
-	s.Reader, s.close = named{r, "zstd"}, func() {
+	s.content, s.close = named{r, "zstd"}, func() {
 		if !r.ended || z.Reset(nil) != nil {
 			z.Close() // its goroutines still read the blob
 			return
