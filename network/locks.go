@@ -3,6 +3,8 @@ package network
 import (
 	"context"
 	"sync"
+
+	"golang.org/x/sync/semaphore"
 )
 
 // podLocks serializes the operations on each pod. The zero value is ready.
@@ -12,11 +14,10 @@ type podLocks struct {
 	locks map[string]*podLock
 }
 
-// podLock is the lock of one pod. A holder has put a value into held; users counts holders and
-// waiters.
+// podLock is the lock of one pod: a semaphore of 1, because waiting for it ends with a context.
 type podLock struct {
-	held  chan struct{}
-	users int
+	held  *semaphore.Weighted
+	users int // holders and waiters
 }
 
 // lock waits for the pod's lock until ctx ends.
@@ -27,19 +28,17 @@ func (p *podLocks) lock(ctx context.Context, id string) (unlock func(), err erro
 	}
 	l := p.locks[id]
 	if l == nil {
-		l = &podLock{held: make(chan struct{}, 1)}
+		l = &podLock{held: semaphore.NewWeighted(1)}
 		p.locks[id] = l
 	}
 	l.users++
 	p.mu.Unlock()
 
-	select {
-	case l.held <- struct{}{}:
-		return func() { <-l.held; p.leave(id, l) }, nil
-	case <-ctx.Done():
+	if l.held.Acquire(ctx, 1) != nil {
 		p.leave(id, l)
 		return nil, context.Cause(ctx)
 	}
+	return func() { l.held.Release(1); p.leave(id, l) }, nil
 }
 
 func (p *podLocks) leave(id string, l *podLock) {

@@ -5,21 +5,23 @@ import (
 	"fmt"
 	"sync/atomic"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/micarun/mica/internal/journal"
 )
 
-// opLock lets one operation at a time work on an object. Unlike a mutex it can
-// be waited for with a deadline, and it knows the operation that holds it.
+// opLock lets one operation at a time work on an object. Unlike with a mutex, waiting ends with a
+// context, and the lock knows the operation that holds it. Operations get it in the order of their
+// calls.
 type opLock struct {
-	held   chan struct{}
+	held   *semaphore.Weighted
 	holder atomic.Pointer[journal.Operation]
 }
 
-func newOpLock() *opLock { return &opLock{held: make(chan struct{}, 1)} }
+func newOpLock() *opLock { return &opLock{held: semaphore.NewWeighted(1)} }
 
-// lock takes the lock or returns the context's error, which names the operation
-// that holds the lock and its stage. what names the waiting operation and the
-// object.
+// lock takes the lock or returns the context's error, which names the operation that holds the lock
+// and its stage. what names the waiting operation and the object.
 func (l *opLock) lock(ctx context.Context, what string) error {
 	if l.try(ctx) {
 		return nil
@@ -27,33 +29,29 @@ func (l *opLock) lock(ctx context.Context, what string) error {
 	journal.Enter(ctx, "wait for the operation before it")
 	journal.Detail(ctx, l.describe)
 	defer journal.Detail(ctx, nil)
-	select {
-	case l.held <- struct{}{}:
-		l.holder.Store(journal.Of(ctx))
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("%s: wait for the operation before it%s: %w", what, l.suffix(), ctx.Err())
+	if err := l.held.Acquire(ctx, 1); err != nil {
+		return fmt.Errorf("%s: wait for the operation before it%s: %w", what, l.suffix(), err)
 	}
+	l.holder.Store(journal.Of(ctx))
+	return nil
 }
 
 // try takes the lock if it is free.
 func (l *opLock) try(ctx context.Context) bool {
-	select {
-	case l.held <- struct{}{}:
-		l.holder.Store(journal.Of(ctx))
-		return true
-	default:
+	if !l.held.TryAcquire(1) {
 		return false
 	}
+	l.holder.Store(journal.Of(ctx))
+	return true
 }
 
 func (l *opLock) unlock() {
 	l.holder.Store(nil)
-	<-l.held
+	l.held.Release(1)
 }
 
-// describe names the operation that holds the lock and its stage: "recover pod
-// (delete network for 3s)". It is "" where that is not known.
+// describe returns the operation that holds the lock and its stage: "recover pod (delete network for
+// 3s)". It returns "" if that is not known.
 func (l *opLock) describe() string {
 	if op := l.holder.Load(); op != nil {
 		return op.What() + where(op)

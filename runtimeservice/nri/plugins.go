@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/nri/pkg/adaptation"
 	"github.com/containerd/nri/pkg/api"
 	"github.com/containerd/ttrpc"
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/protobuf/proto"
 	"k8s.io/klog/v2"
 
@@ -33,7 +34,7 @@ type Plugins struct {
 
 	// turn is held while plugins get an event; no plugin can join meanwhile. It is taken before mu.
 	// Requests that plugins make during the event must not need it.
-	turn chan struct{}
+	turn *semaphore.Weighted
 
 	joined joined
 
@@ -54,7 +55,7 @@ func New(o Options) *Plugins {
 		return nil
 	}
 	return &Plugins{
-		opts: o.withDefaults(), turn: make(chan struct{}, 1),
+		opts: o.withDefaults(), turn: semaphore.NewWeighted(1),
 		pods: map[string]*api.PodSandbox{}, containers: map[string]*api.Container{}, stopped: map[string]bool{},
 	}
 }
@@ -125,12 +126,10 @@ func (p *Plugins) tell(ctx context.Context, what string, send func() error) erro
 	if p == nil || p.adapter == nil {
 		return nil
 	}
-	select {
-	case p.turn <- struct{}{}:
-	case <-ctx.Done():
-		return fmt.Errorf("notify NRI plugins: %s: wait for earlier events: %w", what, ctx.Err())
+	if err := p.turn.Acquire(ctx, 1); err != nil {
+		return fmt.Errorf("notify NRI plugins: %s: wait for earlier events: %w", what, err)
 	}
-	defer func() { <-p.turn }()
+	defer p.turn.Release(1)
 	block := p.adapter.BlockPluginSync()
 	defer block.Unblock()
 	if err := send(); err != nil {
