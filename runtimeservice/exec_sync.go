@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -17,11 +18,15 @@ import (
 // stream would get a response that no client can read.
 const maxExecSyncOutput = 16<<20 - 4<<10
 
+// largeOutput is the size of both streams in bytes beyond which answers wait for each other.
+const largeOutput = 1 << 20
+
 // errExecTimeout is the cause when the time limit of an ExecSync request ends.
 var errExecTimeout = errors.New("timed out")
 
 // ExecSync runs a command in a running container and returns its output and exit code. Output beyond
-// Options.ExecSyncLimit bytes per stream is read and dropped. Processes that the command left behind
+// Options.ExecSyncLimit bytes per stream is read and dropped. Calls with large output answer one after
+// the other. Processes that the command left behind
 // with its output open are waited for while they write, for some seconds at most. A command that
 // takes longer than the request's timeout (in seconds, 0 for none) is killed with all processes that
 // it started. Errors: ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition (not running),
@@ -31,7 +36,7 @@ func (s *Service) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest)
 	if err != nil {
 		return nil, err
 	}
-	limit := time.Duration(req.GetTimeout()) * time.Second
+	call, limit := ctx, time.Duration(req.GetTimeout())*time.Second
 	if limit < 0 {
 		return nil, fmt.Errorf("exec in container %s: negative timeout: %w", c.ID, errdefs.ErrInvalidArgument)
 	}
@@ -40,7 +45,9 @@ func (s *Service) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest)
 		ctx, cancel = context.WithTimeoutCause(ctx, limit, errExecTimeout)
 		defer cancel()
 	}
-	stdout, stderr := streams.NewCapture(s.opts.ExecSyncLimit), streams.NewCapture(s.opts.ExecSyncLimit)
+	stdout, stderr := streams.NewCapture(s.opts.DataDir, s.opts.ExecSyncLimit), streams.NewCapture(s.opts.DataDir, s.opts.ExecSyncLimit)
+	defer stdout.Close()
+	defer stderr.Close()
 	code, err := s.exec(ctx, c, execRun{cmd: req.GetCmd(), stdout: stdout, stderr: stderr})
 	if err != nil {
 		if ctx.Err() != nil && errors.Is(context.Cause(ctx), errExecTimeout) {
@@ -49,6 +56,33 @@ func (s *Service) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest)
 		return nil, fmt.Errorf("exec %q in container %s: %w", req.GetCmd(), c.ID, err)
 	}
 	resp := &runtimeapi.ExecSyncResponse{ExitCode: int32(code)}
-	resp.Stdout, resp.Stderr = streams.Fit(stdout.Take(), stderr.Take(), maxExecSyncOutput)
+	if stdout.Len()+stderr.Len() > largeOutput {
+		if err := s.awaitLargeAnswer(call); err != nil {
+			return nil, fmt.Errorf("exec in container %s: wait for the answers of other calls: %w", c.ID, err)
+		}
+	}
+	out, errs := streams.Fit(stdout.End(), stderr.End(), maxExecSyncOutput)
+	if resp.Stdout, err = stdout.Take(out); err == nil {
+		resp.Stderr, err = stderr.Take(errs)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("exec in container %s: read output: %w", c.ID, err)
+	}
 	return resp, nil
+}
+
+// awaitLargeAnswer waits until no other call answers with large output. ctx must end with the call: its
+// answer is sent then. Up to three copies of the answer exist until then, so the memory is returned
+// before the next answer.
+func (s *Service) awaitLargeAnswer(ctx context.Context) error {
+	select {
+	case s.largeAnswer <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	context.AfterFunc(ctx, func() {
+		debug.FreeOSMemory()
+		<-s.largeAnswer
+	})
+	return nil
 }

@@ -155,6 +155,8 @@ type Service struct {
 	recoveries *recoveries
 	events     *events.Broadcaster
 	turns      *turns
+	// largeAnswer is held by the call that answers with large output.
+	largeAnswer chan struct{}
 	// background counts goroutines that Close waits for.
 	background sync.WaitGroup
 	stop       context.CancelFunc
@@ -171,7 +173,7 @@ func Open(ctx context.Context, o Options, d Deps) (*Service, error) {
 		cgroups: d.Cgroups, host: d.Host, plugins: d.Plugins, injectCDI: d.InjectCDI, hooks: d.Hooks, settings: d.Settings,
 		journal: d.Journal, criu: checkpoint.NewCriu(o.Criu),
 		pods: newTable[*Pod](podKind), containers: newTable[*Container](containerKind), unusable: newUnusables(), recoveries: newRecoveries(),
-		events: events.NewBroadcaster(), turns: newTurns(),
+		events: events.NewBroadcaster(), turns: newTurns(), largeAnswer: make(chan struct{}, 1),
 	}
 	s.pods.journal, s.pods.making = d.Journal, "run pod"
 	s.containers.journal, s.containers.making = d.Journal, "create container"
