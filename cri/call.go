@@ -86,6 +86,9 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	if s.opts.Incoming != nil {
 		ctx = s.opts.Incoming(ctx)
 	}
+	if err := s.limits.violation(req); err != nil {
+		return nil, err
+	}
 	answer, err = handle(klog.NewContext(ctx, c.log), req)
 	if err == nil {
 		err = s.checkSize(c.method, answer)
@@ -127,7 +130,7 @@ func (s *Server) stream(srv any, inner grpc.ServerStream, info *grpc.StreamServe
 	ctx, cancel := s.untilStop(klog.NewContext(inner.Context(), c.log))
 	defer cancel()
 	defer func() { err = c.end(err, recover()) }()
-	err = handle(srv, &serverStream{ServerStream: inner, ctx: ctx})
+	err = handle(srv, &serverStream{ServerStream: inner, ctx: ctx, limits: s.limits})
 	if cause := context.Cause(ctx); err != nil && cause != nil && inner.Context().Err() == nil {
 		return cause
 	}
@@ -138,7 +141,16 @@ func (s *Server) stream(srv any, inner grpc.ServerStream, info *grpc.StreamServe
 // grpc.ServerStream returns it from a method.
 type serverStream struct {
 	grpc.ServerStream
-	ctx context.Context
+	ctx    context.Context
+	limits *limits
+}
+
+// RecvMsg implements grpc.ServerStream.
+func (s *serverStream) RecvMsg(request any) error {
+	if err := s.ServerStream.RecvMsg(request); err != nil {
+		return err
+	}
+	return s.limits.violation(request)
 }
 
 // Context implements grpc.ServerStream.

@@ -22,18 +22,43 @@ import (
 //   - context.DeadlineExceeded and context.Canceled;
 //   - anything else is Unknown.
 //
-// The message is the text of the whole chain.
+// The message is the text of the whole chain, shortened in the middle if it is very long.
 func toStatus(err error) error {
 	if err == nil {
 		return nil
 	}
 	if s, ok := status.FromError(err); ok {
-		return s.Err()
+		return shortened(s).Err()
 	}
 	if sentinel := criSentinel(err); sentinel != nil {
-		return status.Error(codes.Unknown, withPrefix(sentinel.Error(), err.Error()))
+		return status.Error(codes.Unknown, shorten(withPrefix(sentinel.Error(), err.Error())))
 	}
-	return status.Error(codeOf(err), err.Error())
+	return status.Error(codeOf(err), shorten(err.Error()))
+}
+
+// maxErrorText is the size in bytes of the message of a status. Clients get it in an HTTP/2 header,
+// and end the connection if it is larger than they allow; other calls would fail with it.
+const maxErrorText = 8 << 10
+
+// shortened is s, or s with a shorter message.
+func shortened(s *status.Status) *status.Status {
+	p := s.Proto()
+	if len(p.GetMessage()) <= maxErrorText {
+		return s
+	}
+	p.Message = shorten(p.GetMessage())
+	return status.FromProto(p)
+}
+
+// shorten cuts the middle out of a text. The beginning says what has failed and the end why.
+func shorten(text string) string {
+	if len(text) <= maxErrorText {
+		return text
+	}
+	const end = maxErrorText / 4
+	const begin = maxErrorText - end - 100 // for the middle and for invalid characters
+	left := len(text) - begin - end
+	return strings.ToValidUTF8(fmt.Sprintf("%s… (%d bytes) …%s", text[:begin], left, text[len(text)-end:]), "")
 }
 
 func codeOf(err error) codes.Code {

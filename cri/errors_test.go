@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc/codes"
@@ -60,5 +62,24 @@ func TestToStatus(t *testing.T) {
 				t.Errorf("got %v, want %s %q", got, tc.code, want)
 			}
 		})
+	}
+}
+
+// A message that clients could not receive is shortened.
+func TestLongErrors(t *testing.T) {
+	long := strings.Repeat("ü", 1<<20)
+	for name, err := range map[string]error{
+		"plain":    fmt.Errorf("run pod %s: %w", long, errdefs.ErrInvalidArgument),
+		"status":   status.Error(codes.InvalidArgument, "run pod "+long+": invalid argument"),
+		"sentinel": fmt.Errorf("run pod %s: %w", long, criapierrors.ErrRROUnsupported),
+	} {
+		got := toStatus(err)
+		text := status.Convert(got).Message()
+		if len(text) > maxErrorText || !utf8.ValidString(text) || !strings.Contains(text, "run pod") {
+			t.Errorf("%s: message of %d bytes: %.40q", name, len(text), text)
+		}
+		if name != "sentinel" && (status.Code(got) != codes.InvalidArgument || !strings.HasSuffix(text, ": invalid argument")) {
+			t.Errorf("%s: %s, message ends with %q", name, status.Code(got), text[len(text)-40:])
+		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	gometrics "runtime/metrics"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -352,8 +353,8 @@ func TestURLsAreLimited(t *testing.T) {
 // The command lines of waiting URLs have a limit as well.
 func TestRequestsOfURLsAreLimited(t *testing.T) {
 	e := start(t, nil)
-	large := &runtimeapi.ExecRequest{ContainerId: "c", Stdout: true, Cmd: []string{strings.Repeat("x", 15<<20)}}
-	for range 2 {
+	large := &runtimeapi.ExecRequest{ContainerId: "c", Stdout: true, Cmd: slices.Repeat([]string{strings.Repeat("x", 1<<20)}, 6)}
+	for range 5 {
 		e.exec(large)
 	}
 	_, err := e.client().Exec(t.Context(), large)
@@ -364,7 +365,7 @@ func TestRequestsOfURLsAreLimited(t *testing.T) {
 
 func TestTooManyPortsAreRefused(t *testing.T) {
 	e := start(t, nil)
-	_, err := e.client().PortForward(t.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: "p", Port: make([]int32, 100_000)})
+	_, err := e.client().PortForward(t.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: "p", Port: make([]int32, 10_000)})
 	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "more than 127") {
 		t.Errorf("many ports: %v", err)
 	}

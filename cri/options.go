@@ -19,7 +19,8 @@ type Options struct {
 	Socket string
 	// Group is the group of the socket: a name or a number. Default: root's group.
 	Group string
-	// MaxMessageBytes limits the size of a request and of a response. Default: 32 MiB.
+	// MaxMessageBytes limits the size of a response. Requests have at most 8 MiB, or this if it is
+	// less. Default: 32 MiB.
 	MaxMessageBytes int
 	// StopTimeout is how long calls in progress may continue when the server stops. Default: 10 s.
 	StopTimeout time.Duration

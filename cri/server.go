@@ -34,6 +34,7 @@ type Server struct {
 	grpc    *grpc.Server
 	streams *streamServer
 	metrics *metrics
+	limits  *limits
 	lastID  atomic.Uint64
 
 	// stopping is closed when the server begins to stop, which ends the contexts of
@@ -61,6 +62,7 @@ func New(ctx context.Context, opts Options, rt Runtime, images runtimeapi.ImageS
 		opts:     opts.withDefaults(),
 		log:      klog.FromContext(ctx),
 		metrics:  newMetrics(),
+		limits:   newLimits(),
 		stopping: make(chan struct{}),
 	}
 	var err error
@@ -77,7 +79,8 @@ func New(ctx context.Context, opts Options, rt Runtime, images runtimeapi.ImageS
 
 func (s *Server) newGRPC(rt runtimeapi.RuntimeServiceServer, images runtimeapi.ImageServiceServer) *grpc.Server {
 	srv := grpc.NewServer(
-		grpc.MaxRecvMsgSize(s.opts.MaxMessageBytes),
+		grpc.MaxRecvMsgSize(min(s.opts.MaxMessageBytes, maxRequestBytes)),
+		grpc.ForceServerCodecV2(s.limits),
 		grpc.MaxSendMsgSize(s.opts.MaxMessageBytes),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minClientPing, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(s.unary),

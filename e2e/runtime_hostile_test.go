@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -277,144 +278,170 @@ func TestHostileLogs(t *testing.T) {
 	j.works()
 }
 
-// Requests of the CRI with fields of millions of bytes or entries are refused with the limit, or
-// work, at a bounded cost.
+// extent is how large the fields of hostile requests are.
+type extent struct {
+	name  string
+	text  int // bytes of a name or path
+	value int // bytes of an argument or annotation
+	count int // entries
+}
+
+// Requests of the CRI with fields of many bytes or entries are refused with the limit, or work, at a
+// bounded cost: both those that the socket lets pass and those that it refuses.
 func TestHostileRequests(t *testing.T) {
 	j := startJudge(t)
-	conn, err := grpc.NewClient("unix://"+j.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallSendMsgSize(64<<20), grpc.MaxCallRecvMsgSize(64<<20)))
+	conn, err := grpc.NewClient("unix://"+j.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	j.no(err)
 	defer conn.Close()
 	rt := runtimeapi.NewRuntimeServiceClient(conn)
-	long := strings.Repeat("x", 15<<20)
-	type pods = runtimeapi.PodSandboxConfig
-	many := func(n int) map[string]string {
-		m := make(map[string]string, n)
-		for i := range n {
-			m[fmt.Sprint("k", i)] = "v"
-		}
-		return m
-	}
-	for name, spoil := range map[string]func(*pods){
-		"name of 15 MiB":          func(c *pods) { c.Metadata.Name = long },
-		"UID of 15 MiB":           func(c *pods) { c.Metadata.Uid = long },
-		"host name of 1 MiB":      func(c *pods) { c.Hostname = long[:1<<20] },
-		"a million labels":        func(c *pods) { c.Labels = many(1_000_000) },
-		"a million annotations":   func(c *pods) { c.Annotations = many(1_000_000) },
-		"an annotation of 15 MiB": func(c *pods) { c.Annotations = map[string]string{"k": long} },
-		"a million ports": func(c *pods) {
-			for range 1_000_000 {
-				c.PortMappings = append(c.PortMappings, &runtimeapi.PortMapping{ContainerPort: 80, HostPort: 80})
-			}
-		},
-		"negative ports": func(c *pods) {
-			c.PortMappings = []*runtimeapi.PortMapping{{ContainerPort: -1, HostPort: -80}}
-		},
-		"a million name servers": func(c *pods) {
-			c.DnsConfig = &runtimeapi.DNSConfig{Servers: strings.Split(strings.Repeat("1.1.1.1 ", 1_000_000), " ")}
-		},
-		"a search domain of 15 MiB":        func(c *pods) { c.DnsConfig = &runtimeapi.DNSConfig{Searches: []string{long}} },
-		"a million sysctls":                func(c *pods) { c.Linux.Sysctls = many(1_000_000) },
-		"log directory of 15 MiB":          func(c *pods) { c.LogDirectory = "/" + long },
-		"cgroup parent of 15 MiB":          func(c *pods) { c.Linux.CgroupParent = "/" + long },
-		"cgroup parent of a million parts": func(c *pods) { c.Linux.CgroupParent = strings.Repeat("/x", 1_000_000) },
-		"name with a null byte":            func(c *pods) { c.Metadata.Name = "a\x00b" },
-		"name with line breaks":            func(c *pods) { c.Metadata.Name = "a\nb\r" },
-		"negative resources": func(c *pods) {
-			c.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuPeriod: -1, CpuQuota: -5, CpuShares: -7, MemoryLimitInBytes: -9}
-		},
+	for _, x := range []extent{
+		{name: "largest", text: 4 << 10, value: 1 << 20, count: 8000},
+		{name: "too large", text: 7 << 20, value: 7 << 20, count: 300_000},
 	} {
-		j.abuse(t, "pod: "+name, func(t *testing.T) {
-			config := j.podConfig()
-			spoil(config)
-			ctx, cancel := context.WithTimeout(j.ctx, patience.Of(time.Minute))
-			defer cancel()
-			response, err := rt.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
-			j.refusedOrGone(t, err, func() error { return j.RemovePod(j.ctx, response.GetPodSandboxId()) })
-		})
+		for _, c := range hostilePods() {
+			j.abuse(t, "pod, "+x.name+": "+c.name, func(t *testing.T) {
+				config := j.podConfig()
+				c.spoil(config, x)
+				ctx, cancel := context.WithTimeout(j.ctx, patience.Of(time.Minute))
+				defer cancel()
+				response, err := rt.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
+				j.refusedOrGone(t, err, func() error { return j.RemovePod(j.ctx, response.GetPodSandboxId()) })
+			})
+		}
+		for _, c := range hostileContainers() {
+			j.abuse(t, "container, "+x.name+": "+c.name, func(t *testing.T) {
+				config := j.containerConfig(busyboxImage, "true")
+				c.spoil(config, x)
+				ctx, cancel := context.WithTimeout(j.ctx, patience.Of(time.Minute))
+				defer cancel()
+				response, err := rt.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: j.pod.id, Config: config, SandboxConfig: j.pod.config})
+				j.refusedOrGone(t, err, func() error {
+					_, err := rt.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: response.GetContainerId()})
+					j.refusedOrGone(t, err, func() error { return nil })
+					return j.Runtime.RemoveContainer(j.ctx, response.GetContainerId())
+				})
+			})
+		}
 	}
-	for name, spoil := range hostileContainers(long, many) {
-		j.abuse(t, "container: "+name, func(t *testing.T) {
-			config := j.containerConfig(busyboxImage, "true")
-			spoil(config)
-			ctx, cancel := context.WithTimeout(j.ctx, patience.Of(time.Minute))
-			defer cancel()
-			response, err := rt.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: j.pod.id, Config: config, SandboxConfig: j.pod.config})
-			if err == nil {
-				_, err := rt.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: response.GetContainerId()})
-				t.Logf("start: %.300v", err)
-			}
-			j.refusedOrGone(t, err, func() error { return j.Runtime.RemoveContainer(j.ctx, response.GetContainerId()) })
-		})
-	}
-	j.abuse(t, "bytes that are no message", func(t *testing.T) { j.nonsense(t) })
+	j.abuse(t, "bytes that are no message", j.nonsense)
 	j.works()
 }
 
-func hostileContainers(long string, many func(int) map[string]string) map[string]func(*runtimeapi.ContainerConfig) {
-	type containers = runtimeapi.ContainerConfig
-	return map[string]func(*containers){
-		"name of 15 MiB":              func(c *containers) { c.Metadata.Name = long },
-		"image of 15 MiB":             func(c *containers) { c.Image.Image = long },
-		"a million labels":            func(c *containers) { c.Labels = many(1_000_000) },
-		"a million annotations":       func(c *containers) { c.Annotations = many(1_000_000) },
-		"log path of 15 MiB":          func(c *containers) { c.LogPath = long },
-		"log path of a million parts": func(c *containers) { c.LogPath = strings.Repeat("x/", 1_000_000) + "log" },
-		"log path with a null byte":   func(c *containers) { c.LogPath = "a\x00b" },
-		"argument of 15 MiB":          func(c *containers) { c.Args = []string{long} },
-		"a million arguments":         func(c *containers) { c.Args = strings.Split(strings.Repeat("x ", 1_000_000), " ") },
-		"working directory of 15 MiB": func(c *containers) { c.WorkingDir = "/" + long },
-		"a million mounts": func(c *containers) {
-			for i := range 1_000_000 {
+// spoiled is a config with a hostile field.
+type spoiled[T any] struct {
+	name  string
+	spoil func(T, extent)
+}
+
+func (x extent) long() string { return strings.Repeat("x", x.text) }
+
+func (x extent) parts() string { return strings.Repeat("/x", x.text/2) }
+
+func (x extent) words(word string) []string { return slices.Repeat([]string{word}, x.count) }
+
+func (x extent) entries() map[string]string {
+	m := make(map[string]string, x.count)
+	for i := range x.count {
+		m[fmt.Sprint("k", i)] = "v"
+	}
+	return m
+}
+
+func hostilePods() []spoiled[*runtimeapi.PodSandboxConfig] {
+	type pod = *runtimeapi.PodSandboxConfig
+	return []spoiled[pod]{
+		{"name", func(c pod, x extent) { c.Metadata.Name = x.long() }},
+		{"UID", func(c pod, x extent) { c.Metadata.Uid = x.long() }},
+		{"namespace", func(c pod, x extent) { c.Metadata.Namespace = x.long() }},
+		{"host name", func(c pod, x extent) { c.Hostname = x.long() }},
+		{"labels", func(c pod, x extent) { c.Labels = x.entries() }},
+		{"annotations", func(c pod, x extent) { c.Annotations = x.entries() }},
+		{"annotation", func(c pod, x extent) { c.Annotations = map[string]string{"k": strings.Repeat("x", x.value)} }},
+		{"ports", func(c pod, x extent) {
+			for range x.count {
+				c.PortMappings = append(c.PortMappings, &runtimeapi.PortMapping{ContainerPort: 80, HostPort: 80})
+			}
+		}},
+		{"negative port", func(c pod, _ extent) { c.PortMappings = []*runtimeapi.PortMapping{{ContainerPort: -1, HostPort: -80}} }},
+		{"name servers", func(c pod, x extent) { c.DnsConfig = &runtimeapi.DNSConfig{Servers: x.words("1.1.1.1")} }},
+		{"search domain", func(c pod, x extent) { c.DnsConfig = &runtimeapi.DNSConfig{Searches: []string{x.long()}} }},
+		{"sysctls", func(c pod, x extent) { c.Linux.Sysctls = x.entries() }},
+		{"log directory", func(c pod, x extent) { c.LogDirectory = "/" + x.long() }},
+		{"cgroup parent", func(c pod, x extent) { c.Linux.CgroupParent = "/" + x.long() }},
+		{"cgroup parent of many parts", func(c pod, x extent) { c.Linux.CgroupParent = x.parts() }},
+		{"zero byte", func(c pod, _ extent) { c.Metadata.Name = "a\x00b" }},
+		{"line breaks", func(c pod, _ extent) { c.Metadata.Name = "a\nb\r" }},
+		{"negative resources", func(c pod, _ extent) {
+			c.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuPeriod: -1, CpuQuota: -5, CpuShares: -7, MemoryLimitInBytes: -9}
+		}},
+	}
+}
+
+func hostileContainers() []spoiled[*runtimeapi.ContainerConfig] {
+	type container = *runtimeapi.ContainerConfig
+	return []spoiled[container]{
+		{"name", func(c container, x extent) { c.Metadata.Name = x.long() }},
+		{"image", func(c container, x extent) { c.Image.Image = x.long() }},
+		{"labels", func(c container, x extent) { c.Labels = x.entries() }},
+		{"annotations", func(c container, x extent) { c.Annotations = x.entries() }},
+		{"log path", func(c container, x extent) { c.LogPath = x.long() }},
+		{"log path of many parts", func(c container, x extent) { c.LogPath = strings.TrimPrefix(x.parts(), "/") }},
+		{"argument", func(c container, x extent) { c.Args = []string{strings.Repeat("x", x.value)} }},
+		{"arguments", func(c container, x extent) { c.Args = x.words("x") }},
+		{"working directory", func(c container, x extent) { c.WorkingDir = "/" + x.long() }},
+		{"variables", func(c container, x extent) {
+			for i := range x.count {
+				c.Envs = append(c.Envs, &runtimeapi.KeyValue{Key: fmt.Sprint("k", i), Value: []byte("v")})
+			}
+		}},
+		{"mounts", func(c container, x extent) {
+			for i := range x.count {
 				c.Mounts = append(c.Mounts, &runtimeapi.Mount{ContainerPath: fmt.Sprint("/m", i), HostPath: "/tmp"})
 			}
-		},
-		"3000 mounts": func(c *containers) {
-			for i := range 3000 {
-				c.Mounts = append(c.Mounts, &runtimeapi.Mount{ContainerPath: fmt.Sprint("/m", i), HostPath: "/tmp"})
-			}
-		},
-		"a million devices": func(c *containers) {
-			for i := range 1_000_000 {
+		}},
+		{"devices", func(c container, x extent) {
+			for i := range x.count {
 				c.Devices = append(c.Devices, &runtimeapi.Device{ContainerPath: fmt.Sprint("/dev/d", i), HostPath: "/dev/null", Permissions: "rw"})
 			}
-		},
-		"a million groups": func(c *containers) {
-			for i := range 1_000_000 {
+		}},
+		{"groups", func(c container, x extent) {
+			for i := range x.count {
 				c.Linux.SecurityContext.SupplementalGroups = append(c.Linux.SecurityContext.SupplementalGroups, int64(i))
 			}
-		},
-		"a million masked paths": func(c *containers) {
-			for i := range 1_000_000 {
+		}},
+		{"masked paths", func(c container, x extent) {
+			for i := range x.count {
 				c.Linux.SecurityContext.MaskedPaths = append(c.Linux.SecurityContext.MaskedPaths, fmt.Sprint("/m", i))
 			}
-		},
-		"a million capabilities": func(c *containers) {
-			c.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{AddCapabilities: strings.Split(strings.Repeat("KILL ", 1_000_000), " ")}
-		},
-		"a million CDI devices": func(c *containers) {
-			for i := range 1_000_000 {
+		}},
+		{"capabilities", func(c container, x extent) {
+			c.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{AddCapabilities: x.words("KILL")}
+		}},
+		{"CDI devices", func(c container, x extent) {
+			for i := range x.count {
 				c.CDIDevices = append(c.CDIDevices, &runtimeapi.CDIDevice{Name: fmt.Sprint("v.com/c=d", i)})
 			}
-		},
-		"a million unified limits": func(c *containers) {
-			c.Linux.Resources = &runtimeapi.LinuxContainerResources{Unified: many(1_000_000)}
-		},
-		"a million huge page limits": func(c *containers) {
-			c.Linux.Resources = &runtimeapi.LinuxContainerResources{}
-			for range 1_000_000 {
-				c.Linux.Resources.HugepageLimits = append(c.Linux.Resources.HugepageLimits, &runtimeapi.HugepageLimit{PageSize: "2MB", Limit: 1})
-			}
-		},
-		"negative resources": func(c *containers) {
+		}},
+		{"unified limits", func(c container, x extent) {
+			c.Linux.Resources = &runtimeapi.LinuxContainerResources{Unified: x.entries()}
+		}},
+		{"huge page limits", func(c container, x extent) {
+			limit := &runtimeapi.HugepageLimit{PageSize: "2MB", Limit: 1}
+			c.Linux.Resources = &runtimeapi.LinuxContainerResources{HugepageLimits: slices.Repeat([]*runtimeapi.HugepageLimit{limit}, x.count)}
+		}},
+		{"negative resources", func(c container, _ extent) {
 			c.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuPeriod: -1, CpuQuota: -5, CpuShares: -7, MemoryLimitInBytes: -9, OomScoreAdj: -100000}
-		},
-		"negative user":       func(c *containers) { c.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: -1} },
-		"user beyond 32 bits": func(c *containers) { c.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1 << 40} },
-		"user name of 15 MiB": func(c *containers) { c.Linux.SecurityContext.RunAsUsername = long },
-		"seccomp profile of 15 MiB": func(c *containers) {
-			c.Linux.SecurityContext.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "/" + long}
-		},
+		}},
+		{"negative user", func(c container, _ extent) {
+			c.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: -1}
+		}},
+		{"user beyond 32 bits", func(c container, _ extent) {
+			c.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1 << 40}
+		}},
+		{"user name", func(c container, x extent) { c.Linux.SecurityContext.RunAsUsername = x.long() }},
+		{"seccomp profile", func(c container, x extent) {
+			c.Linux.SecurityContext.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "/" + x.long()}
+		}},
 	}
 }
 

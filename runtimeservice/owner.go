@@ -41,12 +41,29 @@ func (s *Service) makeOwner() error {
 // makePodCgroup makes the pod's cgroup, and marks one that is Mica's own. A daemon that dies in
 // between has the pod's record.
 func (s *Service) makePodCgroup(ctx context.Context, p *Pod) error {
-	if _, err := s.cgroups.EnsureParent(ctx, p.CgroupParent); err != nil || !p.OwnCgroup {
+	if !p.OwnCgroup {
+		_, err := s.cgroups.EnsureParent(ctx, p.CgroupParent)
 		return err
 	}
 	owner, err := s.owner()
 	if err != nil {
 		return err
 	}
+	if err := s.cgroups.EnsureDefault(ctx, owner); err != nil {
+		return err
+	}
+	if _, err := s.cgroups.EnsureParent(ctx, p.CgroupParent); err != nil {
+		return err
+	}
 	return s.cgroups.Mark(p.CgroupParent, owner)
+}
+
+// removeDefaultCgroup removes the default parent of pods' cgroups, unless another made it or has a
+// cgroup in it.
+func (s *Service) removeDefaultCgroup() error {
+	owner, err := s.owner()
+	if err != nil {
+		return err
+	}
+	return s.cgroups.RemoveDefault(owner)
 }

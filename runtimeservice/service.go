@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -268,10 +269,10 @@ func (s *Service) Close(ctx context.Context) error {
 }
 
 // RemoveShared takes away what a closed service keeps on the machine between
-// pods: the shared mount below which their namespaces are pinned. There must be
-// no pods.
+// pods: the shared mount below which their namespaces are pinned, and the parent
+// of their cgroups if the service made it. There must be no pods.
 func (s *Service) RemoveShared() error {
-	return podns.Unshare(s.statePods())
+	return errors.Join(podns.Unshare(s.statePods()), s.removeDefaultCgroup())
 }
 
 func (s *Service) podsDir() string       { return filepath.Join(s.opts.DataDir, "cri", "pods") }

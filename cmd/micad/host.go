@@ -37,6 +37,8 @@ const (
 	cgroupTimeout = 10 * time.Second
 	// probeID names the cgroup for trying out OCI runtimes.
 	probeID = "probe"
+	// probeOwner marks a default parent that was made for it only.
+	probeOwner = "probe"
 )
 
 // helper returns the path of a helper: setting if it is set, otherwise an executable in the
@@ -117,7 +119,10 @@ func (n *node) chooseRuntime(ctx context.Context, c config.Config, installed map
 	if err != nil {
 		return "", fmt.Errorf("choose OCI runtime: %w", err)
 	}
-	defer n.removeCgroup(ctx, parent)
+	if err := n.cgroups.EnsureDefault(ctx, probeOwner); err != nil {
+		return "", fmt.Errorf("choose OCI runtime: %w", err)
+	}
+	defer n.removeProbe(ctx, parent)
 	work := filepath.Join(c.StateDir, "probe")
 	if err := os.MkdirAll(work, 0o700); err != nil {
 		return "", fmt.Errorf("choose OCI runtime: %w", err)
@@ -147,18 +152,12 @@ func (n *node) removeCgroup(ctx context.Context, path string) {
 	}
 }
 
-// removeDefaultParent removes the pods' default parent cgroup if it is empty. systemd removes its
-// slices itself.
-func (n *node) removeDefaultParent(ctx context.Context) error {
-	pod, err := n.cgroups.PodParent("", probeID)
-	if err != nil || n.cgroups.Driver() == cgroup.Systemd || filepath.Dir(pod) == "/" {
-		return err
+// removeProbe removes the cgroups for trying out OCI runtimes.
+func (n *node) removeProbe(ctx context.Context, path string) {
+	n.removeCgroup(ctx, path)
+	if err := n.cgroups.RemoveDefault(probeOwner); err != nil {
+		klog.FromContext(ctx).Error(err, "Removing the default parent of cgroups failed")
 	}
-	below, err := n.cgroups.List(filepath.Dir(pod))
-	if err != nil || len(below) != 1 {
-		return err
-	}
-	return n.cgroups.RemoveParent(ctx, filepath.Dir(pod))
 }
 
 // clamped lists the privileges that the daemon cannot give to containers on this host.

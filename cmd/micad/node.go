@@ -210,7 +210,7 @@ func (n *node) requireEmpty(ctx context.Context) error {
 func (n *node) endEverything(ctx context.Context) error {
 	err := errors.Join(n.server.Close(), n.service.Close(ctx), n.service.RemoveShared(), n.network.RemoveDefault(ctx), n.keeper.Shutdown(ctx))
 	n.server, n.service = nil, nil
-	return errors.Join(err, n.removeDefaultParent(ctx), n.close(ctx))
+	return errors.Join(err, n.close(ctx))
 }
 
 // check runs the checks of all stores. It waits for the recovery first, because the recovery also

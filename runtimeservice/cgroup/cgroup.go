@@ -88,10 +88,28 @@ func (m *Manager) Mode() Mode { return m.mode }
 // Driver returns the driver in use.
 func (m *Manager) Driver() Driver { return m.options.Driver }
 
+// Limits of a cgroup parent in bytes and slashes. The kernel limits names to 255 bytes and paths to
+// 4,096.
+const (
+	maxParent  = 1024
+	maxParents = 32
+	maxName    = 255
+)
+
 // PodParent returns a pod's cgroup: CRI's cgroup_parent, or one named after the pod below the
 // default parent. With systemd, the last element of cgroup_parent must be a slice; its name
-// determines the path. A bad cgroup_parent is ErrInvalidArgument.
+// determines the path. A bad cgroup_parent is ErrInvalidArgument, also one that leaves no room for
+// the cgroups of containers below it.
 func (m *Manager) PodParent(criParent, podID string) (string, error) {
+	if len(criParent) > maxParent || strings.Count(criParent, "/") > maxParents {
+		return "", fmt.Errorf("cgroup parent %.40q… has %d bytes and %d slashes, more than %d or %d: %w",
+			criParent, len(criParent), strings.Count(criParent, "/"), maxParent, maxParents, errdefs.ErrInvalidArgument)
+	}
+	for name := range strings.SplitSeq(criParent, "/") {
+		if len(name) > maxName {
+			return "", fmt.Errorf("cgroup parent %.40q… has a name of %d bytes, more than %d: %w", criParent, len(name), maxName, errdefs.ErrInvalidArgument)
+		}
+	}
 	if slices.Contains(strings.Split(criParent, "/"), "..") || strings.ContainsRune(criParent, 0) {
 		return "", fmt.Errorf("cgroup parent %q: %w", criParent, errdefs.ErrInvalidArgument)
 	}

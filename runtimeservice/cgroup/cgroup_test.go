@@ -461,7 +461,7 @@ func TestPaths(t *testing.T) {
 	for _, c := range []struct {
 		m   *Manager
 		cri string
-	}{{fsm, "/a/../b"}, {sdm, "/kubepods"}, {sdm, "a--b.slice"}, {sdm, "../a.slice"}} {
+	}{{fsm, "/a/../b"}, {fsm, strings.Repeat("/x", 40)}, {fsm, "/" + strings.Repeat("x", 256)}, {fsm, "/" + strings.Repeat("x/", 600)}, {sdm, "/kubepods"}, {sdm, "a--b.slice"}, {sdm, "../a.slice"}} {
 		if got, err := c.m.PodParent(c.cri, "p"); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("PodParent(%q) = %q, %v", c.cri, got, err)
 		}
@@ -576,5 +576,64 @@ func TestPodsAndInit(t *testing.T) {
 	}
 	if left, err := m.List(pod); err != nil || !slices.Equal(left, []string{pod}) {
 		t.Errorf("List = %v, %v", left, err)
+	}
+}
+
+// The default parent is removed only by the owner for whom it was made, and while nothing is in it.
+func TestDefaultParentIsRemovedByItsMaker(t *testing.T) {
+	m, path := real(t)
+	m, err := New(m.mode, Options{DefaultParent: filepath.Join(path, "default")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent := m.options.DefaultParent
+	ensure := func(owner string) {
+		t.Helper()
+		if err := m.EnsureDefault(t.Context(), owner); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remove := func(owner string, gone bool) {
+		t.Helper()
+		if err := m.RemoveDefault(owner); err != nil {
+			t.Error(err)
+		}
+		if m.exists(parent) == gone {
+			t.Errorf("removal for %q: gone is not %t", owner, gone)
+		}
+	}
+	if _, err := m.EnsureParent(t.Context(), parent); err != nil { // another's
+		t.Fatal(err)
+	}
+	ensure("me")
+	remove("me", false)
+	if err := m.RemoveParent(t.Context(), parent); err != nil {
+		t.Fatal(err)
+	}
+	ensure("me")
+	ensure("other")
+	remove("other", false)
+	child := filepath.Join(parent, "child")
+	if _, err := m.EnsureParent(t.Context(), child); err != nil {
+		t.Fatal(err)
+	}
+	remove("me", false)
+	if err := m.RemoveParent(t.Context(), child); err != nil {
+		t.Fatal(err)
+	}
+	remove("me", true)
+	remove("me", true)
+}
+
+// A path that the kernel cannot have can be removed, so that a pod that was refused for it can.
+func TestRemoveOfImpossiblePaths(t *testing.T) {
+	m, _ := real(t)
+	for _, path := range []string{strings.Repeat("/x", 3000), "/" + strings.Repeat("x", 300)} {
+		if err := m.RemoveParent(t.Context(), path); err != nil {
+			t.Errorf("remove a path of %d bytes: %.200v", len(path), err)
+		}
+		if err := m.RemoveInit(t.Context(), path); err != nil {
+			t.Errorf("remove the init's below a path of %d bytes: %.200v", len(path), err)
+		}
 	}
 }

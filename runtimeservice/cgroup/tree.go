@@ -47,6 +47,42 @@ func (m *Manager) EnsureParent(ctx context.Context, path string) (created bool, 
 	return created, nil
 }
 
+// EnsureDefault makes the default parent if it is absent, and marks it with the owner then.
+func (m *Manager) EnsureDefault(ctx context.Context, owner string) error {
+	if m.keepsDefault() {
+		return nil
+	}
+	created, err := m.EnsureParent(ctx, m.options.DefaultParent)
+	if err != nil || !created {
+		return err
+	}
+	return m.Mark(m.options.DefaultParent, owner)
+}
+
+// RemoveDefault removes the default parent if EnsureDefault made it for the owner and no cgroup is
+// below it.
+func (m *Manager) RemoveDefault(owner string) error {
+	if m.keepsDefault() {
+		return nil
+	}
+	for _, dir := range m.mode.dirs(m.options.DefaultParent) {
+		if !marked(dir, owner) {
+			continue
+		}
+		// A cgroup with others below is busy, and one with processes too.
+		if err := unix.Rmdir(dir); err != nil && !gone(err) && !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("remove cgroup %s: %w", dir, err)
+		}
+	}
+	return nil
+}
+
+// keepsDefault reports whether the default parent is not Mica's to make: systemd makes its slices
+// itself, and the root exists.
+func (m *Manager) keepsDefault() bool {
+	return m.options.Driver == Systemd || path.Clean("/"+m.options.DefaultParent) == "/"
+}
+
 // exists reports whether the cgroup exists in any hierarchy.
 func (m *Manager) exists(path string) bool {
 	return slices.ContainsFunc(m.mode.dirs(path), func(dir string) bool {
@@ -157,9 +193,9 @@ func removeTree(dir string) error {
 }
 
 // gone reports whether err means that the cgroup does not exist. Reads from a cgroup that is being
-// removed return ENODEV.
+// removed return ENODEV. A path that is too long for the kernel names nothing.
 func gone(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV)
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENAMETOOLONG)
 }
 
 // List returns the cgroups at and below prefix in any hierarchy, sorted, parents before children.

@@ -201,6 +201,15 @@ func TestValidatePod(t *testing.T) {
 		{"relative log directory", func(p *runtimeapi.PodSandboxConfig) { p.LogDirectory = "logs" }, false},
 		{"log directory with ..", func(p *runtimeapi.PodSandboxConfig) { p.LogDirectory = "/logs/../x" }, false},
 		{"cgroup parent with ..", func(p *runtimeapi.PodSandboxConfig) { p.Linux.CgroupParent = "/a/../b" }, false},
+		{"host ports at the limit", func(p *runtimeapi.PodSandboxConfig) {
+			p.PortMappings = slices.Repeat([]*runtimeapi.PortMapping{{HostPort: 1}}, maxHostPorts)
+		}, true},
+		{"many host ports", func(p *runtimeapi.PodSandboxConfig) {
+			p.PortMappings = slices.Repeat([]*runtimeapi.PortMapping{{HostPort: 1}}, maxHostPorts+1)
+		}, false},
+		{"many ports of the pod", func(p *runtimeapi.PodSandboxConfig) {
+			p.PortMappings = slices.Repeat([]*runtimeapi.PortMapping{{ContainerPort: 1}}, maxHostPorts+1)
+		}, true},
 		{"group without user", func(p *runtimeapi.PodSandboxConfig) {
 			p.Linux.SecurityContext.RunAsGroup = &runtimeapi.Int64Value{}
 		}, false},

@@ -42,6 +42,9 @@ func ValidatePod(pod *runtimeapi.PodSandboxConfig) error {
 	if slices.Contains(strings.Split(l.GetCgroupParent(), "/"), "..") {
 		return invalid("cgroup parent %q", l.GetCgroupParent())
 	}
+	if n := hostPorts(pod); n > maxHostPorts {
+		return invalid("%d host ports, more than %d", n, maxHostPorts)
+	}
 	sc := l.GetSecurityContext()
 	if sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil {
 		return invalid("run_as_group without run_as_user")
@@ -330,4 +333,18 @@ func cdiNames(c *runtimeapi.ContainerConfig) []string {
 
 func cleanAbs(p string) bool {
 	return path.IsAbs(p) && !slices.Contains(strings.Split(p, "/"), "..") && !strings.ContainsRune(p, 0)
+}
+
+// maxHostPorts limits the rules that the plugin portmap makes for a pod, which takes it some
+// milliseconds for each port.
+const maxHostPorts = 2048
+
+// hostPorts counts the ports of the node that a pod asks for.
+func hostPorts(pod *runtimeapi.PodSandboxConfig) (n int) {
+	for _, m := range pod.GetPortMappings() {
+		if m.GetHostPort() != 0 {
+			n++
+		}
+	}
+	return n
 }
