@@ -122,21 +122,21 @@ func (s *Service) apply(ctx context.Context, blob io.Reader, a layerArgs) (*over
 		return nil, err
 	}
 	defer tar.Close()
-	return s.layers.ApplyWithin(ctx, a.allowances[0], layerTar{tar, a.repeated})
+	return s.layers.ApplyWithin(ctx, a.allowances[0], layerTar{tar, a})
 }
 
 // layerTar is the uncompressed tar of a layer.
 type layerTar struct {
 	*decompress.Stream
-	repeated bool // see layerArgs
+	layer layerArgs
 }
 
 var _ overlay.Decompressed = layerTar{}
 
-// Received returns the number of bytes that add to the allowance of the image.
-func (t layerTar) Received() int64 {
-	if t.repeated {
-		return 0
+// Repeated implements [overlay.Decompressed].
+func (t layerTar) Repeated() int64 {
+	if t.layer.repeated {
+		return t.layer.blob.Size
 	}
-	return t.Stream.Received()
+	return 0
 }

@@ -9,9 +9,11 @@ import (
 // Decompressed is implemented by inputs of [Store.Apply] that were decompressed. Any goroutine may
 // call its methods.
 type Decompressed interface {
-	// Received returns how many bytes were transferred for what has been read so far, 0 for bytes
-	// that another layer of the image has counted.
+	// Received returns how many bytes were transferred for what has been read so far.
 	Received() int64
+	// Repeated returns the size of the blob if another layer of the image has the same one, otherwise
+	// 0. The bytes of a blob add to the allowance once.
+	Repeated() int64
 	// ByteCost returns the nanoseconds of processor time that a byte of output takes beyond what
 	// it takes with gzip.
 	ByteCost() int64
@@ -38,6 +40,9 @@ type Allowance struct {
 type transferred struct{ bytes, weighed int64 }
 
 func (t *transferred) add(b *budget) {
+	if b.repeated > 0 {
+		return
+	}
 	n := b.received()
 	t.bytes += n
 	t.weighed += n * b.byteCost
@@ -97,14 +102,16 @@ type budget struct {
 	image    *Allowance
 	received func() int64 // for any goroutine; image.mu guards the field
 	byteCost int64        // of decompression, beyond what costContent has of it
+	repeated int64        // size of a blob that another layer of the image has as well; constant
 
 	work, kept                       int64
+	counted                          int64 // transferred bytes that are part of work
 	entries, steps, headers, content int64
 }
 
 // newBudget begins the budget of a layer, which ends with leave.
-func (a *Allowance) newBudget(received func() int64, byteCost int64) *budget {
-	b := &budget{image: a, received: received, byteCost: byteCost}
+func (a *Allowance) newBudget(in Decompressed) *budget {
+	b := &budget{image: a, received: in.Received, byteCost: in.ByteCost(), repeated: in.Repeated()}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.live[b] = struct{}{}
@@ -153,10 +160,20 @@ func (b *budget) step(n int) error {
 	return b.spend(int64(n) * costStep)
 }
 
-// read adds content that was read.
+// begin adds the cost of every layer. The whole transfer of a repeated blob is a part of it: its rest
+// would be read even if the layer ended early.
+func (b *budget) begin() error { return b.spend(costLayer + b.repeated*costTransfer) }
+
+// read adds content that was read, and what was transferred for it.
 func (b *budget) read(n int64) error {
 	b.content += n
-	return b.spend(n * (costContent + b.byteCost))
+	cost := n * (costContent + b.byteCost)
+	if b.repeated == 0 {
+		received := b.received()
+		cost += (received - b.counted) * costTransfer
+		b.counted = received
+	}
+	return b.spend(cost)
 }
 
 // keep adds memory that stays in use until the layer is complete.
@@ -215,6 +232,9 @@ func (c *countedInput) Read(p []byte) (int, error) {
 
 // Received implements [Decompressed].
 func (c *countedInput) Received() int64 { return c.count.Load() }
+
+// Repeated implements [Decompressed].
+func (c *countedInput) Repeated() int64 { return 0 }
 
 // ByteCost implements [Decompressed].
 func (c *countedInput) ByteCost() int64 { return 0 }

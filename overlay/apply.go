@@ -49,7 +49,7 @@ func (s *Store) ApplyWithin(ctx context.Context, image *Allowance, in io.Reader)
 		counted := &countedInput{Reader: in}
 		in, tar = counted, counted
 	}
-	d := &Draft{CacheID: newID(), store: s, budget: image.newBudget(tar.Received, tar.ByteCost())}
+	d := &Draft{CacheID: newID(), store: s, budget: image.newBudget(tar)}
 	s.setBusy(d.CacheID, true)
 	if err := s.apply(ctx, d, in); err != nil {
 		return nil, errors.Join(fmt.Errorf("apply layer: %w", err), d.Discard())
@@ -59,7 +59,7 @@ func (s *Store) ApplyWithin(ctx context.Context, image *Allowance, in io.Reader)
 }
 
 func (s *Store) apply(ctx context.Context, d *Draft, in io.Reader) error {
-	if err := d.budget.spend(costLayer); err != nil {
+	if err := d.budget.begin(); err != nil {
 		return err
 	}
 	if err := s.makeDraft(d.CacheID); err != nil {

@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"archive/tar"
+	"errors"
 	"fmt"
 	"path"
 	"strings"
@@ -43,7 +44,7 @@ func (x *extractor) keepAside(name string, h *tar.Header) error {
 	if isSparse(h) {
 		return invalid("a sparse file below %s", aufsLinks)
 	}
-	if err := x.budget.keep(keptAside + len(name)); err != nil {
+	if err := errors.Join(x.budget.keep(keptAside+len(name)), x.budget.spend(costMove)); err != nil {
 		return err
 	}
 	if err := x.openShadow(); err != nil {

@@ -16,6 +16,9 @@ type decompressor struct {
 // Received implements [Decompressed].
 func (d *decompressor) Received() int64 { return d.Size() - int64(d.Len()) }
 
+// Repeated implements [Decompressed].
+func (d *decompressor) Repeated() int64 { return 0 }
+
 // ByteCost implements [Decompressed].
 func (d *decompressor) ByteCost() int64 { return 0 }
 

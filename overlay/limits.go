@@ -21,9 +21,9 @@ const (
 // an idle one takes about half.
 const (
 	costLayer     = 3_000_000 // make, parse, sync, commit and mount a layer, whatever it holds
-	costEntry     = 65_000    // parse a header, make a file, link, whiteout or device, describe and remove it
+	costEntry     = 80_000    // parse a header, make a file, link, whiteout or device, describe and remove it
 	costDir       = 80_000    // beyond costEntry: make and remove a directory
-	costMove      = 35_000    // beyond costEntry: move what an entry replaces to the directory shadow
+	costMove      = 35_000    // beyond costEntry: move what an entry replaces to the directory shadow, or keep a file there
 	costRepack    = 8_000     // read and write an item of tar-split again, after a name that came twice
 	costAttribute = 8_000     // set an extended attribute
 	costFragment  = 8_000     // write a fragment of a sparse file
@@ -31,7 +31,8 @@ const (
 	costLookup    = 12_000    // look for a directory in one of the layers below
 	costHeader    = 15        // parse, encode and compress a byte of headers
 	costRecord    = 30        // do so with a byte beyond the first plainHeaders of an entry: PAX records
-	costContent   = 3         // decompress, hash, check and write a byte of the tar
+	costTransfer  = 20        // receive, hash and decompress a transferred byte
+	costContent   = 3         // hash, check and write a byte of the tar, and decompress it if it is one of many alike
 	costRaw       = 15        // encode and compress a byte of content that only tar-split keeps
 )
 

@@ -1,8 +1,10 @@
 package hostile
 
 import (
+	"archive/tar"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"runtime"
 	"strings"
 
@@ -26,6 +28,7 @@ func manifests() []Image {
 		{Name: "manifest-100k-layers", Quick: true, build: layers(60_000, false)},
 		{Name: "layer-10k-times", build: layers(10_000, false)},
 		{Name: "layer-480-times", build: layers(480, true)},
+		{Name: "layer-of-7mb-480-times", build: layerAgain},
 		{Name: "annotations", build: manifestOf(func(m *ocispec.Manifest) { m.Annotations = keys(200_000, "") })},
 		{Name: "annotation-large", build: manifestOf(func(m *ocispec.Manifest) {
 			m.Annotations = map[string]string{"io.kubernetes.cri-o.annotations.checkpoint.name": strings.Repeat("a", 3<<20)}
@@ -69,6 +72,22 @@ func index(size int, entry string) func(*parts) error {
 		p.rawManifest = fmt.Appendf(nil, `{"schemaVersion":2,"manifests":[%s%s]}`, strings.Repeat(entry, size/len(entry)), last)
 		return err
 	}
+}
+
+// layerAgain lists a layer 480 times that takes long to decompress and has no other cost.
+func layerAgain(p *parts) error {
+	noise := make([]byte, 8<<20)
+	if _, err := rand.NewChaCha8([32]byte{}).Read(noise); err != nil {
+		return err
+	}
+	for i := range noise {
+		noise[i] = 'a' + noise[i]%64 // Huffman codes of six bits
+	}
+	l := hashed().add(item{kind: tar.TypeReg, name: "noise", data: noise}.bytes(), 1).end()
+	if err := p.layer(l); err != nil {
+		return err
+	}
+	return layers(479, true)(p)
 }
 
 // layers lists the top layer n more times; with matching, also in the configuration.

@@ -20,6 +20,9 @@ func streams() []Image {
 	return []Image{
 		{Name: "gzip-10gb", build: layered(func() packed { return packed{zeroMember(begin, 600), unhashed()} })},
 		{Name: "gzip-10gb-members", build: layered(func() packed { return (&packer{}).add(begin, 1).add(make([]byte, 16<<20), 600).whole() })},
+		{Name: "gzip-4gb-of-text", build: layered(func() packed {
+			return (&packer{}).add(begin, 1).add([]byte(strings.Repeat("text of a file\n", 1<<20)), 300).whole()
+		})},
 		{Name: "gzip-10gb-behind-a-link", Quick: true, build: layered(func() packed {
 			links := append(item{kind: tar.TypeDir, name: "d/"}.bytes(), item{kind: tar.TypeSymlink, name: "l", link: "d"}.bytes()...)
 			return packed{zeroMember(append(links, item{kind: tar.TypeReg, name: "l/zeros", size: huge}.bytes()...), 600), unhashed()}
