@@ -23,8 +23,8 @@ const (
 	costLayer     = 3_000_000 // make, parse, sync, commit and mount a layer, whatever it holds
 	costEntry     = 80_000    // parse a header, make a file, link, whiteout or device, describe and remove it
 	costDir       = 80_000    // beyond costEntry: make and remove a directory
-	costMove      = 35_000    // beyond costEntry: move what an entry replaces to the directory shadow, or keep a file there
-	costRepack    = 8_000     // read and write an item of tar-split again, after a name that came twice
+	costMove      = 45_000    // beyond costEntry: move what an entry replaces to the directory shadow, or keep a file there
+	costRepack    = 20_000    // read and write an item of tar-split again, after a name that came twice
 	costAttribute = 8_000     // set an extended attribute
 	costFragment  = 8_000     // write a fragment of a sparse file
 	costStep      = 100       // look up one component of a path
