@@ -19,9 +19,9 @@ func (s *Service) CheckAttach(_ context.Context, containerID string) error {
 	return err
 }
 
-// ServeAttach connects the client's streams with the streams of the container's first process, until
-// the container exits or the client disconnects. Streams that the client did not request are nil.
-// Whether there is a terminal depends on the container.
+// ServeAttach connects the client's streams with the streams of the container's first process,
+// until the container exits or the client disconnects. Streams that the client did not request are
+// nil. Whether there is a terminal depends on the container.
 //
 // The end of the client's input ends the session, too, as with Docker. Only if the container gets
 // that end as the end of its own input (stdin_once without a terminal), the session waits for the

@@ -23,16 +23,15 @@ import (
 	"github.com/micarun/mica/runtimeservice/oci"
 )
 
-// captureArgs say what to capture of a frozen container, and where to.
+// captureArgs is what to capture of a frozen container, and the directory for it.
 type captureArgs struct {
 	c   *Container
 	by  checkpointer
-	dir string // is made, and holds then what the archive does
-	shm bool   // with the pod's shared memory
+	dir string // is made; gets the content of the archive
+	shm bool   // include the pod's shared memory
 }
 
-// capture writes down a frozen container: its processes by CRIU, its files, its
-// log, and what it was.
+// capture saves a frozen container: its processes by CRIU, its files, its log and its description.
 func (s *Service) capture(ctx context.Context, a captureArgs) error {
 	for _, dir := range []string{a.dir, filepath.Join(a.dir, checkpoint.ImagesDir)} {
 		if err := os.Mkdir(dir, 0o700); err != nil {
@@ -77,8 +76,7 @@ func (s *Service) saveRootfs(ctx context.Context, a captureArgs) error {
 	return jsonfile.Write(filepath.Join(a.dir, checkpoint.DeletedFile), deleted)
 }
 
-// saveVolumes saves what the image declares as volumes and the node keeps as
-// directories, by the same numbers.
+// saveVolumes saves the volumes that the image declares, under the numbers of their directories.
 func (s *Service) saveVolumes(ctx context.Context, a captureArgs) error {
 	from := filepath.Join(a.c.dir, volumesDir)
 	volumes, err := os.ReadDir(from)
@@ -127,13 +125,13 @@ func (s *Service) saveLog(ctx context.Context, a captureArgs) error {
 		return nil
 	}
 	if err := s.keeper.Flush(ctx, a.c.ID); errdefs.IsInvalidArgument(err) {
-		klog.FromContext(ctx).Info("A keeper of an older build may be some lines behind", "container", a.c.ID)
+		klog.FromContext(ctx).Info("Keeper of an older build cannot flush, the log may lack some lines", "container", a.c.ID)
 	} else if err != nil {
 		return err
 	}
 	log, err := a.c.log().Read()
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // rotated away, or never made
+		return nil // rotated, or never made
 	}
 	if err != nil {
 		return err
@@ -145,8 +143,7 @@ func (s *Service) saveLog(ctx context.Context, a captureArgs) error {
 	})
 }
 
-// describe writes what the container is, in the words of every engine that may
-// read them.
+// describe writes the descriptions of the container that the supported engines read.
 func (s *Service) describe(_ context.Context, a captureArgs) error {
 	c, st := a.c, a.c.snapshot()
 	pod, err := s.pods.get(c.PodID)
@@ -177,7 +174,7 @@ func (s *Service) describe(_ context.Context, a captureArgs) error {
 	return nil
 }
 
-// annotate adds what CRI-O wants to find in an archive's specification.
+// annotate adds the annotations that CRI-O requires in an archive's specification.
 func annotate(ociSpec *specs.Spec, pod *Pod, c *Container) error {
 	cfg := c.config()
 	annotations, err := json.Marshal(cfg.GetAnnotations())

@@ -16,13 +16,11 @@ import (
 	"github.com/micarun/mica/runtimeservice/checkpoint"
 )
 
-// CheckpointContainer writes an archive with the state of a running container
-// to the request's location, where it appears whole or not at all. The
-// container stands still until its state is captured and then goes on, whatever
-// becomes of the archive. Package checkpoint tells what is in it. Errors:
-// ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition (not running, or this
-// node cannot checkpoint it), the end of ctx or of the request's time, and
-// those of CRIU.
+// CheckpointContainer writes an archive with the state of a running container to the request's
+// location, either whole or not at all. Package checkpoint describes the archive. The container is
+// frozen until its state is captured, and then continues, also if writing the archive fails.
+// Errors: ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition (not running, or this node cannot
+// checkpoint it), the end of ctx or of the request's timeout, and those of CRIU.
 func (s *Service) CheckpointContainer(ctx context.Context, req *runtimeapi.CheckpointContainerRequest) (*runtimeapi.CheckpointContainerResponse, error) {
 	c, err := s.containers.get(req.GetContainerId())
 	if err != nil {
@@ -46,7 +44,8 @@ func (s *Service) CheckpointContainer(ctx context.Context, req *runtimeapi.Check
 	return &runtimeapi.CheckpointContainerResponse{}, nil
 }
 
-// whole runs f on the caller's context and to its end, for which Close waits.
+// whole runs f on the caller's context and waits for its end, even if the context ends first. Close
+// waits for f, too.
 func (s *Service) whole(ctx context.Context, o operation, f func(context.Context) error) error {
 	work, op := s.journal.Begin(ctx, o.what, o.on)
 	done := make(chan error, 1)
@@ -87,7 +86,7 @@ func (s *Service) checkpointContainer(ctx context.Context, c *Container, locatio
 	return checkpoint.Write(ctx, checkpoint.WriteArgs{From: dir, Temp: temp, Location: location})
 }
 
-// prepareCheckpoint says who can checkpoint the container, or why nobody can.
+// prepareCheckpoint returns what can checkpoint the container, or why nothing can.
 func (s *Service) prepareCheckpoint(ctx context.Context, c *Container) (checkpointer, error) {
 	if err := c.require("checkpoint", Running); err != nil {
 		return checkpointer{}, err

@@ -23,18 +23,18 @@ import (
 
 const jobFile = "job.json"
 
-// jobRecord is what has to be undone of a checkpoint that does not end well. It
-// is written before the first side effect.
+// jobRecord is what has to be undone after a failed checkpoint. It is written before the first side
+// effect.
 type jobRecord struct {
-	// Containers are those that are checkpointed, Cgroups theirs, which may be
+	// Containers are the IDs of the containers to checkpoint, Cgroups their cgroups, which may be
 	// frozen.
 	Containers, Cgroups []string
-	// Files are absolute paths of what is being written.
+	// Files are the absolute paths of the files being written.
 	Files []string
 }
 
-// job is a checkpoint under way: a directory of its own, which takes what is
-// captured, and the locks of its containers.
+// job is a running checkpoint: its own directory for what is captured, and the locks of its
+// containers.
 type job struct {
 	jobRecord
 	dir        string
@@ -43,8 +43,8 @@ type job struct {
 
 func (s *Service) jobsDir() string { return filepath.Join(s.opts.DataDir, "cri", "checkpoints") }
 
-// beginJob locks the containers, which must run, and makes the job's directory.
-// files says what will be written, given the job's own name.
+// beginJob locks the containers, which must be running, and makes the job's directory. files
+// returns the files that will be written, for the name of the job.
 func (s *Service) beginJob(ctx context.Context, containers []*Container, files func(name string) []string) (_ *job, err error) {
 	j := &job{dir: filepath.Join(s.jobsDir(), newID()[:16])}
 	defer func() {
@@ -52,7 +52,7 @@ func (s *Service) beginJob(ctx context.Context, containers []*Container, files f
 			j.unlock()
 		}
 	}()
-	// In one order, so that no two jobs wait for each other.
+	// Always in the same order, so that two jobs cannot deadlock.
 	ordered := slices.SortedFunc(slices.Values(containers), func(a, b *Container) int { return cmp.Compare(a.ID, b.ID) })
 	for _, c := range ordered {
 		if err := c.op.lock(ctx, "checkpoint container "+c.ID); err != nil {
@@ -107,7 +107,7 @@ func (s *Service) freeze(ctx context.Context, j *job) error {
 	return failpoint.Hit("checkpoint-frozen")
 }
 
-// thaw lets the containers go on. It may be called again.
+// thaw lets the containers continue. It may be called again.
 func (s *Service) thaw(j *job) error {
 	var errs []error
 	for _, cgroup := range j.Cgroups {
@@ -116,8 +116,8 @@ func (s *Service) thaw(j *job) error {
 	return errors.Join(errs...)
 }
 
-// endJob undoes what is to be undone of a job, and gives its containers back.
-// failed says that what it was to write is not wanted.
+// endJob cleans up after a job and unlocks its containers. If failed is set, it also waits for CRIU
+// and removes the job's files.
 func (s *Service) endJob(ctx context.Context, j *job, failed bool) error {
 	defer j.unlock()
 	var errs []error
@@ -151,38 +151,37 @@ func removeFiles(files []string) error {
 	return errors.Join(errs...)
 }
 
-// recoverJobs ends the checkpoints that were under way when the daemon died:
-// their containers go on, and nothing is left of what was being written. It
-// locks their containers before one is looked at, since a frozen one does not even
-// die, and ends the checkpoints in the background, where a CRIU that is still at work
-// is waited for.
+// recoverJobs ends the checkpoints that were running when the previous daemon died: their
+// containers continue, and unfinished files are removed. It locks the containers before any
+// recovery looks at them, since a frozen container cannot even be killed. It ends the checkpoints
+// in the background, because a CRIU may still run.
 func (s *Service) recoverJobs(ctx context.Context) error {
 	entries, err := os.ReadDir(s.jobsDir())
 	if err != nil {
-		return fmt.Errorf("read checkpoints under way: %w", err)
+		return fmt.Errorf("read running checkpoints: %w", err)
 	}
 	log := klog.FromContext(ctx)
 	for _, e := range entries {
 		j := &job{dir: filepath.Join(s.jobsDir(), e.Name())}
 		if err := jsonfile.Read(filepath.Join(j.dir, jobFile), &j.jobRecord); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			log.Error(err, "Record of a checkpoint cannot be read", "directory", j.dir)
+			log.Error(err, "Cannot read record of a checkpoint", "directory", j.dir)
 		}
-		log.Info("Ending a checkpoint that was under way", "containers", j.Containers)
+		log.Info("Ending a checkpoint of the previous daemon", "containers", j.Containers)
 		s.jobs.Store(e.Name(), true)
 		for _, id := range j.Containers {
 			if c, err := s.containers.get(id); err == nil && c.op.lock(ctx, "recover container "+id) == nil {
 				j.containers = append(j.containers, c)
 			}
 		}
-		// Now, since by the time that a CRIU has ended another checkpoint may be
-		// there.
+		// Not in the background: by the time that CRIU has ended, another checkpoint may use these
+		// paths.
 		if err := removeFiles(j.Files); err != nil {
-			log.Error(err, "Files of a checkpoint that was under way stay", "directory", j.dir)
+			log.Error(err, "Removing files of an unfinished checkpoint failed", "directory", j.dir)
 		}
 		j.Files = nil
 		end := func() {
 			if err := s.endJob(context.WithoutCancel(ctx), j, true); err != nil {
-				log.Error(err, "Checkpoint is not undone in full", "directory", j.dir)
+				log.Error(err, "Cleaning up after an unfinished checkpoint failed", "directory", j.dir)
 			}
 		}
 		s.background.Go(end)

@@ -21,16 +21,14 @@ import (
 	"github.com/micarun/mica/runtimeservice/checkpoint"
 )
 
-// captureWorkers is how many frozen containers are captured at a time.
+// captureWorkers is how many frozen containers are captured at the same time.
 const captureWorkers = 4
 
-// CheckpointPod writes the state of the named containers of a pod to an empty
-// directory: one consistent cut, since all of them stand still before the first
-// is captured and until the last is. They go on before the call returns,
-// whatever its result; after an error the directory is empty. There are no
-// options. Errors: ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition (not
-// ready, not running, or this node cannot checkpoint them), the end of ctx, and
-// those of CRIU.
+// CheckpointPod writes the state of the named containers of a pod to an empty directory. The state
+// is consistent: all containers are frozen before the first is captured and until the last is. They
+// continue before the call returns, whatever its result. After an error the directory is empty.
+// There are no options. Errors: ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition (not ready,
+// not running, or this node cannot checkpoint them), the end of ctx, and those of CRIU.
 func (s *Service) CheckpointPod(ctx context.Context, req *runtimeapi.CheckpointPodRequest) (*runtimeapi.CheckpointPodResponse, error) {
 	p, err := s.pods.get(req.GetPodSandboxId())
 	if err != nil {
@@ -59,10 +57,10 @@ func (s *Service) CheckpointPod(ctx context.Context, req *runtimeapi.CheckpointP
 	return &runtimeapi.CheckpointPodResponse{}, nil
 }
 
-// selected finds the containers that a checkpoint of the pod is to have.
+// selected finds the containers to checkpoint.
 func (s *Service) selected(p *Pod, ids []string) ([]*Container, error) {
 	if len(ids) == 0 {
-		return nil, fmt.Errorf("no containers are named: %w", errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("no containers named: %w", errdefs.ErrInvalidArgument)
 	}
 	byName := map[string]*Container{}
 	var containers []*Container
@@ -84,17 +82,17 @@ func (s *Service) selected(p *Pod, ids []string) ([]*Container, error) {
 	return containers, nil
 }
 
-// podCapture says what to capture of a pod, and where to.
+// podCapture is what to capture of a pod, and the directory for it.
 type podCapture struct {
 	pod        *Pod
 	containers []*Container
 	output     string
 }
 
-// archiveOf is where the archive of a container is in a pod's checkpoint.
+// archiveOf returns the path of a container's archive in a pod's checkpoint.
 func archiveOf(dir, id string) string { return filepath.Join(dir, id+".tar") }
 
-// files are what a pod's checkpoint consists of, the last one making it whole.
+// files returns the files of a pod's checkpoint. The last one makes it complete.
 func (a podCapture) files() []string {
 	var files []string
 	for _, c := range a.containers {
@@ -144,7 +142,7 @@ func (s *Service) checkpointPod(ctx context.Context, a podCapture) (err error) {
 	return s.writePod(ctx, j, a, writePodArgs{by: by, temp: temp})
 }
 
-// captureAll captures the frozen containers, and what they share.
+// captureAll captures the frozen containers and their shared memory.
 func (s *Service) captureAll(ctx context.Context, j *job, a podCapture, by checkpointer) error {
 	journal.Enter(ctx, "capture containers")
 	group, parallel := errgroup.WithContext(ctx)
@@ -171,9 +169,8 @@ type writePodArgs struct {
 	temp string
 }
 
-// writePod makes the checkpoint in the caller's directory, last of all the file
-// without which it is none. Nothing is written there under a name that the job
-// does not know.
+// writePod writes the checkpoint to the caller's directory. The last file makes it complete. Only
+// files that the job lists are written there, so that the clean-up finds all of them.
 func (s *Service) writePod(ctx context.Context, j *job, a podCapture, w writePodArgs) error {
 	for _, c := range a.containers {
 		args := checkpoint.WriteArgs{From: filepath.Join(j.dir, c.ID), Temp: w.temp, Location: archiveOf(a.output, c.ID)}
@@ -219,12 +216,12 @@ func (s *Service) podOptions(a podCapture, by checkpointer) checkpoint.PodOption
 	return o
 }
 
-// packShm saves the pod's /dev/shm, if there is something in it.
+// packShm saves the pod's /dev/shm unless it is empty.
 func (s *Service) packShm(ctx context.Context, podID, to string) error {
 	from := filepath.Join(s.podStateDir(podID), shmDir)
 	names, err := os.ReadDir(from)
 	if errors.Is(err, os.ErrNotExist) || err == nil && len(names) == 0 {
-		return nil // a pod with the node's IPC has the node's shared memory
+		return nil // a pod in the host IPC namespace uses the node's shared memory
 	}
 	if err != nil {
 		return err

@@ -111,7 +111,7 @@ type ContainerState struct {
 	ExitCode      int
 	Reason        string
 	Message       string
-	// Untold says that nobody listened when the exit was told.
+	// Untold is set if the exit event reached no subscriber. It is sent again after a restart.
 	Untold bool `json:",omitempty"`
 	// Resources are the last ones that were set, the record's at first.
 	Resources stored[runtimeapi.LinuxContainerResources, *runtimeapi.LinuxContainerResources]
@@ -143,15 +143,15 @@ type Container struct {
 	// that the container will have once it is created; guarded by op.
 	mounted map[int]string
 	layers  []digest.Digest
-	// waiter is the program that held the container's place until its own began;
-	// guarded by op. Zero if this daemon has not started the container.
+	// waiter is the executable that ran in the container's first process before its own; guarded by
+	// op. Zero if this daemon has not started the container.
 	waiter checkpoint.Executable
 	// held gives back the layers of mounted images; guarded by op.
 	held []func()
 
-	// telling is held while a step in the container's life is recorded and told, so
-	// that events are in order: a container can end before its start is told. Taken
-	// after op, before mu.
+	// telling is held while a step in the container's life is recorded and its event published, so
+	// that events are in order: a container can exit before its start is published. Taken after op,
+	// before mu.
 	telling sync.Mutex
 
 	mu    sync.Mutex // guards what follows; taken after op, never around I/O but the state file's
@@ -159,7 +159,7 @@ type Container struct {
 	// starting is when StartContainer asked the keeper, zero before. The exit
 	// of a short-lived container can come before that call's answer.
 	starting time.Time
-	// unheard says that nobody listened when the exit was told.
+	// unheard is set if the exit event reached no subscriber.
 	unheard bool
 }
 

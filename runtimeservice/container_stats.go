@@ -13,8 +13,8 @@ import (
 	"github.com/micarun/mica/runtimeservice/stats"
 )
 
-// ContainerStats returns the resource usage of a container. After its exit that is only the writable
-// layer. Errors: ErrNotFound, ErrInvalidArgument.
+// ContainerStats returns the resource usage of a container. After its exit that is only the
+// writable layer. Errors: ErrNotFound, ErrInvalidArgument.
 func (s *Service) ContainerStats(ctx context.Context, req *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
 	c, err := s.containers.get(req.GetContainerId())
 	if err != nil {

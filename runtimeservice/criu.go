@@ -11,14 +11,14 @@ import (
 	"github.com/micarun/mica/runtimeservice/spec"
 )
 
-// checkpointer is what checkpoints and restores the containers of a handler.
+// checkpointer is the runtime and the CRIU that checkpoint and restore containers of a handler.
 type checkpointer struct {
 	handler
 	criu checkpoint.Program
 }
 
-// checkpointer returns ErrFailedPrecondition with the reason where the node
-// cannot checkpoint and restore containers of the handler.
+// checkpointer returns ErrFailedPrecondition with the reason if this node cannot checkpoint and
+// restore containers of the handler.
 func (s *Service) checkpointer(ctx context.Context, handlerName string) (checkpointer, error) {
 	h, err := s.handler(handlerName)
 	if err != nil {
@@ -31,8 +31,8 @@ func (s *Service) checkpointer(ctx context.Context, handlerName string) (checkpo
 	return checkpointer{handler: h, criu: criu}, err
 }
 
-// checkRestore returns ErrFailedPrecondition for a container of a kind that
-// CRIU can look into but does not put together again.
+// checkRestore returns ErrFailedPrecondition for a kind of container that CRIU can dump but not
+// restore.
 func checkRestore(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig) error {
 	reason := ""
 	switch c.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid() {

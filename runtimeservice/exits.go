@@ -13,7 +13,7 @@ import (
 	"github.com/micarun/mica/runtimeservice/keeper"
 )
 
-// followExits takes in what the keeper tells of ended processes until ctx ends.
+// followExits handles the exits that the keeper reports until ctx ends.
 func (s *Service) followExits(ctx context.Context) {
 	for {
 		select {
@@ -21,7 +21,7 @@ func (s *Service) followExits(ctx context.Context) {
 			if !ok {
 				return
 			}
-			// Each on its own: an exit waits for the disk.
+			// Each in its own goroutine, because recording an exit waits for the disk.
 			s.background.Go(func() { s.takeExit(ctx, ev) })
 		case <-ctx.Done():
 			return
@@ -40,13 +40,13 @@ func (s *Service) takeExit(ctx context.Context, ev keeper.Event) {
 		return // removed meanwhile
 	}
 	if err := s.recordExit(c, ev.Exit); err != nil {
-		log.Error(err, "Exit of a container is not recorded", "container", c.ID)
+		log.Error(err, "Recording the exit of a container failed", "container", c.ID)
 		return
 	}
 	s.release(ctx, c)
 }
 
-// recordExit makes the exit part of the container's state, once.
+// recordExit persists the exit in the container's state, once, and publishes its event.
 func (s *Service) recordExit(c *Container, exit keeper.Exit) error {
 	c.telling.Lock()
 	defer c.telling.Unlock()
@@ -70,7 +70,7 @@ func (s *Service) recordExit(c *Container, exit keeper.Exit) error {
 	s.noteExit(c)
 	pod, err := s.pods.get(c.PodID)
 	if err != nil {
-		return nil // its pod is gone, nobody asks for its events
+		return nil // the pod was removed; its events have no subscriber
 	}
 	if started {
 		s.emit(c.ID, pod, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
@@ -79,7 +79,7 @@ func (s *Service) recordExit(c *Container, exit keeper.Exit) error {
 	return nil
 }
 
-// noteExit tells the journal how the container has ended.
+// noteExit writes to the journal how the container has exited.
 func (s *Service) noteExit(c *Container) {
 	st := c.snapshot()
 	text := fmt.Sprintf("%s, exit code %d", st.Reason, st.ExitCode)
@@ -89,18 +89,17 @@ func (s *Service) noteExit(c *Container) {
 	s.journal.Note("container ended", s.subject(c), text)
 }
 
-// tellStopped tells of an exit, and notes it if nobody hears.
+// tellStopped publishes the event of an exit, and remembers if it reached no subscriber.
 func (s *Service) tellStopped(c *Container, pod *Pod) {
-	heard := s.emit(c.ID, pod, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	delivered := s.emit(c.ID, pod, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.unheard = !heard
+	c.unheard = !delivered
 }
 
-// recordUntold makes it part of the state that nobody heard of the exit, so that it
-// is told again after a restart of the daemon, which may be why nobody listened.
-// Until then the exit is with the keeper, from which the next daemon tells it. The
-// caller holds c.op.
+// recordUntold persists that the exit event reached no subscriber, so that it is sent again after a
+// restart of the daemon. Until then the keeper has the exit, and the next daemon would publish it
+// from there. The caller holds c.op.
 func (c *Container) recordUntold() error {
 	c.mu.Lock()
 	unheard := c.unheard && !c.state.Untold
@@ -123,13 +122,13 @@ func exitReason(exit keeper.Exit) (reason, message string) {
 	return reasonError, ""
 }
 
-// lostExit is the exit of a container of which nobody can tell the code.
+// lostExit returns an exit with an unknown code.
 func lostExit(why string) keeper.Exit {
 	return keeper.Exit{Code: exitUnknown, At: time.Now(), Reason: why}
 }
 
-// release gives back what an ended container held: cgroup, mount, bundle. A
-// failure is tried again by the container's removal.
+// release releases the resources of an exited container: cgroup, mount, bundle. After a failure,
+// the container's removal tries again.
 func (s *Service) release(ctx context.Context, c *Container) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.TeardownTimeout)
 	defer cancel()
@@ -144,12 +143,12 @@ func (s *Service) release(ctx context.Context, c *Container) {
 		}
 	}
 	if op.End(err); err != nil {
-		klog.FromContext(ctx).Error(err, "Ended container keeps some of its resources until it is removed", "container", c.ID)
+		klog.FromContext(ctx).Error(err, "Releasing resources of an exited container failed, its removal tries again", "container", c.ID)
 	}
 }
 
-// podInitEnded is called when the init of a shared PID namespace is gone, and
-// with it every process of the pod: new containers could not join.
+// podInitEnded handles the exit of the init of a shared PID namespace. Every process of the pod
+// ends with it, and new containers could not join.
 func (s *Service) podInitEnded(ctx context.Context, p *Pod) {
 	var was PodPhase
 	err := p.update(func(st *PodState) error {
@@ -157,7 +156,7 @@ func (s *Service) podInitEnded(ctx context.Context, p *Pod) {
 		return nil
 	})
 	if err != nil {
-		klog.FromContext(ctx).Error(err, "End of a pod's init is not recorded", "pod", p.ID)
+		klog.FromContext(ctx).Error(err, "Recording the exit of a pod's init failed", "pod", p.ID)
 		return
 	}
 	if was == PodReady {
@@ -165,8 +164,8 @@ func (s *Service) podInitEnded(ctx context.Context, p *Pod) {
 	}
 }
 
-// kill sends SIGKILL to the container's first process. A container that the
-// keeper does not know is recorded as ended.
+// kill sends SIGKILL to the container's first process. A container that the keeper does not know is
+// recorded as exited.
 func (s *Service) kill(ctx context.Context, c *Container) error {
 	err := s.keeper.Kill(ctx, c.ID, sigKill, false)
 	if err == nil {

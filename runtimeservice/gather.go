@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// gatherers is how many objects are read at a time. Reading is mostly system calls, and sometimes
-	// a walk through a writable layer.
+	// gatherers is how many objects are read at a time. Reading is mostly system calls, and
+	// sometimes a walk through a writable layer.
 	gatherers = 4
 	// sendBatch is how many objects are read before their readings are sent, so that no response is
 	// in memory as a whole.
@@ -23,8 +23,8 @@ const (
 )
 
 // gather reads every item and returns the readings in the items' order. It omits items that ended
-// meanwhile (ErrNotFound). It also omits items that cannot be read, and logs why: the other readings
-// are still useful. It returns only the error of ctx.
+// meanwhile (ErrNotFound). It also omits items that cannot be read, and logs why: the other
+// readings are still useful. It returns only the error of ctx.
 func gather[T object, R any](ctx context.Context, items []T, read func(context.Context, T) (R, error)) ([]R, error) {
 	readings, errs := make([]R, len(items)), make([]error, len(items))
 	var group errgroup.Group

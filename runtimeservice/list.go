@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// filterContainers yields the created containers that match the prefixes of their ID and their pod's
-// ID, and the labels.
+// filterContainers yields the created containers that match the prefixes of their ID and their
+// pod's ID, and the labels.
 func (s *Service) filterContainers(id, podID string, labels map[string]string) iter.Seq[*Container] {
 	return func(yield func(*Container) bool) {
 		for _, c := range s.containers.all() {

@@ -17,8 +17,8 @@ func (s *Service) ListContainerStats(ctx context.Context, req *runtimeapi.ListCo
 	return &runtimeapi.ListContainerStatsResponse{Stats: usage}, nil
 }
 
-// StreamContainerStats is ListContainerStats with messages of bounded size. A message is sent as soon
-// as its containers are read.
+// StreamContainerStats is ListContainerStats with messages of bounded size. A message is sent as
+// soon as its containers are read.
 func (s *Service) StreamContainerStats(req *runtimeapi.StreamContainerStatsRequest, stream runtimeapi.RuntimeService_StreamContainerStatsServer) error {
 	return gatherAndSend(stream.Context(), s.measuredContainers(req.GetFilter()), s.containerStats, func(chunk []*runtimeapi.ContainerStats) error {
 		return stream.Send(&runtimeapi.StreamContainerStatsResponse{ContainerStats: chunk})

@@ -48,7 +48,8 @@ func allowFewDescriptors(t *testing.T) {
 	t.Cleanup(func() { _ = unix.Setrlimit(unix.RLIMIT_NOFILE, &old) })
 }
 
-// TestNestedStateIsRemoved: directories of containers, pods and checkpoints go however deep what is in them is nested.
+// TestNestedStateIsRemoved: directories of containers, pods and checkpoints go however deep what is
+// in them is nested.
 func TestNestedStateIsRemoved(t *testing.T) {
 	s := &Service{opts: Options{DataDir: t.TempDir()}}
 	removals := map[string]func(dir string) error{

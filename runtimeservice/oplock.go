@@ -50,8 +50,8 @@ func (l *opLock) unlock() {
 	l.held.Release(1)
 }
 
-// describe returns the operation that holds the lock and its stage: "recover pod (delete network for
-// 3s)". It returns "" if that is not known.
+// describe returns the operation that holds the lock and its stage: "recover pod (delete network
+// for 3s)". It returns "" if that is not known.
 func (l *opLock) describe() string {
 	if op := l.holder.Load(); op != nil {
 		return op.What() + where(op)

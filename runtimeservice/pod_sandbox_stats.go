@@ -32,8 +32,8 @@ func (s *Service) PodSandboxStats(ctx context.Context, req *runtimeapi.PodSandbo
 	return &runtimeapi.PodSandboxStatsResponse{Stats: usage}, nil
 }
 
-// podStats reads the usage of a ready pod. It returns ErrNotFound for a pod in another phase, also if
-// it stops meanwhile.
+// podStats reads the usage of a ready pod. It returns ErrNotFound for a pod in another phase, also
+// if it stops meanwhile.
 func (s *Service) podStats(ctx context.Context, p *Pod) (*runtimeapi.PodSandboxStats, error) {
 	linux, err := s.linuxPodStats(ctx, p)
 	if err != nil {

@@ -23,8 +23,8 @@ func (s *Service) CheckPortForward(_ context.Context, podID string) error {
 	return err
 }
 
-// ServePortForward connects the client's stream with a TCP port on the loopback address of the pod, or
-// of the node for a pod in the host network, as [streams.Relay] does. Errors: those of
+// ServePortForward connects the client's stream with a TCP port on the loopback address of the pod,
+// or of the node for a pod in the host network, as [streams.Relay] does. Errors: those of
 // CheckPortForward, ErrInvalidArgument (port), and the kernel's for the connection.
 func (s *Service) ServePortForward(ctx context.Context, podID string, port int32, stream io.ReadWriteCloser) error {
 	p, err := s.forwardedPod(podID)

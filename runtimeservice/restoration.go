@@ -33,34 +33,33 @@ const (
 	criuConfigFile = "criu.conf"
 )
 
-// source is a checkpoint that a container is to continue.
+// source is the checkpoint that a container continues.
 type source struct {
 	*checkpoint.Archive
 	checkpoint.Description
-	// exact says that the container's config describes the checkpointed process
-	// and must be right about it. Otherwise it says nothing of the process.
+	// exact is set if the container's config must describe the checkpointed process. Otherwise the
+	// config does not describe the process.
 	exact bool
 }
 
-// origin is what a container is made of: an image, and nil or a checkpoint of a
-// container of that image.
+// origin is what a container is made from: an image, and optionally a checkpoint of a container of
+// that image.
 type origin struct {
 	img  imageservice.Detailed
 	from *source
 }
 
-// close lets go of the checkpoint.
+// close closes the checkpoint, if any.
 func (o origin) close(ctx context.Context) {
 	if o.from == nil {
 		return
 	}
 	if err := o.from.Close(); err != nil {
-		klog.FromContext(ctx).Error(err, "Checkpoint is not closed", "source", o.from.Name())
+		klog.FromContext(ctx).Error(err, "Closing checkpoint failed", "source", o.from.Name())
 	}
 }
 
-// openOrigin finds what the config wants the container to be made of. A
-// checkpoint is closed by the caller.
+// openOrigin finds the image or checkpoint that the config names. The caller closes the origin.
 func (s *Service) openOrigin(ctx context.Context, pod *Pod, cfg *runtimeapi.ContainerConfig) (origin, error) {
 	name := cfg.GetImage().GetImage()
 	open := checkpoint.Open
@@ -82,15 +81,15 @@ func (s *Service) openOrigin(ctx context.Context, pod *Pod, cfg *runtimeapi.Cont
 	return o, nil
 }
 
-// openImage opens the checkpoint that an image consists of, and keeps it until
-// it is closed.
+// openImage opens a checkpoint that is stored as an image, and keeps its layer until the archive is
+// closed.
 func (s *Service) openImage(img imageservice.Image) (*checkpoint.Archive, error) {
 	name := img.ID.String()
 	if refs := append(img.Tags, img.Digests...); len(refs) > 0 {
 		name = refs[0]
 	}
 	if !s.opts.RestoreImages {
-		return nil, fmt.Errorf("image %s is a checkpoint, and this node restores none of images (pods.restore_images): %w", name, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("image %s is a checkpoint, and this node does not restore from images (pods.restore_images): %w", name, errdefs.ErrFailedPrecondition)
 	}
 	release, err := s.layers.Hold(img.Top())
 	if err != nil {
@@ -100,7 +99,7 @@ func (s *Service) openImage(img imageservice.Image) (*checkpoint.Archive, error)
 	return checkpoint.OpenStream(name, begin, release), nil
 }
 
-// originOf reads what the checkpoint says of itself and finds its image.
+// originOf reads the description of the checkpoint and finds its image.
 func (s *Service) originOf(ctx context.Context, pod *Pod, cfg *runtimeapi.ContainerConfig, from *source) (origin, error) {
 	by, err := s.checkpointer(ctx, pod.Handler)
 	if err == nil {
@@ -119,8 +118,8 @@ func (s *Service) originOf(ctx context.Context, pod *Pod, cfg *runtimeapi.Contai
 	return origin{img: img, from: from}, err
 }
 
-// baseImage finds the image of a checkpointed container by whatever the archive
-// says of it, the most exact first.
+// baseImage finds the image of a checkpointed container by the names in the archive, the most exact
+// first.
 func (s *Service) baseImage(c checkpoint.Config) (imageservice.Detailed, error) {
 	for _, name := range []string{c.RootfsImageRef, c.RootfsImageName, c.RootfsImage} {
 		if name == "" || filepath.IsAbs(name) {
@@ -134,24 +133,24 @@ func (s *Service) baseImage(c checkpoint.Config) (imageservice.Detailed, error) 
 			return imageservice.Detailed{}, err
 		}
 	}
-	return imageservice.Detailed{}, fmt.Errorf("find the image of the checkpointed container: neither %q nor %q is here, pull it first: %w",
+	return imageservice.Detailed{}, fmt.Errorf("find the image of the checkpointed container: neither %q nor %q is on this node, pull it first: %w",
 		c.RootfsImageRef, c.RootfsImageName, errdefs.ErrNotFound)
 }
 
-// restoredConfig is the config as the record has it: of the image that the
-// container stands on, whatever it was asked for by.
+// restoredConfig returns the config for the record. It names the image that the container is based
+// on, not the checkpoint.
 func restoredConfig(cfg *runtimeapi.ContainerConfig, from *source) *runtimeapi.ContainerConfig {
 	cfg = proto.CloneOf(cfg)
 	if from.Config.RootfsImageName == "" || from.exact {
 		return cfg
 	}
-	// What the user named is the checkpoint.
+	// The user has named the checkpoint.
 	cfg.Image.Image, cfg.Image.UserSpecifiedImage = from.Config.RootfsImageName, ""
 	return cfg
 }
 
-// processConfig is the config with the process of the checkpoint, from which a
-// specification is made. It has its own where it must be right.
+// processConfig returns the config with the process of the checkpoint, to make a specification
+// from. With exact it returns cfg itself.
 func (f *source) processConfig(cfg *runtimeapi.ContainerConfig) *runtimeapi.ContainerConfig {
 	if f.exact {
 		return cfg
@@ -167,9 +166,8 @@ func (f *source) processConfig(cfg *runtimeapi.ContainerConfig) *runtimeapi.Cont
 	return cfg
 }
 
-// unpackCheckpoint brings the files of the checkpoint to where they belong: the
-// images of CRIU into the container's own directory, the rest over the mounted
-// root filesystem, the volumes and the pod's shared memory.
+// unpackCheckpoint unpacks the checkpoint: the images of CRIU and the volumes into the container's
+// directory, the rest into the mounted root filesystem and the pod's shared memory.
 func (s *Service) unpackCheckpoint(ctx context.Context, c *Container, from *source) error {
 	dir := filepath.Join(c.dir, checkpointDir)
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -199,13 +197,13 @@ func (s *Service) unpackCheckpoint(ctx context.Context, c *Container, from *sour
 	return failpoint.Hit("restore-unpacked")
 }
 
-// tarArgs name a tar of an unpacked archive, and what takes its content.
+// tarArgs is a tar of an unpacked archive, and the function that unpacks it.
 type tarArgs struct {
 	dir, name string
 	into      func(overlay.UnpackArgs) error
 }
 
-// unpackTar hands on the content of one tar and removes it.
+// unpackTar unpacks one tar and removes it.
 func (s *Service) unpackTar(ctx context.Context, a tarArgs) error {
 	room, err := s.room()
 	if err != nil {
@@ -222,8 +220,8 @@ func (s *Service) unpackTar(ctx context.Context, a tarArgs) error {
 	return removeFiles([]string{filepath.Join(a.dir, a.name)})
 }
 
-// unpackShm adds what an unpacked archive in dir has of shared memory to the
-// pod's. What is there already belongs to other containers and stays.
+// unpackShm adds the shared memory of an unpacked archive in dir to the pod's. Existing files
+// belong to other containers and stay.
 func (s *Service) unpackShm(ctx context.Context, podID, dir string) error {
 	if !exists(filepath.Join(dir, checkpoint.ShmFile)) {
 		return nil
@@ -239,7 +237,7 @@ func (s *Service) unpackShm(ctx context.Context, podID, dir string) error {
 	return nil
 }
 
-// unpackVolumes replaces what the volumes of the image hold by what they held.
+// unpackVolumes replaces the content of the image's volumes by the checkpoint's.
 func (s *Service) unpackVolumes(ctx context.Context, c *Container) error {
 	volumes, err := os.ReadDir(filepath.Join(c.dir, volumesDir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -265,7 +263,7 @@ func (s *Service) unpackVolumes(ctx context.Context, c *Container) error {
 	return nil
 }
 
-// emptyDir removes what is in a directory and keeps the directory.
+// emptyDir removes the content of a directory.
 func emptyDir(dir string) error {
 	names, err := os.ReadDir(dir)
 	for _, n := range names {
@@ -298,8 +296,7 @@ func (s *Service) restoreSpec(c *Container, from *source, now *specs.Spec) error
 	return os.WriteFile(conf, []byte(checkpoint.CriuOptions(h.Handler().Type, h.Handler().Root)), 0o600)
 }
 
-// continueLog begins the container's log with that of the checkpoint, unless it
-// has one.
+// continueLog starts the container's log with the log of the checkpoint, unless the log exists.
 func continueLog(c *Container) error {
 	was := filepath.Join(c.dir, checkpointDir, checkpoint.LogFile)
 	if c.LogPath == "" || !exists(was) {
@@ -323,12 +320,12 @@ func continueLog(c *Container) error {
 	return errors.Join(err, to.Close())
 }
 
-// alreadyRestoring is how long to wait before the keeper is asked again for a
-// container that it is just restoring for a daemon that died.
+// alreadyRestoring is the pause between requests to the keeper for a container that it is already
+// restoring for a previous daemon.
 const alreadyRestoring = 50 * time.Millisecond
 
-// restoreProcesses has the keeper restore the processes of a container that
-// was made from a checkpoint, and removes the checkpoint.
+// restoreProcesses makes the keeper restore the processes of a container that was made from a
+// checkpoint, and returns the PID of the first one.
 func (s *Service) restoreProcesses(ctx context.Context, p *Pod, c *Container) (int, error) {
 	by, err := s.checkpointer(ctx, c.Handler)
 	if err != nil {
@@ -361,7 +358,7 @@ func (s *Service) restoreProcesses(ctx context.Context, p *Pod, c *Container) (i
 	return pid, failpoint.Hit("restore-restored")
 }
 
-// dropCheckpoint removes what a restore needed.
+// dropCheckpoint removes the unpacked checkpoint.
 func (c *Container) dropCheckpoint() error {
 	return overlay.RemoveTree(filepath.Join(c.dir, checkpointDir))
 }
@@ -375,6 +372,6 @@ func restorationOf(from *source) *Restoration {
 	return &Restoration{Source: from.Name(), CheckpointedAt: from.Config.CheckpointedAt}
 }
 
-// unstarted says whether the container waits for its processes to be restored,
-// so that neither keeper nor OCI runtime know it.
+// unstarted reports whether the container waits for the restore of its processes. Until then
+// neither keeper nor OCI runtime know it.
 func (c *Container) unstarted() bool { return c.Restored != nil && c.phase() == Created }

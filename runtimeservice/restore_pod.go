@@ -17,14 +17,12 @@ import (
 	"github.com/micarun/mica/runtimeservice/spec"
 )
 
-// RestorePod makes a pod and its containers from what CheckpointPod has
-// written, which it does not change. The containers are created; each goes on
-// where it was when it is started. Their configs must describe the processes as
-// they were checkpointed. There are no options. After an error, which the end
-// of ctx is too, nothing of the pod is left. Errors: ErrInvalidArgument,
-// ErrNotFound (handler, checkpoint, image), ErrAlreadyExists (the pod's name),
-// ErrFailedPrecondition (no checkpoints on this node, or one that does not
-// fit), and those of the stage that failed.
+// RestorePod makes a pod and its containers from a checkpoint of CheckpointPod, which it does not
+// change. The containers are created; each continues from the checkpoint when it is started. Their
+// configs must describe the checkpointed processes. There are no options. After an error, including
+// the end of ctx, nothing of the pod is left. Errors: ErrInvalidArgument, ErrNotFound (handler,
+// checkpoint, image), ErrAlreadyExists (the pod's name), ErrFailedPrecondition (this node cannot
+// restore, or the checkpoint does not fit), and those of the failed stage.
 func (s *Service) RestorePod(ctx context.Context, req *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
 	cfg := req.GetConfig()
 	name := cfg.GetMetadata().GetName()
@@ -33,11 +31,10 @@ func (s *Service) RestorePod(ctx context.Context, req *runtimeapi.RestorePodRequ
 		return nil, fmt.Errorf("restore pod %q: %w", name, err)
 	}
 	taken := func(p *Pod) error {
-		return fmt.Errorf("restore pod: name %q is borne by pod %s: %w", p.identity(), p.ID, errdefs.ErrAlreadyExists)
+		return fmt.Errorf("restore pod: name %q is in use by pod %s: %w", p.identity(), p.ID, errdefs.ErrAlreadyExists)
 	}
 	var restored []*runtimeapi.RestoredContainer
-	// The caller's end ends the work, but the answer waits until what was made
-	// is gone.
+	// The end of ctx ends the work, but RestorePod returns only when everything is removed.
 	pod, err := s.pods.create(context.WithoutCancel(ctx), podIdentity(cfg.GetMetadata()), s.opts.CheckpointTimeout, taken,
 		func(work context.Context) (*Pod, error) {
 			work, cancel := context.WithCancel(work)
@@ -53,13 +50,13 @@ func (s *Service) RestorePod(ctx context.Context, req *runtimeapi.RestorePodRequ
 	if err != nil {
 		return nil, fmt.Errorf("restore pod %q from %s: %w", name, req.GetCheckpointPath(), err)
 	}
-	if restored == nil { // another call for the name was faster
+	if restored == nil { // another call has made the pod of that name
 		return nil, taken(pod)
 	}
 	return &runtimeapi.RestorePodResponse{PodSandboxId: pod.ID, RestoredContainers: restored}, nil
 }
 
-// checkRestorePod refuses what needs no look into the archives, and returns the
+// checkRestorePod checks the request as far as possible without reading archives, and returns the
 // archive of each container by its name.
 func (s *Service) checkRestorePod(ctx context.Context, req *runtimeapi.RestorePodRequest) (map[string]string, error) {
 	cfg := req.GetConfig()
@@ -86,7 +83,7 @@ func (s *Service) checkRestorePod(ctx context.Context, req *runtimeapi.RestorePo
 	return archives, matchContainers(cfg, req.GetContainerConfigs(), archives)
 }
 
-// matchContainers wants one config for each container of the checkpoint.
+// matchContainers requires one config for each container of the checkpoint.
 func matchContainers(pod *runtimeapi.PodSandboxConfig, configs []*runtimeapi.ContainerConfig, archives map[string]string) error {
 	if len(configs) == 0 {
 		return fmt.Errorf("no container configs: %w", errdefs.ErrInvalidArgument)
@@ -115,7 +112,7 @@ func matchContainers(pod *runtimeapi.PodSandboxConfig, configs []*runtimeapi.Con
 	return nil
 }
 
-// restorePod makes the pod and its containers, or nothing.
+// restorePod makes the pod and its containers. After an error it has removed them.
 func (s *Service) restorePod(ctx context.Context, req *runtimeapi.RestorePodRequest, archives map[string]string) (*Pod, []*runtimeapi.RestoredContainer, error) {
 	pod, err := s.createPod(ctx, podRequest{config: req.GetConfig(), handler: req.GetRuntimeHandler(), restoredFrom: req.GetCheckpointPath()})
 	if err != nil {
@@ -155,8 +152,7 @@ func (s *Service) restoreInto(ctx context.Context, pod *Pod, req *runtimeapi.Res
 	return restored, failpoint.Hit("restore-pod-created")
 }
 
-// restoreContainer creates one container from its archive, if the config is
-// right about it.
+// restoreContainer creates one container from its archive if its config describes the checkpoint.
 func (s *Service) restoreContainer(ctx context.Context, pod *Pod, cfg *runtimeapi.ContainerConfig, path string) (*Container, error) {
 	name := cfg.GetMetadata().GetName()
 	archive, err := checkpoint.Open(path)
@@ -181,8 +177,7 @@ func (s *Service) restoreContainer(ctx context.Context, pod *Pod, cfg *runtimeap
 	return c, err
 }
 
-// addShm fills the shared memory of a new pod from a pod's checkpoint, which
-// stays as it is.
+// addShm fills the shared memory of a new pod from a pod's checkpoint, which it does not change.
 func (s *Service) addShm(ctx context.Context, podID, dir string) error {
 	if !exists(filepath.Join(dir, checkpoint.ShmFile)) {
 		return nil
@@ -206,13 +201,13 @@ func (s *Service) addShm(ctx context.Context, podID, dir string) error {
 	return nil
 }
 
-// undoRestore removes what was made of a pod, and tells whoever heard of it.
+// undoRestore removes a partly restored pod, and publishes the events of the removal.
 func (s *Service) undoRestore(ctx context.Context, pod *Pod) {
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.TeardownTimeout)
 	defer cancel()
 	clean, op := s.journal.Begin(clean, "remove failed pod", pod.subject())
 	err := s.removePod(clean, pod)
 	if op.End(err); err != nil {
-		klog.FromContext(ctx).Error(err, "Tear-down of a pod that failed to be restored is left to the next start", "pod", pod.ID)
+		klog.FromContext(ctx).Error(err, "Tear-down of a partly restored pod failed, the next start tries again", "pod", pod.ID)
 	}
 }

@@ -39,7 +39,7 @@ func (s *Service) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 	}
 	reuse := func(p *Pod) error {
 		if !proto.Equal(p.config(), cfg) || p.Handler != req.GetRuntimeHandler() {
-			return fmt.Errorf("run pod: name %q is borne by pod %s with another config: %w", p.identity(), p.ID, errdefs.ErrAlreadyExists)
+			return fmt.Errorf("run pod: name %q is in use by pod %s with another config: %w", p.identity(), p.ID, errdefs.ErrAlreadyExists)
 		}
 		return p.require("run", PodReady)
 	}

@@ -19,8 +19,8 @@ import (
 	"github.com/micarun/mica/overlay"
 )
 
-// crowd is the number of pods, each with one container, in tests of streams. crowdLabel is the number
-// of bytes of labels that each pod and container has.
+// crowd is the number of pods, each with one container, in tests of streams. crowdLabel is the
+// number of bytes of labels that each pod and container has.
 const (
 	crowd      = 2000
 	crowdLabel = 16 << 10

@@ -49,8 +49,8 @@ func (s *Service) submounts(p *Pod, c *Container, sources []string) ([]spec.Subm
 	return out, nil
 }
 
-// propagationBetween returns the propagation of Mica's own bind of a mount's source, for a mount that
-// does not request bidirectional propagation.
+// propagationBetween returns the propagation of Mica's own bind of a mount's source, for a mount
+// that does not request bidirectional propagation.
 func propagationBetween(m *runtimeapi.Mount) uint64 {
 	if m.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER {
 		return unix.MS_SLAVE

@@ -15,15 +15,15 @@ import (
 	"unicode"
 )
 
-// avoided matches words and phrases that an engineer has to read twice, in comments, messages, names
-// and documents. CONTRIBUTING.md says what to write instead.
+// avoided matches words and phrases that an engineer has to read twice, in comments, messages,
+// names and documents. CONTRIBUTING.md says what to write instead.
 var avoided = regexp.MustCompile(`(?i)\b(` + strings.ReplaceAll(strings.Join([]string{
 	"told", "untold", "heard", "borne", "anew", "afresh", "dear", "strays?", "lest", "whoever",
 	"of ours", "as good as", "what of it", "goes although", "that of the",
 }, "|"), " ", `\s+`) + `)\b`)
 
-// allowed lists exact texts that may contain an avoided word, because other software or files on disk
-// depend on them.
+// allowed lists exact texts that may contain an avoided word, because other software or files on
+// disk depend on them.
 func allowed() []string {
 	return []string{
 		`"Untold":true`, `"Untold":false`, // a field of containers' state files

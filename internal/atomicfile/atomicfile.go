@@ -2,8 +2,8 @@
 // either the old or the new content, never a part of it.
 //
 // The temporary file is in the same directory and is called .<name>.<random>. A crash can leave it
-// there; the owner of the directory removes it. There is no locking: the caller orders writers of the
-// same path. Functions may be called concurrently for different paths.
+// there; the owner of the directory removes it. There is no locking: the caller orders writers of
+// the same path. Functions may be called concurrently for different paths.
 //
 // The keeper uses this package, so it imports only the standard library and x/sys.
 package atomicfile
@@ -26,8 +26,8 @@ type Options struct {
 	Sync bool
 }
 
-// Write replaces the file at path, or makes it. After an error the old file is unchanged, unless only
-// the sync of the directory failed. The error wraps the kernel's.
+// Write replaces the file at path, or makes it. After an error the old file is unchanged, unless
+// only the sync of the directory failed. The error wraps the kernel's.
 func Write(path string, data []byte, o Options) (err error) {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")

@@ -1,8 +1,8 @@
 // Package chunks splits the items of a list into messages of bounded size, for the CRI's streaming
 // lists (StreamContainers, StreamImages and others). It is used by imageservice and runtimeservice.
 //
-// A gRPC client accepts messages of 4 MiB unless it is configured otherwise, so a list of a node with
-// many containers may not fit into one message.
+// A gRPC client accepts messages of 4 MiB unless it is configured otherwise, so a list of a node
+// with many containers may not fit into one message.
 package chunks
 
 import (
@@ -15,8 +15,9 @@ import (
 // default, because the size of the message around the items is not counted.
 const maxBytes = 1 << 20
 
-// Send calls send with all items in order, in chunks of about 1 MiB in encoded form. A larger item is
-// a chunk of its own. For an empty list it does not call send. It returns the first error of send.
+// Send calls send with all items in order, in chunks of about 1 MiB in encoded form. A larger item
+// is a chunk of its own. For an empty list it does not call send. It returns the first error of
+// send.
 func Send[T proto.Message](items []T, send func([]T) error) error {
 	for chunk := range bySize(items, maxBytes) {
 		if err := send(chunk); err != nil {

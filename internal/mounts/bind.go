@@ -10,9 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BindTree binds source, with all mounts below it, to the new path target, with the attributes attr.
-// attr must set the propagation: unmounting a bind below a shared mount would unmount the original
-// too. It returns ErrFailedPrecondition if attr has ID mappings that a file system does not support.
+// BindTree binds source, with all mounts below it, to the new path target, with the attributes
+// attr. attr must set the propagation: unmounting a bind below a shared mount would unmount the
+// original too. It returns ErrFailedPrecondition if attr has ID mappings that a file system does
+// not support.
 func BindTree(source, target string, attr *unix.MountAttr) error {
 	tree, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 	if err != nil {
@@ -29,8 +30,8 @@ func BindTree(source, target string, attr *unix.MountAttr) error {
 	return attachNew(tree, target)
 }
 
-// BindBelow binds the mount at path below source to the new path target, without the mounts below it.
-// propagation is MS_PRIVATE or MS_SLAVE. A process that can write to source may have replaced
+// BindBelow binds the mount at path below source to the new path target, without the mounts below
+// it. propagation is MS_PRIVATE or MS_SLAVE. A process that can write to source may have replaced
 // directories with symbolic links; BindBelow does not follow them. [IsHidden] recognizes the errors
 // that follow from this.
 func BindBelow(source, path, target string, propagation uint64) error {
@@ -66,8 +67,8 @@ func IsHidden(err error) bool {
 	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
 }
 
-// Attach attaches the detached mount fd to the existing path target. The last component of target is
-// not followed.
+// Attach attaches the detached mount fd to the existing path target. The last component of target
+// is not followed.
 func Attach(fd int, target string) error {
 	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("attach mount to %s: %w", target, err)

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A bind of a submount shows only what is in the source, whatever symbolic links replace directories
-// there.
+// A bind of a submount shows only what is in the source, whatever symbolic links replace
+// directories there.
 func TestBindBelowFollowsNoLinks(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()

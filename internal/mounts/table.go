@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// IsMountPoint reports whether something is mounted on path, which may be a file. It asks the kernel
-// (statx, Linux 5.8) and reads the mount table only on older kernels.
+// IsMountPoint reports whether something is mounted on path, which may be a file. It asks the
+// kernel (statx, Linux 5.8) and reads the mount table only on older kernels.
 func IsMountPoint(path string) (bool, error) {
 	var st unix.Statx_t
 	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st)
@@ -23,9 +23,9 @@ func IsMountPoint(path string) (bool, error) {
 	return mountinfo.Mounted(path)
 }
 
-// Containing returns the mount of table that contains path, nil if there is none. The table is in the
-// order of mountinfo.GetMounts: the last of several mounts on one directory is the visible one. path
-// is absolute and without symbolic links.
+// Containing returns the mount of table that contains path, nil if there is none. The table is in
+// the order of mountinfo.GetMounts: the last of several mounts on one directory is the visible one.
+// path is absolute and without symbolic links.
 func Containing(table []*mountinfo.Info, path string) *mountinfo.Info {
 	above := mountinfo.ParentsFilter(path)
 	var nearest *mountinfo.Info
@@ -38,8 +38,8 @@ func Containing(table []*mountinfo.Info, path string) *mountinfo.Info {
 	return nearest
 }
 
-// Below returns the mount points of table below dir, relative to dir, parents before children. dir is
-// absolute and without symbolic links.
+// Below returns the mount points of table below dir, relative to dir, parents before children. dir
+// is absolute and without symbolic links.
 func Below(table []*mountinfo.Info, dir string) []string {
 	var below []string
 	for _, m := range table {

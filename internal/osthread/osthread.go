@@ -13,8 +13,8 @@ import (
 )
 
 // Run runs f on a separate operating system thread, which is never the main thread, and returns f's
-// error. The thread runs nothing else meanwhile and ends afterwards, together with all changes that f
-// made to it. Goroutines that f starts run on other threads. If f ends its goroutine instead of
+// error. The thread runs nothing else meanwhile and ends afterwards, together with all changes that
+// f made to it. Goroutines that f starts run on other threads. If f ends its goroutine instead of
 // returning (runtime.Goexit), Run returns an error. Run may be called concurrently.
 func Run(f func() error) error {
 	done := make(chan error, 1)
@@ -27,8 +27,8 @@ func Run(f func() error) error {
 }
 
 // locked locks the calling goroutine to its thread for good, so that the Go runtime ends the thread
-// with the goroutine (runtime.LockOSThread). If it is on the main thread, which cannot end, it keeps
-// that thread locked while another goroutine, which is then on another thread, runs f.
+// with the goroutine (runtime.LockOSThread). If it is on the main thread, which cannot end, it
+// keeps that thread locked while another goroutine, which is then on another thread, runs f.
 func locked(f func() error) error {
 	runtime.LockOSThread()
 	if unix.Gettid() == unix.Getpid() {

@@ -1,6 +1,6 @@
-// Package testcost checks in tests that the cost of an operation grows in proportion to its input, so
-// that hostile input cannot make it expensive. It measures CPU time of one thread, which other load of
-// the machine hardly changes. The package is for tests only: no program of Mica links it.
+// Package testcost checks in tests that the cost of an operation grows in proportion to its input,
+// so that hostile input cannot make it expensive. It measures CPU time of one thread, which other
+// load of the machine hardly changes. The package is for tests only: no program of Mica links it.
 package testcost
 
 import (
@@ -11,10 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Linear fails the test unless the CPU time of do(n) is at most proportional to n. It compares n with
-// n/16: the cost may be four times a linear one, a quadratic cost would be 16 times that. The garbage
-// collector may add 20 milliseconds. what names the input in messages. do runs several times on the
-// calling goroutine.
+// Linear fails the test unless the CPU time of do(n) is at most proportional to n. It compares n
+// with n/16: the cost may be four times a linear one, a quadratic cost would be 16 times that. The
+// garbage collector may add 20 milliseconds. what names the input in messages. do runs several
+// times on the calling goroutine.
 func Linear(t *testing.T, what string, n int, do func(n int)) {
 	t.Helper()
 	const more, margin, noise = 16, 4, 20 * time.Millisecond

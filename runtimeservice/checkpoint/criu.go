@@ -155,8 +155,8 @@ const CriuConfigAnnotation = "org.criu.config"
 // tcp-close: the restored container has another address, and the peers of its connections may still
 // exist. The process finds its connections closed, as after a network failure.
 //
-// crun covers masked directories with an empty directory below its root, but the checkpoint names the
-// one below crun's default root.
+// crun covers masked directories with an empty directory below its root, but the checkpoint names
+// the one below crun's default root.
 func CriuOptions(kind, root string) string {
 	const closeConnections, emptyDir = "tcp-close\n", ".empty-directory"
 	if kind != "crun" {
@@ -168,8 +168,8 @@ func CriuOptions(kind, root string) string {
 // logTail is how many bytes at the end of a log are searched for errors.
 const logTail = 64 << 10
 
-// WithLogErrors adds the last three errors of the CRIU log in file to err. It returns err unchanged if
-// err is nil, or the log has no errors or cannot be read.
+// WithLogErrors adds the last three errors of the CRIU log in file to err. It returns err unchanged
+// if err is nil, or the log has no errors or cannot be read.
 func WithLogErrors(err error, file string) error {
 	if err == nil {
 		return nil

@@ -1,6 +1,7 @@
-// Package checkpoint has what checkpoints and restores of containers need apart from the containers:
-// the archive format of podman, CRI-O, containerd and checkpointctl, the check of the CRIU program,
-// the check that a checkpointed process fits into a new container, and waiting for CRIU to end.
+// Package checkpoint has what checkpoints and restores of containers need apart from the
+// containers: the archive format of podman, CRI-O, containerd and checkpointctl, the check of the
+// CRIU program, the check that a checkpointed process fits into a new container, and waiting for
+// CRIU to end.
 //
 // The package does not checkpoint or restore. The OCI runtime runs CRIU; package runtimeservice
 // decides for which container and when. Functions may be called concurrently.

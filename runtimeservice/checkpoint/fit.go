@@ -14,8 +14,8 @@ import (
 
 // Fit is what CheckFit compares.
 type Fit struct {
-	// Was is the specification of the checkpointed container, Now the one of the new container. Both
-	// have Process and Linux.
+	// Was is the specification of the checkpointed container, Now the one of the new container.
+	// Both have Process and Linux.
 	Was, Now *specs.Spec
 	// Exact requires that Now describes the checkpointed process itself, too.
 	Exact bool
@@ -25,9 +25,9 @@ type Fit struct {
 	Streams [3]Stream
 }
 
-// CheckFit returns ErrFailedPrecondition with all reasons if the checkpointed process cannot continue
-// in the new container. CRIU restores the process with all its privileges, so it must not have had
-// more than the new container gives.
+// CheckFit returns ErrFailedPrecondition with all reasons if the checkpointed process cannot
+// continue in the new container. CRIU restores the process with all its privileges, so it must not
+// have had more than the new container gives.
 func CheckFit(f Fit) error {
 	problems := append(unfit(f.Was, f.Now, f.Exact), unfitStreams(f.Config, f.Streams)...)
 	problems = append(problems, unfitUser(f.Config.GetLinux().GetSecurityContext(), f.Was.Process.User, f.Now.Process.User)...)
@@ -38,8 +38,8 @@ func CheckFit(f Fit) error {
 }
 
 // CheckRuntime returns ErrFailedPrecondition unless an OCI runtime of a kind ("runc") and path can
-// restore an archive made by the runtime called madeBy. Engines put the kind into longer names, such
-// as io.containerd.runc.v2. An archive without a name passes.
+// restore an archive made by the runtime called madeBy. Engines put the kind into longer names,
+// such as io.containerd.runc.v2. An archive without a name passes.
 func CheckRuntime(madeBy, kind, path string) error {
 	lower := strings.ToLower(madeBy)
 	if lower == "" || kind != "" && strings.Contains(lower, kind) {
@@ -75,8 +75,8 @@ func unfit(was, now *specs.Spec, exact bool) []string {
 	return append(problems, unfitEnvironment(p.Env, q.Env)...)
 }
 
-// set returns the elements of list. Sets keep comparisons linear: the author of a checkpoint controls
-// the length of its lists.
+// set returns the elements of list. Sets keep comparisons linear: the author of a checkpoint
+// controls the length of its lists.
 func set[T comparable](list []T) map[T]bool {
 	in := make(map[T]bool, len(list))
 	for _, v := range list {
@@ -99,8 +99,8 @@ func without[T comparable](a, b []T) []T {
 	return out
 }
 
-// unfitEnvironment names only the variables, because values may be secrets. HOSTNAME may differ: it is
-// the new pod's.
+// unfitEnvironment names only the variables, because values may be secrets. HOSTNAME may differ: it
+// is the new pod's.
 func unfitEnvironment(was, now []string) []string {
 	var names []string
 	have := map[string]bool{"HOSTNAME": true}

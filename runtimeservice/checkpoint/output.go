@@ -23,8 +23,8 @@ func RefuseOptions(options map[string]string) error {
 }
 
 // ClaimOutput locks the empty directory path against other checkpoints until the returned file is
-// closed. Otherwise the clean-up after a failed checkpoint could remove another one's files. Errors:
-// ErrInvalidArgument for anything but an empty directory, ErrUnavailable for a locked one.
+// closed. Otherwise the clean-up after a failed checkpoint could remove another one's files.
+// Errors: ErrInvalidArgument for anything but an empty directory, ErrUnavailable for a locked one.
 func ClaimOutput(path string) (_ *os.File, err error) {
 	if !filepath.IsAbs(path) {
 		return nil, fmt.Errorf("output path %q is not absolute: %w", path, errdefs.ErrInvalidArgument)
@@ -55,8 +55,8 @@ func ClaimOutput(path string) (_ *os.File, err error) {
 	return dir, nil
 }
 
-// Room returns how many bytes a checkpoint may use in the file system of dir: the free space, except
-// for a twentieth of the whole file system, which is kept for others.
+// Room returns how many bytes a checkpoint may use in the file system of dir: the free space,
+// except for a twentieth of the whole file system, which is kept for others.
 func Room(dir string) (int64, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
@@ -65,8 +65,8 @@ func Room(dir string) (int64, error) {
 	return max(int64(st.Bavail)-int64(st.Blocks/20), 0) * st.Bsize, nil
 }
 
-// SaveFile makes the file path, which must not exist, and lets write fill it. Writing more than limit
-// bytes fails with ErrResourceExhausted. After an error a part of the file may exist.
+// SaveFile makes the file path, which must not exist, and lets write fill it. Writing more than
+// limit bytes fails with ErrResourceExhausted. After an error a part of the file may exist.
 func SaveFile(path string, limit int64, write func(io.Writer) error) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {

@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// criuGrace is how long a CRIU whose runtime was killed may continue. It ends by itself once it has
-	// released the processes in order.
+	// criuGrace is how long a CRIU whose runtime was killed may continue. It ends by itself once it
+	// has released the processes in order.
 	criuGrace = 15 * time.Second
 	// execGrace is how long a started container may take to execute its own program.
 	execGrace = 10 * time.Second
@@ -32,10 +32,10 @@ func ExecutableOf(pid int) Executable {
 	return Executable{uint64(st.Dev), st.Ino}
 }
 
-// AwaitExec waits until a process that was started just now executes something else than waiter. The
-// OCI runtime's start can return earlier, and CRIU cannot dump a process whose executable is on no
-// mount of the container. A process that still executes waiter after 10 seconds was meant to. A zero
-// waiter does not wait. AwaitExec returns only the error of ctx.
+// AwaitExec waits until a process that was started just now executes something else than waiter.
+// The OCI runtime's start can return earlier, and CRIU cannot dump a process whose executable is on
+// no mount of the container. A process that still executes waiter after 10 seconds was meant to. A
+// zero waiter does not wait. AwaitExec returns only the error of ctx.
 func AwaitExec(ctx context.Context, pid int, waiter Executable) error {
 	deadline := time.Now().Add(execGrace)
 	for pause := time.Millisecond; waiter != (Executable{}) && ExecutableOf(pid) == waiter && time.Now().Before(deadline); pause = min(2*pause, 100*time.Millisecond) {
@@ -48,9 +48,9 @@ func AwaitExec(ctx context.Context, pid int, waiter Executable) error {
 	return nil
 }
 
-// AwaitDumps waits until no OCI runtime and no CRIU dumps into dir or below. It kills those that still
-// do after 15 seconds: until then a CRIU whose runtime was killed releases the processes in order. It
-// returns only the error of ctx.
+// AwaitDumps waits until no OCI runtime and no CRIU dumps into dir or below. It kills those that
+// still do after 15 seconds: until then a CRIU whose runtime was killed releases the processes in
+// order. It returns only the error of ctx.
 func AwaitDumps(ctx context.Context, dir string) error { return awaitDumps(ctx, dir, criuGrace) }
 
 func awaitDumps(ctx context.Context, dir string, grace time.Duration) error {
@@ -89,8 +89,8 @@ func dumpersInto(dir string) []int {
 	return pids
 }
 
-// dumpsInto recognizes CRIU and the OCI runtime by a directory that both keep open, and a runtime that
-// has not opened it yet by its command line.
+// dumpsInto recognizes CRIU and the OCI runtime by a directory that both keep open, and a runtime
+// that has not opened it yet by its command line.
 func dumpsInto(proc, dir string) bool {
 	line, err := os.ReadFile(filepath.Join(proc, "cmdline"))
 	if err == nil && strings.Contains(string(line), "\x00--image-path\x00"+dir+"/") {

@@ -14,8 +14,8 @@ import (
 const (
 	// backlog is how many events a subscriber may lag behind, and how many events a gap keeps.
 	backlog = 1000
-	// gap is how long new subscribers get missed events after a restart. A kubelet reconnects within
-	// seconds, or starts by listing.
+	// gap is how long new subscribers get missed events after a restart. A kubelet reconnects
+	// within seconds, or starts by listing.
 	gap = time.Minute
 )
 
@@ -111,8 +111,8 @@ func (b *Broadcaster) Publish(ev *runtimeapi.ContainerEventResponse) (delivered 
 	return delivered
 }
 
-// Wanted reports whether an event published now could reach a subscriber, also a later one. It saves
-// callers from building events for nobody.
+// Wanted reports whether an event published now could reach a subscriber, also a later one. It
+// saves callers from building events for nobody.
 func (b *Broadcaster) Wanted() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -24,9 +24,9 @@ type Host struct {
 	// LacksX32 is true if the kernel is known to have no x32 system calls. The default seccomp
 	// profile then omits them.
 	LacksX32 bool
-	// AppArmorDefault is the name of the loaded default profile, from lookup.LoadAppArmor. If it is "", a
-	// container that requests no profile runs unconfined, and one that requests RuntimeDefault is
-	// refused.
+	// AppArmorDefault is the name of the loaded default profile, from lookup.LoadAppArmor. If it is
+	// "", a container that requests no profile runs unconfined, and one that requests
+	// RuntimeDefault is refused.
 	AppArmorDefault string
 	// SwapAccounting is true if a cgroup can limit memory and swap together.
 	SwapAccounting bool

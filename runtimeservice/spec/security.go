@@ -91,9 +91,9 @@ func seccompProfile(sc *runtimeapi.LinuxContainerSecurityContext) (*runtimeapi.S
 	return parseProfile("seccomp", sc.GetSeccompProfilePath())
 }
 
-// SeccompFile returns the path of the Localhost seccomp profile that the security context requests, ""
-// if there is none or the container is privileged, since privileged containers have no profile. Errors
-// are ErrInvalidArgument.
+// SeccompFile returns the path of the Localhost seccomp profile that the security context requests,
+// "" if there is none or the container is privileged, since privileged containers have no profile.
+// Errors are ErrInvalidArgument.
 func SeccompFile(sc *runtimeapi.LinuxContainerSecurityContext) (string, error) {
 	if sc.GetPrivileged() {
 		return "", nil
@@ -153,8 +153,8 @@ func checkProfile(kind string, p *runtimeapi.SecurityProfile) (*runtimeapi.Secur
 
 // AppArmorProfile returns the name of a container's AppArmor profile, "" for none. A container that
 // requests no profile gets the default one if that is loaded. A privileged container is never
-// confined. Errors: ErrInvalidArgument, and ErrFailedPrecondition for a profile that this kernel cannot
-// have.
+// confined. Errors: ErrInvalidArgument, and ErrFailedPrecondition for a profile that this kernel
+// cannot have.
 func AppArmorProfile(sc *runtimeapi.LinuxContainerSecurityContext, h Host) (string, error) {
 	if sc.GetPrivileged() {
 		return "", nil

@@ -1,9 +1,9 @@
 // Package spec converts a CRI container request, an image configuration and the node's properties
 // to an OCI runtime specification.
 //
-// The package is pure: the same input gives the same bytes, and nothing is read from or written to the
-// machine, except that the library of seccomp profiles reads the kernel's version. The caller does all
-// look-ups before, with package lookup, and passes the results.
+// The package is pure: the same input gives the same bytes, and nothing is read from or written to
+// the machine, except that the library of seccomp profiles reads the kernel's version. The caller
+// does all look-ups before, with package lookup, and passes the results.
 //
 // A request that cannot be fulfilled is an error; no CRI field is ignored silently. There are three
 // exceptions, all of them settings that every kubelet sends to every node. SELinux options are

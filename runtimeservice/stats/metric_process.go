@@ -18,8 +18,8 @@ type Processes struct {
 }
 
 // ReadProcesses counts threads and open files of the processes in /proc. A process that ends
-// meanwhile is counted as far as it was read. init is the PID of the container's first process, 0 if
-// there is none. It may be called concurrently.
+// meanwhile is counted as far as it was read. init is the PID of the container's first process, 0
+// if there is none. It may be called concurrently.
 func ReadProcesses(pids []int, init int) *Processes {
 	r := &Processes{processes: uint64(len(pids))}
 	for _, pid := range pids {

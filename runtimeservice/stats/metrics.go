@@ -12,10 +12,10 @@ import (
 )
 
 // Metrics are the metrics of pods and containers. They have the names, label keys and types that
-// cAdvisor gives them, so that dashboards for the kubelet's cAdvisor keep working. They are the ones
-// that cAdvisor exposes on current kernels: CRI clients expect samples of every described metric.
-// Values are whole numbers, because the CRI has no others: seconds are truncated. Where the host does
-// not count something (huge pages, devices, pressure, swap), the metric has no samples.
+// cAdvisor gives them, so that dashboards for the kubelet's cAdvisor keep working. They are the
+// ones that cAdvisor exposes on current kernels: CRI clients expect samples of every described
+// metric. Values are whole numbers, because the CRI has no others: seconds are truncated. Where the
+// host does not count something (huge pages, devices, pressure, swap), the metric has no samples.
 //
 // Metrics is immutable.
 type Metrics struct{ families []family }

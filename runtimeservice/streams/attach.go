@@ -15,14 +15,15 @@ type AttachArgs struct {
 	// In, Out and Err are the client's streams, nil for those that it did not request.
 	In       io.Reader
 	Out, Err io.Writer
-	// Stdin, Stdout and Stderr are the container's, nil for those that it does not have or the client
-	// did not request. Attach closes Stdin after the end of In; the caller closes the others.
+	// Stdin, Stdout and Stderr are the container's, nil for those that it does not have or the
+	// client did not request. Attach closes Stdin after the end of In; the caller closes the
+	// others.
 	Stdin          io.WriteCloser
 	Stdout, Stderr io.ReadCloser
 	// Exited is closed when the container has exited.
 	Exited <-chan struct{}
-	// OutliveInput keeps the session until the end of the output. Otherwise it ends one second after
-	// the client's input.
+	// OutliveInput keeps the session until the end of the output. Otherwise it ends one second
+	// after the client's input.
 	OutliveInput bool
 }
 
@@ -77,8 +78,8 @@ func (a session) wait(ctx context.Context) {
 }
 
 // feed copies the client's input to the container in the background until the client ends it, and
-// closes the container's end. It drops the input if the container has no stdin or has closed it. The
-// result is closed at the end of the client's input, and nil for a client without input.
+// closes the container's end. It drops the input if the container has no stdin or has closed it.
+// The result is closed at the end of the client's input, and nil for a client without input.
 func feed(to io.WriteCloser, from io.Reader) <-chan struct{} {
 	if from == nil {
 		return nil

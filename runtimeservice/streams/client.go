@@ -6,8 +6,8 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 )
 
-// FollowSize calls apply for every size of the client's terminal until ended is closed or the client
-// has disconnected. It skips sizes of 0, which some clients send first.
+// FollowSize calls apply for every size of the client's terminal until ended is closed or the
+// client has disconnected. It skips sizes of 0, which some clients send first.
 func FollowSize(ended <-chan struct{}, sizes <-chan remotecommand.TerminalSize, apply func(remotecommand.TerminalSize)) {
 	for {
 		select {
@@ -24,8 +24,8 @@ func FollowSize(ended <-chan struct{}, sizes <-chan remotecommand.TerminalSize, 
 	}
 }
 
-// CloseAll closes the streams that are not nil. It ignores errors: the stream of a disconnected client
-// cannot be closed and need not be.
+// CloseAll closes the streams that are not nil. It ignores errors: the stream of a disconnected
+// client cannot be closed and need not be.
 func CloseAll(streams ...io.WriteCloser) {
 	for _, stream := range streams {
 		if stream != nil {

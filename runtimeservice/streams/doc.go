@@ -1,5 +1,5 @@
-// Package streams copies between the streams of a CRI client and those of a container or pod: attach
-// sessions, forwarded ports, captured output and terminal sizes.
+// Package streams copies between the streams of a CRI client and those of a container or pod:
+// attach sessions, forwarded ports, captured output and terminal sizes.
 //
 // # Invariants
 //
@@ -8,6 +8,6 @@
 //   - A function here returns only when everything is copied that can still be copied, or when its
 //     context has ended.
 //
-// The package does not find containers, does not start processes and does not dial. Callers pass both
-// ends, and close the client's.
+// The package does not find containers, does not start processes and does not dial. Callers pass
+// both ends, and close the client's.
 package streams

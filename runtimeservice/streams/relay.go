@@ -19,11 +19,11 @@ const (
 	relayProbe = 15 * time.Second
 )
 
-// Relay copies between a connection to a pod and the client's stream until both sides have ended, one
-// has disconnected, or ctx has ended. Each side may end its sending first, and the other gets that
-// end. It closes pod; the caller closes client. If the pod resets the connection, that is no error:
-// it is the response to this connection, not to the client's others. Errors: that of ctx, and those
-// of reading and writing.
+// Relay copies between a connection to a pod and the client's stream until both sides have ended,
+// one has disconnected, or ctx has ended. Each side may end its sending first, and the other gets
+// that end. It closes pod; the caller closes client. If the pod resets the connection, that is no
+// error: it is the response to this connection, not to the client's others. Errors: that of ctx,
+// and those of reading and writing.
 func Relay(ctx context.Context, pod net.Conn, client io.ReadWriteCloser) error {
 	return relay{pod: pod, client: client, probe: relayProbe, linger: relayLinger}.run(ctx)
 }
@@ -35,8 +35,8 @@ type relay struct {
 	probe, linger time.Duration
 }
 
-// run returns when nothing more can be copied. The goroutine that reads from the client ends with run
-// or with the client's stream.
+// run returns when nothing more can be copied. The goroutine that reads from the client ends with
+// run or with the client's stream.
 func (r relay) run(ctx context.Context) error {
 	defer func() { _ = r.pod.Close() }()
 	toPod, toClient := make(chan error, 1), make(chan error, 1)
@@ -53,8 +53,8 @@ func (r relay) run(ctx context.Context) error {
 				r.reset()
 				return err
 			}
-			// The pod may still send. If it has closed the connection, its last data and the end are
-			// still to be read.
+			// The pod may still send. If it has closed the connection, its last data and the end
+			// are still to be read.
 			toPod, clientEnded = nil, err == nil
 		case err := <-toClient:
 			if err == nil && !clientEnded {
@@ -78,8 +78,8 @@ func (r relay) run(ctx context.Context) error {
 	}
 }
 
-// letFinish gives the client some time to end its side after the pod has ended its own. toPod is nil if
-// nothing reads from the client any more.
+// letFinish gives the client some time to end its side after the pod has ended its own. toPod is
+// nil if nothing reads from the client any more.
 func (r relay) letFinish(ctx context.Context, toPod <-chan error) {
 	if toPod != nil {
 		timer := time.NewTimer(r.linger)

@@ -13,8 +13,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// clientStream is the server's end of a client's stream, as with SPDY: Close ends one direction, Reset
-// both.
+// clientStream is the server's end of a client's stream, as with SPDY: Close ends one direction,
+// Reset both.
 type clientStream struct {
 	*net.TCPConn
 	resets atomic.Int32

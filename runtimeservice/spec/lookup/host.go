@@ -21,8 +21,8 @@ import (
 // oomScoreAdjFloor is the lowest oom_score_adj that the kernel accepts.
 const oomScoreAdjFloor = -1000
 
-// DetectHost reads the properties of this node and process. It does not set AppArmorDefault, which is
-// the result of [LoadAppArmor].
+// DetectHost reads the properties of this node and process. It does not set AppArmorDefault, which
+// is the result of [LoadAppArmor].
 func DetectHost() (spec.Host, error) {
 	h := spec.Host{
 		CgroupV2:          cgroups.IsCgroup2UnifiedMode(),
