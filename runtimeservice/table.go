@@ -103,7 +103,7 @@ func (t *table[T]) add(obj T) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if other, ok := t.byName[obj.identity()]; ok {
-		return fmt.Errorf("add %s %s: name %q is borne by %s: %w", t.kind, obj.id(), obj.identity(), other.id(), errdefs.ErrAlreadyExists)
+		return fmt.Errorf("add %s %s: name %q is in use by %s: %w", t.kind, obj.id(), obj.identity(), other.id(), errdefs.ErrAlreadyExists)
 	}
 	t.byID[obj.id()] = obj
 	t.byName[obj.identity()] = obj

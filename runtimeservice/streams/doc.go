@@ -10,4 +10,6 @@
 //
 // The package does not find containers, does not start processes and does not dial. Callers pass
 // both ends, and close the client's.
+//
+// On disk there is only what a [Capture] keeps beyond 64 KiB, in a file without a name.
 package streams
