@@ -14,6 +14,7 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	"k8s.io/klog/v2"
 
+	"github.com/micarun/mica/runtimeservice/keeper/wire"
 	"github.com/micarun/mica/runtimeservice/oci"
 	"github.com/micarun/mica/runtimeservice/spec"
 	"github.com/micarun/mica/runtimeservice/streams"
@@ -95,7 +96,7 @@ func (s *Service) exec(ctx context.Context, c *Container, run execRun) (int, err
 		Stdin: run.stdin, Stdout: run.stdout, Stderr: run.stderr, OutputUntil: run.outputUntil,
 	})
 	if err != nil {
-		return 0, err
+		return 0, wire.NameLimit(err, "micad", "micad.service")
 	}
 	ended := make(chan struct{})
 	defer close(ended)

@@ -92,3 +92,92 @@ func withMemory(old, now *specs.LinuxMemory) *specs.LinuxMemory {
 	out.Reservation, out.Swappiness = cmp.Or(now.Reservation, old.Reservation), cmp.Or(now.Swappiness, old.Swappiness)
 	return &out
 }
+
+// Values that mean no limit, or the kernel's default, for limits that a container did not have.
+const (
+	unlimited     = -1
+	defaultShares = 1024
+	defaultPeriod = 100_000
+)
+
+// earlierLimits returns the values in old of every limit in set: what undoes set. CPU sets, swappiness,
+// huge page and unified limits that old does not have are left out, because their defaults are not known.
+func earlierLimits(old, set *specs.LinuxResources) *specs.LinuxResources {
+	if old == nil {
+		old = &specs.LinuxResources{}
+	}
+	out := &specs.LinuxResources{}
+	if set.CPU != nil {
+		out.CPU = earlierCPU(old.CPU, set.CPU)
+	}
+	if set.Memory != nil {
+		out.Memory = earlierMemory(old.Memory, set.Memory)
+	}
+	if set.Pids != nil {
+		limit := int64(unlimited)
+		out.Pids = &specs.LinuxPids{Limit: &limit}
+		if old.Pids != nil {
+			out.Pids = old.Pids
+		}
+	}
+	for _, l := range set.HugepageLimits {
+		for _, o := range old.HugepageLimits {
+			if o.Pagesize == l.Pagesize {
+				out.HugepageLimits = append(out.HugepageLimits, o)
+			}
+		}
+	}
+	for key := range set.Unified {
+		if value, ok := old.Unified[key]; ok {
+			if out.Unified == nil {
+				out.Unified = map[string]string{}
+			}
+			out.Unified[key] = value
+		}
+	}
+	return out
+}
+
+func earlierCPU(old, set *specs.LinuxCPU) *specs.LinuxCPU {
+	if old == nil {
+		old = &specs.LinuxCPU{}
+	}
+	out := &specs.LinuxCPU{
+		Shares: earlier(set.Shares, old.Shares, defaultShares),
+		Quota:  earlier(set.Quota, old.Quota, unlimited),
+		Period: earlier(set.Period, old.Period, defaultPeriod),
+	}
+	if set.Cpus != "" {
+		out.Cpus = old.Cpus
+	}
+	if set.Mems != "" {
+		out.Mems = old.Mems
+	}
+	return out
+}
+
+func earlierMemory(old, set *specs.LinuxMemory) *specs.LinuxMemory {
+	if old == nil {
+		old = &specs.LinuxMemory{}
+	}
+	out := &specs.LinuxMemory{
+		Limit:       earlier(set.Limit, old.Limit, unlimited),
+		Swap:        earlier(set.Swap, old.Swap, unlimited),
+		Reservation: earlier(set.Reservation, old.Reservation, unlimited),
+	}
+	if set.Swappiness != nil {
+		out.Swappiness = old.Swappiness
+	}
+	return out
+}
+
+// earlier is old, or none if there was none; nil if nothing is set.
+func earlier[T any](set, old *T, none T) *T {
+	switch {
+	case set == nil:
+		return nil
+	case old == nil:
+		return &none
+	}
+	return old
+}

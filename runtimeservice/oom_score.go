@@ -25,6 +25,11 @@ func (s *Service) adjustOOMScore(c *Container, score int) error {
 	if err != nil || old == score {
 		return err
 	}
+	return s.moveOOMScore(c, old, score)
+}
+
+// moveOOMScore gives score to every process of the container that has old.
+func (s *Service) moveOOMScore(c *Container, old, score int) error {
 	for range oomScorePasses {
 		pids, err := s.cgroups.Pids(s.containerCgroup(c))
 		if errdefs.IsNotFound(err) {

@@ -3,8 +3,10 @@ package runtimeservice
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -89,27 +91,70 @@ func (s *Service) limitContainer(ctx context.Context, c *Container, wanted nri.U
 	told := *limits
 	told.Pids = direct.Pids
 	limits.HugepageLimits, limits.Unified = nil, nil
-	if err := h.Update(ctx, c.ID, limits); err != nil {
-		return fmt.Errorf("update container %s: %w", c.ID, err)
-	}
-	if err := s.cgroups.SetResources(s.containerCgroup(c), direct); err != nil {
-		return fmt.Errorf("update container %s: %w", c.ID, err)
-	}
+	steps := limitSteps{byRuntime: limits, direct: direct}
 	if wanted.Resources.GetOomScoreAdj() != 0 {
-		if err := s.adjustOOMScore(c, score); err != nil {
-			return fmt.Errorf("update container %s: %w", c.ID, err)
-		}
+		steps.score = &score
+	}
+	if err := s.applyLimits(ctx, c, h, steps); err != nil {
+		return fmt.Errorf("update container %s: %w", c.ID, errors.Join(err, s.undoLimits(ctx, c, h, steps)))
 	}
 	s.plugins.Limited(c.ID, &told)
 	set := updatedLimits{Resources: withLimits(&told, &specs.LinuxResources{Memory: direct.Memory})}
-	if wanted.Resources.GetOomScoreAdj() != 0 {
-		set.OOMScoreAdj = &score
-	}
+	set.OOMScoreAdj = steps.score
 	return c.update(func(st *ContainerState) error {
 		st.Resources.Msg = next
 		st.Limits = st.Limits.with(set)
 		return nil
 	})
+}
+
+// limitSteps are the new limits of a container in the order in which they are set.
+type limitSteps struct {
+	byRuntime *specs.LinuxResources // CPU and memory
+	direct    *specs.LinuxResources // the rest
+	score     *int                  // oom_score_adj, nil for none
+}
+
+func (s *Service) applyLimits(ctx context.Context, c *Container, h handler, l limitSteps) error {
+	if err := h.Update(ctx, c.ID, l.byRuntime); err != nil {
+		return err
+	}
+	if err := s.cgroups.SetResources(s.containerCgroup(c), l.direct); err != nil {
+		return err
+	}
+	if l.score == nil {
+		return nil
+	}
+	return s.adjustOOMScore(c, *l.score)
+}
+
+// undoTimeout bounds the restoring of limits after an update that has failed.
+const undoTimeout = 30 * time.Second
+
+// undoLimits restores the limits of the recorded state after applyLimits has failed. The recorded state
+// stays true then. It tries every step, since it does not know which one failed.
+func (s *Service) undoLimits(ctx context.Context, c *Container, h handler, failed limitSteps) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	before, err := c.snapshot().currentSpec(s.bundle(c.ID))
+	if err != nil {
+		return fmt.Errorf("restore limits: %w", err)
+	}
+	var old *specs.LinuxResources
+	if before.Linux != nil {
+		old = before.Linux.Resources
+	}
+	errs := []error{
+		h.Update(ctx, c.ID, earlierLimits(old, failed.byRuntime)),
+		s.cgroups.SetResources(s.containerCgroup(c), earlierLimits(old, failed.direct)),
+	}
+	if failed.score != nil && before.Process != nil && before.Process.OOMScoreAdj != nil {
+		errs = append(errs, s.moveOOMScore(c, *failed.score, *before.Process.OOMScoreAdj))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("restore limits: %w", err)
+	}
+	return nil
 }
 
 // mergeResources is old with every field that change sets. Neither is changed.

@@ -181,12 +181,16 @@ func (s *stdio) acceptConsole(ctx context.Context) error {
 	return nil
 }
 
-// receiveFile receives one descriptor (unix(7), SCM_RIGHTS).
+// receiveFile receives one descriptor (unix(7), SCM_RIGHTS). It returns EMFILE if this process can open
+// no more.
 func receiveFile(conn *net.UnixConn) (*os.File, error) {
 	text, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4))
-	_, n, _, _, err := conn.ReadMsgUnix(text, oob)
+	_, n, flags, _, err := conn.ReadMsgUnix(text, oob)
 	if err != nil {
 		return nil, err
+	}
+	if flags&unix.MSG_CTRUNC != 0 && n == 0 { // no descriptor is free: the kernel drops the message
+		return nil, os.NewSyscallError("recvmsg", unix.EMFILE)
 	}
 	messages, err := unix.ParseSocketControlMessage(oob[:n])
 	if err != nil {

@@ -1,0 +1,86 @@
+package runtimeservice
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/runtimeservice/nri"
+	"github.com/micarun/mica/runtimeservice/oci"
+)
+
+func of[T any](v T) *T { return &v }
+
+func TestEarlierLimits(t *testing.T) {
+	set := &specs.LinuxResources{
+		CPU:            &specs.LinuxCPU{Shares: of[uint64](9), Quota: of[int64](9), Period: of[uint64](9), Cpus: "9"},
+		Memory:         &specs.LinuxMemory{Limit: of[int64](9), Swap: of[int64](9)},
+		Pids:           &specs.LinuxPids{Limit: of[int64](9)},
+		HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 9}, {Pagesize: "1GB", Limit: 9}},
+		Unified:        map[string]string{"a.b": "9", "c.d": "9"},
+	}
+	old := &specs.LinuxResources{
+		CPU:            &specs.LinuxCPU{Shares: of[uint64](1), Quota: of[int64](2), Period: of[uint64](3), Cpus: "0", Mems: "0"},
+		Memory:         &specs.LinuxMemory{Limit: of[int64](4), Reservation: of[int64](5)},
+		Pids:           &specs.LinuxPids{Limit: of[int64](6)},
+		HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 7}},
+		Unified:        map[string]string{"a.b": "8", "x.y": "8"},
+	}
+	for name, tt := range map[string]struct{ old, set, want *specs.LinuxResources }{
+		"nothing was set": {old, &specs.LinuxResources{}, &specs.LinuxResources{}},
+		"all were there": {old, set, &specs.LinuxResources{
+			CPU:            &specs.LinuxCPU{Shares: of[uint64](1), Quota: of[int64](2), Period: of[uint64](3), Cpus: "0"},
+			Memory:         &specs.LinuxMemory{Limit: of[int64](4), Swap: of[int64](-1)},
+			Pids:           &specs.LinuxPids{Limit: of[int64](6)},
+			HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 7}},
+			Unified:        map[string]string{"a.b": "8"},
+		}},
+		"none was there": {nil, set, &specs.LinuxResources{
+			CPU:    &specs.LinuxCPU{Shares: of[uint64](1024), Quota: of[int64](-1), Period: of[uint64](100_000)},
+			Memory: &specs.LinuxMemory{Limit: of[int64](-1), Swap: of[int64](-1)},
+			Pids:   &specs.LinuxPids{Limit: of[int64](-1)},
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if diff := cmp.Diff(tt.want, earlierLimits(tt.old, tt.set)); diff != "" {
+				t.Errorf("limits to restore (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// If the second step of an update fails, the first is undone: the container has the limits of its
+// recorded state.
+func TestFailedUpdateIsUndone(t *testing.T) {
+	m := newMeasured(t)
+	log := filepath.Join(t.TempDir(), "updates")
+	runtime := filepath.Join(t.TempDir(), "runc")
+	m.no(os.WriteFile(runtime, []byte("#!/bin/sh\ncat >>"+log+"; echo >>"+log+"\n"), 0o755))
+	m.handlers = map[string]handler{"": {Runtime: oci.New(oci.Handler{Path: runtime}, oci.Options{})}}
+	c := newContainer(t.TempDir(), ContainerRecord{ID: newID(), CgroupParent: "/mica-test-absent"}) // so that the second step fails
+	c.state = ContainerState{Ready: true, Started: c.Created.AddDate(2000, 0, 0), Pid: os.Getpid()}
+	c.state.Resources.Msg = &runtimeapi.LinuxContainerResources{CpuShares: 111}
+	bundle := m.bundle(c.ID)
+	m.no(os.MkdirAll(bundle, 0o700))
+	m.no(jsonfile.Write(filepath.Join(bundle, specFile), &specs.Spec{Linux: &specs.Linux{Resources: &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: of[uint64](111)}}}}))
+	err := m.limitContainer(context.Background(), c, nri.Update{Resources: &runtimeapi.LinuxContainerResources{CpuShares: 222}})
+	if err == nil || !strings.Contains(err.Error(), "limit cgroup") {
+		t.Errorf("update with a step that fails: %v", err)
+	}
+	updates, err := os.ReadFile(log)
+	m.no(err)
+	lines := strings.Split(strings.TrimSpace(string(updates)), "\n")
+	if len(lines) != 2 || !strings.Contains(lines[0], `"shares":222`) || !strings.Contains(lines[1], `"shares":111`) {
+		t.Errorf("the OCI runtime was run with %q", lines)
+	}
+	if got := c.snapshot().Resources.Msg.GetCpuShares(); got != 111 {
+		t.Errorf("the recorded state has %d shares", got)
+	}
+}
