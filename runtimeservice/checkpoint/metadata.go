@@ -17,9 +17,6 @@ const (
 	descriptorsFile = "descriptors.json"
 )
 
-// ImageAnnotation is the manifest annotation that marks an image as the checkpoint of a container.
-const ImageAnnotation = metadata.CheckpointAnnotationName
-
 // Config, PodOptions and Status are the contents of config.dump, pod.options and status.
 type (
 	Config     = metadata.ContainerConfig
