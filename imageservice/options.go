@@ -10,7 +10,7 @@ import (
 	"github.com/containerd/platforms"
 
 	"github.com/micarun/mica/imageservice/registry"
-	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/operations"
 )
 
 // Options of a Service. The zero value of each field but Root is a sensible default.
@@ -51,8 +51,8 @@ type Options struct {
 	// MaxBackoff bounds the pause between attempts. A registry that asks for a longer one by
 	// Retry-After is given up. Default 30 s.
 	MaxBackoff time.Duration `toml:"max_backoff"`
-	// Journal records pulls and removals; nil is none.
-	Journal *journal.Journal `toml:"-"`
+	// Operations tracks pulls and removals. It may be nil.
+	Operations *operations.Tracker `toml:"-"`
 }
 
 func (o Options) withDefaults() (Options, error) {

@@ -14,7 +14,7 @@ import (
 	"github.com/micarun/mica/imageservice/imagestore"
 	"github.com/micarun/mica/imageservice/registry"
 	"github.com/micarun/mica/internal/failpoint"
-	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/operations"
 )
 
 // progressInterval is the pause between calls of PullArgs.Progress.
@@ -56,8 +56,8 @@ func (s *Service) Pull(ctx context.Context, a PullArgs) (Image, error) {
 		key: key, keep: true,
 		info: &pullProgress{ref: ref.String(), started: time.Now()},
 		run: func(ctx context.Context, p *pullProgress) (Image, error) {
-			ctx, op := s.journal.Begin(ctx, "pull image", journal.Subject{Image: ref.String()})
-			journal.Detail(ctx, p.String)
+			ctx, op := s.operations.Begin(ctx, "pull image", operations.Subject{Image: ref.String()})
+			operations.Detail(ctx, p.String)
 			img, err := s.pull(ctx, ref, auth, p)
 			if op.End(err); err != nil {
 				return Image{}, fmt.Errorf("pull %s: %w", ref, err)
@@ -107,7 +107,7 @@ func (s *Service) pull(ctx context.Context, ref reference.Named, auth registry.A
 	timeout := s.options().PullTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no end within %s: %w", timeout, context.DeadlineExceeded))
 	defer cancel()
-	journal.Enter(ctx, "resolve")
+	operations.Enter(ctx, "resolve")
 	platform, err := platforms.Parse(s.options().Platform)
 	if err != nil {
 		return Image{}, fmt.Errorf("platform: %w", err)
@@ -125,7 +125,7 @@ func (s *Service) pull(ctx context.Context, ref reference.Named, auth registry.A
 	if err != nil {
 		return Image{}, err
 	}
-	journal.Enter(ctx, "fetch configuration")
+	operations.Enter(ctx, "fetch configuration")
 	data, config, err := repo.Config(ctx, manifest, matcher)
 	if err != nil {
 		return Image{}, err
@@ -164,7 +164,7 @@ func (s *Service) finishPull(ctx context.Context, j *pullJob, a imagestore.Recor
 			a.Checkpoint = ""
 		}
 	}
-	journal.Enter(ctx, "record image")
+	operations.Enter(ctx, "record image")
 	if err := failpoint.Hit("imageservice/before-record"); err != nil {
 		return Image{}, err
 	}

@@ -12,7 +12,7 @@ import (
 
 	"github.com/micarun/mica/imageservice/imagestore"
 	"github.com/micarun/mica/imageservice/registry"
-	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/overlay"
 )
 
@@ -43,7 +43,7 @@ func (j *pullJob) layers(ctx context.Context) error {
 		list[i] = pulledLayer{digest: l.Digest, total: l.Size, live: new(layerProgress)}
 	}
 	j.progress.start(list)
-	journal.Enter(ctx, "fetch layers")
+	operations.Enter(ctx, "fetch layers")
 	present := j.present()
 	for i := range present {
 		j.progress.set(i, LayerExists)
@@ -59,7 +59,7 @@ func (j *pullJob) layers(ctx context.Context) error {
 	if err := j.fetchAll(ctx, fetched, present); err != nil {
 		return fmt.Errorf("fetch layers: %w", err)
 	}
-	journal.Enter(ctx, "commit layers")
+	operations.Enter(ctx, "commit layers")
 	if err := j.commit(ctx, fetched); err != nil {
 		return fmt.Errorf("commit layers: %w", err)
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/micarun/mica/imageservice/imagestore"
 	"github.com/micarun/mica/imageservice/registry"
 	"github.com/micarun/mica/internal/decompress"
-	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/overlay"
 )
 
@@ -31,7 +31,7 @@ type Service struct {
 	runtimeapi.UnimplementedImageServiceServer
 
 	root       string
-	journal    *journal.Journal
+	operations *operations.Tracker
 	opts       atomic.Pointer[Options] // never nil; the options themselves do not change
 	layers     *overlay.Store
 	store      *imagestore.Store
@@ -56,7 +56,7 @@ func Open(ctx context.Context, o Options, layers *overlay.Store) (*Service, erro
 	}
 	s := &Service{
 		root:       o.Root,
-		journal:    o.Journal,
+		operations: o.Operations,
 		layers:     layers,
 		registries: registry.New(o.registries()),
 		streams:    decompress.NewPool(),
@@ -68,7 +68,7 @@ func Open(ctx context.Context, o Options, layers *overlay.Store) (*Service, erro
 			log.Error(err, "Discarding a layer failed; the next start removes it", "diffID", d.DiffID)
 		}
 	}
-	s.store, err = imagestore.Open(ctx, imagestore.Options{Root: o.Root, Pinned: o.Pinned, Journal: o.Journal}, layers)
+	s.store, err = imagestore.Open(ctx, imagestore.Options{Root: o.Root, Pinned: o.Pinned, Operations: o.Operations}, layers)
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +81,7 @@ func Open(ctx context.Context, o Options, layers *overlay.Store) (*Service, erro
 
 func (s *Service) options() *Options { return s.opts.Load() }
 
-// Reload replaces every option but Root and Journal. Running pulls keep theirs, but count against
+// Reload replaces every option but Root and Operations. Running pulls keep theirs, but count against
 // the new TotalConcurrency. If an option is impossible, Reload changes nothing.
 func (s *Service) Reload(o Options) error {
 	o, err := o.withDefaults()

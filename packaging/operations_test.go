@@ -55,7 +55,7 @@ func firstCells(t *testing.T, heading string) map[string]bool {
 func TestMetricsAndStagesAreDocumented(t *testing.T) {
 	for heading, pattern := range map[string]string{
 		"Metrics":              `(?:Name:\s*|NewDesc\()"(mica_[a-z_]+)"`,
-		"Why is my pod stuck?": `(?:journal\.Enter\(\w+, |\t\t\{)"([^"]+)"(?:\)|, s\.\w+\},\n)`,
+		"Why is my pod stuck?": `(?:operations\.Enter\(\w+, |\t\t\{)"([^"]+)"(?:\)|, s\.\w+\},\n)`,
 	} {
 		documented, real := firstCells(t, heading), inSources(t, pattern)
 		for _, name := range slices.Sorted(maps.Keys(real)) {

@@ -16,8 +16,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"k8s.io/klog/v2"
 
-	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/checkpoint"
 	"github.com/micarun/mica/runtimeservice/oci"
@@ -49,7 +49,7 @@ func (s *Service) capture(ctx context.Context, a captureArgs) error {
 		{"save log", s.saveLog},
 		{"describe container", s.describe},
 	} {
-		journal.Enter(ctx, step.what)
+		operations.Enter(ctx, step.what)
 		if err := step.do(ctx, a); err != nil {
 			return fmt.Errorf("%s of %s: %w", step.what, a.c.ID, err)
 		}

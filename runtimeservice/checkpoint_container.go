@@ -12,7 +12,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/internal/failpoint"
-	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/runtimeservice/checkpoint"
 )
 
@@ -47,7 +47,7 @@ func (s *Service) CheckpointContainer(ctx context.Context, req *runtimeapi.Check
 // whole runs f on the caller's context and waits for its end, even if the context ends first. Close
 // waits for f, too.
 func (s *Service) whole(ctx context.Context, o operation, f func(context.Context) error) error {
-	work, op := s.journal.Begin(ctx, o.what, o.on)
+	work, op := s.operations.Begin(ctx, o.what, o.on)
 	done := make(chan error, 1)
 	s.background.Go(func() { done <- f(work) })
 	err := <-done
@@ -82,7 +82,7 @@ func (s *Service) checkpointContainer(ctx context.Context, c *Container, locatio
 	if err := s.thaw(j); err != nil {
 		return err
 	}
-	journal.Enter(ctx, "write archive")
+	operations.Enter(ctx, "write archive")
 	return checkpoint.Write(ctx, checkpoint.WriteArgs{From: dir, Temp: temp, Location: location})
 }
 

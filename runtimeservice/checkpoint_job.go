@@ -15,8 +15,8 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/failpoint"
-	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/checkpoint"
 )
@@ -96,7 +96,7 @@ func (j *job) unlock() {
 
 // freeze stops the processes of all containers before it returns.
 func (s *Service) freeze(ctx context.Context, j *job) error {
-	journal.Enter(ctx, "freeze")
+	operations.Enter(ctx, "freeze")
 	var group errgroup.Group
 	for _, cgroup := range j.Cgroups {
 		group.Go(func() error { return s.cgroups.Freeze(ctx, cgroup) })

@@ -15,8 +15,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/internal/failpoint"
-	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/checkpoint"
 )
@@ -138,18 +138,18 @@ func (s *Service) checkpointPod(ctx context.Context, a podCapture) (err error) {
 	if err := s.thaw(j); err != nil {
 		return err
 	}
-	journal.Enter(ctx, "write archives")
+	operations.Enter(ctx, "write archives")
 	return s.writePod(ctx, j, a, writePodArgs{by: by, temp: temp})
 }
 
 // captureAll captures the frozen containers and their shared memory.
 func (s *Service) captureAll(ctx context.Context, j *job, a podCapture, by checkpointer) error {
-	journal.Enter(ctx, "capture containers")
+	operations.Enter(ctx, "capture containers")
 	group, parallel := errgroup.WithContext(ctx)
 	group.SetLimit(captureWorkers)
 	for _, c := range a.containers {
 		group.Go(func() error {
-			work, op := s.journal.Begin(parallel, "capture container", s.subject(c))
+			work, op := s.operations.Begin(parallel, "capture container", s.subject(c))
 			err := s.capture(work, captureArgs{c: c, by: by, dir: filepath.Join(j.dir, c.ID)})
 			op.End(err)
 			return err

@@ -14,8 +14,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/internal/podlog"
 	"github.com/micarun/mica/runtimeservice/checkpoint"
 	"github.com/micarun/mica/runtimeservice/stats"
@@ -174,9 +174,9 @@ func (c *Container) config() *runtimeapi.ContainerConfig { return c.Config.Msg }
 
 func (c *Container) log() podlog.File { return podlog.File{Dir: c.LogDir, Path: c.LogPath} }
 
-// subject is a container as the journal knows it.
-func (s *Service) subject(c *Container) journal.Subject {
-	on := journal.Subject{Pod: c.PodID, Container: c.ID, Name: c.config().GetMetadata().GetName()}
+// subject is a container as its operations name it.
+func (s *Service) subject(c *Container) operations.Subject {
+	on := operations.Subject{Pod: c.PodID, Container: c.ID, Name: c.config().GetMetadata().GetName()}
 	if p, err := s.pods.get(c.PodID); err == nil {
 		on.Name = p.subject().Name + "/" + on.Name
 	}

@@ -17,8 +17,8 @@ import (
 
 	"github.com/micarun/mica/imageservice"
 	"github.com/micarun/mica/internal/failpoint"
-	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/hooks"
 	"github.com/micarun/mica/runtimeservice/keeper"
@@ -87,7 +87,7 @@ func (s *Service) createContainer(ctx context.Context, pod *Pod, cfg *runtimeapi
 	if err != nil {
 		return fail(err)
 	}
-	journal.About(ctx, s.subject(c))
+	operations.About(ctx, s.subject(c))
 	if err := c.op.lock(ctx, "create container"); err != nil {
 		return fail(err)
 	}
@@ -99,7 +99,7 @@ func (s *Service) createContainer(ctx context.Context, pod *Pod, cfg *runtimeapi
 	if err := s.buildContainer(ctx, pod, c, from); err != nil {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.TeardownTimeout)
 		defer cancel()
-		clean, op := s.journal.Begin(clean, "remove failed container", s.subject(c))
+		clean, op := s.operations.Begin(clean, "remove failed container", s.subject(c))
 		downErr := s.eraseContainer(clean, c)
 		if op.End(downErr); downErr != nil {
 			klog.FromContext(ctx).Error(downErr, "Tear-down of a container that failed to be created is left to its pod's", "container", c.ID)
@@ -150,7 +150,7 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, fr
 		return err
 	}
 	bundle := s.bundle(c.ID)
-	journal.Enter(ctx, "make bundle")
+	operations.Enter(ctx, "make bundle")
 	if err := s.makeBundle(pod, c); err != nil {
 		return fmt.Errorf("make bundle: %w", err)
 	}
@@ -158,13 +158,13 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, fr
 	if err != nil {
 		return err
 	}
-	journal.Enter(ctx, "prepare root filesystem")
+	operations.Enter(ctx, "prepare root filesystem")
 	rootfs, err := s.mountRootfs(ctx, rootfsArgs{pod: pod, c: c, img: from.img.Image, label: labels.mount})
 	if err != nil {
 		return fmt.Errorf("prepare root filesystem: %w", err)
 	}
 	if from.from != nil {
-		journal.Enter(ctx, "unpack checkpoint")
+		operations.Enter(ctx, "unpack checkpoint")
 		if err := s.unpackCheckpoint(ctx, c, from.from); err != nil {
 			return fmt.Errorf("unpack checkpoint: %w", err)
 		}
@@ -172,12 +172,12 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, fr
 	if err := failpoint.Hit("container-mounted"); err != nil {
 		return err
 	}
-	journal.Enter(ctx, "resolve user")
+	operations.Enter(ctx, "resolve user")
 	user, err := lookup.ResolveUser(ctx, rootfs, c.config().GetLinux().GetSecurityContext(), from.img.Config.Config.User)
 	if err != nil {
 		return fmt.Errorf("resolve user: %w", err)
 	}
-	journal.Enter(ctx, "make specification")
+	operations.Enter(ctx, "make specification")
 	ociSpec, resources, err := s.containerSpec(ctx, specArgs{pod: pod, c: c, from: from, rootfs: rootfs, user: user, labels: labels})
 	if err != nil {
 		return fmt.Errorf("make specification: %w", err)
@@ -250,12 +250,12 @@ func (s *Service) createProcess(ctx context.Context, p *Pod, c *Container) (int,
 			return 0, fmt.Errorf("make log directory: %w", err)
 		}
 	}
-	done, err := s.turns.take(ctx, createStep)
+	done, err := s.slots.acquire(ctx, createStep)
 	if err != nil {
 		return 0, err
 	}
 	defer done()
-	journal.Enter(ctx, "create by OCI runtime")
+	operations.Enter(ctx, "create by OCI runtime")
 	if err := s.refuseFrozen(c); err != nil {
 		return 0, fmt.Errorf("create by OCI runtime: %w", err)
 	}

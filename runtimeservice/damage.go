@@ -14,7 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
-	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/operations"
 )
 
 // recoverStateless handles a container without a state that the keeper looks after. If
@@ -104,7 +104,7 @@ func (s *Service) repairBundle(ctx context.Context, c *Container) error {
 // endDamaged ends a container that cannot go on. The caller holds c.op.
 func (s *Service) endDamaged(ctx context.Context, c *Container, why string) error {
 	klog.FromContext(ctx).Info("Ending a damaged container", "container", c.ID, "reason", why)
-	s.journal.Note("end damaged container", s.subject(c), why)
+	s.operations.Note("end damaged container", s.subject(c), why)
 	if c.phase() == Creating {
 		// It was ready, or it would not have been started.
 		if err := c.update(func(st *ContainerState) error { st.Ready, st.BootID = true, s.bootID; return nil }); err != nil {
@@ -148,17 +148,17 @@ func (s *Service) repairPod(ctx context.Context, p *Pod) error {
 	if what := s.podLacks(p); what != "" {
 		s.reportRepair(ctx, p.subject(), "lost and made again: "+what)
 	}
-	journal.Enter(ctx, "make cgroup")
+	operations.Enter(ctx, "make cgroup")
 	if _, err := s.cgroups.EnsureParent(ctx, p.CgroupParent); err != nil {
 		return fmt.Errorf("make cgroup: %w", err)
 	}
-	journal.Enter(ctx, "repair network")
+	operations.Enter(ctx, "repair network")
 	if !p.hostNetwork() {
 		if _, err := s.network.Repair(ctx, s.networkPod(p)); err != nil {
 			return errors.Join(fmt.Errorf("repair network: %w", err), s.stopDamagedPod(ctx, p))
 		}
 	}
-	journal.Enter(ctx, "write pod files")
+	operations.Enter(ctx, "write pod files")
 	return s.writeMissingFiles(p, p.snapshot().IPs)
 }
 
@@ -167,7 +167,7 @@ func (s *Service) recoverPodState(ctx context.Context, p *Pod) error {
 	s.reportRepair(ctx, p.subject(), "its state file was lost, and is written again")
 	state := PodState{Phase: PodReady, BootID: s.bootID}
 	if !p.hostNetwork() {
-		journal.Enter(ctx, "repair network")
+		operations.Enter(ctx, "repair network")
 		result, err := s.network.Repair(ctx, s.networkPod(p))
 		if err != nil {
 			return errors.Join(fmt.Errorf("repair network: %w", err), s.stopDamagedPod(ctx, p))
@@ -190,7 +190,7 @@ func (s *Service) stopDamagedPod(ctx context.Context, p *Pod) error {
 	return s.tearDownPod(ctx, p)
 }
 
-func (s *Service) reportRepair(ctx context.Context, on journal.Subject, what string) {
+func (s *Service) reportRepair(ctx context.Context, on operations.Subject, what string) {
 	klog.FromContext(ctx).Info("Repaired at the start", "what", what, "pod", on.Pod, "container", on.Container)
-	s.journal.Note("repair", on, what)
+	s.operations.Note("repair", on, what)
 }

@@ -79,14 +79,14 @@ func (s *Service) recordExit(c *Container, exit keeper.Exit) error {
 	return nil
 }
 
-// noteExit writes to the journal how the container has exited.
+// noteExit notes how the container has exited.
 func (s *Service) noteExit(c *Container) {
 	st := c.snapshot()
 	text := fmt.Sprintf("%s, exit code %d", st.Reason, st.ExitCode)
 	if st.Message != "" {
 		text += ": " + st.Message
 	}
-	s.journal.Note("container ended", s.subject(c), text)
+	s.operations.Note("container ended", s.subject(c), text)
 }
 
 // tellStopped publishes the event of an exit, and remembers if it reached no subscriber.
@@ -132,7 +132,7 @@ func lostExit(why string) keeper.Exit {
 func (s *Service) release(ctx context.Context, c *Container) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.TeardownTimeout)
 	defer cancel()
-	ctx, op := s.journal.Begin(ctx, "release container", s.subject(c))
+	ctx, op := s.operations.Begin(ctx, "release container", s.subject(c))
 	err := c.op.lock(ctx, "release container "+c.ID)
 	if err == nil {
 		defer c.op.unlock()

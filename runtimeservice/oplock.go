@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
-	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/operations"
 )
 
 // opLock lets one operation at a time work on an object. Unlike with a mutex, waiting ends with a
@@ -15,7 +15,7 @@ import (
 // calls.
 type opLock struct {
 	held   *semaphore.Weighted
-	holder atomic.Pointer[journal.Operation]
+	holder atomic.Pointer[operations.Operation]
 }
 
 func newOpLock() *opLock { return &opLock{held: semaphore.NewWeighted(1)} }
@@ -26,13 +26,13 @@ func (l *opLock) lock(ctx context.Context, what string) error {
 	if l.try(ctx) {
 		return nil
 	}
-	journal.Enter(ctx, "wait for the operation before it")
-	journal.Detail(ctx, l.describe)
-	defer journal.Detail(ctx, nil)
+	operations.Enter(ctx, "wait for the operation before it")
+	operations.Detail(ctx, l.describe)
+	defer operations.Detail(ctx, nil)
 	if err := l.held.Acquire(ctx, 1); err != nil {
 		return fmt.Errorf("%s: wait for the operation before it%s: %w", what, l.suffix(), err)
 	}
-	l.holder.Store(journal.Of(ctx))
+	l.holder.Store(operations.Of(ctx))
 	return nil
 }
 
@@ -41,7 +41,7 @@ func (l *opLock) try(ctx context.Context) bool {
 	if !l.held.TryAcquire(1) {
 		return false
 	}
-	l.holder.Store(journal.Of(ctx))
+	l.holder.Store(operations.Of(ctx))
 	return true
 }
 

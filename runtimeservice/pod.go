@@ -10,8 +10,8 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/runtimeservice/stats"
 )
 
@@ -95,9 +95,9 @@ func (p *Pod) namespaces() *runtimeapi.NamespaceOption {
 func (p *Pod) hostNetwork() bool { return p.namespaces().GetNetwork() == runtimeapi.NamespaceMode_NODE }
 func (p *Pod) hostIPC() bool     { return p.namespaces().GetIpc() == runtimeapi.NamespaceMode_NODE }
 
-// subject is the pod as the journal knows it.
-func (p *Pod) subject() journal.Subject {
-	return journal.Subject{Pod: p.ID, Name: p.meta().GetNamespace() + "/" + p.meta().GetName()}
+// subject is the pod as its operations name it.
+func (p *Pod) subject() operations.Subject {
+	return operations.Subject{Pod: p.ID, Name: p.meta().GetNamespace() + "/" + p.meta().GetName()}
 }
 
 // podIdentity is what the kubelet repeats when it retries RunPodSandbox.

@@ -10,8 +10,8 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/runtimeservice/cgroup"
 )
 
@@ -121,14 +121,14 @@ func recordFor(t *testing.T, dir string, rec any) (path string) {
 // TestWaitNamesTheRecovery holds that whoever gives up waiting for the lock of an object is
 // told the operation that holds it, and its stage.
 func TestWaitNamesTheRecovery(t *testing.T) {
-	j := journal.New()
+	j := operations.New()
 	l := newOpLock()
-	holder, op := j.Begin(t.Context(), "recover pod", journal.Subject{})
+	holder, op := j.Begin(t.Context(), "recover pod", operations.Subject{})
 	defer op.End(nil)
 	if err := l.lock(holder, "recover pod x"); err != nil {
 		t.Fatal(err)
 	}
-	journal.Enter(holder, "delete network")
+	operations.Enter(holder, "delete network")
 	r := newRecoveries()
 	end := r.begin("x", op)
 	ctx, cancel := context.WithCancel(t.Context())

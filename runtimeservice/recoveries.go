@@ -9,7 +9,7 @@ import (
 
 	"k8s.io/klog/v2"
 
-	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/operations"
 )
 
 // recoveries are the pods and containers that the start has not finished with. The
@@ -22,7 +22,7 @@ type recoveries struct {
 }
 
 type underRecovery struct {
-	op   *journal.Operation
+	op   *operations.Operation
 	done chan struct{}
 }
 
@@ -31,7 +31,7 @@ func newRecoveries() *recoveries {
 }
 
 // begin adds a pod or container; end takes it out.
-func (r *recoveries) begin(id string, op *journal.Operation) (end func()) {
+func (r *recoveries) begin(id string, op *operations.Operation) (end func()) {
 	u := &underRecovery{op: op, done: make(chan struct{})}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -100,7 +100,7 @@ func (s *Service) Unfinished() string {
 func (s *Service) finishStart(run context.Context, todo []recovery, found []leftover) {
 	var parts sync.WaitGroup
 	for _, r := range todo {
-		ctx, op := s.journal.Begin(run, r.on.what, r.on.on)
+		ctx, op := s.operations.Begin(run, r.on.what, r.on.on)
 		locked := r.lock.try(ctx) // else a checkpoint that was under way has it
 		end := s.recoveries.begin(r.id, op)
 		parts.Go(func() {
@@ -127,7 +127,7 @@ func (s *Service) runRecovery(ctx context.Context, r recovery, locked bool) erro
 		}
 	}
 	defer r.lock.unlock()
-	done, err := s.turns.take(ctx, recoverStep)
+	done, err := s.slots.acquire(ctx, recoverStep)
 	if err != nil {
 		return err
 	}

@@ -10,8 +10,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
-	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/podns"
@@ -113,11 +113,11 @@ func (s *Service) removeUnusablePod(ctx context.Context, id string) error {
 	})
 }
 
-func (u unusable) subject() journal.Subject {
+func (u unusable) subject() operations.Subject {
 	if u.kind == podKind {
-		return journal.Subject{Pod: u.id}
+		return operations.Subject{Pod: u.id}
 	}
-	return journal.Subject{Pod: u.place.podID, Container: u.id}
+	return operations.Subject{Pod: u.place.podID, Container: u.id}
 }
 
 // eraseUnusableOf erases the containers of a pod whose records cannot be used.
@@ -135,7 +135,7 @@ func (s *Service) eraseUnusableOf(ctx context.Context, podID string) error {
 // eraseUnusable removes everything of the pod or container that the sweep has left, the
 // record last, so that a removal that fails can be repeated.
 func (s *Service) eraseUnusable(ctx context.Context, u unusable) error {
-	journal.Enter(ctx, "wait for the sweep")
+	operations.Enter(ctx, "wait for the sweep")
 	select {
 	case <-s.recoveries.over: // until then the sweep tears it down
 	case <-ctx.Done():
@@ -163,7 +163,7 @@ func (s *Service) eraseUnusable(ctx context.Context, u unusable) error {
 }
 
 func (s *Service) eraseUnusableContainer(ctx context.Context, u unusable) error {
-	journal.Enter(ctx, "delete container")
+	operations.Enter(ctx, "delete container")
 	remove := func(ctx context.Context) error { return s.keeper.Delete(ctx, u.id) }
 	if u.place.cgroup == "" {
 		if err := remove(ctx); err != nil {
@@ -177,7 +177,7 @@ func (s *Service) eraseUnusableContainer(ctx context.Context, u unusable) error 
 			return err
 		}
 	}
-	journal.Enter(ctx, "remove writable layer")
+	operations.Enter(ctx, "remove writable layer")
 	if err := clearDir(s.bundle(u.id)); err != nil {
 		return fmt.Errorf("remove bundle: %w", err)
 	}
@@ -195,16 +195,16 @@ func (s *Service) eraseUnusableContainer(ctx context.Context, u unusable) error 
 }
 
 func (s *Service) eraseUnusablePod(ctx context.Context, u unusable) error {
-	journal.Enter(ctx, "end init")
+	operations.Enter(ctx, "end init")
 	if err := s.keeper.Delete(ctx, u.id); err != nil {
 		return fmt.Errorf("end init: %w", err)
 	}
-	journal.Enter(ctx, "delete network")
+	operations.Enter(ctx, "delete network")
 	dir := s.podStateDir(u.id)
 	if err := s.network.Del(ctx, network.Pod{ID: u.id, NetNS: filepath.Join(dir, podns.Net)}); err != nil && !errors.Is(err, network.ErrPluginMissing) {
 		return err
 	}
-	journal.Enter(ctx, "remove namespaces and cgroup")
+	operations.Enter(ctx, "remove namespaces and cgroup")
 	if err := clearDir(dir); err != nil {
 		return fmt.Errorf("remove namespaces: %w", err)
 	}

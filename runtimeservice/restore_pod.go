@@ -11,7 +11,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/failpoint"
-	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/checkpoint"
 	"github.com/micarun/mica/runtimeservice/spec"
@@ -131,7 +131,7 @@ func (s *Service) restorePod(ctx context.Context, req *runtimeapi.RestorePodRequ
 
 // restoreInto creates the containers of a new pod, and fills its shared memory.
 func (s *Service) restoreInto(ctx context.Context, pod *Pod, req *runtimeapi.RestorePodRequest, archives map[string]string) ([]*runtimeapi.RestoredContainer, error) {
-	journal.Enter(ctx, "restore shared memory")
+	operations.Enter(ctx, "restore shared memory")
 	dir := req.GetCheckpointPath()
 	if err := s.addShm(ctx, pod.ID, dir); err != nil {
 		return nil, err
@@ -139,7 +139,7 @@ func (s *Service) restoreInto(ctx context.Context, pod *Pod, req *runtimeapi.Res
 	if err := failpoint.Hit("restore-pod-made"); err != nil {
 		return nil, err
 	}
-	journal.Enter(ctx, "create containers")
+	operations.Enter(ctx, "create containers")
 	var restored []*runtimeapi.RestoredContainer
 	for _, cfg := range req.GetContainerConfigs() {
 		name := cfg.GetMetadata().GetName()
@@ -171,7 +171,7 @@ func (s *Service) restoreContainer(ctx context.Context, pod *Pod, cfg *runtimeap
 	if err != nil {
 		return nil, fmt.Errorf("restore container %q: %w", name, err)
 	}
-	ctx, op := s.journal.Begin(ctx, "create container", journal.Subject{Pod: pod.ID, Name: pod.subject().Name + "/" + name})
+	ctx, op := s.operations.Begin(ctx, "create container", operations.Subject{Pod: pod.ID, Name: pod.subject().Name + "/" + name})
 	c, err := s.createContainer(ctx, pod, cfg, o)
 	op.End(err)
 	return c, err
@@ -205,7 +205,7 @@ func (s *Service) addShm(ctx context.Context, podID, dir string) error {
 func (s *Service) undoRestore(ctx context.Context, pod *Pod) {
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.TeardownTimeout)
 	defer cancel()
-	clean, op := s.journal.Begin(clean, "remove failed pod", pod.subject())
+	clean, op := s.operations.Begin(clean, "remove failed pod", pod.subject())
 	err := s.removePod(clean, pod)
 	if op.End(err); err != nil {
 		klog.FromContext(ctx).Error(err, "Tear-down of a partly restored pod failed, the next start tries again", "pod", pod.ID)

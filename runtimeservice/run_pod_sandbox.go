@@ -13,8 +13,8 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/failpoint"
-	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/runtimeservice/podns"
 	"github.com/micarun/mica/runtimeservice/spec"
@@ -81,7 +81,7 @@ func (s *Service) createPod(ctx context.Context, r podRequest) (*Pod, error) {
 	if err != nil {
 		return nil, err
 	}
-	journal.About(ctx, pod.subject())
+	operations.About(ctx, pod.subject())
 	if err := pod.op.lock(ctx, "run pod"); err != nil {
 		return nil, err
 	}
@@ -94,7 +94,7 @@ func (s *Service) createPod(ctx context.Context, r podRequest) (*Pod, error) {
 	if err := s.buildPod(ctx, pod); err != nil {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.TeardownTimeout)
 		defer cancel()
-		clean, op := s.journal.Begin(clean, "remove failed pod", pod.subject())
+		clean, op := s.operations.Begin(clean, "remove failed pod", pod.subject())
 		downErr := s.erasePod(clean, pod)
 		if op.End(downErr); downErr != nil {
 			klog.FromContext(ctx).Error(downErr, "Tear-down of a pod that failed to start is left to the next start", "pod", pod.ID)
@@ -136,7 +136,7 @@ func (s *Service) recordPod(r podRequest) (*Pod, error) {
 // buildPod is the straight way from a record to a ready pod. Its failure path
 // is erasePod.
 func (s *Service) buildPod(ctx context.Context, p *Pod) error {
-	journal.Enter(ctx, "make cgroup")
+	operations.Enter(ctx, "make cgroup")
 	if err := s.makePodCgroup(ctx, p); err != nil {
 		return fmt.Errorf("make cgroup: %w", err)
 	}
@@ -147,7 +147,7 @@ func (s *Service) buildPod(ctx context.Context, p *Pod) error {
 	if err != nil {
 		return err
 	}
-	journal.Enter(ctx, "write pod files")
+	operations.Enter(ctx, "write pod files")
 	if err := s.writePodFiles(p, ips); err != nil {
 		return fmt.Errorf("write pod files: %w", err)
 	}
@@ -157,7 +157,7 @@ func (s *Service) buildPod(ctx context.Context, p *Pod) error {
 	linux := p.config().GetLinux()
 	ready := PodState{Phase: PodReady, BootID: s.bootID, IPs: ips}
 	ready.Overhead.Msg, ready.Resources.Msg = linux.GetOverhead(), linux.GetResources()
-	journal.Enter(ctx, "tell plugins")
+	operations.Enter(ctx, "notify plugins")
 	if err := s.plugins.RunPod(ctx, s.pluginPod(p, ready)); err != nil {
 		return err
 	}
@@ -166,19 +166,19 @@ func (s *Service) buildPod(ctx context.Context, p *Pod) error {
 
 // isolatePod makes the pod's namespaces and network, and returns its addresses.
 func (s *Service) isolatePod(ctx context.Context, p *Pod) ([]string, error) {
-	done, err := s.turns.take(ctx, podStep)
+	done, err := s.slots.acquire(ctx, podStep)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	journal.Enter(ctx, "make namespaces")
+	operations.Enter(ctx, "make namespaces")
 	if err := podns.Pin(ctx, s.podNamespaces(p.config(), s.podStateDir(p.ID))); err != nil {
 		return nil, fmt.Errorf("make namespaces: %w", err)
 	}
 	if err := failpoint.Hit("pod-pinned"); err != nil {
 		return nil, err
 	}
-	journal.Enter(ctx, "set up network")
+	operations.Enter(ctx, "set up network")
 	ips, err := s.attachPod(ctx, p)
 	if err != nil {
 		return nil, fmt.Errorf("set up network: %w", err)
@@ -186,7 +186,7 @@ func (s *Service) isolatePod(ctx context.Context, p *Pod) ([]string, error) {
 	if len(p.config().GetLinux().GetSysctls()) == 0 {
 		return ips, nil
 	}
-	journal.Enter(ctx, "set sysctls of interfaces")
+	operations.Enter(ctx, "set sysctls of interfaces")
 	if err := podns.SetInterfaceSysctls(s.podNamespaces(p.config(), s.podStateDir(p.ID))); err != nil {
 		return nil, fmt.Errorf("set sysctls of interfaces: %w", err)
 	}

@@ -19,7 +19,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/imageservice"
-	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/cgroup"
@@ -123,28 +123,28 @@ type Deps struct {
 	Hooks *hooks.Injector
 	// Settings are the node's configuration as the verbose status shows it.
 	Settings map[string]any
-	// Journal hears what becomes of pods and containers; nil is none.
-	Journal *journal.Journal
+	// Operations tracks what is done to pods, containers and images. It may be nil.
+	Operations *operations.Tracker
 }
 
 // Service is the CRI RuntimeService. It is safe for concurrent use.
 type Service struct {
 	runtimeapi.UnimplementedRuntimeServiceServer
 
-	opts      Options
-	ulimits   []specs.POSIXRlimit
-	images    *imageservice.Service
-	layers    *overlay.Store
-	network   *network.Network
-	keeper    *keeper.Client
-	cgroups   *cgroup.Manager
-	host      spec.Host
-	handlers  map[string]handler
-	plugins   *nri.Plugins
-	injectCDI func(*specs.Spec, []string) error
-	hooks     *hooks.Injector
-	settings  map[string]any
-	journal   *journal.Journal
+	opts       Options
+	ulimits    []specs.POSIXRlimit
+	images     *imageservice.Service
+	layers     *overlay.Store
+	network    *network.Network
+	keeper     *keeper.Client
+	cgroups    *cgroup.Manager
+	host       spec.Host
+	handlers   map[string]handler
+	plugins    *nri.Plugins
+	injectCDI  func(*specs.Spec, []string) error
+	hooks      *hooks.Injector
+	settings   map[string]any
+	operations *operations.Tracker
 	// noUserNS is why this node can have no pods with user namespaces, or nil.
 	noUserNS   error
 	criu       *checkpoint.Criu
@@ -155,7 +155,7 @@ type Service struct {
 	unusable   *unusables
 	recoveries *recoveries
 	events     *events.Broadcaster
-	turns      *turns
+	slots      *prioritySemaphore
 	// largeAnswer is held by the call that answers with large output.
 	largeAnswer chan struct{}
 	// background counts goroutines that Close waits for.
@@ -172,12 +172,12 @@ func Open(ctx context.Context, o Options, d Deps) (*Service, error) {
 	s := &Service{
 		opts: o.withDefaults(), images: d.Images, layers: d.Layers, network: d.Network, keeper: d.Keeper,
 		cgroups: d.Cgroups, host: d.Host, plugins: d.Plugins, injectCDI: d.InjectCDI, hooks: d.Hooks, settings: d.Settings,
-		journal: d.Journal, criu: checkpoint.NewCriu(o.Criu),
+		operations: d.Operations, criu: checkpoint.NewCriu(o.Criu),
 		pods: newTable[*Pod](podKind), containers: newTable[*Container](containerKind), unusable: newUnusables(), recoveries: newRecoveries(),
-		events: events.NewBroadcaster(), turns: newTurns(), largeAnswer: make(chan struct{}, 1),
+		events: events.NewBroadcaster(), slots: newPrioritySemaphore(), largeAnswer: make(chan struct{}, 1),
 	}
-	s.pods.journal, s.pods.making = d.Journal, "run pod"
-	s.containers.journal, s.containers.making = d.Journal, "create container"
+	s.pods.operations, s.pods.making = d.Operations, "run pod"
+	s.containers.operations, s.containers.making = d.Operations, "create container"
 	var err error
 	if s.ulimits, err = spec.ParseUlimits(o.Ulimits); err != nil {
 		return nil, fmt.Errorf("open runtime service: %w", err)
@@ -299,7 +299,7 @@ func (s *Service) handler(name string) (handler, error) {
 // operation is what detached runs: a verb such as "stop pod" and its object.
 type operation struct {
 	what string
-	on   journal.Subject
+	on   operations.Subject
 }
 
 func (o operation) String() string { return o.what + " " + cmp.Or(o.on.Container, o.on.Pod) }
@@ -309,7 +309,7 @@ func (o operation) String() string { return o.what + " " + cmp.Or(o.on.Container
 // that gave up finds the work done, or joins it, when it calls again.
 func (s *Service) detached(ctx context.Context, limit time.Duration, o operation, f func(context.Context) error) error {
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
-	work, op := s.journal.Begin(work, o.what, o.on)
+	work, op := s.operations.Begin(work, o.what, o.on)
 	done := make(chan error, 1)
 	s.background.Go(func() {
 		defer cancel()

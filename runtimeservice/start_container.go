@@ -9,7 +9,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/failpoint"
-	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/runtimeservice/checkpoint"
 )
 
@@ -50,7 +50,7 @@ func (s *Service) startContainer(ctx context.Context, c *Container) error {
 	if err := s.refuseFrozen(c); err != nil { // it can be started later
 		return fmt.Errorf("start container %s: %w", c.ID, err)
 	}
-	journal.Enter(ctx, "tell plugins")
+	operations.Enter(ctx, "notify plugins")
 	if err := s.plugins.StartContainer(ctx, c.ID); err != nil {
 		c.beginStart()
 		return s.failStart(ctx, c, err)
@@ -75,19 +75,19 @@ func (s *Service) startContainer(ctx context.Context, c *Container) error {
 // checkpointed, and returns its pid.
 func (s *Service) startProcesses(ctx context.Context, pod *Pod, c *Container) (int, error) {
 	if c.Restored == nil {
-		done, err := s.turns.take(ctx, startStep)
+		done, err := s.slots.acquire(ctx, startStep)
 		if err != nil {
 			return 0, err
 		}
 		defer done()
-		journal.Enter(ctx, "start by OCI runtime")
+		operations.Enter(ctx, "start by OCI runtime")
 		c.waiter = checkpoint.ExecutableOf(c.snapshot().Pid)
 		if err := s.keeper.Start(ctx, c.ID); err != nil {
 			return 0, fmt.Errorf("start by OCI runtime: %w", s.nameFrozen(c, err))
 		}
 		return c.snapshot().Pid, nil
 	}
-	journal.Enter(ctx, "restore by OCI runtime")
+	operations.Enter(ctx, "restore by OCI runtime")
 	pid, err := s.restoreProcesses(ctx, pod, c)
 	if err != nil {
 		return 0, err
@@ -131,7 +131,7 @@ func (s *Service) failStart(ctx context.Context, c *Container, cause error) erro
 	if err := s.recordFailedStart(c, cause); err != nil {
 		return fmt.Errorf("%w; and its end is not recorded: %w", cause, err)
 	}
-	clean, op := s.journal.Begin(context.WithoutCancel(ctx), "release failed container", s.subject(c))
+	clean, op := s.operations.Begin(context.WithoutCancel(ctx), "release failed container", s.subject(c))
 	err := s.tearDownContainer(clean, c)
 	if op.End(err); err != nil {
 		return fmt.Errorf("%w; and its tear-down is left to its removal: %w", cause, err)

@@ -8,7 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/operations"
 )
 
 // StopContainer asks the container to end by its stop signal and, after the
@@ -47,7 +47,7 @@ func (s *Service) stopContainer(ctx context.Context, c *Container, grace time.Du
 		if err := s.keeper.Kill(ctx, c.ID, signalNumber(c.StopSignal), false); err != nil && !errdefs.IsNotFound(err) {
 			return fmt.Errorf("stop container %s: send %s: %w", c.ID, c.StopSignal, err)
 		}
-		journal.Enter(ctx, "wait for its end")
+		operations.Enter(ctx, "wait for its end")
 		patience := time.NewTimer(grace)
 		defer patience.Stop()
 		select {

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
-	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/mounts"
+	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/keeper"
@@ -37,14 +37,14 @@ const (
 // and what is still being recovered has a record. The network goes before the namespaces:
 // plugins find by them what they have made.
 func (s *Service) sweep(ctx context.Context, found []leftover) {
-	ctx, op := s.journal.Begin(ctx, "sweep", journal.Subject{})
-	journal.Enter(ctx, "remove processes")
+	ctx, op := s.operations.Begin(ctx, "sweep", operations.Subject{})
+	operations.Enter(ctx, "remove processes")
 	s.removeLeftovers(ctx, found, processStage)
-	journal.Enter(ctx, "collect networks")
+	operations.Enter(ctx, "collect networks")
 	networkErr := s.bounded(ctx, func(ctx context.Context) error { return s.network.GC(ctx, s.mayHaveNetwork()) })
-	journal.Enter(ctx, "remove files and cgroups")
+	operations.Enter(ctx, "remove files and cgroups")
 	s.removeLeftovers(ctx, found, fileStage)
-	journal.Enter(ctx, "collect layers")
+	operations.Enter(ctx, "collect layers")
 	err := errors.Join(networkErr, s.bounded(ctx, s.images.Sweep))
 	if op.End(err); err != nil && ctx.Err() == nil {
 		klog.FromContext(ctx).Error(err, "Leftovers of networks or layers stay until the next start")
@@ -57,8 +57,8 @@ func (s *Service) sweepLayers(ctx context.Context) {
 	if !s.layers.Abandoned() {
 		return
 	}
-	ctx, op := s.journal.Begin(ctx, "sweep layers", journal.Subject{})
-	journal.Enter(ctx, "remove half-made layers")
+	ctx, op := s.operations.Begin(ctx, "sweep layers", operations.Subject{})
+	operations.Enter(ctx, "remove half-made layers")
 	err := s.layers.Sweep(ctx)
 	if op.End(err); err != nil && ctx.Err() == nil {
 		klog.FromContext(ctx).Error(err, "Half-made layers stay until the next start")
@@ -83,7 +83,7 @@ func (s *Service) removeLeftovers(ctx context.Context, found []leftover, stage s
 			continue
 		}
 		log.Info("Removing what no record claims", "what", l.what, "where", l.where)
-		s.journal.Note("remove what no record claims", journal.Subject{}, l.what+" "+l.where)
+		s.operations.Note("remove leftover", operations.Subject{}, l.what+" "+l.where)
 		group.Go(func() error {
 			ctx, cancel := context.WithTimeout(ctx, s.opts.TeardownTimeout)
 			defer cancel()

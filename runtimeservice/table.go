@@ -11,7 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/operations"
 )
 
 // object is what a table holds: a pod or a container.
@@ -32,9 +32,9 @@ const (
 // that make the object of one identity. It is safe for concurrent use.
 type table[T object] struct {
 	kind string // podKind or containerKind, for errors
-	// journal hears of creations as making, such as "run pod"; nil is none.
-	journal *journal.Journal
-	making  string
+	// operations tracks creations under the name making, such as "run pod". It may be nil.
+	operations *operations.Tracker
+	making     string
 
 	mu      sync.RWMutex
 	byID    map[string]T
@@ -44,7 +44,7 @@ type table[T object] struct {
 
 // flight is a creation under way.
 type flight[T object] struct {
-	op   *journal.Operation
+	op   *operations.Operation
 	done chan struct{}
 	obj  T
 	err  error
@@ -140,7 +140,7 @@ func (t *table[T]) create(ctx context.Context, identity string, limit time.Durat
 		return obj, nil
 	}
 	buildCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
-	buildCtx, op := t.journal.Begin(buildCtx, t.making, journal.Subject{Name: identity})
+	buildCtx, op := t.operations.Begin(buildCtx, t.making, operations.Subject{Name: identity})
 	f := &flight[T]{op: op, done: make(chan struct{})}
 	t.flights[identity] = f
 	t.mu.Unlock()
@@ -169,7 +169,7 @@ func (f *flight[T]) wait(ctx context.Context, kind, identity string) (T, error) 
 
 // where tells the stage of an operation, for an error of somebody who has waited
 // for it: " (set up network for 2m0s)", with the detail where there is one.
-func where(op *journal.Operation) string {
+func where(op *operations.Operation) string {
 	stage, since := op.Current()
 	if stage == "" {
 		return ""

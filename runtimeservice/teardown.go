@@ -11,8 +11,8 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/failpoint"
-	"github.com/micarun/mica/internal/journal"
 	"github.com/micarun/mica/internal/mounts"
+	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/podns"
@@ -27,7 +27,7 @@ import (
 // keeps nothing else, and returns all errors.
 func (s *Service) tearDownPod(ctx context.Context, p *Pod) error {
 	errs := []error{s.stopAllContainers(ctx, p)}
-	journal.Enter(ctx, "end init")
+	operations.Enter(ctx, "end init")
 	if errs[0] == nil {
 		s.plugins.StopPod(ctx, p.ID)
 	}
@@ -35,10 +35,10 @@ func (s *Service) tearDownPod(ctx context.Context, p *Pod) error {
 		errs = append(errs, fmt.Errorf("end init: %w", err))
 	}
 	errs = append(errs, failpoint.Hit("pod-processes-ended"))
-	journal.Enter(ctx, "delete network")
+	operations.Enter(ctx, "delete network")
 	errs = append(errs, s.deleteNetwork(ctx, p))
 	errs = append(errs, failpoint.Hit("pod-network-down"))
-	journal.Enter(ctx, "remove namespaces and cgroup")
+	operations.Enter(ctx, "remove namespaces and cgroup")
 	dir := s.podStateDir(p.ID)
 	errs = append(errs, podns.Unpin(dir), mounts.Detach(filepath.Join(dir, shmDir)), mounts.Detach(filepath.Join(dir, filesDir)))
 	s.plugins.Unpinned(p.ID)
@@ -118,12 +118,12 @@ func (s *Service) stopAllContainers(ctx context.Context, p *Pod) error {
 func (s *Service) eachContainer(ctx context.Context, p *Pod, what string, f func(context.Context, *Container) error) error {
 	containers := s.containersOf(p.ID)
 	if len(containers) > 0 {
-		journal.Enter(ctx, "end containers")
+		operations.Enter(ctx, "end containers")
 	}
 	var group errgroup.Group
 	for _, c := range containers {
 		group.Go(func() error {
-			ctx, op := s.journal.Begin(ctx, what, s.subject(c))
+			ctx, op := s.operations.Begin(ctx, what, s.subject(c))
 			err := f(ctx, c)
 			op.End(err)
 			return err
@@ -140,7 +140,7 @@ func (s *Service) tearDownContainer(ctx context.Context, c *Container) error {
 	if err := s.killContainer(ctx, c); err != nil {
 		return err
 	}
-	journal.Enter(ctx, "delete container")
+	operations.Enter(ctx, "delete container")
 	s.tellExit(ctx, c)
 	if err := failpoint.Hit("container-killed"); err != nil {
 		return err
@@ -149,7 +149,7 @@ func (s *Service) tearDownContainer(ctx context.Context, c *Container) error {
 	if err := s.untilDead(ctx, dying{cgroup: s.containerCgroup(c)}, remove); err != nil {
 		return fmt.Errorf("delete container %s: %w", c.ID, err)
 	}
-	journal.Enter(ctx, "unmount root filesystem")
+	operations.Enter(ctx, "unmount root filesystem")
 	bundle := s.bundle(c.ID)
 	if err := s.layers.Unmount(ctx, c.ID); err != nil {
 		return fmt.Errorf("unmount root filesystem of container %s: %w", c.ID, err)
@@ -192,7 +192,7 @@ func (s *Service) killAndWait(ctx context.Context, c *Container) error {
 	if err := s.kill(ctx, c); err != nil {
 		return err
 	}
-	journal.Enter(ctx, "wait for its exit")
+	operations.Enter(ctx, "wait for its exit")
 	select {
 	case <-c.exited:
 		return nil
@@ -230,7 +230,7 @@ func (s *Service) eraseContainer(ctx context.Context, c *Container) error {
 	if err := s.tearDownContainer(ctx, c); err != nil {
 		return err
 	}
-	journal.Enter(ctx, "remove writable layer")
+	operations.Enter(ctx, "remove writable layer")
 	if err := s.layers.Remove(ctx, c.ID); err != nil {
 		return fmt.Errorf("remove writable layer of container %s: %w", c.ID, err)
 	}

@@ -18,7 +18,7 @@ func TestLineOfAnEvent(t *testing.T) {
 		"2026-01-02T03:05:06.500Z run pod shop/web-0 [0123456789abc]: failed after 1m2s (make cgroup 430µs, failed: set up network 1m1s): set up network: no; and no more": {What: "run pod", Pod: id, Name: "shop/web-0", Seconds: 61.5, Stages: stages, Error: "set up network: no\nand no more"},
 		"2026-01-02T03:04:05.000Z container ended shop/web-0/web [0123456789abc]: OOMKilled, exit code 137":                                                                {What: "container ended", Pod: "p", Container: id, Name: "shop/web-0/web", Detail: "OOMKilled, exit code 137"},
 		"2026-01-02T03:04:07.340Z pull image busybox: running for 2.34s (now: fetch layers 1.2s): 1 of 2 layers":                                                           {What: "pull image", Image: "busybox", Seconds: 2.34, Stages: []admin.Stage{{Name: "fetch layers", Seconds: 1.2}}, Running: true, Detail: "1 of 2 layers"},
-		"2026-01-02T03:04:05.000Z remove what no record claims: cgroup /x":                                                                                                 {What: "remove what no record claims", Detail: "cgroup /x"},
+		"2026-01-02T03:04:05.000Z remove leftover: cgroup /x":                                                                                                              {What: "remove leftover", Detail: "cgroup /x"},
 		"2026-01-02T03:04:05.001Z run pod a/b: failed after 1ms: no":                                                                                                       {What: "run pod", Name: "a/b", Seconds: 0.001, Error: "no"},
 	} {
 		e.Started = begun

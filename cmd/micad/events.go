@@ -4,13 +4,13 @@ import (
 	"context"
 
 	"github.com/micarun/mica/internal/admin"
-	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/operations"
 )
 
 // Events implements admin.Daemon.
 func (d *daemon) Events(ctx context.Context, args admin.EventsArgs, emit func(admin.Event) error) error {
-	emitEntry := func(e journal.Entry) error { return emit(asEvent(e)) }
-	j := d.node.journal
+	emitEntry := func(e operations.Entry) error { return emit(asEvent(e)) }
+	j := d.node.operations
 	if args.Follow {
 		return j.Follow(ctx, emitEntry)
 	}
@@ -22,7 +22,7 @@ func (d *daemon) Events(ctx context.Context, args admin.EventsArgs, emit func(ad
 	return nil
 }
 
-func asEvent(e journal.Entry) admin.Event {
+func asEvent(e operations.Entry) admin.Event {
 	event := admin.Event{
 		What: e.What, Pod: e.Pod, Container: e.Container, Image: e.Image, Name: e.Name,
 		Started: e.Started, Seconds: e.Took.Seconds(), Running: e.Running, Detail: e.Detail,

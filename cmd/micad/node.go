@@ -16,7 +16,7 @@ import (
 	"github.com/micarun/mica/cri"
 	"github.com/micarun/mica/imageservice"
 	"github.com/micarun/mica/internal/admin"
-	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/internal/reaper"
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/overlay"
@@ -46,16 +46,16 @@ type node struct {
 	service  *runtimeservice.Service
 	server   *cri.Server
 
-	journal    *journal.Journal
-	operations *operationMetrics
+	operations *operations.Tracker
+	counted    *operationMetrics
 	tracing    *tracing // nil if tracing is disabled
 }
 
 // open opens all components, independent ones concurrently, and returns when clients may connect.
 // On an error it closes everything again.
 func open(ctx context.Context, c config.Config) (*node, error) {
-	n := &node{operations: newOperationMetrics()}
-	observers := []journal.Observer{n.operations}
+	n := &node{counted: newOperationMetrics()}
+	observers := []operations.Observer{n.counted}
 	var err error
 	if n.tracing, err = startTracing(ctx); err != nil {
 		return nil, err
@@ -64,7 +64,7 @@ func open(ctx context.Context, c config.Config) (*node, error) {
 		observers = append(observers, n.tracing)
 		c.CRI.Incoming = incoming
 	}
-	n.journal = journal.New(observers...)
+	n.operations = operations.New(observers...)
 	if err := n.open(ctx, c); err != nil {
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 		defer cancel()
@@ -100,7 +100,7 @@ func (n *node) open(ctx context.Context, c config.Config) error {
 		Images: n.images, Layers: n.layers, Network: n.network, Keeper: n.keeper,
 		Runtimes: n.runtimes, Cgroups: n.cgroups, Host: n.host, Plugins: n.plugins, InjectCDI: cdi.New(c.CDI).Inject,
 		Hooks: hooks.New(c.Hooks), Settings: settings,
-		Journal: n.journal,
+		Operations: n.operations,
 	})
 	if err != nil {
 		return err
@@ -115,7 +115,7 @@ func (n *node) openImages(ctx context.Context, c config.Config) error {
 		return fmt.Errorf("open layer store: %w", err)
 	}
 	options := c.Images
-	options.Journal = n.journal
+	options.Operations = n.operations
 	if n.images, err = imageservice.Open(ctx, options, n.layers); err != nil {
 		return fmt.Errorf("open image store: %w", err)
 	}
@@ -243,7 +243,7 @@ func (n *node) registry() *prometheus.Registry {
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		n.server.Collector(),
-		n.operations,
+		n.counted,
 		newInventory(n),
 	)
 	return r

@@ -5,10 +5,10 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/operations"
 )
 
-// operationMetrics counts and times the journal's operations. It is a journal.Observer and a
+// operationMetrics counts and times the operations. It is an operations.Observer and a
 // prometheus.Collector.
 type operationMetrics struct {
 	duration *prometheus.HistogramVec // by operation
@@ -43,14 +43,14 @@ func newOperationMetrics() *operationMetrics {
 	}
 }
 
-// Begin implements journal.Observer.
-func (m *operationMetrics) Begin(ctx context.Context, what string, _ journal.Subject) context.Context {
+// Begin implements operations.Observer.
+func (m *operationMetrics) Begin(ctx context.Context, what string, _ operations.Subject) context.Context {
 	m.running.WithLabelValues(what).Inc()
 	return ctx
 }
 
-// End implements journal.Observer.
-func (m *operationMetrics) End(_ context.Context, e journal.Entry) {
+// End implements operations.Observer.
+func (m *operationMetrics) End(_ context.Context, e operations.Entry) {
 	m.running.WithLabelValues(e.What).Dec()
 	m.duration.WithLabelValues(e.What).Observe(e.Took.Seconds())
 	last := ""

@@ -19,11 +19,11 @@ import (
 	"google.golang.org/grpc/metadata"
 	"k8s.io/klog/v2"
 
-	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/internal/version"
 )
 
-// tracing is a journal.Observer that creates a span for each operation and each of its stages. The
+// tracing is an operations.Observer that creates a span for each operation and each of its stages. The
 // OTEL_* variables of the OpenTelemetry specification set what it sends, and where.
 type tracing struct {
 	provider *sdktrace.TracerProvider
@@ -108,14 +108,14 @@ func (c carrier) Keys() []string {
 	return keys
 }
 
-// Begin implements journal.Observer.
-func (t *tracing) Begin(ctx context.Context, what string, _ journal.Subject) context.Context {
+// Begin implements operations.Observer.
+func (t *tracing) Begin(ctx context.Context, what string, _ operations.Subject) context.Context {
 	ctx, _ = t.tracer.Start(ctx, what)
 	return ctx
 }
 
-// End implements journal.Observer.
-func (t *tracing) End(ctx context.Context, e journal.Entry) {
+// End implements operations.Observer.
+func (t *tracing) End(ctx context.Context, e operations.Entry) {
 	span := trace.SpanFromContext(ctx)
 	for key, value := range map[string]string{
 		"k8s.pod.id": e.Pod, "container.id": e.Container, "container.image.name": e.Image, "mica.name": e.Name, "mica.detail": e.Detail,

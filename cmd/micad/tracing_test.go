@@ -13,7 +13,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/operations"
 )
 
 // clearTracing removes the tracing variables from the test's environment.
@@ -108,9 +108,9 @@ func TestSpansOfAnOperation(t *testing.T) {
 	const traceID, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 	md := metadata.Pairs("traceparent", "00-"+traceID+"-"+parent+"-01")
 	ctx := incoming(metadata.NewIncomingContext(t.Context(), md))
-	ctx, op := journal.New(tr).Begin(ctx, "run pod", journal.Subject{Pod: "p1", Name: "shop/web"})
-	journal.Enter(ctx, "make cgroup")
-	journal.Enter(ctx, "set up network")
+	ctx, op := operations.New(tr).Begin(ctx, "run pod", operations.Subject{Pod: "p1", Name: "shop/web"})
+	operations.Enter(ctx, "make cgroup")
+	operations.Enter(ctx, "set up network")
 	op.End(errors.New("set up network: no"))
 	if err := tr.close(t.Context()); err != nil {
 		t.Fatal(err)

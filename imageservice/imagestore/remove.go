@@ -8,7 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/operations"
 )
 
 // Remove removes an image with all its references, and then the layers that nothing else needs,
@@ -27,7 +27,7 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	ctx, op := s.journal.Begin(ctx, "remove image", journal.Subject{Image: ref})
+	ctx, op := s.operations.Begin(ctx, "remove image", operations.Subject{Image: ref})
 	err = s.remove(ctx, ref, id)
 	op.End(err)
 	return err
@@ -35,11 +35,11 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 
 // remove removes an image that exists. s.change is held.
 func (s *Store) remove(ctx context.Context, ref string, id digest.Digest) error {
-	journal.Enter(ctx, "remove references")
+	operations.Enter(ctx, "remove references")
 	if err := s.forget(id); err != nil {
 		return fmt.Errorf("remove image %q: remove references: %w", ref, err)
 	}
-	journal.Enter(ctx, "remove layers")
+	operations.Enter(ctx, "remove layers")
 	if err := s.prune(ctx); err != nil {
 		return fmt.Errorf("remove image %q: remove layers: %w", ref, err)
 	}

@@ -14,20 +14,20 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/imageconfig"
-	"github.com/micarun/mica/internal/journal"
+	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/overlay"
 )
 
 // Options of a Store.
 type Options struct {
-	Root    string           // data root, which is also the root of the overlay store
-	Pinned  []string         // patterns of pinned images; see SetPinned
-	Journal *journal.Journal // records removals; nil is none
+	Root       string              // data root, which is also the root of the overlay store
+	Pinned     []string            // patterns of pinned images; see SetPinned
+	Operations *operations.Tracker // records removals; nil is none
 }
 
 // Store is an open image store.
 type Store struct {
-	journal      *journal.Journal
+	operations   *operations.Tracker
 	layers       *overlay.Store
 	reposPath    string // of repositories.json
 	db           imagedb
@@ -58,7 +58,7 @@ type unusable struct {
 func Open(ctx context.Context, o Options, layers *overlay.Store) (*Store, error) {
 	base := filepath.Join(o.Root, "image", "overlay2")
 	s := &Store{
-		journal:      o.Journal,
+		operations:   o.Operations,
 		layers:       layers,
 		reposPath:    filepath.Join(base, "repositories.json"),
 		db:           imagedb{dir: filepath.Join(base, "imagedb")},

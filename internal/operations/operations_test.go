@@ -1,4 +1,4 @@
-package journal
+package operations
 
 import (
 	"context"
@@ -19,8 +19,8 @@ func names(stages []Stage) []string {
 }
 
 func TestLifeOfAnOperation(t *testing.T) {
-	j := New()
-	ctx, op := j.Begin(t.Context(), "run pod", Subject{Name: "a/b"})
+	tracker := New()
+	ctx, op := tracker.Begin(t.Context(), "run pod", Subject{Name: "a/b"})
 	if stage, _ := op.Current(); stage != "" {
 		t.Errorf("in stage %q before the first", stage)
 	}
@@ -28,7 +28,7 @@ func TestLifeOfAnOperation(t *testing.T) {
 	About(ctx, Subject{Pod: "p1", Name: "a/b"})
 	Enter(ctx, "set up network")
 	Detail(ctx, func() string { return "half" })
-	running := j.Running()
+	running := tracker.Running()
 	if len(running) != 1 || !running[0].Running || running[0].Pod != "p1" || running[0].Detail != "half" {
 		t.Fatalf("running: %+v", running)
 	}
@@ -36,10 +36,10 @@ func TestLifeOfAnOperation(t *testing.T) {
 		t.Errorf("in stage %q", stage)
 	}
 	op.End(errors.New("set up network: no"))
-	if len(j.Running()) != 0 {
+	if len(tracker.Running()) != 0 {
 		t.Error("still running")
 	}
-	ended := j.Ended()
+	ended := tracker.Ended()
 	if len(ended) != 1 {
 		t.Fatalf("ended: %+v", ended)
 	}
@@ -57,29 +57,29 @@ func TestLifeOfAnOperation(t *testing.T) {
 }
 
 func TestWhatIsKept(t *testing.T) {
-	j := New()
-	_, idle := j.Begin(t.Context(), "stop pod", Subject{})
+	tracker := New()
+	_, idle := tracker.Begin(t.Context(), "stop pod", Subject{})
 	idle.End(nil)
-	if got := j.Ended(); len(got) != 0 {
+	if got := tracker.Ended(); len(got) != 0 {
 		t.Errorf("an operation without a stage is kept: %+v", got)
 	}
 	for i := range kept + 10 {
-		j.Note("n", Subject{}, fmt.Sprint(i))
+		tracker.Note("n", Subject{}, fmt.Sprint(i))
 	}
-	got := j.Ended()
+	got := tracker.Ended()
 	if len(got) != kept || got[0].Detail != "10" || got[kept-1].Detail != fmt.Sprint(kept+9) {
 		t.Errorf("%d kept, from %s to %s", len(got), got[0].Detail, got[len(got)-1].Detail)
 	}
 }
 
 func TestParallelOperationsHaveTheirOwnStages(t *testing.T) {
-	j := New()
-	outer, op := j.Begin(t.Context(), "remove pod", Subject{Pod: "p"})
+	tracker := New()
+	outer, op := tracker.Begin(t.Context(), "remove pod", Subject{Pod: "p"})
 	Enter(outer, "remove containers")
 	var group sync.WaitGroup
 	for i := range 8 {
 		group.Go(func() {
-			ctx, op := j.Begin(outer, "remove container", Subject{Pod: "p", Container: fmt.Sprint(i)})
+			ctx, op := tracker.Begin(outer, "remove container", Subject{Pod: "p", Container: fmt.Sprint(i)})
 			Enter(ctx, "kill")
 			Enter(ctx, "unmount")
 			op.End(nil)
@@ -87,7 +87,7 @@ func TestParallelOperationsHaveTheirOwnStages(t *testing.T) {
 	}
 	group.Wait()
 	op.End(nil)
-	for _, e := range j.Ended() {
+	for _, e := range tracker.Ended() {
 		want := []string{"kill", "unmount"}
 		if e.What == "remove pod" {
 			want = []string{"remove containers"}
@@ -99,15 +99,15 @@ func TestParallelOperationsHaveTheirOwnStages(t *testing.T) {
 }
 
 func TestFollow(t *testing.T) {
-	j := New()
-	j.Note("before", Subject{}, "")
-	_, op := j.Begin(t.Context(), "running", Subject{})
+	tracker := New()
+	tracker.Note("before", Subject{}, "")
+	_, op := tracker.Begin(t.Context(), "running", Subject{})
 	defer op.End(nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	emitted := make(chan string)
 	ended := make(chan error, 1)
 	go func() {
-		ended <- j.Follow(ctx, func(e Entry) error {
+		ended <- tracker.Follow(ctx, func(e Entry) error {
 			emitted <- e.What
 			return nil
 		})
@@ -118,7 +118,7 @@ func TestFollow(t *testing.T) {
 	if got := <-emitted; got != "running" {
 		t.Errorf("emitted %q", got)
 	}
-	j.Note("after", Subject{}, "")
+	tracker.Note("after", Subject{}, "")
 	if got := <-emitted; got != "after" {
 		t.Errorf("emitted %q", got)
 	}
@@ -127,23 +127,23 @@ func TestFollow(t *testing.T) {
 		t.Errorf("Follow = %v", err)
 	}
 	stop := errors.New("stop")
-	if err := j.Follow(t.Context(), func(Entry) error { return stop }); !errors.Is(err, stop) {
+	if err := tracker.Follow(t.Context(), func(Entry) error { return stop }); !errors.Is(err, stop) {
 		t.Errorf("Follow = %v", err)
 	}
-	if len(j.followers) != 0 {
+	if len(tracker.followers) != 0 {
 		t.Error("a follower remains registered")
 	}
 }
 
 // A follower that does not read is dropped and blocks nothing.
 func TestSlowFollower(t *testing.T) {
-	j := New()
-	j.Note("first", Subject{}, "")
+	tracker := New()
+	tracker.Note("first", Subject{}, "")
 	var once sync.Once
-	err := j.Follow(t.Context(), func(Entry) error {
+	err := tracker.Follow(t.Context(), func(Entry) error {
 		once.Do(func() {
 			for range backlog + 1 {
-				j.Note("more", Subject{}, "")
+				tracker.Note("more", Subject{}, "")
 			}
 		})
 		return nil
@@ -180,26 +180,26 @@ func (o *observer) End(ctx context.Context, e Entry) {
 
 func TestObserverGetsEverything(t *testing.T) {
 	o := &observer{}
-	j := New(o)
-	ctx, op := j.Begin(t.Context(), "a", Subject{})
+	tracker := New(o)
+	ctx, op := tracker.Begin(t.Context(), "a", Subject{})
 	if ctx.Value(observed{}) != "a" {
 		t.Error("the operation does not use the observer's context")
 	}
 	op.End(nil)
-	_, op = j.Begin(t.Context(), "b", Subject{})
+	_, op = tracker.Begin(t.Context(), "b", Subject{})
 	op.End(errors.New("no"))
 	if len(o.began) != 2 || len(o.ended) != 2 || o.ended[0].What != "a" || o.ended[1].What != "b" || o.ended[1].Err == nil {
 		t.Errorf("began %v, ended %+v", o.began, o.ended)
 	}
 }
 
-func TestNoJournal(t *testing.T) {
-	var j *Journal
-	ctx, op := j.Begin(t.Context(), "a", Subject{})
+func TestNilTracker(t *testing.T) {
+	var tracker *Tracker
+	ctx, op := tracker.Begin(t.Context(), "a", Subject{})
 	Enter(ctx, "x")
 	About(ctx, Subject{})
 	Detail(ctx, func() string { return "" })
-	j.Note("b", Subject{}, "")
+	tracker.Note("b", Subject{}, "")
 	if stage, _ := op.Current(); stage != "" {
 		t.Errorf("stage %q", stage)
 	}
@@ -207,15 +207,15 @@ func TestNoJournal(t *testing.T) {
 	Enter(t.Context(), "x")
 }
 
-// Code with a nil journal does not enter stages of the operation that called it.
-func TestWithoutJournalWithinOperation(t *testing.T) {
-	j := New()
-	ctx, op := j.Begin(t.Context(), "a", Subject{})
-	var none *Journal
+// Code with a nil tracker does not enter stages of the operation that called it.
+func TestNilTrackerWithinOperation(t *testing.T) {
+	tracker := New()
+	ctx, op := tracker.Begin(t.Context(), "a", Subject{})
+	var none *Tracker
 	inner, _ := none.Begin(ctx, "b", Subject{})
 	Enter(inner, "x")
 	op.End(errors.New("no"))
-	if got := j.Ended()[0].Stages; len(got) != 0 {
+	if got := tracker.Ended()[0].Stages; len(got) != 0 {
 		t.Errorf("stages %v", got)
 	}
 }

@@ -1,4 +1,4 @@
-// Package journal tracks the daemon's operations on pods, containers and images: those that are
+// Package operations tracks the daemon's operations on pods, containers and images: those that are
 // running, each with its current stage, and the most recent ones with their outcomes. `mica
 // events`, metrics and traces are based on it.
 //
@@ -8,8 +8,8 @@
 //
 // Each operation carries its current stage in the context, so that callees can set the stage
 // without a reference to the operation. Parallel parts of an operation each begin an operation of
-// their own. A nil *Journal and a context without an operation are valid and cost almost nothing.
-package journal
+// their own. A nil *Tracker and a context without an operation are valid and cost almost nothing.
+package operations
 
 import (
 	"cmp"
@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	// kept is the number of ended entries that the journal keeps.
+	// kept is the number of ended entries that a tracker keeps.
 	kept = 1000
 	// backlog is the number of entries that a follower may lag behind.
 	backlog = 500
@@ -66,13 +66,13 @@ type Entry struct {
 type Observer interface {
 	// Begin is called when an operation begins. The operation uses the context that Begin returns.
 	Begin(ctx context.Context, what string, s Subject) context.Context
-	// End is called with that context when the operation has ended, even if the journal does not
+	// End is called with that context when the operation has ended, even if the tracker does not
 	// keep it.
 	End(ctx context.Context, e Entry)
 }
 
-// Journal is a journal of operations. Its methods may be called concurrently.
-type Journal struct {
+// Tracker tracks operations. Its methods may be called concurrently.
+type Tracker struct {
 	observers []Observer
 
 	mu        sync.Mutex // guards the fields below
@@ -82,17 +82,17 @@ type Journal struct {
 	followers map[chan Entry]bool
 }
 
-// New returns a journal that notifies the observers of its operations.
-func New(observers ...Observer) *Journal {
-	return &Journal{observers: observers, running: map[uint64]*Operation{}, followers: map[chan Entry]bool{}}
+// New returns a tracker that notifies the observers of its operations.
+func New(observers ...Observer) *Tracker {
+	return &Tracker{observers: observers, running: map[uint64]*Operation{}, followers: map[chan Entry]bool{}}
 }
 
 // Operation is a running operation. Its methods may be called concurrently, and on nil.
 type Operation struct {
-	journal *Journal
+	tracker *Tracker
 	ends    []func(Entry)
 
-	mu     sync.Mutex // guards the fields below; taken after the journal's mu
+	mu     sync.Mutex // guards the fields below; taken after the tracker's mu
 	entry  Entry
 	detail func() string
 }
@@ -101,22 +101,22 @@ type key struct{}
 
 // Begin begins an operation. The caller must call its End. Stages entered with the returned context
 // belong to the operation.
-func (j *Journal) Begin(ctx context.Context, what string, s Subject) (context.Context, *Operation) {
-	if j == nil {
+func (t *Tracker) Begin(ctx context.Context, what string, s Subject) (context.Context, *Operation) {
+	if t == nil {
 		return context.WithValue(ctx, key{}, (*Operation)(nil)), nil
 	}
-	op := &Operation{journal: j, entry: Entry{What: what, Subject: s, Started: time.Now(), Running: true}}
+	op := &Operation{tracker: t, entry: Entry{What: what, Subject: s, Started: time.Now(), Running: true}}
 	ctx = context.WithValue(ctx, key{}, op)
-	for _, o := range j.observers {
+	for _, o := range t.observers {
 		ctx = o.Begin(ctx, what, s)
 		observed := ctx
 		op.ends = append(op.ends, func(e Entry) { o.End(observed, e) })
 	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.last++
-	op.entry.ID = j.last
-	j.running[j.last] = op
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.last++
+	op.entry.ID = t.last
+	t.running[t.last] = op
 	return ctx, op
 }
 
@@ -228,51 +228,51 @@ func (op *Operation) End(err error) {
 	}
 	e := op.snapshot()
 	e.Running, e.Err = false, err
-	j := op.journal
-	j.mu.Lock()
-	delete(j.running, e.ID)
+	t := op.tracker
+	t.mu.Lock()
+	delete(t.running, e.ID)
 	if err != nil || len(e.Stages) > 0 {
-		j.keep(e)
+		t.keep(e)
 	}
-	j.mu.Unlock()
+	t.mu.Unlock()
 	for _, end := range slices.Backward(op.ends) {
 		end(e)
 	}
 }
 
 // Note records an event without duration.
-func (j *Journal) Note(what string, s Subject, detail string) {
-	if j == nil {
+func (t *Tracker) Note(what string, s Subject, detail string) {
+	if t == nil {
 		return
 	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.last++
-	j.keep(Entry{ID: j.last, What: what, Subject: s, Started: time.Now(), Detail: detail})
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.last++
+	t.keep(Entry{ID: t.last, What: what, Subject: s, Started: time.Now(), Detail: detail})
 }
 
-// keep adds an ended entry and sends it to every follower. It drops followers that lag. j.mu is
+// keep adds an ended entry and sends it to every follower. It drops followers that lag. t.mu is
 // held.
-func (j *Journal) keep(e Entry) {
-	if len(j.ended) == kept {
-		j.ended = slices.Delete(j.ended, 0, 1)
+func (t *Tracker) keep(e Entry) {
+	if len(t.ended) == kept {
+		t.ended = slices.Delete(t.ended, 0, 1)
 	}
-	j.ended = append(j.ended, e)
-	for f := range j.followers {
+	t.ended = append(t.ended, e)
+	for f := range t.followers {
 		select {
 		case f <- e:
 		default:
-			delete(j.followers, f)
+			delete(t.followers, f)
 			close(f)
 		}
 	}
 }
 
 // Running returns the running operations, oldest first.
-func (j *Journal) Running() []Entry {
-	j.mu.Lock()
-	ops := slices.Collect(maps.Values(j.running))
-	j.mu.Unlock()
+func (t *Tracker) Running() []Entry {
+	t.mu.Lock()
+	ops := slices.Collect(maps.Values(t.running))
+	t.mu.Unlock()
 	entries := make([]Entry, 0, len(ops))
 	for _, op := range ops {
 		entries = append(entries, op.snapshot())
@@ -282,26 +282,26 @@ func (j *Journal) Running() []Entry {
 }
 
 // Ended returns the kept entries, oldest first.
-func (j *Journal) Ended() []Entry {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return slices.Clone(j.ended)
+func (t *Tracker) Ended() []Entry {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Clone(t.ended)
 }
 
 // Follow calls emit for each kept entry, for each running operation, and then for each entry that
 // ends later. It returns nil when ctx ends, emit's error, or ErrLagged if emit is too slow.
-func (j *Journal) Follow(ctx context.Context, emit func(Entry) error) error {
+func (t *Tracker) Follow(ctx context.Context, emit func(Entry) error) error {
 	more := make(chan Entry, backlog)
-	j.mu.Lock()
-	before := slices.Clone(j.ended)
-	j.followers[more] = true
-	j.mu.Unlock()
+	t.mu.Lock()
+	before := slices.Clone(t.ended)
+	t.followers[more] = true
+	t.mu.Unlock()
 	defer func() {
-		j.mu.Lock()
-		defer j.mu.Unlock()
-		delete(j.followers, more)
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		delete(t.followers, more)
 	}()
-	for _, e := range append(before, j.Running()...) {
+	for _, e := range append(before, t.Running()...) {
 		if err := emit(e); err != nil {
 			return err
 		}
