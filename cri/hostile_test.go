@@ -468,3 +468,21 @@ func TestForwardOverChannels(t *testing.T) {
 		})
 	}
 }
+
+// A client that resets its connection, with input that nothing reads, does not keep its session. One that
+// closes it has still data to send, so that the kernel resets the connection only after some minutes.
+func TestClientsThatDieUnreadEndTheirSessions(t *testing.T) {
+	e := start(t, nil)
+	e.server.streams.listener.probe.Store(int64(50 * time.Millisecond))
+	f := e.sleeper()
+	piece := dataFrame(3, make([]byte, 1<<20))
+	flood(f.conn, 64<<20, func(int) []byte { return piece })
+	time.Sleep(10 * 50 * time.Millisecond)
+	if e.runtime.hasEnded("exec") {
+		t.Error("the session ended while its client was there")
+	}
+	if err := errors.Join(f.conn.SetLinger(0), f.conn.Close()); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "the end of the session", func() bool { return e.runtime.hasEnded("exec") })
+}

@@ -13,9 +13,11 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 	"k8s.io/streaming/pkg/httpstream/wsstream"
@@ -58,6 +60,7 @@ func newStreamServer(s *Server, rt Runtime) (*streamServer, error) {
 		base.Scheme = "https"
 	}
 	watched := &watchedListener{Listener: l, conns: map[*watchedConn]struct{}{}}
+	watched.probe.Store(int64(probeInterval))
 	streams := &streamServer{
 		tickets:  tickets{base: base, open: map[string]ticket{}},
 		sessions: &sessions{server: s, runtime: rt}, idleTimeout: o.IdleTimeout, openTimeout: o.CreationTimeout, listener: watched,
@@ -166,7 +169,8 @@ func (s *streamServer) close() error {
 // watchedListener tracks its open connections, including those hijacked from the HTTP server.
 type watchedListener struct {
 	net.Listener
-	open sync.WaitGroup // counts conns
+	probe atomic.Int64   // nanoseconds between looks at clients that are not read from
+	open  sync.WaitGroup // counts conns
 
 	mu    sync.Mutex
 	conns map[*watchedConn]struct{}
@@ -198,7 +202,7 @@ func (l *watchedListener) connContext(ctx context.Context, c net.Conn) context.C
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	go func() {
-		<-w.dead
+		w.awaitDeath()
 		cancel()
 	}()
 	return ctx
@@ -225,17 +229,78 @@ func (l *watchedListener) closeConns(grace time.Duration) {
 	}
 }
 
-// watchedConn detects by a failed read that its peer is gone.
+// watchedConn detects by a failed read that its peer is gone. While nothing reads, because the input of
+// a session is full, it asks the kernel.
 type watchedConn struct {
 	net.Conn
 	listener *watchedListener
+	reads    atomic.Int64
 	dead     chan struct{}
 	once     sync.Once
+}
+
+const (
+	// probeInterval is the time between looks at clients that are not read from.
+	probeInterval = 15 * time.Second
+	// goneProbes is how many looks in a row must find a client gone and not read from. A session has
+	// this time to take the rest of its input.
+	goneProbes = 4
+)
+
+// awaitDeath returns when the peer is gone or the connection is closed.
+func (c *watchedConn) awaitDeath() {
+	ticker := time.NewTicker(time.Duration(c.listener.probe.Load()))
+	defer ticker.Stop()
+	for gone, reads := 0, int64(-1); ; {
+		select {
+		case <-c.dead:
+			return
+		case <-ticker.C:
+		}
+		now := c.reads.Load()
+		if now != reads || !c.peerGone() {
+			gone, reads = 0, now
+			continue
+		}
+		if gone++; gone >= goneProbes {
+			_ = c.Close() // which ends blocked writes, too
+			return
+		}
+	}
+}
+
+// TCP states in which the peer sends no more, of the kernel's net/tcp_states.h.
+const (
+	tcpTimeWait = 6 + iota
+	tcpClose
+	tcpCloseWait
+	tcpLastAck
+)
+
+// peerGone reports whether the peer has closed or reset the connection.
+func (c *watchedConn) peerGone() bool {
+	tcp, ok := c.Conn.(*net.TCPConn)
+	if !ok {
+		return false
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return true // closed
+	}
+	gone := true
+	if err := raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		gone = err != nil || info.State >= tcpTimeWait && info.State <= tcpLastAck
+	}); err != nil {
+		return true
+	}
+	return gone
 }
 
 // Read implements net.Conn.
 func (c *watchedConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
+	c.reads.Add(1)
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		c.die()
 	}
