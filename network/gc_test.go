@@ -145,13 +145,13 @@ func TestLeasesLocked(t *testing.T) {
 	must(t, leases{filepath.Join(l.dir, "none")}.release(t.Context(), func(string) bool { return true }))
 }
 
-func TestStraysAreFoundWithoutBeingOpen(t *testing.T) {
+func TestLeftoversAreFoundWithoutBeingOpen(t *testing.T) {
 	n := newNode(t, nil)
 	first, _ := n.attached()
 	second, address := n.attached()
 	leftovers := func(live ...string) []string {
 		t.Helper()
-		found, err := n.opts.Strays(live)
+		found, err := n.opts.Leftovers(live)
 		must(t, err)
 		var paths []string
 		for _, s := range found {

@@ -12,17 +12,17 @@ import (
 	"strings"
 )
 
-// Stray is a leftover on the node that no pod needs.
-type Stray struct {
+// Leftover is a leftover on the node that no pod needs.
+type Leftover struct {
 	// Path is its file, or a description of where it is; What says what it is.
 	Path, What string
 }
 
-// Strays finds attachment records, and leases of the default network, whose pod is not in live, and
+// Leftovers finds attachment records, and leases of the default network, whose pod is not in live, and
 // records that cannot be read. It only reads files, so it also works while the daemon is stopped. A
 // pod that is being attached or detached at that moment may be reported. Invalid options are
 // errdefs.ErrInvalidArgument.
-func (o Options) Strays(live []string) ([]Stray, error) {
+func (o Options) Leftovers(live []string) ([]Leftover, error) {
 	o, err := o.complete()
 	if err != nil {
 		return nil, err
@@ -32,12 +32,12 @@ func (o Options) Strays(live []string) ([]Stray, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	var leftovers []Stray
+	var leftovers []Leftover
 	for _, id := range ids {
 		if !slices.Contains(live, id) {
-			leftovers = append(leftovers, Stray{r.path(id), "attachment without a pod"})
+			leftovers = append(leftovers, Leftover{r.path(id), "attachment without a pod"})
 		} else if _, err := r.read(id); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			leftovers = append(leftovers, Stray{r.path(id), "unreadable attachment: " + err.Error()})
+			leftovers = append(leftovers, Leftover{r.path(id), "unreadable attachment: " + err.Error()})
 		}
 	}
 	if o.Default == nil {
@@ -46,7 +46,7 @@ func (o Options) Strays(live []string) ([]Stray, error) {
 	leased, err := o.Default.leases().owners()
 	for _, path := range slices.Sorted(maps.Keys(leased)) {
 		if !slices.Contains(live, leased[path]) {
-			leftovers = append(leftovers, Stray{path, fmt.Sprintf("lease of unknown pod %q", leased[path])})
+			leftovers = append(leftovers, Leftover{path, fmt.Sprintf("lease of unknown pod %q", leased[path])})
 		}
 	}
 	return leftovers, err

@@ -139,21 +139,21 @@ func (n *Network) configuredLeases() []leases {
 	return nil
 }
 
-// LiveStrays finds what Options.Strays cannot see: packet filter rules, and leases of the
+// LiveLeftovers finds what Options.Leftovers cannot see: packet filter rules, and leases of the
 // configured network, whose pod is not in live. It changes nothing. An error of one source does not
 // hide leftovers in the others.
-func (n *Network) LiveStrays(ctx context.Context, live []string) ([]Stray, error) {
+func (n *Network) LiveLeftovers(ctx context.Context, live []string) ([]Leftover, error) {
 	ctx, cancel := context.WithTimeout(ctx, n.opts.Timeout)
 	defer cancel()
 	alive := orForeign(n.alive(live))
-	var leftovers []Stray
+	var leftovers []Leftover
 	var errs []error
 	for _, l := range n.configuredLeases() {
 		leased, err := l.owners()
 		errs = append(errs, err)
 		for path, id := range leased {
 			if !alive(id) {
-				leftovers = append(leftovers, Stray{path, fmt.Sprintf("lease of unknown pod %q", id)})
+				leftovers = append(leftovers, Leftover{path, fmt.Sprintf("lease of unknown pod %q", id)})
 			}
 		}
 	}
@@ -161,7 +161,7 @@ func (n *Network) LiveStrays(ctx context.Context, live []string) ([]Stray, error
 		lines, err := natRules(ctx, tool)
 		errs = append(errs, err)
 		for _, o := range leftoverRules(lines, n.networkNames(), alive) {
-			leftovers = append(leftovers, Stray{tool + " nat " + o.chains()[0], fmt.Sprintf("rules of network %s for unknown pod %q", o.network, o.id)})
+			leftovers = append(leftovers, Leftover{tool + " nat " + o.chains()[0], fmt.Sprintf("rules of network %s for unknown pod %q", o.network, o.id)})
 		}
 	}
 	return leftovers, errors.Join(errs...)

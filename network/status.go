@@ -129,5 +129,5 @@ func verboseListOf(list *libcni.NetworkConfigList) verboseList {
 	return v
 }
 
-// Strays calls [Options.Strays] with this network's options.
-func (n *Network) Strays(live []string) ([]Stray, error) { return n.opts.Strays(live) }
+// Leftovers calls [Options.Leftovers] with this network's options.
+func (n *Network) Leftovers(live []string) ([]Leftover, error) { return n.opts.Leftovers(live) }

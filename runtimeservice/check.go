@@ -50,9 +50,9 @@ func (s *Service) Check(ctx context.Context) ([]overlay.Problem, error) {
 	}
 	problems = append(problems, s.unsettled(alive)...)
 	problems = append(problems, s.lacking()...)
-	strays, strayErr := s.network.Strays(s.networked())
-	more, moreErr := s.network.LiveStrays(ctx, s.networked())
-	return append(problems, strayProblems(append(strays, more...))...), errors.Join(err, strayErr, moreErr)
+	left, leftErr := s.network.Leftovers(s.networked())
+	live, liveErr := s.network.LiveLeftovers(ctx, s.networked())
+	return append(problems, networkProblems(append(left, live...))...), errors.Join(err, leftErr, liveErr)
 }
 
 // lacking finds ready pods that lack something that the next start makes again.
@@ -122,8 +122,8 @@ func CheckRecords(ctx context.Context, a CheckArgs) ([]overlay.Problem, error) {
 		alive[p.ID] = keeper.State{Running: true}
 	}
 	problems = append(problems, s.unsettled(alive)...)
-	strays, strayErr := a.Network.Strays(s.networked())
-	return append(problems, strayProblems(strays)...), errors.Join(err, strayErr)
+	left, leftErr := a.Network.Leftovers(s.networked())
+	return append(problems, networkProblems(left)...), errors.Join(err, leftErr)
 }
 
 // incomplete finds what was half made, and containers that lack their files.
@@ -189,10 +189,10 @@ func problemsOf(found []leftover) []overlay.Problem {
 	return problems
 }
 
-func strayProblems(strays []network.Stray) []overlay.Problem {
+func networkProblems(left []network.Leftover) []overlay.Problem {
 	var problems []overlay.Problem
-	for _, stray := range strays {
-		problems = append(problems, overlay.Problem{Path: stray.Path, What: stray.What})
+	for _, l := range left {
+		problems = append(problems, overlay.Problem{Path: l.Path, What: l.What})
 	}
 	return problems
 }

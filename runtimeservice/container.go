@@ -67,8 +67,7 @@ type ContainerRecord struct {
 	CgroupParent string
 	// StopSignal is the name of the signal that asks the container to end.
 	StopSignal string
-	// Restored says which checkpoint the container's processes come from; nil
-	// for one that begins anew.
+	// Restored is the checkpoint that the container's processes come from; nil for none.
 	Restored *Restoration `json:",omitempty"`
 }
 
@@ -111,8 +110,9 @@ type ContainerState struct {
 	ExitCode      int
 	Reason        string
 	Message       string
-	// Untold is set if the exit event reached no subscriber. It is sent again after a restart.
-	Untold bool `json:",omitempty"`
+	// Undelivered is set if the exit event reached no subscriber. It is sent again after a restart.
+	// Its name on disk is older.
+	Undelivered bool `json:"Untold,omitempty"`
 	// Resources are the last ones that were set, the record's at first.
 	Resources stored[runtimeapi.LinuxContainerResources, *runtimeapi.LinuxContainerResources]
 	// Limits differ from those of the specification on disk; nil before the first update.
@@ -149,18 +149,18 @@ type Container struct {
 	// held gives back the layers of mounted images; guarded by op.
 	held []func()
 
-	// telling is held while a step in the container's life is recorded and its event published, so
+	// publishing is held while a step in the container's life is recorded and its event published, so
 	// that events are in order: a container can exit before its start is published. Taken after op,
 	// before mu.
-	telling sync.Mutex
+	publishing sync.Mutex
 
 	mu    sync.Mutex // guards what follows; taken after op, never around I/O but the state file's
 	state ContainerState
 	// starting is when StartContainer asked the keeper, zero before. The exit
 	// of a short-lived container can come before that call's answer.
 	starting time.Time
-	// unheard is set if the exit event reached no subscriber.
-	unheard bool
+	// undelivered is set if the exit event reached no subscriber.
+	undelivered bool
 }
 
 func newContainer(dir string, rec ContainerRecord) *Container {
@@ -245,7 +245,7 @@ func (ph Phase) cri() runtimeapi.ContainerState {
 	return runtimeapi.ContainerState_CONTAINER_UNKNOWN
 }
 
-// image is the image as the CRI wants it told back.
+// image returns the image in the form of the CRI's answers.
 func (c *Container) image() *runtimeapi.ImageSpec {
 	spec := c.config().GetImage()
 	name := spec.GetUserSpecifiedImage()
@@ -298,12 +298,12 @@ func (s ContainerState) mounts(config []*runtimeapi.Mount) []*runtimeapi.Mount {
 	if len(s.MountedImages) == 0 {
 		return config
 	}
-	told := slices.Clone(config)
+	out := slices.Clone(config)
 	for i, id := range s.MountedImages {
-		told[i] = proto.CloneOf(config[i])
-		told[i].Image.ImageRef = id
+		out[i] = proto.CloneOf(config[i])
+		out[i].Image.ImageRef = id
 	}
-	return told
+	return out
 }
 
 // listed is the container as the CRI lists it.

@@ -195,8 +195,8 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, fr
 	if err := failpoint.Hit("container-created"); err != nil {
 		return err
 	}
-	c.telling.Lock()
-	defer c.telling.Unlock()
+	c.publishing.Lock()
+	defer c.publishing.Unlock()
 	err = c.update(func(st *ContainerState) error {
 		st.BootID, st.Ready, st.Pid = s.bootID, true, pid
 		st.MountedImages, st.MountedLayers = c.mounted, c.layers

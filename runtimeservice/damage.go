@@ -118,7 +118,7 @@ func (s *Service) endDamaged(ctx context.Context, c *Container, why string) erro
 	if err := s.keeper.Kill(ctx, c.ID, sigKill, false); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("kill container %s: %w", c.ID, err)
 	}
-	return errors.Join(c.recordUntold(), s.tearDownContainer(ctx, c))
+	return errors.Join(c.recordUndelivered(), s.tearDownContainer(ctx, c))
 }
 
 // podLacks names what a ready pod that stands lacks and repairPod can make again; "" for

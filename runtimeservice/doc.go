@@ -19,7 +19,7 @@
 // # Invariants
 //
 //   - An object in memory has a record on disk, and its state there is at
-//     least as new as what any caller was told.
+//     least as new as any answer to a client.
 //   - A container is in the table before its pod is asked whether it is
 //     ready, and a pod stops being ready before its containers are listed for
 //     the stop. So no container outlives the stop of its pod.

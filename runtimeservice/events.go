@@ -22,14 +22,14 @@ func (s *Service) emit(id string, pod *Pod, kind runtimeapi.ContainerEventType) 
 	return s.events.Publish(ev)
 }
 
-// forgetUntold clears Untold: a new subscriber gets the exits of a gap from the broadcaster, and
-// learns about earlier ones by listing.
-func (s *Service) forgetUntold() error {
+// forgetUndelivered clears Undelivered: a new subscriber gets the exits of a gap from the
+// broadcaster, and finds earlier ones in lists.
+func (s *Service) forgetUndelivered() error {
 	for _, c := range s.containers.all() {
-		if !c.snapshot().Untold {
+		if !c.snapshot().Undelivered {
 			continue
 		}
-		if err := c.update(func(st *ContainerState) error { st.Untold = false; return nil }); err != nil {
+		if err := c.update(func(st *ContainerState) error { st.Undelivered = false; return nil }); err != nil {
 			return err
 		}
 	}

@@ -48,8 +48,8 @@ func (s *Service) takeExit(ctx context.Context, ev keeper.Event) {
 
 // recordExit persists the exit in the container's state, once, and publishes its event.
 func (s *Service) recordExit(c *Container, exit keeper.Exit) error {
-	c.telling.Lock()
-	defer c.telling.Unlock()
+	c.publishing.Lock()
+	defer c.publishing.Unlock()
 	var started, ended bool
 	err := c.update(func(st *ContainerState) error {
 		if st.phase() == Exited {
@@ -75,7 +75,7 @@ func (s *Service) recordExit(c *Container, exit keeper.Exit) error {
 	if started {
 		s.emit(c.ID, pod, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 	}
-	s.tellStopped(c, pod)
+	s.publishStopped(c, pod)
 	return nil
 }
 
@@ -89,25 +89,25 @@ func (s *Service) noteExit(c *Container) {
 	s.operations.Note("container ended", s.subject(c), text)
 }
 
-// tellStopped publishes the event of an exit, and remembers if it reached no subscriber.
-func (s *Service) tellStopped(c *Container, pod *Pod) {
+// publishStopped publishes the event of an exit, and remembers if it reached no subscriber.
+func (s *Service) publishStopped(c *Container, pod *Pod) {
 	delivered := s.emit(c.ID, pod, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.unheard = !delivered
+	c.undelivered = !delivered
 }
 
-// recordUntold persists that the exit event reached no subscriber, so that it is sent again after a
-// restart of the daemon. Until then the keeper has the exit, and the next daemon would publish it
-// from there. The caller holds c.op.
-func (c *Container) recordUntold() error {
+// recordUndelivered persists that the exit event reached no subscriber, so that it is sent again
+// after a restart of the daemon. Before this call the keeper still has the exit, and the next daemon
+// would publish it from there. The caller holds c.op.
+func (c *Container) recordUndelivered() error {
 	c.mu.Lock()
-	unheard := c.unheard && !c.state.Untold
+	undelivered := c.undelivered && !c.state.Undelivered
 	c.mu.Unlock()
-	if !unheard {
+	if !undelivered {
 		return nil
 	}
-	return c.update(func(st *ContainerState) error { st.Untold = true; return nil })
+	return c.update(func(st *ContainerState) error { st.Undelivered = true; return nil })
 }
 
 func exitReason(exit keeper.Exit) (reason, message string) {
@@ -137,7 +137,7 @@ func (s *Service) release(ctx context.Context, c *Container) {
 	if err == nil {
 		defer c.op.unlock()
 		if _, getErr := s.containers.get(c.ID); getErr == nil { // else removed meanwhile
-			if err = c.recordUntold(); err == nil {
+			if err = c.recordUndelivered(); err == nil {
 				err = s.tearDownContainer(ctx, c)
 			}
 		}

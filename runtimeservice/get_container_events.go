@@ -18,7 +18,7 @@ func (s *Service) GetContainerEvents(_ *runtimeapi.GetEventsRequest, stream runt
 		return err
 	}
 	defer sub.Cancel()
-	if err := s.forgetUntold(); err != nil {
+	if err := s.forgetUndelivered(); err != nil {
 		return fmt.Errorf("stream container events: %w", err)
 	}
 	return sub.Forward(stream.Context(), stream.Send)

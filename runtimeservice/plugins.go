@@ -11,8 +11,8 @@ import (
 	"github.com/micarun/mica/runtimeservice/nri"
 )
 
-// startPlugins lets NRI plugins join. They are told of the pods that are ready
-// and of the containers in them that have not ended.
+// startPlugins lets NRI plugins connect. It sends them the ready pods, with the containers in these
+// that have not exited.
 func (s *Service) startPlugins(ctx context.Context) error {
 	if s.plugins == nil {
 		return nil
@@ -24,18 +24,18 @@ func (s *Service) startPlugins(ctx context.Context) error {
 		}
 	}
 	for _, c := range s.containers.all() {
-		told, err := s.livingContainer(c)
+		out, err := s.livingContainer(c)
 		if err != nil {
-			klog.FromContext(ctx).Error(err, "Plugins are not told of a container", "container", c.ID)
-		} else if told.Spec != nil {
-			state.Containers = append(state.Containers, told)
+			klog.FromContext(ctx).Error(err, "Container is not shown to NRI plugins", "container", c.ID)
+		} else if out.Spec != nil {
+			state.Containers = append(state.Containers, out)
 		}
 	}
 	return s.plugins.Start(ctx, state, nri.Runtime{Update: s.updateForPlugin, Evict: s.evict, InjectCDI: s.injectCDI})
 }
 
-// livingContainer is what plugins are told of a container that an earlier run
-// of the daemon made. Its Spec is nil if there is nothing to tell.
+// livingContainer describes a container of an earlier run of the daemon for plugins. Spec is nil if
+// plugins do not need the container, because it has exited or its pod is not ready.
 func (s *Service) livingContainer(c *Container) (nri.Container, error) {
 	st := c.snapshot()
 	pod, err := s.pods.get(c.PodID)
@@ -46,12 +46,12 @@ func (s *Service) livingContainer(c *Container) (nri.Container, error) {
 	if err != nil {
 		return nri.Container{}, err
 	}
-	told := pluginContainer(c, ociSpec)
-	told.Started, told.Pid = st.Started, st.Pid
-	return told, nil
+	out := pluginContainer(c, ociSpec)
+	out.Started, out.Pid = st.Started, st.Pid
+	return out, nil
 }
 
-// pluginPod is what plugins are told of a pod in the given state.
+// pluginPod describes a pod in the given state for plugins.
 func (s *Service) pluginPod(p *Pod, st PodState) nri.Pod {
 	return nri.Pod{
 		ID: p.ID, Config: p.config(), Handler: p.Handler, IPs: st.IPs, CgroupParent: p.CgroupParent,
@@ -59,7 +59,7 @@ func (s *Service) pluginPod(p *Pod, st PodState) nri.Pod {
 	}
 }
 
-// pluginContainer is what plugins are told of a container that is being made.
+// pluginContainer describes a container under creation for plugins.
 func pluginContainer(c *Container, ociSpec *specs.Spec) nri.Container {
 	image := nri.Image{Name: c.image().GetImage(), ConfigDigest: c.ImageID}
 	if _, digest, ok := strings.Cut(c.ImageRef, "@"); ok {
@@ -68,8 +68,8 @@ func pluginContainer(c *Container, ociSpec *specs.Spec) nri.Container {
 	return nri.Container{ID: c.ID, PodID: c.PodID, Config: c.config(), Spec: ociSpec, Image: image, Created: c.Created}
 }
 
-// adjustByPlugins lets plugins change the container's specification. The
-// container's resources are those that were asked for with what they changed.
+// adjustByPlugins lets plugins change the container's specification. It returns the requested
+// resources, merged with the plugins' changes.
 func (s *Service) adjustByPlugins(ctx context.Context, c *Container, ociSpec *specs.Spec) (*runtimeapi.LinuxContainerResources, error) {
 	asked := c.config().GetLinux().GetResources()
 	changed, err := s.plugins.CreateContainer(ctx, pluginContainer(c, ociSpec))
@@ -79,13 +79,13 @@ func (s *Service) adjustByPlugins(ctx context.Context, c *Container, ociSpec *sp
 	return mergeResources(asked, changed), nil
 }
 
-// tellExit tells plugins that the container has ended.
-func (s *Service) tellExit(ctx context.Context, c *Container) {
+// notifyExit sends the container's exit to plugins.
+func (s *Service) notifyExit(ctx context.Context, c *Container) {
 	st := c.snapshot()
 	s.plugins.StopContainer(ctx, c.ID, nri.Exit{At: st.Finished, Code: st.ExitCode, Reason: st.Reason, Message: st.Message})
 }
 
-// updateForPlugin changes the limits of a container because a plugin wants it.
+// updateForPlugin changes a container's limits at a plugin's request.
 func (s *Service) updateForPlugin(ctx context.Context, u nri.Update) error {
 	c, err := s.containers.get(u.ID)
 	if err != nil {
@@ -94,7 +94,7 @@ func (s *Service) updateForPlugin(ctx context.Context, u nri.Update) error {
 	return s.limitContainer(ctx, c, u)
 }
 
-// evict kills a container because a plugin wants it.
+// evict kills a container at a plugin's request. It returns before the container has exited.
 func (s *Service) evict(ctx context.Context, id, reason string) {
 	log := klog.FromContext(ctx).WithValues("container", id, "reason", reason)
 	c, err := s.containers.get(id)

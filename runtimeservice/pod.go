@@ -42,8 +42,7 @@ type PodRecord struct {
 	// OwnCgroup says that nobody else looks after CgroupParent, so it is made
 	// and removed with the pod. A kubelet looks after those it names.
 	OwnCgroup bool
-	// RestoredFrom is the directory of the checkpoint that the pod continues,
-	// "" for one that begins anew.
+	// RestoredFrom is the directory of the checkpoint that the pod continues, "" for none.
 	RestoredFrom string `json:",omitempty"`
 }
 

@@ -118,8 +118,8 @@ func recordFor(t *testing.T, dir string, rec any) (path string) {
 	return path
 }
 
-// TestWaitNamesTheRecovery holds that whoever gives up waiting for the lock of an object is
-// told the operation that holds it, and its stage.
+// The error of a call that gives up waiting for an object's lock names the operation that holds the
+// lock, and its stage.
 func TestWaitNamesTheRecovery(t *testing.T) {
 	j := operations.New()
 	l := newOpLock()

@@ -22,9 +22,9 @@ import (
 // settleWorkers is how many states are compared with the keeper's at a time.
 const settleWorkers = 16
 
-// retellAge is how old an exit may be that nobody heard of and that is told once
-// more. Whoever comes back later than that begins by listing.
-const retellAge = time.Hour
+// republishAge is the maximum age of an exit whose event is sent again after a restart. Subscribers
+// that return later begin with a list.
+const republishAge = time.Hour
 
 // facts are what the start knows besides the records.
 type facts struct {
@@ -109,16 +109,16 @@ func (s *Service) settleContainer(c *Container, f facts) (*recovery, error) {
 	case phase == Creating:
 		return s.recoveryOf(c, s.eraseContainer), nil
 	case phase == Exited:
-		// What the keeper still has was not released, which follows the telling.
-		if st := c.snapshot(); known || st.Untold && time.Since(st.Finished) < retellAge {
-			s.retellExit(c)
+		// The daemon publishes the event before it deletes the container from the keeper.
+		if st := c.snapshot(); known || st.Undelivered && time.Since(st.Finished) < republishAge {
+			s.republishExit(c)
 		}
 	case c.snapshot().BootID != s.bootID:
 		err = s.recordExit(c, keeper.Exit{Code: exitUnknown, At: time.Now(), Reason: "the node was restarted while the container ran"})
 		if err == nil {
 			err = c.update(func(st *ContainerState) error { st.Reason = reasonRebooted; return nil })
 		}
-	case !known && c.unstarted(): // the keeper hears of it at its start
+	case !known && c.unstarted(): // the keeper gets it when it starts
 		return nil, nil
 	case !known:
 		err = s.recordExit(c, lostExit("the container ended while neither daemon nor keeper ran"))
@@ -129,11 +129,11 @@ func (s *Service) settleContainer(c *Container, f facts) (*recovery, error) {
 	case phase == Created:
 		return s.recoveryOf(c, func(ctx context.Context, c *Container) error { return s.recoverStart(ctx, c, st.Pid) }), nil
 	}
-	if err != nil || c.phase() != Exited || !known && !exists(s.bundle(c.ID)) && !c.snapshot().Untold && !c.hasCheckpoint() {
+	if err != nil || c.phase() != Exited || !known && !exists(s.bundle(c.ID)) && !c.snapshot().Undelivered && !c.hasCheckpoint() {
 		return nil, err
 	}
 	return s.recoveryOf(c, func(ctx context.Context, c *Container) error {
-		return errors.Join(c.recordUntold(), s.tearDownContainer(ctx, c))
+		return errors.Join(c.recordUndelivered(), s.tearDownContainer(ctx, c))
 	}), nil
 }
 
@@ -144,11 +144,11 @@ func (s *Service) recoveryOf(c *Container, do func(context.Context, *Container) 
 	}
 }
 
-// retellExit tells once more of an exit that the daemon before this one may not
-// have told.
-func (s *Service) retellExit(c *Container) {
+// republishExit publishes an exit again, because the daemon before this one may have died before it
+// did.
+func (s *Service) republishExit(c *Container) {
 	if pod, err := s.pods.get(c.PodID); err == nil {
-		s.tellStopped(c, pod)
+		s.publishStopped(c, pod)
 	}
 }
 
@@ -218,7 +218,7 @@ func (s *Service) settlePod(p *Pod, f facts) (*recovery, error) {
 	if err := p.update(func(st *PodState) error { st.Phase, st.InitPid = PodNotReady, 0; return nil }); err != nil {
 		return nil, err
 	}
-	// A stop that was under way may not have been told either.
+	// The daemon may have died in a stop, before it published the event.
 	s.emit(p.ID, p, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	return recover(s.tearDownPod), nil
 }

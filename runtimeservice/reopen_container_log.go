@@ -7,7 +7,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// ReopenContainerLog makes the keeper open the container's log file anew,
+// ReopenContainerLog makes the keeper open the container's log file again,
 // after somebody has moved the old one away. No line is lost. Errors:
 // ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition (not running), and
 // the keeper's.

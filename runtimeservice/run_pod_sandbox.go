@@ -71,7 +71,7 @@ func (s *Service) checkPodNamespaces(cfg *runtimeapi.PodSandboxConfig, h handler
 type podRequest struct {
 	config       *runtimeapi.PodSandboxConfig
 	handler      string
-	restoredFrom string // directory of a checkpoint, "" for a pod that begins anew
+	restoredFrom string // directory of a checkpoint, "" for none
 }
 
 // createPod makes the pod or, where a step fails, removes it again.

@@ -70,9 +70,9 @@ type Options struct {
 	// CheckpointTimeout bounds a checkpoint whose caller says no time, and a
 	// restore of a pod; 4 minutes by default.
 	CheckpointTimeout time.Duration
-	// RestoreImages lets containers be restored from images that are
-	// checkpoints. Nobody can tell what privileges CRIU gives the processes, so
-	// whoever names an image then is trusted like root.
+	// RestoreImages lets containers be restored from images that are checkpoints. The privileges of
+	// restored processes cannot be verified, so every user who may choose an image is trusted like
+	// root.
 	RestoreImages bool
 	// ExecSyncLimit is how many bytes of each output stream ExecSync returns;
 	// 16 MiB by default, as the CRI asks for.

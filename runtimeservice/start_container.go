@@ -98,8 +98,7 @@ func (s *Service) startProcesses(ctx context.Context, pod *Pod, c *Container) (i
 	return pid, nil
 }
 
-// beginStart notes when the start was asked for, for an exit that is told
-// before the start is.
+// beginStart sets the start time, for an exit that is recorded before the start.
 func (c *Container) beginStart() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -109,8 +108,8 @@ func (c *Container) beginStart() {
 // recordStart makes the start part of the container's state, unless the exit
 // was faster and has done so.
 func (s *Service) recordStart(c *Container, pod *Pod, pid int) error {
-	c.telling.Lock()
-	defer c.telling.Unlock()
+	c.publishing.Lock()
+	defer c.publishing.Unlock()
 	var first bool
 	err := c.update(func(st *ContainerState) error {
 		if first = st.Started.IsZero(); first {
@@ -142,8 +141,8 @@ func (s *Service) failStart(ctx context.Context, c *Container, cause error) erro
 // recordFailedStart makes a failed start the container's end, unless it ended
 // otherwise, and tells it.
 func (s *Service) recordFailedStart(c *Container, cause error) error {
-	c.telling.Lock()
-	defer c.telling.Unlock()
+	c.publishing.Lock()
+	defer c.publishing.Unlock()
 	ended := false
 	err := c.update(func(st *ContainerState) error {
 		ended = st.phase() != Exited
@@ -155,7 +154,7 @@ func (s *Service) recordFailedStart(c *Container, cause error) error {
 		return nil
 	})
 	if pod, podErr := s.pods.get(c.PodID); podErr == nil && err == nil && ended {
-		s.tellStopped(c, pod)
+		s.publishStopped(c, pod)
 	}
 	return err
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -148,7 +149,7 @@ func TestExitOfAShortLivedContainerComesBeforeItsStart(t *testing.T) {
 	}
 }
 
-// An exit event without a subscriber is recorded as Untold until a subscriber comes.
+// An exit event without a subscriber is recorded as Undelivered until a subscriber comes.
 func TestExitWithoutSubscriber(t *testing.T) {
 	for name, subscribed := range map[string]bool{"no subscriber": false, "a subscriber": true} {
 		s := &Service{pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"), events: events.NewBroadcaster()}
@@ -164,18 +165,23 @@ func TestExitWithoutSubscriber(t *testing.T) {
 			}
 		}
 		c.beginStart()
-		if err := errors.Join(s.recordExit(c, keeper.Exit{At: time.Now()}), c.recordUntold()); err != nil {
+		if err := errors.Join(s.recordExit(c, keeper.Exit{At: time.Now()}), c.recordUndelivered()); err != nil {
 			t.Fatal(err)
 		}
 		var onDisk ContainerState
-		if err := jsonfile.Read(filepath.Join(c.dir, stateFile), &onDisk); err != nil || onDisk.Untold == subscribed {
-			t.Errorf("%s: the state on disk has Untold %t, %v", name, onDisk.Untold, err)
+		if err := jsonfile.Read(filepath.Join(c.dir, stateFile), &onDisk); err != nil || onDisk.Undelivered == subscribed {
+			t.Errorf("%s: the state on disk has Undelivered %t, %v", name, onDisk.Undelivered, err)
 		}
-		if err := s.forgetUntold(); err != nil {
+		// Daemons of earlier versions wrote this key, and daemons of later ones must read it.
+		text, err := os.ReadFile(filepath.Join(c.dir, stateFile))
+		if err != nil || strings.Contains(string(text), `"Untold":true`) == subscribed {
+			t.Errorf("%s: state on disk %s, %v", name, text, err)
+		}
+		if err := s.forgetUndelivered(); err != nil {
 			t.Fatal(err)
 		}
-		if err := jsonfile.Read(filepath.Join(c.dir, stateFile), &onDisk); err != nil || c.snapshot().Untold {
-			t.Errorf("%s: still Untold, %v", name, err)
+		if err := jsonfile.Read(filepath.Join(c.dir, stateFile), &onDisk); err != nil || c.snapshot().Undelivered {
+			t.Errorf("%s: still Undelivered, %v", name, err)
 		}
 	}
 }

@@ -21,8 +21,8 @@ import (
 // versionTimeout bounds the question for the versions of the OCI runtimes.
 const versionTimeout = 5 * time.Second
 
-// recordsUsable is a condition of the node beside those of the CRI. It is told only while
-// it is false.
+// recordsUsable is a condition of the runtime that the CRI does not define. Status reports it only
+// while it is false.
 const recordsUsable = "RecordsUsable"
 
 // Status answers with the runtime's conditions and what its handlers can do.
@@ -112,8 +112,8 @@ func (s *Service) configInfo() map[string]any {
 	}
 }
 
-// versions are those of the programs that a pod is made by, as they are
-// installed at this moment. One that cannot be told is left out.
+// versions returns the installed versions of the programs that run pods. It leaves out OCI runtimes
+// that do not answer.
 func (s *Service) versions(ctx context.Context) map[string]string {
 	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
 	defer cancel()

@@ -140,18 +140,18 @@ func (s *Service) leftovers(alive map[string]keeper.State) ([]leftover, error) {
 			}
 		}
 	}
-	jobs, err := s.strayJobs()
+	jobs, err := s.leftoverJobs()
 	found = append(found, jobs...)
 	errs = append(errs, err)
 	discarded, err := s.discarded()
 	found = append(found, discarded...)
 	errs = append(errs, err)
-	cgroups, err := s.strayCgroups()
+	cgroups, err := s.leftoverCgroups()
 	return append(found, cgroups...), errors.Join(append(errs, err)...)
 }
 
-// strayJobs finds directories of checkpoints that nobody is making.
-func (s *Service) strayJobs() ([]leftover, error) {
+// leftoverJobs finds directories of checkpoints that nobody is making.
+func (s *Service) leftoverJobs() ([]leftover, error) {
 	dirs, err := os.ReadDir(s.jobsDir())
 	if errors.Is(err, os.ErrNotExist) { // as before the first start
 		return nil, nil
@@ -206,9 +206,9 @@ func clearDir(dir string) error {
 	return overlay.RemoveTree(dir)
 }
 
-// strayCgroups finds cgroups of pods that bear this daemon's mark and have no
+// leftoverCgroups finds cgroups of pods that bear this daemon's mark and have no
 // pod.
-func (s *Service) strayCgroups() ([]leftover, error) {
+func (s *Service) leftoverCgroups() ([]leftover, error) {
 	owner, err := s.owner()
 	if err != nil {
 		return nil, err

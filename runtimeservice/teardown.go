@@ -59,16 +59,15 @@ func (s *Service) endInit(ctx context.Context, p *Pod) error {
 	return s.untilDead(ctx, init, func(ctx context.Context) error { return s.keeper.Delete(ctx, p.ID) })
 }
 
-// deleteNetwork detaches the pod from its network. A plugin that has been
-// uninstalled does not hold the pod: what can be taken away without it is, and
-// the network keeps the rest on record until the plugin is back.
+// deleteNetwork detaches the pod from its network. A missing CNI plugin does not stop the removal:
+// the other plugins detach the pod, and the attachment record stays until the plugin is back.
 func (s *Service) deleteNetwork(ctx context.Context, p *Pod) error {
 	if p.hostNetwork() {
 		return nil
 	}
 	err := s.network.Del(ctx, s.networkPod(p))
 	if errors.Is(err, network.ErrPluginMissing) {
-		klog.FromContext(ctx).Error(err, "Pod goes although a network plugin is missing")
+		klog.FromContext(ctx).Error(err, "Removing pod although a CNI plugin is missing")
 		return nil
 	}
 	return err
@@ -141,7 +140,7 @@ func (s *Service) tearDownContainer(ctx context.Context, c *Container) error {
 		return err
 	}
 	operations.Enter(ctx, "delete container")
-	s.tellExit(ctx, c)
+	s.notifyExit(ctx, c)
 	if err := failpoint.Hit("container-killed"); err != nil {
 		return err
 	}

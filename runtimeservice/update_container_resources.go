@@ -88,8 +88,8 @@ func (s *Service) limitContainer(ctx context.Context, c *Container, wanted nri.U
 	if wanted.Direct != nil {
 		direct.Pids, direct.Memory = wanted.Direct.Pids, wanted.Direct.Memory
 	}
-	told := *limits
-	told.Pids = direct.Pids
+	complete := *limits
+	complete.Pids = direct.Pids
 	limits.HugepageLimits, limits.Unified = nil, nil
 	steps := limitSteps{byRuntime: limits, direct: direct}
 	if wanted.Resources.GetOomScoreAdj() != 0 {
@@ -98,8 +98,8 @@ func (s *Service) limitContainer(ctx context.Context, c *Container, wanted nri.U
 	if err := s.applyLimits(ctx, c, h, steps); err != nil {
 		return fmt.Errorf("update container %s: %w", c.ID, errors.Join(err, s.undoLimits(ctx, c, h, steps)))
 	}
-	s.plugins.Limited(c.ID, &told)
-	set := updatedLimits{Resources: withLimits(&told, &specs.LinuxResources{Memory: direct.Memory})}
+	s.plugins.Limited(c.ID, &complete)
+	set := updatedLimits{Resources: withLimits(&complete, &specs.LinuxResources{Memory: direct.Memory})}
 	set.OOMScoreAdj = steps.score
 	return c.update(func(st *ContainerState) error {
 		st.Resources.Msg = next

@@ -11,10 +11,9 @@ import (
 	"github.com/micarun/mica/runtimeservice/spec"
 )
 
-// UpdatePodSandboxResources notes the resources of the whole pod, as verbose
-// status and metrics show them, and writes the limits that the request has to the
-// pod's cgroup, whoever made it: for the kubelet, which has done so before and
-// tells what its cgroup has by now, that changes nothing. Errors: ErrNotFound,
+// UpdatePodSandboxResources records the resources of the whole pod for verbose status and metrics,
+// and writes the request's limits to the pod's cgroup. Also for a cgroup made by the kubelet, where
+// the write is a no-op: the kubelet sends what it has written. Errors: ErrNotFound,
 // ErrInvalidArgument, ErrFailedPrecondition (not ready), and the cgroup's.
 func (s *Service) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
 	p, err := s.pods.get(req.GetPodSandboxId())
@@ -78,7 +77,7 @@ func podResources(overhead, r *runtimeapi.LinuxContainerResources) *runtimeapi.L
 		sum.CpuShares += overhead.GetCpuShares()
 	}
 	if sum.CpuQuota > 0 && overhead.GetCpuQuota() > 0 {
-		// Of the overhead's period, in that of the containers.
+		// Converts the overhead's quota to the containers' period.
 		period := cmp.Or(sum.CpuPeriod, defaultCPUPeriod)
 		sum.CpuQuota += overhead.GetCpuQuota() * period / cmp.Or(overhead.GetCpuPeriod(), defaultCPUPeriod)
 	}

@@ -26,7 +26,7 @@ var avoided = regexp.MustCompile(`(?i)\b(` + strings.ReplaceAll(strings.Join([]s
 // disk depend on them.
 func allowed() []string {
 	return []string{
-		`"Untold":true`, `"Untold":false`, // a field of containers' state files
+		`"Untold":true`, `"Untold":false`, `json:"Untold,omitempty"`, // a field of containers' state files
 	}
 }
 
@@ -40,8 +40,6 @@ func toDo() []struct {
 		exact bool
 	}{
 		{"overlay", false},
-		{"network", false},
-		{"runtimeservice", true},
 	}
 }
 
