@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -29,6 +31,7 @@ const serveLimit = 2 * time.Second
 type victim struct {
 	pod
 	container string
+	image     string // its ID
 	pid       int
 }
 
@@ -36,6 +39,7 @@ type victim struct {
 type damage struct {
 	name   string
 	config func(*runtimeapi.PodSandboxConfig) // nil for a default pod
+	image  string                             // "" for busyboxImage, which the undamaged pod uses
 	remove func(f *fixture, v victim) error
 }
 
@@ -91,6 +95,16 @@ func writableLayer(f *fixture, v victim) string {
 	return filepath.Join(f.Data, "overlay2", string(id))
 }
 
+// topLayer returns the layerdb entry of the container's uppermost image layer.
+func topLayer(f *fixture, v victim) string {
+	db := filepath.Join(f.Data, "image/overlay2/layerdb")
+	chain, err := os.ReadFile(filepath.Join(db, "mounts", v.container, "parent"))
+	if err != nil {
+		return err.Error()
+	}
+	return filepath.Join(db, strings.ReplaceAll(string(chain), ":", "/"))
+}
+
 // leaveCgroups moves the container's processes to the root cgroups, and removes the cgroups below
 // path.
 func leaveCgroups(path func(f *fixture, v victim) string) func(*fixture, victim) error {
@@ -132,6 +146,7 @@ func damages() []damage {
 		{name: "shared memory", remove: detach(inPod("shm"))},
 		{name: "root filesystem's mount", remove: detach(func(f *fixture, v victim) string { return filepath.Join(writableLayer(f, v), "merged") })},
 		{name: "pod's cgroup", remove: leaveCgroups((*fixture).podCgroup)},
+		{name: "cgroup of the pod's init", config: sharePIDs, remove: leaveCgroups(func(f *fixture, v victim) string { return filepath.Join(f.podCgroup(v), "init") })},
 		{name: "container's cgroup", remove: leaveCgroups(func(f *fixture, v victim) string { return filepath.Join(f.podCgroup(v), v.container) })},
 		{name: "pod's directory", remove: remove(podRecord(""))},
 		{name: "container's directory", remove: remove(containerRecord(""))},
@@ -166,6 +181,7 @@ func damages() []damage {
 			return filepath.Join(f.Data, "image/overlay2/layerdb/mounts", v.container)
 		})},
 	}
+	list = append(list, imageDamages()...)
 	for _, name := range []string{"record.json", "state.json"} {
 		list = append(list, damage{name: "pod's " + name, remove: remove(podRecord(name))},
 			damage{name: "container's " + name, remove: remove(containerRecord(name))})
@@ -177,6 +193,23 @@ func damages() []damage {
 	return list
 }
 
+// imageDamages lists the parts of a running pod's image.
+func imageDamages() []damage {
+	return []damage{
+		{name: "image's configuration", image: "registry.test/mica/busybox:index", remove: remove(func(f *fixture, v victim) string {
+			return filepath.Join(f.Data, "image/overlay2/imagedb/content", strings.ReplaceAll(v.image, ":", "/"))
+		})},
+		{name: "image's layer entry", image: "registry.test/mica/busybox:dockerindex", remove: remove(topLayer)},
+		{name: "image's layer directory", image: "registry.test/mica/layers40:latest", remove: func(f *fixture, v victim) error {
+			id, err := os.ReadFile(filepath.Join(topLayer(f, v), "cache-id"))
+			if err != nil {
+				return err
+			}
+			return os.RemoveAll(filepath.Join(f.Data, "overlay2", string(id)))
+		}},
+	}
+}
+
 // A killed daemon starts again while each of many pods has lost a different part. The daemon serves
 // without delay. An undamaged pod keeps running; each of the others is repaired or torn down, and
 // can be stopped and removed without leftovers.
@@ -185,7 +218,7 @@ func TestStartWithDamagedPods(t *testing.T) {
 	list := damages()
 	victims := make([]victim, len(list))
 	for i, d := range list {
-		victims[i] = f.victim(d.config)
+		victims[i] = f.victimOf(cmp.Or(d.image, busyboxImage), d.config)
 	}
 	whole := f.victim(nil)
 	f.no(f.Kill())
@@ -209,7 +242,7 @@ func TestStartWithDamagedPods(t *testing.T) {
 		v := victims[i]
 		fate := f.fate(v)
 		t.Logf("%-28s %s", d.name, fate)
-		if named := strings.Contains(out, v.id) || strings.Contains(out, v.container); named && !strings.HasPrefix(d.name, "truncated") && !strings.HasPrefix(d.name, "writable layer") {
+		if named := strings.Contains(out, v.id) || strings.Contains(out, v.container); named && !staysDamaged(d.name) {
 			t.Errorf("without its %s, the check still names the pod: %s", d.name, out)
 		}
 		if kept := exists(filepath.Join(f.Data, "image/overlay2/layerdb/mounts", v.container)); strings.HasPrefix(d.name, "truncated") && !kept {
@@ -222,7 +255,22 @@ func TestStartWithDamagedPods(t *testing.T) {
 		f.no(f.Runtime.RemoveContainer(f.ctx, v.container))
 		f.no(f.RemovePod(f.ctx, v.id))
 	}
+	// A pull repairs the images, and the next start removes the layers that it has replaced.
+	for _, d := range imageDamages() {
+		v := f.victimOf(d.image, nil)
+		f.checkUntouched(v)
+		f.no(f.RemovePod(f.ctx, v.id))
+	}
+	f.no(f.StopDaemon())
+	_, err = f.StartDaemon(f.ctx)
+	f.no(err)
 	f.checkUntouched(whole)
+}
+
+// staysDamaged reports whether the daemon leaves the damage, and the check names it, until the pod is
+// removed.
+func staysDamaged(name string) bool {
+	return slices.ContainsFunc([]string{"truncated", "writable layer", "image's layer"}, func(prefix string) bool { return strings.HasPrefix(name, prefix) })
 }
 
 // checkUnusable checks that the node reports three unusable records: a pod's, its container's, and
@@ -448,15 +496,21 @@ func (f *fixture) servedAfter() time.Duration {
 // victim runs a pod with a container.
 func (f *fixture) victim(change func(*runtimeapi.PodSandboxConfig)) victim {
 	f.t.Helper()
+	return f.victimOf(busyboxImage, change)
+}
+
+// victimOf is victim with another image.
+func (f *fixture) victimOf(image string, change func(*runtimeapi.PodSandboxConfig)) victim {
+	f.t.Helper()
 	config := f.podConfig()
-	container := f.containerConfig(busyboxImage, "sleep", "1000")
+	container := f.containerConfig(image, "sleep", "1000")
 	if change != nil {
 		change(config)
 	}
 	if config.Linux.SecurityContext != nil {
 		container.Linux.SecurityContext.NamespaceOptions = config.Linux.SecurityContext.NamespaceOptions
 	}
-	v := victim{pod: f.runPod(config)}
+	v := victim{pod: f.runPod(config), image: f.pull(image)}
 	v.container = f.start(v.pod, container)
 	response, err := f.Runtime.ContainerStatus(f.ctx, v.container, true)
 	f.no(err)

@@ -204,6 +204,12 @@ func TestValidatePod(t *testing.T) {
 		{"host ports at the limit", func(p *runtimeapi.PodSandboxConfig) {
 			p.PortMappings = slices.Repeat([]*runtimeapi.PortMapping{{HostPort: 1}}, maxHostPorts)
 		}, true},
+		{"many ports of a pod in the node's network", func(p *runtimeapi.PodSandboxConfig) {
+			p.PortMappings = slices.Repeat([]*runtimeapi.PortMapping{{HostPort: 1, ContainerPort: 1}}, maxHostPorts+1)
+			p.Linux = &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
+				NamespaceOptions: &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE},
+			}}
+		}, true},
 		{"many host ports", func(p *runtimeapi.PodSandboxConfig) {
 			p.PortMappings = slices.Repeat([]*runtimeapi.PortMapping{{HostPort: 1}}, maxHostPorts+1)
 		}, false},

@@ -339,8 +339,12 @@ func cleanAbs(p string) bool {
 // milliseconds for each port.
 const maxHostPorts = 2048
 
-// hostPorts counts the ports of the node that a pod asks for.
+// hostPorts counts the ports of the node that a pod asks for. A pod in the node's network lists its
+// ports, too, but needs no rules.
 func hostPorts(pod *runtimeapi.PodSandboxConfig) (n int) {
+	if pod.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() == runtimeapi.NamespaceMode_NODE {
+		return 0
+	}
 	for _, m := range pod.GetPortMappings() {
 		if m.GetHostPort() != 0 {
 			n++
