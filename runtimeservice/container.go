@@ -149,8 +149,8 @@ type Container struct {
 	// held gives back the layers of mounted images; guarded by op.
 	held []func()
 
-	// publishing is held while a step in the container's life is recorded and its event published, so
-	// that events are in order: a container can exit before its start is published. Taken after op,
+	// publishing is held while a step in the container's life is recorded and its event published.
+	// It keeps events in order: a container can exit before its start is published. Taken after op,
 	// before mu.
 	publishing sync.Mutex
 

@@ -98,8 +98,8 @@ func (s *Service) publishStopped(c *Container, pod *Pod) {
 }
 
 // recordUndelivered persists that the exit event reached no subscriber, so that it is sent again
-// after a restart of the daemon. Before this call the keeper still has the exit, and the next daemon
-// would publish it from there. The caller holds c.op.
+// after a restart of the daemon. Before this call the keeper still has the exit, and the next
+// daemon would publish it from there. The caller holds c.op.
 func (c *Container) recordUndelivered() error {
 	c.mu.Lock()
 	undelivered := c.undelivered && !c.state.Undelivered

@@ -19,20 +19,20 @@ import (
 	"github.com/micarun/mica/runtimeservice/podns"
 )
 
-// settleWorkers is how many states are compared with the keeper's at a time.
+// settleWorkers limits how many objects are settled, or leftovers removed, at the same time.
 const settleWorkers = 16
 
 // republishAge is the maximum age of an exit whose event is sent again after a restart. Subscribers
 // that return later begin with a list.
 const republishAge = time.Hour
 
-// facts are what the start knows besides the records.
+// facts are what the start knows in addition to the records.
 type facts struct {
-	alive map[string]keeper.State // what the keeper looks after, by ID
+	alive map[string]keeper.State // the processes that the keeper supervises, by ID
 }
 
-// recovery is what is left to do for one pod or container after the records are
-// settled. It runs under the object's lock, beside requests.
+// recovery is the remaining work for one pod or container after its state is settled. It runs under
+// the object's lock, concurrently with requests.
 type recovery struct {
 	id   string
 	lock *opLock
@@ -40,10 +40,10 @@ type recovery struct {
 	do   func(context.Context) error
 }
 
-// recover brings memory to what the records and the keeper say, and returns what
-// is left to do: the tear-down of what is half made or damaged, and the removal of
-// what no record claims. It asks nobody but the keeper for its list, and reads and
-// writes records, so that one pod that cannot be recovered does not hold up the start.
+// recover loads the records, updates their state from the keeper, and returns the remaining work:
+// recoveries of half-made or damaged objects, and leftovers to remove. It only asks the keeper for
+// its list, and reads and writes records. So one pod that cannot be recovered does not delay the
+// start.
 func (s *Service) recover(ctx context.Context) ([]recovery, []leftover, error) {
 	states, err := s.keeper.List(ctx)
 	if err != nil {
@@ -74,7 +74,7 @@ func (s *Service) recover(ctx context.Context) ([]recovery, []leftover, error) {
 	return todo, found, nil
 }
 
-// settleAll settles objects at the same time, and returns what is left to do.
+// settleAll settles objects concurrently, and returns the remaining work.
 func settleAll[T object](ctx context.Context, objects []T, f facts, settle func(T, facts) (*recovery, error)) []recovery {
 	found := make([]*recovery, len(objects))
 	var group errgroup.Group
@@ -83,7 +83,7 @@ func settleAll[T object](ctx context.Context, objects []T, f facts, settle func(
 		group.Go(func() error {
 			var err error
 			if found[i], err = settle(obj, f); err != nil {
-				klog.FromContext(ctx).Error(err, "State is not brought up to date; the removal tries again", "id", obj.id())
+				klog.FromContext(ctx).Error(err, "Updating the recorded state failed; the removal tries again", "id", obj.id())
 			}
 			return nil
 		})
@@ -98,8 +98,8 @@ func settleAll[T object](ctx context.Context, objects []T, f facts, settle func(
 	return todo
 }
 
-// settleContainer brings the container's state to what the keeper says. The ends of
-// those that the keeper has come as events too, which find them settled.
+// settleContainer updates the container's state from the keeper. Exits that the keeper has are sent
+// as events too; by then they are recorded.
 func (s *Service) settleContainer(c *Container, f facts) (*recovery, error) {
 	st, known := f.alive[c.ID]
 	var err error
@@ -144,16 +144,15 @@ func (s *Service) recoveryOf(c *Container, do func(context.Context, *Container) 
 	}
 }
 
-// republishExit publishes an exit again, because the daemon before this one may have died before it
-// did.
+// republishExit publishes an exit again: the previous daemon may have died before it did.
 func (s *Service) republishExit(c *Container) {
 	if pod, err := s.pods.get(c.PodID); err == nil {
 		s.publishStopped(c, pod)
 	}
 }
 
-// recoverStart notes the start of a container that was started, but whose
-// start was not recorded when the daemon died. The caller holds c.op.
+// recoverStart records the start of a container if the previous daemon died after the start and
+// before recording it. The caller holds c.op.
 func (s *Service) recoverStart(ctx context.Context, c *Container, pid int) error {
 	started, err := s.hasStarted(ctx, c)
 	if err != nil || !started || c.phase() != Created {
@@ -168,7 +167,7 @@ func (s *Service) recoverStart(ctx context.Context, c *Container, pid int) error
 	return nil
 }
 
-// hasStarted asks the OCI runtime.
+// hasStarted asks the OCI runtime whether the container's process was started.
 func (s *Service) hasStarted(ctx context.Context, c *Container) (bool, error) {
 	h, err := s.handler(c.Handler)
 	if err != nil {
@@ -184,15 +183,15 @@ func (s *Service) hasStarted(ctx context.Context, c *Container) (bool, error) {
 	return state.Status == specs.StateRunning, nil
 }
 
-// wasLetGo says whether a container was started, from its directory below the OCI
-// runtime's root: runc and crun remove the pipe in it that its process waits at.
+// wasLetGo reports whether a container was started, from its directory below the OCI runtime's
+// root. The process waits at the pipe exec.fifo, which runc and crun remove at the start.
 func wasLetGo(root, id string) bool {
 	dir := filepath.Join(root, id)
 	return root != "" && exists(dir) && !exists(filepath.Join(dir, "exec.fifo"))
 }
 
-// settlePod brings the pod's state to what is there. Its containers are settled
-// already.
+// settlePod updates the pod's state from the keeper and the disk. The pod's containers must be
+// settled.
 func (s *Service) settlePod(p *Pod, f facts) (*recovery, error) {
 	st := p.snapshot()
 	recover := func(do func(context.Context, *Pod) error) *recovery {
@@ -203,7 +202,7 @@ func (s *Service) settlePod(p *Pod, f facts) (*recovery, error) {
 	case p.RestoredFrom != "" && !st.Restored:
 		return recover(s.erasePod), nil
 	case st.Phase == PodCreating && stands && len(s.containersOf(p.ID)) > 0:
-		// Only a ready pod gets containers: it is the state file that is lost.
+		// The pod was ready, since it has containers, and its state file is lost.
 		return recover(s.recoverPodState), nil
 	case st.Phase == PodCreating:
 		return recover(s.erasePod), nil
@@ -223,7 +222,8 @@ func (s *Service) settlePod(p *Pod, f facts) (*recovery, error) {
 	return recover(s.tearDownPod), nil
 }
 
-// podStands says whether what a ready pod promises is still there.
+// podStands reports whether everything that a ready pod needs still exists: its namespaces,
+// /dev/shm, and the init of a shared PID namespace.
 func (s *Service) podStands(p *Pod, alive map[string]keeper.State) bool {
 	dir := s.podStateDir(p.ID)
 	if !exists(dir) {
@@ -248,13 +248,13 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// isNamespace says whether a kernel namespace is mounted at path.
+// isNamespace reports whether a namespace is pinned at path.
 func isNamespace(path string) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
 }
 
-// isMountPoint says whether another file system than its parent's is mounted at path.
+// isMountPoint reports whether path is on a different file system than its parent.
 func isMountPoint(path string) bool {
 	var st, parent unix.Stat_t
 	return unix.Lstat(path, &st) == nil && unix.Lstat(filepath.Dir(path), &parent) == nil && st.Dev != parent.Dev

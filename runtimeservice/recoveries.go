@@ -12,10 +12,10 @@ import (
 	"github.com/micarun/mica/internal/operations"
 )
 
-// recoveries are the pods and containers that the start has not finished with. The
-// nil pointer has none. It is safe for concurrent use.
+// recoveries are the pods and containers whose recovery has not ended. The nil pointer has none. It
+// is safe for concurrent use.
 type recoveries struct {
-	over chan struct{} // closed when all have ended, and the sweep too
+	over chan struct{} // closed when all recoveries and the sweep have ended
 
 	mu      sync.Mutex // guards running
 	running map[string]*underRecovery
@@ -30,7 +30,7 @@ func newRecoveries() *recoveries {
 	return &recoveries{over: make(chan struct{}), running: map[string]*underRecovery{}}
 }
 
-// begin adds a pod or container; end takes it out.
+// begin adds a pod or container; end removes it.
 func (r *recoveries) begin(id string, op *operations.Operation) (end func()) {
 	u := &underRecovery{op: op, done: make(chan struct{})}
 	r.mu.Lock()
@@ -44,8 +44,8 @@ func (r *recoveries) begin(id string, op *operations.Operation) (end func()) {
 	}
 }
 
-// wait returns when the pod or container with that ID is recovered, or the error
-// of ctx with the stage that its recovery is in.
+// wait returns when the pod or container with that ID is recovered. If ctx ends first, it returns
+// ctx's error with the recovery's stage.
 func (r *recoveries) wait(ctx context.Context, id string) error {
 	if r == nil {
 		return nil
@@ -64,7 +64,7 @@ func (r *recoveries) wait(ctx context.Context, id string) error {
 	}
 }
 
-// unfinished returns the IDs of what is not recovered, with what is being done for it.
+// unfinished returns the operation and stage of each recovery, by the ID of the pod or container.
 func (r *recoveries) unfinished() map[string]string {
 	if r == nil {
 		return nil
@@ -79,12 +79,13 @@ func (r *recoveries) unfinished() map[string]string {
 	return stages
 }
 
-// Recovered is closed once every pod and container that was there at the start is
-// recovered, or is left to its removal, and what no record claims is removed.
+// Recovered returns a channel that is closed once the recovery of every pod and container, and the
+// sweep of leftovers, have ended. A recovery that failed has ended too: the removal of its object
+// tries again.
 func (s *Service) Recovered() <-chan struct{} { return s.recoveries.over }
 
-// Unfinished says what the start has still to do: "" if nothing, else how many pods
-// and containers are not recovered yet, and the stage of one of them.
+// Unfinished describes the recoveries that have not ended: their number, and the stage of one of
+// them. It returns "" if there are none. It is safe for concurrent use.
 func (s *Service) Unfinished() string {
 	stages := s.recoveries.unfinished()
 	if len(stages) == 0 {
@@ -94,14 +95,14 @@ func (s *Service) Unfinished() string {
 	return fmt.Sprintf("recovering %d pods and containers, among them %s: %s", len(stages), id, stages[id])
 }
 
-// finishStart does what recover has left to do, each part by itself and under a
-// deadline of its own. It returns when every object that is to be recovered is
-// locked, so that calls which change it wait. run ends the work.
+// finishStart starts the remaining work of recover, each part in its own goroutine and under its
+// own deadline. It returns when the lock of every object to be recovered is held, so that calls
+// which change the object wait. The work ends with run.
 func (s *Service) finishStart(run context.Context, todo []recovery, found []leftover) {
 	var parts sync.WaitGroup
 	for _, r := range todo {
 		ctx, op := s.operations.Begin(run, r.on.what, r.on.on)
-		locked := r.lock.try(ctx) // else a checkpoint that was under way has it
+		locked := r.lock.try(ctx) // else the recovery of a checkpoint holds it
 		end := s.recoveries.begin(r.id, op)
 		parts.Go(func() {
 			defer end()
@@ -119,7 +120,8 @@ func (s *Service) finishStart(run context.Context, todo []recovery, found []left
 	})
 }
 
-// runRecovery does one part under its lock, which it gives back.
+// runRecovery runs one recovery under its object's lock, and unlocks it. locked says that the lock
+// is held.
 func (s *Service) runRecovery(ctx context.Context, r recovery, locked bool) error {
 	if !locked {
 		if err := r.lock.lock(ctx, r.on.String()); err != nil {

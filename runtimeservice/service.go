@@ -38,51 +38,52 @@ const (
 	stateFile  = "state.json"
 )
 
-// Options say where a Service keeps its files and how long its work may take.
-// The zero value of a field means its default.
+// Options say where a Service keeps its files and how long its work may take. The zero value of a
+// field means its default.
 type Options struct {
 	// DataDir is the data root; records lie below DataDir/cri.
 	DataDir string
-	// StateDir holds what does not outlive a boot.
+	// StateDir is the directory of files that a reboot makes useless: bundles and pinned
+	// namespaces.
 	StateDir string
-	// InitBinary is the executable of the tiny init of pods that share one PID
-	// namespace.
+	// InitBinary is the executable of the init process of shared PID namespaces. It also holds a
+	// new user namespace until this is pinned.
 	InitBinary string
-	// Version is the program's own version, as Version answers.
+	// Version is the daemon's version, which the CRI's Version call returns.
 	Version string
-	// SandboxImage is the pause image that the verbose status names for
-	// kubeadm, which compares it with its own. None is ever pulled or run.
+	// SandboxImage is the pause image that verbose status shows, for kubeadm to compare with its
+	// own. The service neither pulls nor runs it.
 	SandboxImage string
-	// PodTimeout bounds the making of a pod, whatever its caller's deadline
-	// is; 4 minutes by default.
+	// PodTimeout bounds the creation of a pod, independent of the caller's deadline; 4 minutes by
+	// default.
 	PodTimeout time.Duration
-	// ContainerTimeout bounds the creation and the start of a container; 4
-	// minutes by default.
+	// ContainerTimeout bounds the creation, the start and an update of a container, and the start
+	// of an exec, each by itself; 4 minutes by default.
 	ContainerTimeout time.Duration
-	// TeardownTimeout bounds one tear-down, not counting a container's grace
-	// period; 2 minutes by default.
+	// TeardownTimeout bounds one tear-down, not counting a container's grace period; 2 minutes by
+	// default.
 	TeardownTimeout time.Duration
 	// ShmSize is the size of a pod's /dev/shm in bytes; 64 MiB by default.
 	ShmSize int64
-	// Criu is the executable that checkpoints and restores processes, absolute
-	// or to be found in PATH; its base name is criu. "criu" by default.
+	// Criu is the executable that checkpoints and restores processes: an absolute path, or a name
+	// to look up in PATH. Its base name must be criu; "criu" by default.
 	Criu string
-	// CheckpointTimeout bounds a checkpoint whose caller says no time, and a
-	// restore of a pod; 4 minutes by default.
+	// CheckpointTimeout bounds a checkpoint whose request has no timeout, and the restore of a pod;
+	// 4 minutes by default.
 	CheckpointTimeout time.Duration
 	// RestoreImages lets containers be restored from images that are checkpoints. The privileges of
 	// restored processes cannot be verified, so every user who may choose an image is trusted like
 	// root.
 	RestoreImages bool
-	// ExecSyncLimit is how many bytes of each output stream ExecSync returns;
-	// 16 MiB by default, as the CRI asks for.
+	// ExecSyncLimit is the maximum number of bytes of each output stream that ExecSync returns; 16
+	// MiB by default, the limit of the CRI.
 	ExecSyncLimit int
-	// Ulimits are the resource limits of containers, in the form of
-	// spec.ParseUlimits; of what is not named containers have the keeper's.
+	// Ulimits are the resource limits of containers, in the form of spec.ParseUlimits. For limits
+	// that are not listed, containers inherit the keeper's.
 	Ulimits []string
 }
 
-// Validate reports the first option that cannot work, with its key.
+// Validate returns an error that names the first option with an invalid value.
 func (o Options) Validate() error {
 	if _, err := spec.ParseUlimits(o.Ulimits); err != nil {
 		return fmt.Errorf("ulimits: %w", err)
@@ -102,8 +103,7 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// Deps are the rooms of the house that a Service works with. It closes none
-// of them.
+// Deps are the components that a Service uses. It closes none of them.
 type Deps struct {
 	Images  *imageservice.Service
 	Layers  *overlay.Store
@@ -113,17 +113,16 @@ type Deps struct {
 	Host    spec.Host
 	// Runtimes maps RuntimeClass handlers to OCI runtimes; "" is the default.
 	Runtimes map[string]*oci.Runtime
-	// Plugins take part in the life of pods and containers; nil is none. The
-	// service starts them.
+	// Plugins are the NRI plugins, which the service starts; nil for none.
 	Plugins *nri.Plugins
-	// InjectCDI edits a specification as the named devices want it; nil refuses
-	// every device.
+	// InjectCDI applies the CDI devices with the given names to a specification; nil refuses every
+	// device.
 	InjectCDI func(s *specs.Spec, devices []string) error
-	// Hooks adds OCI hooks of the node's to containers; nil adds none.
+	// Hooks adds the node's OCI hooks to containers; nil adds none.
 	Hooks *hooks.Injector
-	// Settings are the node's configuration as the verbose status shows it.
+	// Settings are the node's configuration for verbose status.
 	Settings map[string]any
-	// Operations tracks what is done to pods, containers and images. It may be nil.
+	// Operations tracks operations on pods, containers and images. It may be nil.
 	Operations *operations.Tracker
 }
 
@@ -145,7 +144,7 @@ type Service struct {
 	hooks      *hooks.Injector
 	settings   map[string]any
 	operations *operations.Tracker
-	// noUserNS is why this node can have no pods with user namespaces, or nil.
+	// noUserNS is the reason why this node cannot run pods with user namespaces, or nil.
 	noUserNS   error
 	criu       *checkpoint.Criu
 	jobs       sync.Map // names of directories of checkpoints under way
@@ -156,18 +155,22 @@ type Service struct {
 	recoveries *recoveries
 	events     *events.Broadcaster
 	slots      *prioritySemaphore
-	// largeAnswer is held by the call that answers with large output.
+	// largeAnswer is held by the one call that is building a large response.
 	largeAnswer chan struct{}
 	// background counts goroutines that Close waits for.
 	background sync.WaitGroup
 	stop       context.CancelFunc
 }
 
-// Open reads the records below o.DataDir, brings the state of every pod and container
-// to what the keeper says of it, and returns the service, ready to serve. What is half
-// made or damaged is repaired or torn down in the background, each pod and container by
-// itself, and what no record claims is removed; [Service.Recovered] says when that is
-// over. Calls that change a pod or container wait until it is recovered.
+// Open reads the records below o.DataDir, updates the state of every pod and container from the
+// keeper, and returns the service, ready to serve. It returns an error if an option is invalid, the
+// keeper does not answer, a directory cannot be made or read, or an OCI runtime does not report its
+// features.
+//
+// In the background it repairs or tears down half-made and damaged pods and containers, each by
+// itself, and removes what has no record. Until a pod or container is recovered, calls that change
+// it wait. [Service.Recovered] is closed when all this is done. Work in the background does not end
+// with ctx, but with [Service.Close].
 func Open(ctx context.Context, o Options, d Deps) (*Service, error) {
 	s := &Service{
 		opts: o.withDefaults(), images: d.Images, layers: d.Layers, network: d.Network, keeper: d.Keeper,
@@ -192,7 +195,7 @@ func Open(ctx context.Context, o Options, d Deps) (*Service, error) {
 	return s, nil
 }
 
-// begin recovers what is there and lets work in the background start.
+// begin recovers pods and containers, and starts the work in the background.
 func (s *Service) begin(ctx context.Context) error {
 	todo, found, err := s.recover(ctx)
 	if err != nil {
@@ -200,7 +203,7 @@ func (s *Service) begin(ctx context.Context) error {
 	}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = cancel
-	// Exits are reported to plugins, so these join first. The keeper's client keeps exits until then.
+	// Plugins get exits, so they connect first. Until then the keeper's client queues the exits.
 	if err := s.startPlugins(ctx); err != nil {
 		cancel()
 		return fmt.Errorf("open runtime service: %w", err)
@@ -218,7 +221,7 @@ func (s *Service) prepare(ctx context.Context, runtimes map[string]*oci.Runtime)
 	if err := s.makeOwner(); err != nil {
 		return err
 	}
-	// Pins must reach the mount namespaces that containers are made in.
+	// Namespaces pinned here must propagate to the mount namespaces that containers are made in.
 	if err := podns.Share(s.statePods()); err != nil {
 		return err
 	}
@@ -244,8 +247,8 @@ func readBootID() (string, error) {
 	return strings.TrimSpace(string(boot)), nil
 }
 
-// Close waits for creations and tear-downs under way, until ctx ends, and
-// lets go of the keeper's events. Pods and containers go on.
+// Close disconnects event subscribers, ends recoveries and the sweep, and waits for creations and
+// tear-downs under way. Pods and containers keep running. If ctx ends first, it returns an error.
 func (s *Service) Close(ctx context.Context) error {
 	s.stop()
 	s.events.Close()
@@ -268,9 +271,9 @@ func (s *Service) Close(ctx context.Context) error {
 	}
 }
 
-// RemoveShared takes away what a closed service keeps on the machine between
-// pods: the shared mount below which their namespaces are pinned, and the parent
-// of their cgroups if the service made it. There must be no pods.
+// RemoveShared removes what a closed service leaves on the node without pods: the shared mount for
+// pinned namespaces, and the default parent cgroup of pods if the service made it. There must be no
+// pods.
 func (s *Service) RemoveShared() error {
 	return errors.Join(podns.Unshare(s.statePods()), s.removeDefaultCgroup())
 }
@@ -282,7 +285,7 @@ func (s *Service) discardedDir() string { return filepath.Join(s.opts.DataDir, "
 func (s *Service) statePods() string    { return filepath.Join(s.opts.StateDir, "pods") }
 func (s *Service) bundles() string      { return filepath.Join(s.opts.StateDir, "containers") }
 
-// podStateDir holds the pod's pinned namespaces and its files under /etc.
+// podStateDir is the directory of the pod's pinned namespaces and of its files under /etc.
 func (s *Service) podStateDir(id string) string { return filepath.Join(s.statePods(), id) }
 
 // bundle is the OCI bundle of a container.
@@ -296,7 +299,7 @@ func (s *Service) handler(name string) (handler, error) {
 	return h, nil
 }
 
-// operation is what detached runs: a verb such as "stop pod" and its object.
+// operation names what detached runs: a verb such as "stop pod", and its object.
 type operation struct {
 	what string
 	on   operations.Subject
@@ -304,9 +307,9 @@ type operation struct {
 
 func (o operation) String() string { return o.what + " " + cmp.Or(o.on.Container, o.on.Pod) }
 
-// detached runs f on a context that outlives the caller's and ends after
-// limit, and waits for f or the caller's end, whichever is first. A caller
-// that gave up finds the work done, or joins it, when it calls again.
+// detached runs f on a context that outlives the caller's and ends after limit. It waits for f, or
+// until the caller's context ends. The retry of a caller that gave up finds the work done, or waits
+// for it.
 func (s *Service) detached(ctx context.Context, limit time.Duration, o operation, f func(context.Context) error) error {
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	work, op := s.operations.Begin(work, o.what, o.on)

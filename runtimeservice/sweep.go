@@ -17,7 +17,7 @@ import (
 	"github.com/micarun/mica/runtimeservice/podns"
 )
 
-// leftover is something that should have a pod or a container and has none.
+// leftover is something on the node whose pod or container does not exist.
 type leftover struct {
 	stage       sweepStage
 	what, where string
@@ -28,14 +28,14 @@ type leftover struct {
 type sweepStage int
 
 const (
-	processStage sweepStage = iota // what runs
-	fileStage                      // what it ran in
+	processStage sweepStage = iota // processes
+	fileStage                      // files, mounts and cgroups
 )
 
-// sweep removes what no record claimed before the first request was served: found, and
-// leftovers in the layer store and the network. What requests make meanwhile has new IDs,
-// and what is still being recovered has a record. The network goes before the namespaces:
-// plugins find by them what they have made.
+// sweep removes the leftovers that recover found, and those of the layer store and the network. It
+// cannot remove what requests make meanwhile, which has new IDs, nor what is being recovered, which
+// has a record. Networks go before namespaces, because plugins use the namespaces to find their
+// interfaces.
 func (s *Service) sweep(ctx context.Context, found []leftover) {
 	ctx, op := s.operations.Begin(ctx, "sweep", operations.Subject{})
 	operations.Enter(ctx, "remove processes")
@@ -51,8 +51,8 @@ func (s *Service) sweep(ctx context.Context, found []leftover) {
 	}
 }
 
-// sweepLayers removes the layers that were half made when the daemon died. A large one takes
-// the disk minutes, so that nothing waits for it but the end of the service.
+// sweepLayers removes the layers that were half made when the daemon died. Removing a large one
+// takes minutes, so only Close waits for it.
 func (s *Service) sweepLayers(ctx context.Context) {
 	if !s.layers.Abandoned() {
 		return
@@ -65,15 +65,14 @@ func (s *Service) sweepLayers(ctx context.Context) {
 	}
 }
 
-// bounded calls f with the time-out of a tear-down.
+// bounded calls f with the timeout of a tear-down.
 func (s *Service) bounded(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, s.opts.TeardownTimeout)
 	defer cancel()
 	return f(ctx)
 }
 
-// removeLeftovers removes those of one stage at the same time, each under a deadline of
-// its own.
+// removeLeftovers removes the leftovers of one stage concurrently, each under its own deadline.
 func (s *Service) removeLeftovers(ctx context.Context, found []leftover, stage sweepStage) {
 	log := klog.FromContext(ctx)
 	var group errgroup.Group
@@ -82,13 +81,13 @@ func (s *Service) removeLeftovers(ctx context.Context, found []leftover, stage s
 		if l.stage != stage {
 			continue
 		}
-		log.Info("Removing what no record claims", "what", l.what, "where", l.where)
+		log.Info("Removing leftover without a record", "what", l.what, "where", l.where)
 		s.operations.Note("remove leftover", operations.Subject{}, l.what+" "+l.where)
 		group.Go(func() error {
 			ctx, cancel := context.WithTimeout(ctx, s.opts.TeardownTimeout)
 			defer cancel()
 			if err := l.remove(ctx); err != nil {
-				log.Error(err, "Leftover stays until the next start", "what", l.what, "where", l.where)
+				log.Error(err, "Removing leftover failed, the next start tries again", "what", l.what, "where", l.where)
 			}
 			return nil
 		})
@@ -96,8 +95,8 @@ func (s *Service) removeLeftovers(ctx context.Context, found []leftover, stage s
 	_ = group.Wait()
 }
 
-// mayHaveNetwork returns the pods whose network is theirs: those that are ready, and
-// those whose recovery is going to delete it.
+// mayHaveNetwork returns the pods that may have a network: pods that are not stopped, and those
+// whose recovery is going to detach them.
 func (s *Service) mayHaveNetwork() []string {
 	unfinished := s.recoveries.unfinished()
 	var ids []string
@@ -110,8 +109,8 @@ func (s *Service) mayHaveNetwork() []string {
 	return ids
 }
 
-// leftovers finds what no record claims: processes of the keeper, writable
-// layers, state directories with their mounts and namespaces, cgroups.
+// leftovers finds what has no record: processes of the keeper, writable layers, state directories
+// with their mounts and namespaces, checkpoints, discarded records, cgroups.
 func (s *Service) leftovers(alive map[string]keeper.State) ([]leftover, error) {
 	var found []leftover
 	for id := range alive {
@@ -120,7 +119,7 @@ func (s *Service) leftovers(alive map[string]keeper.State) ([]leftover, error) {
 		}
 	}
 	for _, rw := range s.layers.RWs() {
-		// In an adopted data root dockerd's containers have layers too.
+		// In a data root taken over from dockerd, its containers have layers too.
 		_, err := s.containers.get(rw.ID)
 		_, aside := s.unusable.get(containerKind, rw.ID)
 		if err != nil && !aside && !exists(filepath.Join(s.opts.DataDir, "containers", rw.ID)) {
@@ -150,7 +149,7 @@ func (s *Service) leftovers(alive map[string]keeper.State) ([]leftover, error) {
 	return append(found, cgroups...), errors.Join(append(errs, err)...)
 }
 
-// leftoverJobs finds directories of checkpoints that nobody is making.
+// leftoverJobs finds directories of checkpoints that are not under way.
 func (s *Service) leftoverJobs() ([]leftover, error) {
 	dirs, err := os.ReadDir(s.jobsDir())
 	if errors.Is(err, os.ErrNotExist) { // as before the first start
@@ -166,7 +165,7 @@ func (s *Service) leftoverJobs() ([]leftover, error) {
 	return found, err
 }
 
-// discarded finds what setAside moved out of the way, in this start or before.
+// discarded finds the record directories that setAside moved away, in this start or an earlier one.
 func (s *Service) discarded() ([]leftover, error) {
 	dirs, err := os.ReadDir(s.discardedDir())
 	if errors.Is(err, os.ErrNotExist) {
@@ -186,8 +185,8 @@ func (s *Service) claimed(id string) bool {
 	return podErr == nil || containerErr == nil
 }
 
-// clearStateDir is clearDir of a pod or container without a record. Of a pod it detaches
-// the network first, by what is known without the record.
+// clearStateDir removes a state directory without a record. If it has a network namespace, it first
+// detaches that from the network, without the record's data.
 func (s *Service) clearStateDir(ctx context.Context, dir string) error {
 	if netNS := filepath.Join(dir, podns.Net); isNamespace(netNS) {
 		if err := s.network.Del(ctx, network.Pod{ID: filepath.Base(dir), NetNS: netNS}); err != nil && !errors.Is(err, network.ErrPluginMissing) {
@@ -197,8 +196,7 @@ func (s *Service) clearStateDir(ctx context.Context, dir string) error {
 	return clearDir(dir)
 }
 
-// clearDir takes away a pod's or a container's state directory with everything
-// that is mounted in it.
+// clearDir removes a pod's or a container's state directory, and all mounts in it.
 func clearDir(dir string) error {
 	if err := errors.Join(podns.Unpin(dir), mounts.DetachBelow(dir)); err != nil {
 		return err
@@ -206,8 +204,7 @@ func clearDir(dir string) error {
 	return overlay.RemoveTree(dir)
 }
 
-// leftoverCgroups finds cgroups of pods that bear this daemon's mark and have no
-// pod.
+// leftoverCgroups finds cgroups with this daemon's mark whose pod does not exist.
 func (s *Service) leftoverCgroups() ([]leftover, error) {
 	owner, err := s.owner()
 	if err != nil {

@@ -19,12 +19,10 @@ import (
 	"github.com/micarun/mica/runtimeservice/spec/lookup"
 )
 
-// tearDownPod takes away everything that lives of a pod: processes, network,
-// namespaces, mounts, cgroup. Only its record is left. It reads the record and
-// the disk, and does nothing where nothing is left, so it serves a failed
-// start, Stop, Remove and recovery alike, at any point of the pod's life. The
-// caller holds pod.op. It goes on after an error, so that one absent plugin
-// keeps nothing else, and returns all errors.
+// tearDownPod removes all resources of a pod except its record: processes, network, namespaces,
+// mounts, cgroup. It is idempotent and reads only the record and the disk. So a failed start, Stop,
+// Remove and recovery can call it at any point of the pod's life. After an error it continues with
+// the other steps, and returns all errors. The caller holds p.op.
 func (s *Service) tearDownPod(ctx context.Context, p *Pod) error {
 	errs := []error{s.stopAllContainers(ctx, p)}
 	operations.Enter(ctx, "end init")
@@ -43,7 +41,7 @@ func (s *Service) tearDownPod(ctx context.Context, p *Pod) error {
 	errs = append(errs, podns.Unpin(dir), mounts.Detach(filepath.Join(dir, shmDir)), mounts.Detach(filepath.Join(dir, filesDir)))
 	s.plugins.Unpinned(p.ID)
 	if errors.Join(errs...) == nil {
-		// Kept until then, since the steps above need it when they are repeated.
+		// Only now, because a retry of the steps above needs the directory.
 		errs = append(errs, overlay.RemoveTree(dir))
 	}
 	errs = append(errs, s.cgroups.RemoveInit(ctx, p.CgroupParent))
@@ -53,7 +51,7 @@ func (s *Service) tearDownPod(ctx context.Context, p *Pod) error {
 	return errors.Join(errs...)
 }
 
-// endInit ends the init of a shared PID namespace, and with it the namespace's processes.
+// endInit ends the init of a shared PID namespace, and with it all processes of the namespace.
 func (s *Service) endInit(ctx context.Context, p *Pod) error {
 	init := dying{cgroup: s.cgroups.InitDir(p.CgroupParent), pid: p.snapshot().InitPid}
 	return s.untilDead(ctx, init, func(ctx context.Context) error { return s.keeper.Delete(ctx, p.ID) })
@@ -73,8 +71,8 @@ func (s *Service) deleteNetwork(ctx context.Context, p *Pod) error {
 	return err
 }
 
-// erasePod tears the pod down and removes it and its containers with their
-// records. The caller holds pod.op.
+// erasePod tears the pod down, and removes it and its containers with their records. The caller
+// holds p.op.
 func (s *Service) erasePod(ctx context.Context, p *Pod) error {
 	if err := p.update(func(st *PodState) error { st.Phase = PodNotReady; return nil }); err != nil {
 		return err
@@ -99,9 +97,8 @@ func (s *Service) removeAllContainers(ctx context.Context, p *Pod) error {
 	return s.eachContainer(ctx, p, "remove container", s.removeContainer)
 }
 
-// stopAllContainers ends the processes of all containers of a pod that is no
-// longer ready, and releases what they held. Containers that are just being
-// created are waited for.
+// stopAllContainers tears down all containers of a pod that is no longer ready. It waits for
+// creations under way.
 func (s *Service) stopAllContainers(ctx context.Context, p *Pod) error {
 	return s.eachContainer(ctx, p, "stop container", func(ctx context.Context, c *Container) error {
 		if err := c.op.lock(ctx, "stop container "+c.ID); err != nil {
@@ -112,8 +109,8 @@ func (s *Service) stopAllContainers(ctx context.Context, p *Pod) error {
 	})
 }
 
-// eachContainer does what f does with all containers of a pod at the same time,
-// each as an operation called what.
+// eachContainer calls f for all containers of a pod concurrently, each call as an operation named
+// what.
 func (s *Service) eachContainer(ctx context.Context, p *Pod, what string, f func(context.Context, *Container) error) error {
 	containers := s.containersOf(p.ID)
 	if len(containers) > 0 {
@@ -131,10 +128,10 @@ func (s *Service) eachContainer(ctx context.Context, p *Pod, what string, f func
 	return group.Wait()
 }
 
-// tearDownContainer ends the container's processes and takes away what they
-// lived in: the OCI runtime's state, the cgroup, the mount of the root
-// filesystem, the bundle. Its record, its exit and its writable layer stay.
-// Like tearDownPod it reads only the record and the disk. The caller holds c.op.
+// tearDownContainer ends the container's processes and removes the OCI runtime's state, the cgroup,
+// the mount of the root filesystem and the bundle. The record, the exit and the writable layer
+// stay. Like tearDownPod it is idempotent and reads only the record and the disk. The caller holds
+// c.op.
 func (s *Service) tearDownContainer(ctx context.Context, c *Container) error {
 	if err := s.killContainer(ctx, c); err != nil {
 		return err
@@ -169,8 +166,8 @@ func (s *Service) tearDownContainer(ctx context.Context, c *Container) error {
 	return nil
 }
 
-// killContainer ends every process of the container and returns when its exit
-// is recorded. A container that is created but not started exits by it too.
+// killContainer kills every process of the container and returns when its exit is recorded. Also
+// for a container that is created but not started.
 func (s *Service) killContainer(ctx context.Context, c *Container) error {
 	switch c.phase() {
 	case Created, Running:
@@ -200,11 +197,11 @@ func (s *Service) killAndWait(ctx context.Context, c *Container) error {
 	}
 }
 
-// killCgroup ends the processes that a container without a PID namespace of
-// its own leaves behind.
+// killCgroup kills the processes that remain in the container's cgroup, if it has no PID namespace
+// of its own.
 func (s *Service) killCgroup(ctx context.Context, c *Container) error {
 	if ownPIDNamespace(c) {
-		return nil // the kernel ends the namespace's processes with its first
+		return nil // the kernel kills the namespace's processes when its first one exits
 	}
 	if err := s.cgroups.KillAll(ctx, s.containerCgroup(c)); err != nil {
 		return fmt.Errorf("kill processes left by container %s: %w", c.ID, err)
@@ -217,14 +214,13 @@ func ownPIDNamespace(c *Container) bool {
 	return ns.GetPid() == runtimeapi.NamespaceMode_CONTAINER
 }
 
-// containerCgroup is the cgroup that the container lies in, for cgroup's
-// methods.
+// containerCgroup returns the container's cgroup in the form that package cgroup takes.
 func (s *Service) containerCgroup(c *Container) string {
 	return s.cgroups.ContainerDir(c.CgroupParent, c.ID)
 }
 
-// eraseContainer tears the container down and removes its writable layer and
-// its record. The caller holds c.op.
+// eraseContainer tears the container down and removes its writable layer and its record. The caller
+// holds c.op.
 func (s *Service) eraseContainer(ctx context.Context, c *Container) error {
 	if err := s.tearDownContainer(ctx, c); err != nil {
 		return err
@@ -236,7 +232,7 @@ func (s *Service) eraseContainer(ctx context.Context, c *Container) error {
 	if err := failpoint.Hit("container-layer-removed"); err != nil {
 		return err
 	}
-	// An image that is removed while a container uses it leaves its layers.
+	// The removal of an image leaves the layers that a container uses.
 	if s.outlived(c) {
 		if err := s.images.Collect(ctx); err != nil {
 			return err
