@@ -21,7 +21,7 @@ import (
 	"github.com/micarun/mica/runtimeservice/stats"
 )
 
-// Phase is where a container stands in its life. It is derived from the state.
+// Phase is the stage of a container's life. It is derived from the state.
 type Phase string
 
 // The phases of a container, in order.
@@ -48,22 +48,22 @@ const (
 	exitUnknown    = 255 // the code was lost; never shown as success
 )
 
-// ContainerRecord is what is known of a container before its first side
-// effect. It is written once and never changes.
+// ContainerRecord is what is known of a container before its first side effect. It is written once
+// and never changes.
 type ContainerRecord struct {
 	ID      string
 	PodID   string
 	Config  stored[runtimeapi.ContainerConfig, *runtimeapi.ContainerConfig]
 	Handler string
 	Created time.Time
-	// ImageID is the digest of the image's config; ImageRef a repository
-	// digest of it where there is one, else the ID again.
+	// ImageID is the digest of the image's config. ImageRef is a repository digest of the image, or
+	// ImageID if it has none.
 	ImageID, ImageRef string
 	// LogPath is the absolute path of the CRI log, "" for none.
 	LogPath string
 	// LogDir is the pod's log directory. Records of older builds lack it.
 	LogDir string
-	// CgroupParent is the pod's cgroup, in which the container's own lies.
+	// CgroupParent is the pod's cgroup, the parent of the container's.
 	CgroupParent string
 	// StopSignal is the name of the signal that asks the container to end.
 	StopSignal string
@@ -83,8 +83,8 @@ type ContainerUser struct {
 	Supplemental []uint32
 }
 
-// containerUser is the user of a process, which may be that of a checkpoint.
-// The primary group is always among the groups.
+// containerUser returns the user of a process, with the primary group among the groups. The process
+// may come from a checkpoint.
 func containerUser(u specs.User) ContainerUser {
 	groups := u.AdditionalGids
 	if !slices.Contains(groups, u.GID) {
@@ -99,9 +99,8 @@ type ContainerState struct {
 	Ready  bool   // the OCI runtime has created it
 	Pid    int
 	User   ContainerUser // as resolved in the image
-	// MountedImages are the IDs of the images that mounts of the config are
-	// of, by the mount's index, and MountedLayers the chain IDs of the layers
-	// that are mounted there, which stay when the image is removed.
+	// MountedImages are the IDs of mounted images, by the index of the mount in the config.
+	// MountedLayers are the chain IDs of their layers, which stay if the image is removed.
 	MountedImages map[int]string
 	MountedLayers []digest.Digest `json:",omitempty"`
 	SELinux       string          `json:",omitempty"` // process label
@@ -113,9 +112,10 @@ type ContainerState struct {
 	// Undelivered is set if the exit event reached no subscriber. It is sent again after a restart.
 	// Its name on disk is older.
 	Undelivered bool `json:"Untold,omitempty"`
-	// Resources are the last ones that were set, the record's at first.
+	// Resources are the last resources that were set, at first those of the record.
 	Resources stored[runtimeapi.LinuxContainerResources, *runtimeapi.LinuxContainerResources]
-	// Limits differ from those of the specification on disk; nil before the first update.
+	// Limits are the limits that differ from the specification on disk; nil before the first
+	// update.
 	Limits *updatedLimits `json:",omitempty"`
 }
 
@@ -139,14 +139,14 @@ type Container struct {
 	exited chan struct{} // closed once the state says Exited
 	usage  stats.Sampler
 
-	// mounted and layers are the MountedImages and MountedLayers of the state
-	// that the container will have once it is created; guarded by op.
+	// mounted and layers become MountedImages and MountedLayers of the state once the container is
+	// created; guarded by op.
 	mounted map[int]string
 	layers  []digest.Digest
-	// waiter is the executable that ran in the container's first process before its own; guarded by
+	// waiter is the executable that the container's first process ran before its own; guarded by
 	// op. Zero if this daemon has not started the container.
 	waiter checkpoint.Executable
-	// held gives back the layers of mounted images; guarded by op.
+	// held are the functions that release the layers of mounted images; guarded by op.
 	held []func()
 
 	// publishing is held while a step in the container's life is recorded and its event published.
@@ -154,10 +154,10 @@ type Container struct {
 	// before mu.
 	publishing sync.Mutex
 
-	mu    sync.Mutex // guards what follows; taken after op, never around I/O but the state file's
+	mu    sync.Mutex // guards what follows; taken after op; the state file is the only I/O under it
 	state ContainerState
-	// starting is when StartContainer asked the keeper, zero before. The exit
-	// of a short-lived container can come before that call's answer.
+	// starting is when StartContainer called the keeper, zero before. A short-lived container can
+	// exit before the keeper answers.
 	starting time.Time
 	// undelivered is set if the exit event reached no subscriber.
 	undelivered bool
@@ -174,7 +174,7 @@ func (c *Container) config() *runtimeapi.ContainerConfig { return c.Config.Msg }
 
 func (c *Container) log() podlog.File { return podlog.File{Dir: c.LogDir, Path: c.LogPath} }
 
-// subject is a container as its operations name it.
+// subject identifies the container in operations.
 func (s *Service) subject(c *Container) operations.Subject {
 	on := operations.Subject{Pod: c.PodID, Container: c.ID, Name: c.config().GetMetadata().GetName()}
 	if p, err := s.pods.get(c.PodID); err == nil {
@@ -183,7 +183,7 @@ func (s *Service) subject(c *Container) operations.Subject {
 	return on
 }
 
-// containerIdentity is what the kubelet repeats when it retries CreateContainer.
+// containerIdentity returns the fields that a kubelet repeats when it retries CreateContainer.
 func containerIdentity(podID string, m *runtimeapi.ContainerMetadata) string {
 	return fmt.Sprintf("%s_%s_%d", podID, m.GetName(), m.GetAttempt())
 }
@@ -196,9 +196,9 @@ func (c *Container) snapshot() ContainerState {
 
 func (c *Container) phase() Phase { return c.snapshot().phase() }
 
-// update changes the state: a copy is changed and persisted, then takes the
-// old one's place. If f or the disk fails, the state stays as it was. An exit
-// is on stable storage when update returns, since nobody can tell it again.
+// update changes the state: f changes a copy, which is persisted and then replaces the state. If f
+// or the write fails, the state does not change. When update returns, an exit is on stable storage,
+// because the keeper forgets it afterwards.
 func (c *Container) update(f func(*ContainerState) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -221,8 +221,7 @@ func (c *Container) update(f func(*ContainerState) error) error {
 	return nil
 }
 
-// require returns ErrFailedPrecondition unless the container is in one of the
-// phases.
+// require returns ErrFailedPrecondition unless the container is in one of the phases.
 func (c *Container) require(action string, phases ...Phase) error {
 	got := c.phase()
 	for _, p := range phases {
@@ -260,7 +259,7 @@ func (c *Container) image() *runtimeapi.ImageSpec {
 	}
 }
 
-// status is the container as the CRI shows it.
+// status returns the container in the form of ContainerStatus.
 func (c *Container) status() *runtimeapi.ContainerStatus {
 	st := c.snapshot()
 	cfg := c.config()
@@ -292,8 +291,8 @@ func (c *Container) status() *runtimeapi.ContainerStatus {
 	return status
 }
 
-// mounts are the config's with the ID of every image that one is of, since the
-// image's name can mean another image by now.
+// mounts returns the config's mounts with the ID of every mounted image, since its name may refer
+// to another image by now.
 func (s ContainerState) mounts(config []*runtimeapi.Mount) []*runtimeapi.Mount {
 	if len(s.MountedImages) == 0 {
 		return config
@@ -306,7 +305,7 @@ func (s ContainerState) mounts(config []*runtimeapi.Mount) []*runtimeapi.Mount {
 	return out
 }
 
-// listed is the container as the CRI lists it.
+// listed returns the container in the form of ListContainers.
 func (c *Container) listed() *runtimeapi.Container {
 	cfg := c.config()
 	return &runtimeapi.Container{

@@ -29,18 +29,17 @@ import (
 
 const specFile = "config.json"
 
-// CreateContainer makes a container in a ready pod, up to the point where its
-// process waits to be started. A call for a container that an earlier call is
-// making, or has made and nobody has started, answers with that container.
+// CreateContainer makes a container in a ready pod, and leaves its process waiting for the start.
+// If an earlier call for the same container is under way, or has made it and it is not started, the
+// answer is that container.
 //
-// A container whose image is the absolute path of a checkpoint archive, or an
-// image that says it was made of one, goes on at its start where the
-// checkpointed one was. Its config says nothing of the process then.
+// A container can continue a checkpoint: its image is then the absolute path of a checkpoint
+// archive, or an image that is marked as a checkpoint. Its start resumes the checkpointed
+// processes. Command, arguments, working directory and environment of its config are ignored.
 //
-// Errors: ErrInvalidArgument, ErrNotFound (pod, image, target, user, archive,
-// the image that a checkpoint stands on), ErrAlreadyExists,
-// ErrFailedPrecondition (pod not ready, no checkpoints on this node, a
-// checkpoint that does not fit), and those of the stage that failed.
+// Errors: ErrInvalidArgument, ErrNotFound (pod, image, target, user, archive, base image of a
+// checkpoint), ErrAlreadyExists, ErrFailedPrecondition (pod not ready, no checkpoints on this node,
+// a checkpoint that does not fit), and those of the stage that failed.
 func (s *Service) CreateContainer(ctx context.Context, req *runtimeapi.CreateContainerRequest) (*runtimeapi.CreateContainerResponse, error) {
 	pod, err := s.pods.get(req.GetPodSandboxId())
 	if err != nil {
@@ -78,7 +77,7 @@ func (s *Service) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	return &runtimeapi.CreateContainerResponse{ContainerId: c.ID}, nil
 }
 
-// createContainer makes the container or, where a step fails, removes it again.
+// createContainer makes the container. If a step fails, it removes the container again.
 func (s *Service) createContainer(ctx context.Context, pod *Pod, cfg *runtimeapi.ContainerConfig, from origin) (*Container, error) {
 	fail := func(err error) (*Container, error) {
 		return nil, fmt.Errorf("create container %q in pod %s: %w", cfg.GetMetadata().GetName(), pod.ID, err)
@@ -102,7 +101,7 @@ func (s *Service) createContainer(ctx context.Context, pod *Pod, cfg *runtimeapi
 		clean, op := s.operations.Begin(clean, "remove failed container", s.subject(c))
 		downErr := s.eraseContainer(clean, c)
 		if op.End(downErr); downErr != nil {
-			klog.FromContext(ctx).Error(downErr, "Tear-down of a container that failed to be created is left to its pod's", "container", c.ID)
+			klog.FromContext(ctx).Error(downErr, "Removing a container whose creation failed, failed too; the pod's removal tries again", "container", c.ID)
 		}
 		return fail(err)
 	}
@@ -110,7 +109,7 @@ func (s *Service) createContainer(ctx context.Context, pod *Pod, cfg *runtimeapi
 	return c, nil
 }
 
-// recordContainer writes down the container before anything is done for it.
+// recordContainer writes the record of the container, before any other side effect.
 func (s *Service) recordContainer(pod *Pod, cfg *runtimeapi.ContainerConfig, from origin) (*Container, error) {
 	img := from.img
 	if from.from != nil {
@@ -141,11 +140,11 @@ func (s *Service) recordContainer(pod *Pod, cfg *runtimeapi.ContainerConfig, fro
 	return c, failpoint.Hit("container-recorded")
 }
 
-// buildContainer is the straight way from a record to a created container. Its
-// failure path is eraseContainer.
+// buildContainer makes a created container from its record. After an error, the caller calls
+// eraseContainer.
 func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, from origin) error {
-	// The pod stops being ready before a stop lists its containers, and this
-	// one is listed already.
+	// A stop ends the pod's readiness before it lists containers, and this container is in the
+	// table: either the stop finds it, or it sees here that the pod is not ready.
 	if err := pod.require("create container in", PodReady); err != nil {
 		return err
 	}
@@ -182,7 +181,7 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, fr
 	if err != nil {
 		return fmt.Errorf("make specification: %w", err)
 	}
-	// The bundle goes when the container ends; the record stays to be looked at.
+	// The bundle is removed when the container exits; the copy beside the record stays for reading.
 	for _, dir := range []string{bundle, c.dir} {
 		if err := jsonfile.Write(filepath.Join(dir, specFile), ociSpec); err != nil {
 			return fmt.Errorf("write specification: %w", err)
@@ -210,7 +209,7 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, fr
 	return err
 }
 
-// rootfsArgs is what a container's root filesystem is made from.
+// rootfsArgs are the arguments of mountRootfs.
 type rootfsArgs struct {
 	pod   *Pod
 	c     *Container
@@ -223,8 +222,8 @@ func (s *Service) mountRootfs(ctx context.Context, a rootfsArgs) (string, error)
 	if _, err := s.layers.Create(ctx, overlay.CreateArgs{ID: a.c.ID, Parent: a.img.Top()}); err != nil {
 		return "", err
 	}
-	// Volatile: a container does not outlive the boot that it was made in, so
-	// nobody reads what a power cut took from its layer.
+	// Volatile: a container does not survive a reboot, so nothing reads a layer that a power cut
+	// has damaged.
 	rootfs, err := s.layers.Mount(ctx, overlay.MountArgs{ID: a.c.ID, Volatile: true, Label: a.label, Owners: s.owners(a.pod)})
 	if err != nil || a.pod.userNamespace() == nil {
 		return rootfs, err
@@ -232,8 +231,8 @@ func (s *Service) mountRootfs(ctx context.Context, a rootfsArgs) (string, error)
 	return s.exposeRootfs(a.c, rootfs)
 }
 
-// createProcess has the keeper create the container from its bundle. One that
-// comes from a checkpoint has no process before its start.
+// createProcess has the keeper create the container from its bundle, and returns its PID. A
+// container that continues a checkpoint has no process before its start; its PID is 0.
 func (s *Service) createProcess(ctx context.Context, p *Pod, c *Container) (int, error) {
 	if c.Restored != nil {
 		if err := continueLog(c); err != nil {
@@ -266,7 +265,7 @@ func (s *Service) createProcess(ctx context.Context, p *Pod, c *Container) (int,
 	return pid, nil
 }
 
-// createArgs is what the keeper must know of a container.
+// createArgs returns the arguments of the keeper for a container.
 func (s *Service) createArgs(p *Pod, c *Container, h handler) keeper.CreateArgs {
 	cfg := c.config()
 	uid, gid := p.root()
@@ -279,7 +278,7 @@ func (s *Service) createArgs(p *Pod, c *Container, h handler) keeper.CreateArgs 
 	}
 }
 
-// specArgs is what a container's OCI spec is made from.
+// specArgs are the arguments of containerSpec.
 type specArgs struct {
 	pod    *Pod
 	c      *Container
@@ -289,8 +288,8 @@ type specArgs struct {
 	labels labels
 }
 
-// containerSpec looks up what the pure generator needs and runs it. It returns
-// the resources that the specification gives the container as well.
+// containerSpec looks up the inputs of spec.Container, and generates the specification. It also
+// returns the resources in it.
 func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, *runtimeapi.LinuxContainerResources, error) {
 	cfg, podCfg := a.c.config(), a.pod.config()
 	if a.from.from != nil {
@@ -332,7 +331,7 @@ func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, *
 	if in.Devices, in.DeviceRules, err = lookup.ResolveDevices(cfg.GetDevices()); err != nil {
 		return nil, nil, fmt.Errorf("resolve devices: %w", err)
 	}
-	if sc.GetPrivileged() { // devices come and go, such as loop devices
+	if sc.GetPrivileged() { // listed now, because devices such as loop devices come and go
 		if in.Host.Devices, err = lookup.HostDevices(); err != nil {
 			return nil, nil, fmt.Errorf("list devices: %w", err)
 		}
@@ -362,8 +361,8 @@ func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, *
 	return ociSpec, resources, nil
 }
 
-// hookable is what decides which hooks of the node's a container gets. Of two
-// annotations of one name the pod's counts.
+// hookable returns the data that hook files select containers by. If pod and container have the
+// same annotation, the pod's wins.
 func hookable(p *Pod, c *Container) hooks.Container {
 	annotations := map[string]string{}
 	maps.Copy(annotations, c.config().GetAnnotations())
@@ -374,7 +373,7 @@ func hookable(p *Pod, c *Container) hooks.Container {
 	}
 }
 
-// containerNamespaces says which namespaces the container joins.
+// containerNamespaces returns the namespaces that the container joins.
 func (s *Service) containerNamespaces(ctx context.Context, p *Pod, c *Container) (spec.Namespaces, error) {
 	dir := s.podStateDir(p.ID)
 	ns := spec.Namespaces{User: s.userNamespace(p), Net: filepath.Join(dir, podns.Net), UTS: filepath.Join(dir, podns.UTS), IPC: filepath.Join(dir, podns.IPC)}
@@ -397,7 +396,7 @@ func (s *Service) containerNamespaces(ctx context.Context, p *Pod, c *Container)
 	return ns, err
 }
 
-// targetPIDNamespace is the PID namespace of another container of the pod.
+// targetPIDNamespace returns the PID namespace of another container of the pod.
 func (s *Service) targetPIDNamespace(p *Pod, targetID string) (string, error) {
 	target, err := s.containers.get(targetID)
 	if err != nil {
@@ -412,9 +411,9 @@ func (s *Service) targetPIDNamespace(p *Pod, targetID string) (string, error) {
 	return fmt.Sprintf("/proc/%d/ns/pid", target.snapshot().Pid), nil
 }
 
-// sharedPIDNamespace is the PID namespace that containers of the pod share. Its
-// init is started for the first container that asks for it, so that a pod
-// without such containers has no process of its own.
+// sharedPIDNamespace returns the PID namespace that containers of the pod share. It starts the init
+// for the first container that needs it, so a pod without such containers has no process of its
+// own.
 func (s *Service) sharedPIDNamespace(ctx context.Context, p *Pod) (string, error) {
 	if err := p.initOp.lock(ctx, "start init of pod "+p.ID); err != nil {
 		return "", err

@@ -10,9 +10,8 @@ import (
 	"github.com/micarun/mica/internal/operations"
 )
 
-// opLock lets one operation at a time work on an object. Unlike with a mutex, waiting ends with a
-// context, and the lock knows the operation that holds it. Operations get it in the order of their
-// calls.
+// opLock lets one operation at a time work on an object. Unlike a mutex, its wait ends with a
+// context, and it knows the operation that holds it. Operations get it in the order of their calls.
 type opLock struct {
 	held   *semaphore.Weighted
 	holder atomic.Pointer[operations.Operation]

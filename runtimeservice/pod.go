@@ -15,32 +15,31 @@ import (
 	"github.com/micarun/mica/runtimeservice/stats"
 )
 
-// PodPhase is where a pod stands in its life.
+// PodPhase is the stage of a pod's life.
 type PodPhase string
 
-// The phases of a pod, in order. A pod that is Creating or was found so after
-// a crash has no promise to anybody; it is finished or torn down.
+// The phases of a pod, in order. RunPodSandbox has not answered yet for a pod that is Creating. If
+// a start finds one after a crash, it completes the pod or tears it down.
 const (
 	PodCreating PodPhase = "creating"
 	PodReady    PodPhase = "ready"
 	PodNotReady PodPhase = "notready"
 )
 
-// PodRecord is what is known of a pod before its first side effect. It is
-// written once and never changes, so tear-down can rely on it alone.
+// PodRecord is what is known of a pod before its first side effect. It is written once and never
+// changes, so a tear-down needs no other file.
 type PodRecord struct {
 	ID      string
 	Config  stored[runtimeapi.PodSandboxConfig, *runtimeapi.PodSandboxConfig]
 	Handler string // RuntimeClass handler, "" for the default
 	Created time.Time
-	// CgroupParent is the cgroup that the pod's containers are placed in, in
-	// the form of the cgroup driver.
+	// CgroupParent is the parent cgroup of the pod's containers, in the form of the cgroup driver.
 	CgroupParent string
-	// SELinux is the process label of the pod, whose level its containers
-	// share; "" on a node without SELinux.
+	// SELinux is the pod's process label, whose level its containers share; "" on a node without
+	// SELinux.
 	SELinux string `json:",omitempty"`
-	// OwnCgroup says that nobody else looks after CgroupParent, so it is made
-	// and removed with the pod. A kubelet looks after those it names.
+	// OwnCgroup is set if the service makes CgroupParent with the pod and removes it. A kubelet
+	// manages the cgroups that it names.
 	OwnCgroup bool
 	// RestoredFrom is the directory of the checkpoint that the pod continues, "" for none.
 	RestoredFrom string `json:",omitempty"`
@@ -50,31 +49,30 @@ type PodRecord struct {
 type PodState struct {
 	Phase  PodPhase
 	BootID string // of the boot in which the phase was reached
-	// IPs of the pod's interface, the primary one first; none for a pod on
-	// the node's network.
+	// IPs are the addresses of the pod's interface, the primary one first; none for a pod on the
+	// host network.
 	IPs []string
-	// Restored says that all containers of a pod with RestoredFrom are created.
-	// One that is found without at a start is half-made, and removed.
+	// Restored is set once all containers of a pod with RestoredFrom are created. The start removes
+	// such a pod if this is not set.
 	Restored bool `json:",omitempty"`
-	// InitPid is the process that holds the shared PID namespace, 0 while no
-	// container has asked for one.
+	// InitPid is the PID of the init of the shared PID namespace, 0 before a container needs it.
 	InitPid int
-	// Overhead and Resources are the last ones that were set for the whole pod.
+	// Overhead and Resources are the last resources that were set for the whole pod.
 	Overhead, Resources stored[runtimeapi.LinuxContainerResources, *runtimeapi.LinuxContainerResources]
 }
 
-// Pod is a set of pinned namespaces, a cgroup and a record. It has no process
-// of its own, but for the tiny init of a shared PID namespace.
+// Pod is a set of pinned namespaces, a cgroup and a record. Its only process of its own is the init
+// of a shared PID namespace, if there is one.
 type Pod struct {
 	PodRecord
 	dir string  // of the record and the state
 	op  *opLock // held by RunPodSandbox's building, Stop and Remove
-	// initOp is held while the init of the shared PID namespace is started;
-	// taken after a container's op, never with the pod's.
+	// initOp is held while the init of the shared PID namespace is started. Taken after a
+	// container's op, never together with the pod's.
 	initOp *opLock
 	usage  stats.Sampler
 
-	mu    sync.Mutex // guards state; taken after op, never around I/O but the state file's
+	mu    sync.Mutex // guards state; taken after op; the state file is the only I/O under it
 	state PodState
 }
 
@@ -94,12 +92,12 @@ func (p *Pod) namespaces() *runtimeapi.NamespaceOption {
 func (p *Pod) hostNetwork() bool { return p.namespaces().GetNetwork() == runtimeapi.NamespaceMode_NODE }
 func (p *Pod) hostIPC() bool     { return p.namespaces().GetIpc() == runtimeapi.NamespaceMode_NODE }
 
-// subject is the pod as its operations name it.
+// subject identifies the pod in operations.
 func (p *Pod) subject() operations.Subject {
 	return operations.Subject{Pod: p.ID, Name: p.meta().GetNamespace() + "/" + p.meta().GetName()}
 }
 
-// podIdentity is what the kubelet repeats when it retries RunPodSandbox.
+// podIdentity returns the fields that a kubelet repeats when it retries RunPodSandbox.
 func podIdentity(m *runtimeapi.PodSandboxMetadata) string {
 	return fmt.Sprintf("%s_%s_%s_%d", m.GetName(), m.GetNamespace(), m.GetUid(), m.GetAttempt())
 }
@@ -110,8 +108,8 @@ func (p *Pod) snapshot() PodState {
 	return p.state
 }
 
-// update changes the state: a copy is changed and persisted, then takes the
-// old one's place. If f or the disk fails, the state stays as it was.
+// update changes the state: f changes a copy, which is persisted and then replaces the state. If f
+// or the write fails, the state does not change.
 func (p *Pod) update(f func(*PodState) error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -141,7 +139,7 @@ func (ph PodPhase) cri() runtimeapi.PodSandboxState {
 	return runtimeapi.PodSandboxState_SANDBOX_NOTREADY
 }
 
-// status is the pod as the CRI shows it.
+// status returns the pod in the form of PodSandboxStatus.
 func (p *Pod) status() *runtimeapi.PodSandboxStatus {
 	st := p.snapshot()
 	cfg := p.config()
@@ -165,7 +163,7 @@ func (p *Pod) status() *runtimeapi.PodSandboxStatus {
 	return status
 }
 
-// listed is the pod as the CRI lists it.
+// listed returns the pod in the form of ListPodSandbox.
 func (p *Pod) listed() *runtimeapi.PodSandbox {
 	cfg := p.config()
 	return &runtimeapi.PodSandbox{

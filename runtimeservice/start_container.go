@@ -13,11 +13,10 @@ import (
 	"github.com/micarun/mica/runtimeservice/checkpoint"
 )
 
-// StartContainer starts the process of a created container. A container whose
-// process cannot be started ends with reason StartError; one whose process is
-// killed just then was started, and killed. Errors: ErrNotFound,
-// ErrFailedPrecondition (not created, or its pod not ready), and the OCI
-// runtime's own.
+// StartContainer starts the process of a created container. If the process cannot be started, the
+// container exits with reason StartError. If the process is killed during the start, the container
+// has started and was killed. Errors: ErrNotFound, ErrFailedPrecondition (not created, or its pod
+// not ready), and the OCI runtime's.
 func (s *Service) StartContainer(ctx context.Context, req *runtimeapi.StartContainerRequest) (*runtimeapi.StartContainerResponse, error) {
 	c, err := s.containers.get(req.GetContainerId())
 	if err != nil {
@@ -71,8 +70,8 @@ func (s *Service) startContainer(ctx context.Context, c *Container) error {
 	return nil
 }
 
-// startProcesses lets the container's process begin, or go on where it was
-// checkpointed, and returns its pid.
+// startProcesses starts the container's process, or resumes those of the checkpoint, and returns
+// the PID of the first.
 func (s *Service) startProcesses(ctx context.Context, pod *Pod, c *Container) (int, error) {
 	if c.Restored == nil {
 		done, err := s.slots.acquire(ctx, startStep)
@@ -93,7 +92,7 @@ func (s *Service) startProcesses(ctx context.Context, pod *Pod, c *Container) (i
 		return 0, err
 	}
 	if err := c.dropCheckpoint(); err != nil {
-		klog.FromContext(ctx).Error(err, "Checkpoint stays as long as the container that was restored from it", "container", c.ID)
+		klog.FromContext(ctx).Error(err, "Removing the checkpoint of a restored container failed, the container's tear-down tries again", "container", c.ID)
 	}
 	return pid, nil
 }
@@ -105,8 +104,8 @@ func (c *Container) beginStart() {
 	c.starting = time.Now()
 }
 
-// recordStart makes the start part of the container's state, unless the exit
-// was faster and has done so.
+// recordStart persists the start in the container's state and publishes its event, unless
+// recordExit was faster and did both.
 func (s *Service) recordStart(c *Container, pod *Pod, pid int) error {
 	c.publishing.Lock()
 	defer c.publishing.Unlock()
@@ -123,23 +122,23 @@ func (s *Service) recordStart(c *Container, pod *Pod, pid int) error {
 	return err
 }
 
-// failStart ends a container whose process could not be started. The error is
-// the container's message too, since the kubelet shows that.
+// failStart ends a container whose process could not be started. The container's message gets the
+// error, because the kubelet shows that.
 func (s *Service) failStart(ctx context.Context, c *Container, cause error) error {
 	cause = fmt.Errorf("start container %q (%s): %w", c.config().GetMetadata().GetName(), c.ID, cause)
 	if err := s.recordFailedStart(c, cause); err != nil {
-		return fmt.Errorf("%w; and its end is not recorded: %w", cause, err)
+		return fmt.Errorf("%w; and recording its exit failed: %w", cause, err)
 	}
 	clean, op := s.operations.Begin(context.WithoutCancel(ctx), "release failed container", s.subject(c))
 	err := s.tearDownContainer(clean, c)
 	if op.End(err); err != nil {
-		return fmt.Errorf("%w; and its tear-down is left to its removal: %w", cause, err)
+		return fmt.Errorf("%w; and its tear-down failed, its removal tries again: %w", cause, err)
 	}
 	return cause
 }
 
-// recordFailedStart makes a failed start the container's end, unless it ended
-// otherwise, and tells it.
+// recordFailedStart persists a failed start as the container's exit and publishes its event, unless
+// the container has exited for another reason.
 func (s *Service) recordFailedStart(c *Container, cause error) error {
 	c.publishing.Lock()
 	defer c.publishing.Unlock()

@@ -14,11 +14,11 @@ import (
 	"github.com/micarun/mica/internal/operations"
 )
 
-// object is what a table holds: a pod or a container.
+// object is an element of a table: a pod or a container.
 type object interface {
 	// id is the object's full ID, 64 hexadecimal digits.
 	id() string
-	// identity is the name that at most one object of its kind bears at a time.
+	// identity is a name that at most one object of its kind has at a time.
 	identity() string
 }
 
@@ -28,8 +28,8 @@ const (
 	containerKind = "container"
 )
 
-// table holds all objects of one kind by ID and by identity, and joins calls
-// that make the object of one identity. It is safe for concurrent use.
+// table holds all objects of one kind by ID and by identity. Concurrent calls that create the
+// object of one identity share one creation. It is safe for concurrent use.
 type table[T object] struct {
 	kind string // podKind or containerKind, for errors
 	// operations tracks creations under the name making, such as "run pod". It may be nil.
@@ -54,8 +54,8 @@ func newTable[T object](kind string) *table[T] {
 	return &table[T]{kind: kind, byID: map[string]T{}, byName: map[string]T{}, flights: map[string]*flight[T]{}}
 }
 
-// get finds the object whose ID is id or uniquely starts with it. The error
-// is ErrNotFound, or ErrInvalidArgument for an empty or an ambiguous ID.
+// get finds the object whose ID is id, or the only one whose ID starts with it. Errors:
+// ErrNotFound, ErrInvalidArgument for an empty or ambiguous ID.
 func (t *table[T]) get(id string) (T, error) {
 	var none T
 	if id == "" {
@@ -79,10 +79,10 @@ func (t *table[T]) get(id string) (T, error) {
 	case 1:
 		return found, nil
 	}
-	return none, fmt.Errorf("find %s %q: %d IDs start so: %w", t.kind, id, matches, errdefs.ErrInvalidArgument)
+	return none, fmt.Errorf("find %s %q: ambiguous ID prefix: %d matches: %w", t.kind, id, matches, errdefs.ErrInvalidArgument)
 }
 
-// named finds the object that bears the identity.
+// named finds the object with the identity.
 func (t *table[T]) named(identity string) (T, bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -97,8 +97,8 @@ func (t *table[T]) all() []T {
 	return slices.Collect(maps.Values(t.byID))
 }
 
-// add makes obj visible by its ID and reserves its identity. It returns
-// ErrAlreadyExists if another object bears the identity.
+// add inserts obj by its ID and its identity. It returns ErrAlreadyExists if another object has the
+// identity.
 func (t *table[T]) add(obj T) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -110,7 +110,7 @@ func (t *table[T]) add(obj T) error {
 	return nil
 }
 
-// remove forgets obj and frees its identity.
+// remove deletes obj and frees its identity.
 func (t *table[T]) remove(obj T) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -120,11 +120,10 @@ func (t *table[T]) remove(obj T) {
 	}
 }
 
-// create answers with the object of the given identity: the one that is being
-// made by an earlier call, the one that exists if reuse accepts it, or a new
-// one from build. build runs on a context of its own that ends after limit, so
-// a caller that gives up does not end it; its result then serves the retry.
-// build must add its object to the table, and take it out again if it fails.
+// create returns the object of the identity: the one that an earlier call is making, or an existing
+// one that reuse accepts, or a new one from build. build runs on its own context that ends after
+// limit, so it continues if the caller gives up, and the retry gets its result. build must add its
+// object to the table, and remove it again if it fails.
 func (t *table[T]) create(ctx context.Context, identity string, limit time.Duration, reuse func(T) error, build func(context.Context) (T, error)) (T, error) {
 	var none T
 	t.mu.Lock()
@@ -167,8 +166,8 @@ func (f *flight[T]) wait(ctx context.Context, kind, identity string) (T, error) 
 	}
 }
 
-// where tells the stage of an operation, for an error of somebody who has waited
-// for it: " (set up network for 2m0s)", with the detail where there is one.
+// where describes the stage of an operation for the error of a call that waited for it: " (set up
+// network for 2m0s)", with the detail if there is one.
 func where(op *operations.Operation) string {
 	stage, since := op.Current()
 	if stage == "" {

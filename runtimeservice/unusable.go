@@ -21,31 +21,31 @@ import (
 // reasonUnusable is the reason of conditions and statuses that report an unusable record.
 const reasonUnusable = "RecordUnusable"
 
-// unknownName stands for names that only the record has. CRI clients, crictl among them,
-// refuse statuses without names.
+// unknownName replaces names that only the record has. CRI clients such as crictl refuse statuses
+// without names.
 const unknownName = "unknown"
 
-// unusable is a record that is there and cannot be used.
+// unusable is a record on disk that cannot be used.
 type unusable struct {
 	kind string // podKind or containerKind
 	dir  string
 	id   string
 	err  error
-	// pod or container is the object, if its record can be read.
+	// pod or container is the object if its record can be decoded.
 	pod       *Pod
 	container *Container
 
-	place containerPlace // of a container, as far as it is known
+	place containerPlace // of a container, as far as known
 	op    *opLock        // held by the removal
 }
 
 // unusableFunc handles a record that cannot be loaded. Its error ends the loading.
 type unusableFunc func(ctx context.Context, u unusable) error
 
-// unusables are the records that the start could not use. Their processes are torn down.
-// The records and the writable layers stay on the disk until they are removed by ID. Lists
-// do not show them: the kubelet would act on half objects. The nil pointer has none. It is
-// safe for concurrent use.
+// unusables are the records that the start could not use. The start tears down their processes. The
+// records and the writable layers stay on disk until a client removes them by ID. Lists do not show
+// them, because the kubelet would act on incomplete objects. The nil pointer has none. It is safe
+// for concurrent use.
 type unusables struct {
 	mu   sync.Mutex // guards byID
 	byID map[string]unusable
@@ -65,8 +65,7 @@ func (u *unusables) remove(id string) {
 	delete(u.byID, id)
 }
 
-// get finds the record of the kind by its ID or the start of it, which must be the start of
-// one ID only.
+// get finds the record of the kind by its ID, or by a prefix that only this ID has.
 func (u *unusables) get(kind, id string) (unusable, bool) {
 	if u == nil || id == "" {
 		return unusable{}, false
@@ -88,7 +87,7 @@ func (u *unusables) get(kind, id string) (unusable, bool) {
 	return found[0], true
 }
 
-// instead is get for an ID that the table of usable objects does not have, by its error.
+// instead calls get if err, from the table of usable objects, says that the ID was not found.
 func (u *unusables) instead(err error, kind, id string) (unusable, bool) {
 	if !errdefs.IsNotFound(err) {
 		return unusable{}, false
@@ -106,22 +105,24 @@ func (u *unusables) all() []unusable {
 	return slices.SortedFunc(maps.Values(u.byID), func(a, b unusable) int { return cmp.Compare(a.dir, b.dir) })
 }
 
-// UnusableRecords counts the records that are there and cannot be used.
+// UnusableRecords returns the number of records on disk that cannot be used. It is safe for
+// concurrent use.
 func (s *Service) UnusableRecords() int { return len(s.unusable.all()) }
 
-// setAside moves a record that was never whole, which belongs to nothing that was shown
-// to anybody, out of the way, and keeps every other one for who can repair it. The sweep
-// deletes what was moved: a start does not wait for volumes with many files.
+// setAside handles a record that cannot be loaded. One that was never written completely belongs to
+// no object that a client has seen: its directory is moved away, for the sweep to delete. So the
+// start does not wait for volumes with many files. Every other record stays, for an administrator
+// to repair.
 func (s *Service) setAside(ctx context.Context, u unusable) error {
 	log := klog.FromContext(ctx)
 	if errors.Is(u.err, errNoRecord) {
-		log.Info("Removing what has no record", "directory", u.dir, "reason", u.err.Error())
+		log.Info("Removing directory without a record", "directory", u.dir, "reason", u.err.Error())
 		if err := s.discard(u.dir); err != nil {
 			return fmt.Errorf("remove %s: %w", u.dir, err)
 		}
 		return nil
 	}
-	log.Error(u.err, "Record cannot be used: what lives by it is torn down, its files stay until it is removed", "record", u.dir)
+	log.Error(u.err, "Record cannot be used: its processes are ended, its files stay until it is removed", "record", u.dir)
 	u.op = newOpLock()
 	if u.kind == containerKind {
 		u.place = s.placeOf(u)
@@ -130,7 +131,7 @@ func (s *Service) setAside(ctx context.Context, u unusable) error {
 	return nil
 }
 
-// containerStatus is the container as far as it is known.
+// containerStatus returns what is known of the container.
 func (u unusable) containerStatus(verbose bool) (*runtimeapi.ContainerStatusResponse, error) {
 	status := &runtimeapi.ContainerStatus{
 		Id: u.id, Metadata: &runtimeapi.ContainerMetadata{Name: cmp.Or(u.place.name, unknownName)}, CreatedAt: u.writtenAt(),
@@ -149,8 +150,7 @@ func (u unusable) containerStatus(verbose bool) (*runtimeapi.ContainerStatusResp
 	return resp, err
 }
 
-// podStatus is the pod as far as it is known. Only its verbose information has a place for
-// the reason.
+// podStatus returns what is known of the pod. Only verbose information has a field for the reason.
 func (u unusable) podStatus(verbose bool) (*runtimeapi.PodSandboxStatusResponse, error) {
 	status := &runtimeapi.PodSandboxStatus{
 		Id: u.id, Metadata: &runtimeapi.PodSandboxMetadata{Name: unknownName, Namespace: unknownName, Uid: unknownName},
@@ -170,8 +170,8 @@ func (u unusable) podStatus(verbose bool) (*runtimeapi.PodSandboxStatusResponse,
 	return resp, err
 }
 
-// writtenAt is when the record was written last, for the time of creation, which only the
-// record has.
+// writtenAt returns when the record was last written. It replaces the time of creation, which only
+// the record has.
 func (u unusable) writtenAt() int64 {
 	info, err := os.Lstat(filepath.Join(u.dir, recordFile))
 	if err != nil {
@@ -180,7 +180,7 @@ func (u unusable) writtenAt() int64 {
 	return info.ModTime().UnixNano()
 }
 
-// message names the record and what is wrong with it.
+// message names the record and the error.
 func (u unusable) message() string {
 	return fmt.Sprintf("record %s cannot be used: %v", filepath.Join(u.dir, recordFile), u.err)
 }

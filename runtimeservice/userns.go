@@ -24,7 +24,7 @@ import (
 
 func (p *Pod) userNamespace() *runtimeapi.UserNamespace { return spec.PodUserNamespace(p.config()) }
 
-// root is the user and the group that are 0 in the pod.
+// root returns the host's IDs of the user and the group that are 0 in the pod.
 func (p *Pod) root() (uid, gid int) {
 	users := p.userNamespace()
 	return hostRoot(users.GetUids()), hostRoot(users.GetGids())
@@ -39,16 +39,16 @@ func hostRoot(maps []*runtimeapi.IDMapping) int {
 	return 0
 }
 
-// rootOf is the root of a container's pod.
+// rootOf returns the root of the container's pod, as Pod.root does.
 func (s *Service) rootOf(c *Container) (uid, gid int) {
 	pod, err := s.pods.get(c.PodID)
 	if err != nil {
-		return 0, 0 // the pod is just going, with the container
+		return 0, 0 // the pod has just been removed, with the container
 	}
 	return pod.root()
 }
 
-// userNamespace is the file of the pod's user namespace, "" for the node's.
+// userNamespace returns the file of the pod's user namespace, "" if it uses the host's.
 func (s *Service) userNamespace(p *Pod) string {
 	if p.userNamespace() == nil {
 		return ""
@@ -56,7 +56,8 @@ func (s *Service) userNamespace(p *Pod) string {
 	return filepath.Join(s.podStateDir(p.ID), podns.User)
 }
 
-// owners says whom the pod's root filesystems belong to; nil for the node's users.
+// owners returns the ID mappings of the pod's root filesystems; nil if the pod uses the host's user
+// namespace.
 func (s *Service) owners(p *Pod) *overlay.Owners {
 	users := p.userNamespace()
 	if users == nil {
@@ -73,7 +74,7 @@ func idMaps(maps []*runtimeapi.IDMapping) []overlay.IDMap {
 	return out
 }
 
-// newUserNamespace describes a user namespace to be made; nil for none.
+// newUserNamespace describes the user namespace to make; nil for none.
 func (s *Service) newUserNamespace(users *runtimeapi.UserNamespace) *podns.UserNS {
 	if users == nil {
 		return nil
@@ -92,8 +93,8 @@ func sysMappings(maps []*runtimeapi.IDMapping) []syscall.SysProcIDMap {
 	return out
 }
 
-// checkUserNamespaces returns ErrFailedPrecondition if pods of the handler
-// cannot have user namespaces.
+// checkUserNamespaces returns ErrFailedPrecondition if pods of the handler cannot have user
+// namespaces.
 func (s *Service) checkUserNamespaces(h handler) error {
 	if s.noUserNS != nil {
 		return fmt.Errorf("user namespaces do not work on this node: %w: %w", s.noUserNS, errdefs.ErrFailedPrecondition)
@@ -105,11 +106,12 @@ func (s *Service) checkUserNamespaces(h handler) error {
 	return nil
 }
 
-// probeUserNamespaces makes a user namespace and mounts a layer for it, as pods
-// will need both. Layers that cannot be mapped are copied, which works.
+// probeUserNamespaces makes a user namespace and mounts a layer with its mappings. It returns an
+// error if pods cannot have user namespaces. A layer that cannot be mapped is no error, because
+// containers then get a copy of their image.
 func (s *Service) probeUserNamespaces(ctx context.Context) error {
 	dir := filepath.Join(s.opts.StateDir, "userns-probe")
-	if err := podns.Unpin(dir); err != nil { // of a daemon that was killed here
+	if err := podns.Unpin(dir); err != nil { // left by a daemon that was killed here
 		return err
 	}
 	maps := []*runtimeapi.IDMapping{{HostId: 1 << 16, Length: 1 << 16}}
@@ -125,8 +127,8 @@ func (s *Service) probeUserNamespaces(ctx context.Context) error {
 	return errors.Join(err, podns.Unpin(dir), os.Remove(dir))
 }
 
-// makeBundle makes the bundle's directory. The container's root in a user
-// namespace needs search permission for the root filesystem; nobody else does.
+// makeBundle makes the bundle's directory. Root in a user namespace needs search permission for the
+// root filesystem; no other user does.
 func (s *Service) makeBundle(p *Pod, c *Container) error {
 	dir := s.bundle(c.ID)
 	if err := os.Mkdir(dir, privateMode); err != nil || p.userNamespace() == nil {
@@ -139,8 +141,8 @@ func (s *Service) makeBundle(p *Pod, c *Container) error {
 	return os.Chmod(dir, mappedMode)
 }
 
-// exposeRootfs shows the root file system in the bundle, to which the root of
-// a user namespace has a way: the layer store lets nobody but the node's in.
+// exposeRootfs bind-mounts the root filesystem in the bundle, where root in the pod's user
+// namespace can reach it. The layer store's directories admit only the host's root.
 func (s *Service) exposeRootfs(c *Container, rootfs string) (string, error) {
 	target := filepath.Join(s.bundle(c.ID), "rootfs")
 	if err := os.Mkdir(target, privateMode); err != nil {
@@ -152,11 +154,10 @@ func (s *Service) exposeRootfs(c *Container, rootfs string) (string, error) {
 	return target, nil
 }
 
-// mapVolume returns the volume's source, or, if the mount asks for ID mappings,
-// the path of a mount below the bundle that shows the source with them, mounts
-// below it included. The OCI runtime then binds it like any other: not all of
-// them map mounts themselves. Errors: ErrFailedPrecondition where the file system
-// cannot be mapped.
+// mapVolume returns the volume's source. If the mount asks for ID mappings, it returns a path below
+// the bundle instead, at which it mounts the source, submounts included, with these mappings. Any
+// OCI runtime can then bind it, since not all of them map mounts. Errors: ErrInvalidArgument for
+// bidirectional propagation, ErrFailedPrecondition if the file system cannot be mapped.
 func (s *Service) mapVolume(ctx context.Context, p *Pod, v volume) (string, error) {
 	if len(v.m.GetUidMappings())+len(v.m.GetGidMappings()) == 0 {
 		return v.source, nil
@@ -179,9 +180,8 @@ func (s *Service) mapVolume(ctx context.Context, p *Pod, v volume) (string, erro
 	return target, mounts.BindTree(v.source, target, &attr)
 }
 
-// mappingFor opens a user namespace with the mount's mappings: the pod's own,
-// which a kubelet asks for, or one that is made for the purpose. done lets go
-// of it.
+// mappingFor opens a user namespace with the mount's mappings. It uses the pod's own if that has
+// these mappings, as with a kubelet, and else makes one. done closes it.
 func (s *Service) mappingFor(ctx context.Context, p *Pod, v volume, base string) (ns *os.File, done func(), err error) {
 	pod := p.userNamespace()
 	uids, gids := v.m.GetUidMappings(), v.m.GetGidMappings()
@@ -200,7 +200,7 @@ func (s *Service) mappingFor(ctx context.Context, p *Pod, v volume, base string)
 	if ns, err = os.Open(filepath.Join(dir, podns.User)); err != nil {
 		return nil, nil, errors.Join(err, podns.Unpin(dir))
 	}
-	return ns, func() { _, _ = ns.Close(), podns.Unpin(dir) }, nil // what stays goes with the bundle
+	return ns, func() { _, _ = ns.Close(), podns.Unpin(dir) }, nil // the removal of the bundle removes the rest
 }
 
 func sameMappings(a, b []*runtimeapi.IDMapping) bool {
