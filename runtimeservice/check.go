@@ -13,19 +13,19 @@ import (
 	"github.com/micarun/mica/runtimeservice/keeper"
 )
 
-// releaseGrace is how long an ended container may take to give back what it
-// held before Check calls it a problem.
+// releaseGrace is how long the resources of an exited container may exist before Check reports
+// them.
 const releaseGrace = 10 * time.Second
 
-// checkPatience is how long a check waits for the recoveries of a daemon that has just
-// started. Those that take longer, such as a tear-down with a plugin that hangs, are
-// problems.
+// checkPatience is how long a check waits for the recoveries of a daemon that has just started.
+// Check reports recoveries that take longer, such as a tear-down with a plugin that hangs.
 const checkPatience = 10 * time.Second
 
-// Check compares what is on the node with the records and answers with every
-// difference. It changes nothing and may run beside requests, but a pod or
-// container that is just being made or removed can then look like a problem. One
-// that the start has not recovered yet is a problem; see [Service.AwaitRecovery].
+// Check compares the node with the records and returns every difference. It changes nothing. It may
+// run concurrently with requests, but can then report a pod or container that is being made or
+// removed. It reports pods and containers whose recovery has not ended; see
+// [Service.AwaitRecovery]. It returns an error if the keeper does not answer, and what it found
+// together with the error if another source cannot be read.
 func (s *Service) Check(ctx context.Context) ([]overlay.Problem, error) {
 	states, err := s.keeper.List(ctx)
 	if err != nil {
@@ -45,7 +45,7 @@ func (s *Service) Check(ctx context.Context) ([]overlay.Problem, error) {
 	}
 	for _, c := range s.containers.all() {
 		if st := alive[c.ID]; c.phase() == Running && !st.Running {
-			problems = append(problems, overlay.Problem{Path: c.dir, What: "container is recorded as running, and the keeper does not have it so"})
+			problems = append(problems, overlay.Problem{Path: c.dir, What: "container is recorded as running, but the keeper does not report it as running"})
 		}
 	}
 	problems = append(problems, s.unsettled(alive)...)
@@ -55,7 +55,7 @@ func (s *Service) Check(ctx context.Context) ([]overlay.Problem, error) {
 	return append(problems, networkProblems(append(left, live...))...), errors.Join(err, leftErr, liveErr)
 }
 
-// lacking finds ready pods that lack something that the next start makes again.
+// lacking finds ready pods that lack something that the next start restores.
 func (s *Service) lacking() []overlay.Problem {
 	var problems []overlay.Problem
 	for _, p := range s.pods.all() {
@@ -63,14 +63,14 @@ func (s *Service) lacking() []overlay.Problem {
 			continue
 		}
 		if what := s.podLacks(p); what != "" {
-			problems = append(problems, overlay.Problem{Path: p.dir, What: "pod is ready and lacks its " + what})
+			problems = append(problems, overlay.Problem{Path: p.dir, What: "pod is ready but lacks its " + what})
 		}
 	}
 	return problems
 }
 
-// AwaitRecovery waits for the start to be over before a check, but no longer than
-// checkPatience.
+// AwaitRecovery waits until the recoveries and the sweep of the start have ended, at most 10
+// seconds or until ctx ends. It is safe for concurrent use.
 func (s *Service) AwaitRecovery(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, checkPatience)
 	defer cancel()
@@ -80,20 +80,21 @@ func (s *Service) AwaitRecovery(ctx context.Context) {
 	}
 }
 
-// CheckArgs are what the check of a node without a daemon looks at.
+// CheckArgs are the arguments of CheckRecords.
 type CheckArgs struct {
 	Options Options
-	// Layers must be the daemon's own store, so that no daemon starts meanwhile.
+	// Layers must be the opened store of the daemon, whose lock keeps a daemon from starting
+	// meanwhile.
 	Layers  *overlay.Store
 	Cgroups *cgroup.Manager
 	Network network.Options
 }
 
-// CheckRecords is Check for a node whose daemon does not run: it looks at the
-// records, and at what the disk, the state directory and the cgroups have
-// besides. It changes nothing. What a killed daemon left half done is a problem
-// too, which the next start settles; what only the keeper knows is not looked
-// at.
+// CheckRecords is Check for a node whose daemon does not run. It compares the records with the
+// disk, the state directory and the cgroups, and changes nothing. It also reports what a killed
+// daemon left half done, which the next start repairs or removes. It does not ask the keeper. It
+// returns an error if the records cannot be listed, and what it found together with the error if
+// another source cannot be read.
 func CheckRecords(ctx context.Context, a CheckArgs) ([]overlay.Problem, error) {
 	s := &Service{
 		opts: a.Options.withDefaults(), layers: a.Layers, cgroups: a.Cgroups,
@@ -116,7 +117,7 @@ func CheckRecords(ctx context.Context, a CheckArgs) ([]overlay.Problem, error) {
 	found, err := s.leftovers(nil)
 	problems = append(problems, problemsOf(found)...)
 	problems = append(problems, s.incomplete()...)
-	// The keeper is not asked: what it looks after counts as alive.
+	// The keeper is not asked, so the processes that it supervises count as alive.
 	alive := map[string]keeper.State{}
 	for _, p := range s.pods.all() {
 		alive[p.ID] = keeper.State{Running: true}
@@ -126,7 +127,7 @@ func CheckRecords(ctx context.Context, a CheckArgs) ([]overlay.Problem, error) {
 	return append(problems, networkProblems(left)...), errors.Join(err, leftErr)
 }
 
-// incomplete finds what was half made, and containers that lack their files.
+// incomplete finds half-made pods and containers, and containers that lack their writable layer.
 func (s *Service) incomplete() []overlay.Problem {
 	var problems []overlay.Problem
 	for _, p := range s.pods.all() {
@@ -148,8 +149,8 @@ func (s *Service) incomplete() []overlay.Problem {
 	return problems
 }
 
-// unsettled finds pods and containers of this boot whose record says what is
-// not so. Those of an earlier boot are settled by the daemon's next start.
+// unsettled finds stopped pods and exited containers that still have resources, and ready pods that
+// lack some. It ignores ready pods of an earlier boot, which the next start stops.
 func (s *Service) unsettled(alive map[string]keeper.State) []overlay.Problem {
 	var problems []overlay.Problem
 	for _, c := range s.containers.all() {
@@ -162,7 +163,7 @@ func (s *Service) unsettled(alive map[string]keeper.State) []overlay.Problem {
 		st := p.snapshot()
 		switch {
 		case st.Phase == PodReady && st.BootID == s.bootID && !s.podStands(p, alive):
-			problems = append(problems, overlay.Problem{Path: p.dir, What: "pod is recorded as ready, and its namespaces or its shared memory are not there"})
+			problems = append(problems, overlay.Problem{Path: p.dir, What: "pod is recorded as ready, but its namespaces or its shared memory are missing"})
 		case st.Phase == PodNotReady && exists(s.podStateDir(p.ID)):
 			problems = append(problems, overlay.Problem{Path: s.podStateDir(p.ID), What: "state directory of a stopped pod"})
 		}

@@ -10,22 +10,22 @@ import (
 	"github.com/micarun/mica/runtimeservice/oci"
 )
 
-// handler is a RuntimeClass handler with what its OCI runtime can do.
+// handler is a RuntimeClass handler with the features of its OCI runtime.
 type handler struct {
 	*oci.Runtime
 	name     string
 	features handlerFeatures
 }
 
-// handlerFeatures are what an OCI runtime says of itself.
+// handlerFeatures are the features that an OCI runtime reports.
 type handlerFeatures struct {
 	oci               features.Features
 	recursiveReadOnly bool
-	// shallowBinds: a recursive bind mount is none in a user namespace.
+	// shallowBinds is set if recursive bind mounts in a user namespace do not include submounts.
 	shallowBinds bool
 }
 
-// loadHandlers asks every OCI runtime for its features, once: the default one
+// loadHandlers asks each OCI runtime for its features. It asks once, because the default runtime
 // has two names.
 func loadHandlers(ctx context.Context, runtimes map[string]*oci.Runtime) (map[string]handler, error) {
 	handlers := make(map[string]handler, len(runtimes))

@@ -21,10 +21,10 @@ import (
 	"github.com/micarun/mica/runtimeservice/spec/lookup"
 )
 
-// RunPodSandbox makes a pod: its namespaces, its network and its cgroup. A
-// call for a pod that an earlier call is making, or has made from the same
-// config, answers with that pod. Errors: ErrInvalidArgument,
-// ErrAlreadyExists, ErrNotFound (handler), and those of the stage that failed.
+// RunPodSandbox makes a pod: its namespaces, its network and its cgroup. If an earlier call for the
+// same pod is under way, or has made it from the same config, the answer is that pod. Errors:
+// ErrInvalidArgument, ErrAlreadyExists, ErrNotFound (handler), ErrFailedPrecondition (user
+// namespaces not supported), and those of the stage that failed.
 func (s *Service) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error) {
 	cfg := req.GetConfig()
 	if err := spec.ValidatePod(cfg); err != nil {
@@ -57,7 +57,7 @@ func (s *Service) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: pod.ID}, nil
 }
 
-// checkPodNamespaces refuses what pods are not given.
+// checkPodNamespaces refuses user namespaces and sysctls that the pod cannot have.
 func (s *Service) checkPodNamespaces(cfg *runtimeapi.PodSandboxConfig, h handler) error {
 	if spec.PodUserNamespace(cfg) != nil {
 		if err := s.checkUserNamespaces(h); err != nil {
@@ -67,14 +67,14 @@ func (s *Service) checkPodNamespaces(cfg *runtimeapi.PodSandboxConfig, h handler
 	return podns.CheckSysctls(s.podNamespaces(cfg, ""))
 }
 
-// podRequest is what a pod is made from.
+// podRequest are the arguments of createPod.
 type podRequest struct {
 	config       *runtimeapi.PodSandboxConfig
 	handler      string
 	restoredFrom string // directory of a checkpoint, "" for none
 }
 
-// createPod makes the pod or, where a step fails, removes it again.
+// createPod makes the pod. If a step fails, it removes the pod again.
 func (s *Service) createPod(ctx context.Context, r podRequest) (*Pod, error) {
 	cfg := r.config
 	pod, err := s.recordPod(r)
@@ -97,7 +97,7 @@ func (s *Service) createPod(ctx context.Context, r podRequest) (*Pod, error) {
 		clean, op := s.operations.Begin(clean, "remove failed pod", pod.subject())
 		downErr := s.erasePod(clean, pod)
 		if op.End(downErr); downErr != nil {
-			klog.FromContext(ctx).Error(downErr, "Tear-down of a pod that failed to start is left to the next start", "pod", pod.ID)
+			klog.FromContext(ctx).Error(downErr, "Removing a pod whose creation failed, failed too; the next start tries again", "pod", pod.ID)
 		}
 		return nil, fmt.Errorf("run pod %q: %w", cfg.GetMetadata().GetName(), err)
 	}
@@ -106,7 +106,7 @@ func (s *Service) createPod(ctx context.Context, r podRequest) (*Pod, error) {
 	return pod, nil
 }
 
-// recordPod writes down the pod before anything is done for it.
+// recordPod writes the record of the pod, before any other side effect.
 func (s *Service) recordPod(r podRequest) (*Pod, error) {
 	cfg := r.config
 	rec := PodRecord{ID: newID(), Handler: r.handler, Created: time.Now(), RestoredFrom: r.restoredFrom}
@@ -133,8 +133,7 @@ func (s *Service) recordPod(r podRequest) (*Pod, error) {
 	return pod, failpoint.Hit("pod-recorded")
 }
 
-// buildPod is the straight way from a record to a ready pod. Its failure path
-// is erasePod.
+// buildPod makes a ready pod from its record. After an error, the caller calls erasePod.
 func (s *Service) buildPod(ctx context.Context, p *Pod) error {
 	operations.Enter(ctx, "make cgroup")
 	if err := s.makePodCgroup(ctx, p); err != nil {
@@ -200,7 +199,7 @@ func (s *Service) podNamespaces(cfg *runtimeapi.PodSandboxConfig, dir string) po
 		Dir:  dir,
 		User: s.newUserNamespace(spec.PodUserNamespace(cfg)),
 		Net:  ownNet,
-		// A pod on the node's network bears the node's name.
+		// A pod on the host network has the host's name.
 		UTS:      ownNet,
 		IPC:      ns.GetIpc() != runtimeapi.NamespaceMode_NODE,
 		Hostname: cfg.GetHostname(),

@@ -18,14 +18,16 @@ import (
 	"github.com/micarun/mica/runtimeservice/cgroup"
 )
 
-// versionTimeout bounds the question for the versions of the OCI runtimes.
+// versionTimeout bounds the time for the OCI runtimes to report their versions.
 const versionTimeout = 5 * time.Second
 
 // recordsUsable is a condition of the runtime that the CRI does not define. Status reports it only
 // while it is false.
 const recordsUsable = "RecordsUsable"
 
-// Status answers with the runtime's conditions and what its handlers can do.
+// Status returns the runtime's conditions, its handlers and its features. The RuntimeReady
+// condition has reason Recovering while recoveries of the start are running. The only error is one
+// of encoding verbose information.
 func (s *Service) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
 	network := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
 	if err := s.network.Status(ctx); err != nil {
@@ -67,8 +69,8 @@ func (s *Service) runtimeHandlers() []*runtimeapi.RuntimeHandler {
 	return handlers
 }
 
-// statusInfo is the verbose part, with the keys that tools read from other
-// runtimes. kubeadm reads sandboxImage from config.
+// statusInfo returns the verbose information, with the keys that tools read from other runtimes.
+// kubeadm reads sandboxImage from config.
 func (s *Service) statusInfo(ctx context.Context) (map[string]string, error) {
 	net, plugins := s.network.Info(), s.plugins.Info()
 	info := map[string]string{"cniconfig": string(net.Config)}
@@ -80,7 +82,7 @@ func (s *Service) statusInfo(ctx context.Context) (map[string]string, error) {
 		"versions":          s.versions(ctx),
 		"nri":               map[string]any{"enabled": plugins.Enabled, "socket": plugins.Socket, "plugins": plugins.Plugins},
 	} {
-		// Clients decode every value as JSON, those that are text too.
+		// Clients decode every value as JSON, even text.
 		data, err := json.Marshal(value)
 		if err != nil {
 			return nil, fmt.Errorf("encode verbose status: %w", err)
@@ -90,12 +92,12 @@ func (s *Service) statusInfo(ctx context.Context) (map[string]string, error) {
 	return info, nil
 }
 
-// configInfo is what the service works with.
+// configInfo returns the configuration that the service uses.
 func (s *Service) configInfo() map[string]any {
 	runtimes := map[string]any{}
 	for name, h := range s.handlers {
 		if name == "" {
-			continue // another name for one of the others
+			continue // the default, which has a name too
 		}
 		o := h.Handler()
 		runtimes[name] = map[string]any{"path": o.Path, "type": o.Type, "root": o.Root, "options": o.Options, "features": h.features.oci}
@@ -127,7 +129,7 @@ func (s *Service) versions(ctx context.Context) map[string]string {
 		asked.Go(func() {
 			line, err := h.Version(ctx)
 			if err != nil {
-				klog.FromContext(ctx).Error(err, "Version of an OCI runtime is not known", "handler", name)
+				klog.FromContext(ctx).Error(err, "Reading the version of an OCI runtime failed", "handler", name)
 				return
 			}
 			mu.Lock()

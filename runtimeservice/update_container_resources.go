@@ -17,13 +17,11 @@ import (
 	"github.com/micarun/mica/runtimeservice/spec"
 )
 
-// UpdateContainerResources changes the limits of a container that is created
-// or runs. A field of the request that is zero leaves its limit as it is. An
-// oom_score_adj is given to the processes that have the one of the creation.
-// The container's status shows the new values, and a failed update the old
-// ones. Errors: ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition (ended),
-// and those of the OCI runtime, for example for a memory limit below what is
-// used.
+// UpdateContainerResources changes the limits of a created or running container. A zero field of
+// the request leaves its limit unchanged. oom_score_adj is set for the first process, and for the
+// others with the same value as it. The container's status shows the new values, or after a failed
+// update the old ones. Errors: ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition (exited), and
+// the OCI runtime's, for example for a memory limit below the usage.
 func (s *Service) UpdateContainerResources(ctx context.Context, req *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
 	c, err := s.containers.get(req.GetContainerId())
 	if err != nil {
@@ -45,8 +43,8 @@ func (s *Service) updateContainer(ctx context.Context, c *Container, change *run
 	if err := c.require("update", Created, Running); err != nil {
 		return err
 	}
-	// Not under the lock: plugins may want changes of other containers first,
-	// whose operations may want one of this container.
+	// Without the lock, to avoid a deadlock: plugins may first update other containers, whose
+	// updates may change this one.
 	wanted, err := s.plugins.UpdateContainer(ctx, c.ID, change)
 	if err != nil {
 		return fmt.Errorf("update container %s: %w", c.ID, err)
@@ -58,7 +56,7 @@ func (s *Service) updateContainer(ctx context.Context, c *Container, change *run
 	return nil
 }
 
-// limitContainer gives the container new limits.
+// limitContainer sets new limits of the container. If a step fails, it restores the old ones.
 func (s *Service) limitContainer(ctx context.Context, c *Container, wanted nri.Update) error {
 	if err := c.op.lock(ctx, "update container "+c.ID); err != nil {
 		return err
@@ -68,7 +66,7 @@ func (s *Service) limitContainer(ctx context.Context, c *Container, wanted nri.U
 		return err
 	}
 	if c.unstarted() {
-		return fmt.Errorf("update container %s: it has no cgroup before its processes are restored: %w", c.ID, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("update container %s: without a cgroup until its processes are restored: %w", c.ID, errdefs.ErrFailedPrecondition)
 	}
 	h, err := s.handler(c.Handler)
 	if err != nil {
@@ -83,7 +81,7 @@ func (s *Service) limitContainer(ctx context.Context, c *Container, wanted nri.U
 	if err != nil {
 		return fmt.Errorf("update container %s: %w", c.ID, err)
 	}
-	// OCI runtimes know of CPU and memory only, some ignoring the rest.
+	// OCI runtimes set CPU and memory limits; some ignore the others.
 	direct := &specs.LinuxResources{HugepageLimits: limits.HugepageLimits, Unified: limits.Unified}
 	if wanted.Direct != nil {
 		direct.Pids, direct.Memory = wanted.Direct.Pids, wanted.Direct.Memory
@@ -108,7 +106,7 @@ func (s *Service) limitContainer(ctx context.Context, c *Container, wanted nri.U
 	})
 }
 
-// limitSteps are the new limits of a container in the order in which they are set.
+// limitSteps are the new limits of a container, in the order in which they are set.
 type limitSteps struct {
 	byRuntime *specs.LinuxResources // CPU and memory
 	direct    *specs.LinuxResources // the rest
@@ -131,8 +129,9 @@ func (s *Service) applyLimits(ctx context.Context, c *Container, h handler, l li
 // undoTimeout bounds the restoring of limits after an update that has failed.
 const undoTimeout = 30 * time.Second
 
-// undoLimits restores the limits of the recorded state after applyLimits has failed. The recorded state
-// stays true then. It tries every step, since it does not know which one failed.
+// undoLimits restores the limits of the recorded state after applyLimits has failed, so that the
+// record stays correct. It does not know which step failed, so it repeats all of them with the old
+// values.
 func (s *Service) undoLimits(ctx context.Context, c *Container, h handler, failed limitSteps) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
@@ -157,7 +156,7 @@ func (s *Service) undoLimits(ctx context.Context, c *Container, h handler, faile
 	return nil
 }
 
-// mergeResources is old with every field that change sets. Neither is changed.
+// mergeResources returns old with the fields that change sets. It modifies neither.
 func mergeResources(old, change *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
 	next := &runtimeapi.LinuxContainerResources{}
 	if old != nil {
@@ -185,8 +184,8 @@ func mergeResources(old, change *runtimeapi.LinuxContainerResources) *runtimeapi
 	return next
 }
 
-// mergeSwap is the limit of memory and swap together. Where only that of memory
-// changes, the swap that was allowed beside it stays the same.
+// mergeSwap returns the limit of memory and swap together. If change has only a memory limit, the
+// size of the swap stays the same.
 func mergeSwap(old, change *runtimeapi.LinuxContainerResources) int64 {
 	limit, swap := old.GetMemoryLimitInBytes(), old.GetMemorySwapLimitInBytes()
 	switch {
