@@ -11,11 +11,12 @@ import (
 type Decompressed interface {
 	// Received returns how many bytes were transferred for what has been read so far.
 	Received() int64
-	// Repeated returns the size of the blob if another layer of the image has the same one, otherwise
+	// Repeated returns the size of the blob if another layer of the image has the same one,
+	// otherwise
 	// 0. The bytes of a blob add to the allowance once.
 	Repeated() int64
-	// ByteCost returns the nanoseconds of processor time that a byte of output takes beyond what
-	// it takes with gzip.
+	// ByteCost returns the nanoseconds of processor time that a byte of output takes beyond what it
+	// takes with gzip.
 	ByteCost() int64
 }
 
@@ -23,8 +24,8 @@ type Decompressed interface {
 type floors struct{ work, kept int64 }
 
 // Allowance is what the layers of one image may take together: processor time for all of them, and
-// memory for those that are not committed yet. It consists of a floor and of what the transferred bytes
-// of its layers add. Any number of [Store.ApplyWithin] calls may share it at the same time.
+// memory for those that are not committed yet. It consists of a floor and of what the transferred
+// bytes of its layers add. Any number of [Store.ApplyWithin] calls may share it at the same time.
 type Allowance struct {
 	floors floors
 	work   atomic.Int64 // of all layers
@@ -160,8 +161,8 @@ func (b *budget) step(n int) error {
 	return b.spend(int64(n) * costStep)
 }
 
-// begin adds the cost of every layer. The whole transfer of a repeated blob is a part of it: its rest
-// would be read even if the layer ended early.
+// begin adds the cost of every layer. The whole transfer of a repeated blob is a part of it: its
+// rest would be read even if the layer ended early.
 func (b *budget) begin() error { return b.spend(costLayer + b.repeated*costTransfer) }
 
 // read adds content that was read, and what was transferred for it.
@@ -188,8 +189,8 @@ func (b *budget) keep(size int) error {
 		b.image.floors.kept>>20, keptPerByte, live.bytes, maxKept>>20, b.kept, b.entries)
 }
 
-// lookups counts what a Commit looks up in the layers below against what the layers that it commits may
-// take together. It is for one goroutine.
+// lookups counts what a Commit looks up in the layers below against what the layers that it commits
+// may take together. It is for one goroutine.
 type lookups struct{ work, may, count int64 }
 
 // newLookups begins with the work of extracting the drafts.

@@ -11,7 +11,8 @@ import (
 )
 
 // transfer counts an image whose layers are compressed by some ratio and hold files of 10 KB. Each
-// megabyte is counted as it arrives. It returns the work when the image has size bytes or is refused.
+// megabyte is counted as it arrives. It returns the work when the image has size bytes or is
+// refused.
 func transfer(a *Allowance, size, ratio, byteCost int64) (work int64, err error) {
 	const piece, layer = 1_000_000, 25_000_000
 	for done := int64(0); done < size && err == nil; {
@@ -36,8 +37,8 @@ func (i *slowInput) Received() int64 { return i.received }
 func (i *slowInput) Repeated() int64 { return 0 }
 func (i *slowInput) ByteCost() int64 { return i.byteCost }
 
-// TestAllowanceOfSlowFormats: an image of 10 MB takes six seconds at most whatever its format, and one of
-// any size passes when its layers shrink to a twentieth, or to a twelfth in a slow format.
+// TestAllowanceOfSlowFormats: an image of 10 MB takes six seconds at most whatever its format, and
+// one of any size passes when its layers shrink to a twentieth, or to a twelfth in a slow format.
 func TestAllowanceOfSlowFormats(t *testing.T) {
 	const slow = 30
 	limits := floors{work: workFloor, kept: keptFloor}
@@ -90,8 +91,8 @@ func TestAllowanceOfRealImages(t *testing.T) {
 	}
 }
 
-// TestAllowanceIsShared: the floors count once for all layers of an image, and memory only for those that
-// are not committed or discarded.
+// TestAllowanceIsShared: the floors count once for all layers of an image, and memory only for
+// those that are not committed or discarded.
 func TestAllowanceIsShared(t *testing.T) {
 	ctx := context.Background()
 	for name, c := range map[string]struct {

@@ -18,23 +18,20 @@ import (
 	"github.com/micarun/mica/internal/failpoint"
 )
 
-// Apply extracts one uncompressed layer tar, in one pass that also computes its
-// diff ID and tar-split metadata. Whiteouts of AUFS become those of overlayfs.
-// Nothing is visible until the draft is committed; any number of Apply calls
-// may run at the same time.
+// Apply extracts one uncompressed layer tar, in one pass that also computes its diff ID and
+// tar-split metadata. Whiteouts of AUFS become those of overlayfs. Nothing is visible until the
+// draft is committed; any number of Apply calls may run at the same time.
 //
-// Names are taken relative to the root of the layer, and symbolic links of the
-// layer as a process sees them that has that root; nothing outside is ever
-// touched. A later entry replaces an earlier one of the same name, except that
-// a directory over a directory is merged. Parent directories that the tar does
-// not list are made, and described from the layers below at Commit. Extended
+// Names are taken relative to the root of the layer, and symbolic links of the layer as a process
+// sees them that has that root; nothing outside is ever touched. A later entry replaces an earlier
+// one of the same name, except that a directory over a directory is merged. Parent directories that
+// the tar does not list are made, and described from the layers below at Commit. Extended
 // attributes named trusted.overlay.* are dropped, as are AUFS's own files.
 //
-// A tar that is not one, leaves the root, or exceeds a limit answers
-// errdefs.ErrInvalidArgument; errors of the input and of the disk are returned
-// as they are. Every error names the stage and the entry, and leaves nothing
-// behind. When ctx ends, Apply ends with it, as soon as a Read of the input that
-// is under way returns: bind the input to the same context.
+// A tar that is not one, leaves the root, or exceeds a limit answers errdefs.ErrInvalidArgument;
+// errors of the input and of the disk are returned as they are. Every error names the stage and the
+// entry, and leaves nothing behind. When ctx ends, Apply ends with it, as soon as a Read of the
+// input that is under way returns: bind the input to the same context.
 func (s *Store) Apply(ctx context.Context, in io.Reader) (*Draft, error) {
 	return s.ApplyWithin(ctx, s.NewAllowance(), in)
 }
@@ -99,8 +96,8 @@ func makeDir(path string, mode os.FileMode) error {
 	return os.Chmod(path, mode)
 }
 
-// pipeline runs the goroutines of one layer: read ahead, hash, parse (here),
-// write files, write tar-split. The first error ends them all.
+// pipeline runs the goroutines of one layer: read ahead, hash, parse (here), write files, write
+// tar-split. The first error ends them all.
 func (s *Store) pipeline(ctx context.Context, x *extractor, in io.Reader, split string) (digest.Digest, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -254,8 +251,8 @@ func setTimes(ctx context.Context, dirs *ladder, n *node) error {
 	return nil
 }
 
-// layerSize counts a layer as dockerd does: the lengths of everything that is
-// not a directory, hard links once.
+// layerSize counts a layer as dockerd does: the lengths of everything that is not a directory, hard
+// links once.
 func layerSize(ctx context.Context, dir string) (int64, error) {
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -198,8 +198,7 @@ func run(tb testing.TB, dir, name string, args ...string) []byte {
 	return out
 }
 
-// A file of 2 GiB with three bytes in it costs next to nothing, in each way
-// that GNU tar writes it.
+// A file of 2 GiB with three bytes in it costs next to nothing, in each way that GNU tar writes it.
 func TestApplySparse(t *testing.T) {
 	const size = 2 << 30
 	src := t.TempDir()
@@ -300,8 +299,7 @@ func untouched(tb testing.TB, dir string) {
 	}
 }
 
-// Attacks that end inside the layer: the tar is accepted, as a process with
-// that root would see it.
+// Attacks that end inside the layer: the tar is accepted, as a process with that root would see it.
 func TestApplyContained(t *testing.T) {
 	for _, tc := range []struct {
 		name    string

@@ -31,8 +31,8 @@ func aufsLinkName(clean string) (name string, ok bool) {
 	return name, ok && name != "" && !strings.Contains(name, "/")
 }
 
-// keepAside writes a file of AUFS to the directory shadow. Its content is part of tar-split, because
-// the layer's directory does not have it under this name.
+// keepAside writes a file of AUFS to the directory shadow. Its content is part of tar-split,
+// because the layer's directory does not have it under this name.
 func (x *extractor) keepAside(name string, h *tar.Header) error {
 	if len(name) > maxName {
 		return invalid("a component of the name has %d bytes, the limit is %d", len(name), maxName)
@@ -75,8 +75,8 @@ func (x *extractor) aside(target string) (*aufsFile, bool) {
 	return f, ok
 }
 
-// linkAside gives a file of AUFS a name in the layer. Like dockerd, it leaves the file the owner, mode
-// and times of its own entry.
+// linkAside gives a file of AUFS a name in the layer. Like dockerd, it leaves the file the owner,
+// mode and times of its own entry.
 func (x *extractor) linkAside(p place, f *aufsFile) error {
 	if err := x.budget.keep(len(p.base)); err != nil {
 		return err

@@ -11,8 +11,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// TestHardLinksOfAUFS: layers that the AUFS driver of dockerd wrote have files with several names as
-// links to what AUFS keeps for itself.
+// TestHardLinksOfAUFS: layers that the AUFS driver of dockerd wrote have files with several names
+// as links to what AUFS keeps for itself.
 func TestHardLinksOfAUFS(t *testing.T) {
 	s := newStore(t)
 	l := register(t, s, "", buildTar(t,

@@ -15,11 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Changes writes what a writable layer has that its image has not, or has
-// otherwise, as an uncompressed tar without whiteouts, and returns the paths
-// that the layer deletes, relative to the root and sorted. Nobody must write to
-// the layer meanwhile; it may be mounted. Sockets are left out, as is the root
-// directory itself. It answers errdefs.ErrNotFound for an ID that is not there.
+// Changes writes what a writable layer has that its image has not, or has otherwise, as an
+// uncompressed tar without whiteouts, and returns the paths that the layer deletes, relative to the
+// root and sorted. Nobody must write to the layer meanwhile; it may be mounted. Sockets are left
+// out, as is the root directory itself. It answers errdefs.ErrNotFound for an ID that is not there.
 func (s *Store) Changes(ctx context.Context, id string, to io.Writer) (deleted []string, err error) {
 	s.mu.Lock()
 	w := s.rws[id]
@@ -47,8 +46,8 @@ func (s *Store) Changes(ctx context.Context, id string, to io.Writer) (deleted [
 	return t.deleted, nil
 }
 
-// PackTree writes the files below a directory as an uncompressed tar, without
-// sockets and without the directory itself. Nobody must write there meanwhile.
+// PackTree writes the files below a directory as an uncompressed tar, without sockets and without
+// the directory itself. Nobody must write there meanwhile.
 func PackTree(ctx context.Context, dir string, to io.Writer) error {
 	t := treeWriter{ctx: ctx, tar: tar.NewWriter(to), links: map[inode]string{}}
 	if err := t.pack(dir); err != nil {
@@ -70,8 +69,8 @@ type treeWriter struct {
 	dirs    []packedDir // the way down to where it is
 }
 
-// packedDir is a directory that is being packed. hidden says that an opaque
-// directory there or above lets nothing of the layers below through.
+// packedDir is a directory that is being packed. hidden says that an opaque directory there or
+// above lets nothing of the layers below through.
 type packedDir struct {
 	path   string
 	hidden bool
@@ -124,8 +123,8 @@ func join(dir, name string) string {
 	return dir + "/" + name
 }
 
-// deleteHidden notes as deleted what the layers below have in the directory p
-// and an opaque directory has not.
+// deleteHidden notes as deleted what the layers below have in the directory p and an opaque
+// directory has not.
 func (t *treeWriter) deleteHidden(p string, have []string) error {
 	names, err := t.below.names(p)
 	if err != nil {
@@ -225,8 +224,7 @@ func (t *treeWriter) regular(dirfd int, name, p string) error {
 	return t.tar.Flush() // which tells of a file that became shorter
 }
 
-// linked returns the name under which a file of several names is packed
-// already.
+// linked returns the name under which a file of several names is packed already.
 func (t *treeWriter) linked(h *tar.Header, st *unix.Stat_t) (string, bool) {
 	if st.Nlink < 2 {
 		return "", false
@@ -280,8 +278,8 @@ func addAttributes(h *tar.Header, fd int) error {
 	})
 }
 
-// names lists what the stack shows in the directory p, in no order; nothing if
-// p is not a directory.
+// names lists what the stack shows in the directory p, in no order; nothing if p is not a
+// directory.
 func (v *view) names(p string) ([]string, error) {
 	parts, err := v.dir(p)
 	if err != nil {
@@ -296,8 +294,7 @@ func (v *view) names(p string) ([]string, error) {
 	return slices.Collect(maps.Keys(shown)), nil
 }
 
-// addNames adds what one root has in a directory below what the roots above
-// show there or hide.
+// addNames adds what one root has in a directory below what the roots above show there or hide.
 func (v *view) addNames(root int, p string, shown, gone map[string]bool) error {
 	fd, err := openBeneath(root, p, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {

@@ -52,8 +52,7 @@ const changeScript = `
 	truncate -s 3M new/sparse
 `
 
-// Property: what Changes tells of one layer makes any other layer on the same
-// image look the same.
+// Property: what Changes tells of one layer makes any other layer on the same image look the same.
 func TestChangesAgain(t *testing.T) {
 	s := newStore(t)
 	base := changedBase(t, s)
@@ -153,8 +152,7 @@ func unixListen(path string) (int, error) {
 	return fd, err
 }
 
-// TestApplyWhiteouts reads changes in the form of a layer, as containerd has
-// them.
+// TestApplyWhiteouts reads changes in the form of a layer, as containerd has them.
 func TestApplyWhiteouts(t *testing.T) {
 	s := newStore(t)
 	root := mounted(t, s, "rw", changedBase(t, s))

@@ -18,8 +18,8 @@ import (
 
 // CheckOptions says how deep Check looks.
 type CheckOptions struct {
-	// Content also puts every layer's tar together again and compares digest
-	// and size. It reads the whole store.
+	// Content also puts every layer's tar together again and compares digest and size. It reads the
+	// whole store.
 	Content bool
 }
 
@@ -29,11 +29,10 @@ type Problem struct {
 	What string
 }
 
-// Check compares the store on disk with its rules, and with what is in memory.
-// Work in progress (drafts, layers being made or removed, what Sweep has still
-// to remove) is not taken for a problem, but a store that changes meanwhile may
-// show problems that are none. The error says that Check itself
-// could not do its work.
+// Check compares the store on disk with its rules, and with what is in memory. Work in progress
+// (drafts, layers being made or removed, what Sweep has still to remove) is not taken for a
+// problem, but a store that changes meanwhile may show problems that are none. The error says that
+// Check itself could not do its work.
 func (s *Store) Check(ctx context.Context, o CheckOptions) ([]Problem, error) {
 	c := s.newChecker()
 	for _, step := range []func() error{c.layers, c.writables, c.directories, c.links, c.tmp, c.mounts} {
@@ -57,8 +56,8 @@ func (s *Store) Check(ctx context.Context, o CheckOptions) ([]Problem, error) {
 	return c.problems, nil
 }
 
-// checker is one run of Check. It collects what claims each directory first,
-// and looks at the directories afterwards.
+// checker is one run of Check. It collects what claims each directory first, and looks at the
+// directories afterwards.
 type checker struct {
 	s        *Store
 	known    map[digest.Digest]Layer

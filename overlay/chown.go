@@ -16,19 +16,18 @@ import (
 	"github.com/micarun/mica/internal/mounts"
 )
 
-// capabilityAttr holds the capabilities of an executable, in the form of struct
-// vfs_ns_cap_data of linux/capability.h.
+// capabilityAttr holds the capabilities of an executable, in the form of struct vfs_ns_cap_data of
+// linux/capability.h.
 const capabilityAttr = "security.capability"
 
-// rechown is the way for file systems that cannot be mapped: m is mounted as it
-// is, and then every file is given the owner that it has in the user namespace.
-// That copies the whole image into the writable layer, which takes its size on
-// disk and the time to read and write it, for each container; and the writable
-// layer has the node's IDs on disk.
+// rechown is the way for file systems that cannot be mapped: m is mounted as it is, and then every
+// file is given the owner that it has in the user namespace. That copies the whole image into the
+// writable layer, which takes its size on disk and the time to read and write it, for each
+// container; and the writable layer has the node's IDs on disk.
 //
-// The root directory comes last, so that its owner says that all is done. A
-// layer that a crash left half done is finished, if no ID of the mappings is
-// one both inside and outside; the container that it was for is not.
+// The root directory comes last, so that its owner says that all is done. A layer that a crash left
+// half done is finished, if no ID of the mappings is one both inside and outside; the container
+// that it was for is not.
 func (s *Store) rechown(ctx context.Context, m overlayMount, o *Owners) error {
 	if err := s.mountOverlay(m); err != nil {
 		return err
@@ -54,8 +53,7 @@ func (o *Owners) chownTree(ctx context.Context, root string) error {
 	return o.chown(root)
 }
 
-// chownBelow does what is in dir. It follows no link, and nobody else is in the
-// tree yet.
+// chownBelow does what is in dir. It follows no link, and nobody else is in the tree yet.
 func (o *Owners) chownBelow(ctx context.Context, dir string) error {
 	return filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		if err == nil {
@@ -68,8 +66,8 @@ func (o *Owners) chownBelow(ctx context.Context, dir string) error {
 	})
 }
 
-// chown changes one file, and keeps the rights of its executable, which a
-// change of the owner takes away.
+// chown changes one file, and keeps the rights of its executable, which a change of the owner takes
+// away.
 func (o *Owners) chown(path string) error {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
@@ -102,8 +100,8 @@ func (o *Owners) chown(path string) error {
 	return nil
 }
 
-// capabilities binds the capabilities of a file to the user namespace, by the
-// node's ID of its root: version 3 of the attribute (Linux 4.14).
+// capabilities binds the capabilities of a file to the user namespace, by the node's ID of its
+// root: version 3 of the attribute (Linux 4.14).
 func (o *Owners) capabilities(v []byte) []byte {
 	const version2, version3, versionMask, size2 = 0x02000000, 0x03000000, 0xff000000, 20
 	magic := binary.LittleEndian.Uint32(v)
@@ -116,8 +114,8 @@ func (o *Owners) capabilities(v []byte) []byte {
 	return v
 }
 
-// outside returns the ID on the node of an ID in a user namespace. An ID that
-// is none there stays; done says that it is one of those outside already.
+// outside returns the ID on the node of an ID in a user namespace. An ID that is none there stays;
+// done says that it is one of those outside already.
 func outside(maps []IDMap, id uint32) (mapped uint32, done bool) {
 	for _, m := range maps {
 		if id >= m.Inside && id-m.Inside < m.Length {
@@ -132,8 +130,7 @@ func outside(maps []IDMap, id uint32) (mapped uint32, done bool) {
 	return id, false
 }
 
-// IDMap maps the IDs from Inside on, in a user namespace, to those from Outside
-// on, on the node.
+// IDMap maps the IDs from Inside on, in a user namespace, to those from Outside on, on the node.
 type IDMap struct{ Inside, Outside, Length uint32 }
 
 // Owners says whom the files of a mount belong to: a user namespace.

@@ -16,8 +16,8 @@ import (
 
 const crashVariable = "MICA_OVERLAY_CRASH"
 
-// crashChild is the process that dies. It does one of everything in the store
-// that the variable names, and says what is done.
+// crashChild is the process that dies. It does one of everything in the store that the variable
+// names, and says what is done.
 func crashChild() int {
 	if err := crashScript(os.Getenv(crashVariable)); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -88,9 +88,8 @@ func crashScript(root string) error {
 	return s.Close()
 }
 
-// A process that dies at any point leaves a store that the next Open makes
-// whole: what was reported as done is there, Check finds nothing, and the same
-// work succeeds.
+// A process that dies at any point leaves a store that the next Open makes whole: what was reported
+// as done is there, Check finds nothing, and the same work succeeds.
 func TestCrash(t *testing.T) {
 	needRoot(t)
 	for _, point := range []string{

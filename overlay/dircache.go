@@ -10,8 +10,7 @@ import (
 
 const maxOpenDirs = 64
 
-// dirFD is an open directory of a layer under construction, shared by the
-// parser and the writers.
+// dirFD is an open directory of a layer under construction, shared by the parser and the writers.
 type dirFD struct {
 	fd   int
 	refs atomic.Int32
@@ -23,9 +22,9 @@ func (d *dirFD) release() {
 	}
 }
 
-// dirCache keeps the directories open that were used last. A tar lists most
-// files directory by directory, so few are enough. get and drop are for one
-// goroutine; the handles may be released by any.
+// dirCache keeps the directories open that were used last. A tar lists most files directory by
+// directory, so few are enough. get and drop are for one goroutine; the handles may be released by
+// any.
 type dirCache struct {
 	root   int
 	budget *budget

@@ -19,8 +19,8 @@ import (
 	"github.com/micarun/mica/internal/failpoint"
 )
 
-// Draft is an extracted layer that is not visible yet. It belongs to the
-// caller of Apply until it is committed or discarded. Its fields are constant.
+// Draft is an extracted layer that is not visible yet. It belongs to the caller of Apply until it
+// is committed or discarded. Its fields are constant.
 type Draft struct {
 	DiffID  digest.Digest // digest of the tar that was read
 	Size    int64         // as Layer.Size
@@ -54,9 +54,9 @@ func (d *Draft) discardLocked() error {
 	return nil
 }
 
-// Register applies one layer, checks that its diff ID is want ("" accepts any)
-// and commits it on top of parent ("" for a base). A mismatch answers
-// errdefs.ErrFailedPrecondition; the layer is dropped on every error.
+// Register applies one layer, checks that its diff ID is want ("" accepts any) and commits it on
+// top of parent ("" for a base). A mismatch answers errdefs.ErrFailedPrecondition; the layer is
+// dropped on every error.
 func (s *Store) Register(ctx context.Context, parent, want digest.Digest, tar io.Reader) (_ Layer, err error) {
 	d, err := s.Apply(ctx, tar)
 	if err != nil {
@@ -73,14 +73,12 @@ func (s *Store) Register(ctx context.Context, parent, want digest.Digest, tar io
 	return layers[0], nil
 }
 
-// Commit makes drafts visible on top of parent ("" for a base), base first,
-// and returns their layers in the same order. Everything is on stable storage
-// before the first of them is visible. A layer that is already there is
-// returned as it is and its draft dropped.
+// Commit makes drafts visible on top of parent ("" for a base), base first, and returns their
+// layers in the same order. Everything is on stable storage before the first of them is visible. A
+// layer that is already there is returned as it is and its draft dropped.
 //
-// With an error, the drafts that did not become layers still belong to the
-// caller. A parent that is not there answers errdefs.ErrNotFound, a draft used
-// twice errdefs.ErrInvalidArgument.
+// With an error, the drafts that did not become layers still belong to the caller. A parent that is
+// not there answers errdefs.ErrNotFound, a draft used twice errdefs.ErrInvalidArgument.
 func (s *Store) Commit(ctx context.Context, parent digest.Digest, drafts ...*Draft) ([]Layer, error) {
 	if err := s.checkOpen(); err != nil {
 		return nil, fmt.Errorf("commit layers: %w", err)
@@ -141,16 +139,15 @@ func (s *Store) lockDrafts(drafts []*Draft) (unlock func(), err error) {
 	return unlock, nil
 }
 
-// planned is a draft on its way to become a layer, or the layer that was there
-// before it.
+// planned is a draft on its way to become a layer, or the layer that was there before it.
 type planned struct {
 	Layer
 	draft    *Draft
 	existing bool
 }
 
-// commitOnce asks for another try if a layer of the plan appeared or vanished
-// while the plan was written: what stands above it names its short name.
+// commitOnce asks for another try if a layer of the plan appeared or vanished while the plan was
+// written: what stands above it names its short name.
 func (s *Store) commitOnce(ctx context.Context, parent digest.Digest, drafts []*Draft) (_ []Layer, again bool, err error) {
 	plan := s.plan(parent, drafts)
 	below, err := s.cacheIDs(parent)
@@ -198,8 +195,8 @@ func (s *Store) plan(parent digest.Digest, drafts []*Draft) []planned {
 	return plan
 }
 
-// prepare completes the directory and the entry of one layer. It may be called
-// again with other layers below.
+// prepare completes the directory and the entry of one layer. It may be called again with other
+// layers below.
 func (s *Store) prepare(ctx context.Context, p planned, below *stack) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -220,8 +217,8 @@ func (s *Store) prepare(ctx context.Context, p planned, below *stack) error {
 	return failpoint.Hit("overlay.commit.prepared")
 }
 
-// describe writes link, lower, work and the short name of a directory that will
-// not be an upper one. parent is the directory below, or "".
+// describe writes link, lower, work and the short name of a directory that will not be an upper
+// one. parent is the directory below, or "".
 func (s *Store) describe(id, parent string) error {
 	if err := s.describeUpper(id, parent); err != nil {
 		return err
@@ -255,8 +252,7 @@ func (s *Store) describeUpper(id, parent string) error {
 	return writeFiles(dir, map[string]string{lowerName: lower})
 }
 
-// lowerAbove returns the content of the file lower for a directory that stands
-// on the directory id.
+// lowerAbove returns the content of the file lower for a directory that stands on the directory id.
 func (s *Store) lowerAbove(id string) (string, error) {
 	link, err := readString(filepath.Join(s.paths.dir(id), linkName))
 	if err != nil {
@@ -322,8 +318,8 @@ func (s *Store) publish(plan []planned) (again bool, err error) {
 	return false, nil
 }
 
-// replaceDamagedLocked takes a damaged entry of the same chain ID away, with
-// its directory unless something still needs that.
+// replaceDamagedLocked takes a damaged entry of the same chain ID away, with its directory unless
+// something still needs that.
 func (s *Store) replaceDamagedLocked(chain digest.Digest) error {
 	if _, ok := s.damaged[chain]; !ok {
 		return nil

@@ -21,8 +21,8 @@ const (
 	opaqueName     = ".wh..wh..opq"
 )
 
-// extractor turns the entries of one tar into a layer's directory. Its methods
-// are for one goroutine.
+// extractor turns the entries of one tar into a layer's directory. Its methods are for one
+// goroutine.
 type extractor struct {
 	root    int    // open directory diff
 	dir     string // that holds diff
@@ -106,9 +106,8 @@ func (x *extractor) file(hides bool) *node {
 	return x.files[0]
 }
 
-// entry extracts one entry and adds it to tar-split: first its headers, then
-// its content (as raw bytes where the layer's directory does not hold it under
-// the entry's name), then itself.
+// entry extracts one entry and adds it to tar-split: first its headers, then its content (as raw
+// bytes where the layer's directory does not hold it under the entry's name), then itself.
 func (x *extractor) entry(h *tar.Header) error {
 	x.header = x.record.take()
 	x.pack.segment(x.header)
@@ -136,8 +135,7 @@ func (x *extractor) entry(h *tar.Header) error {
 	return nil
 }
 
-// extract returns the job whose file will hold the entry's content, if there
-// is one.
+// extract returns the job whose file will hold the entry's content, if there is one.
 func (x *extractor) extract(h *tar.Header) (*fileJob, error) {
 	name, err := cleanName(h.Name)
 	if err != nil {
@@ -360,8 +358,7 @@ func (x *extractor) regular(p place, m meta, h *tar.Header) (*fileJob, error) {
 	}
 	p.dir.add(p.base, x.file(hides))
 	x.size += h.Size
-	// Where the content is not under this name in the form of the tar,
-	// tar-split keeps it.
+	// Where the content is not under this name in the form of the tar, tar-split keeps it.
 	switch {
 	case job.sparse:
 		return nil, x.sparseContent(h, job)
@@ -407,8 +404,8 @@ func (x *extractor) send(job *fileJob, c chunk) error {
 	}
 }
 
-// keepContent records the content of the current entry as raw bytes and, with
-// a job, also writes the file.
+// keepContent records the content of the current entry as raw bytes and, with a job, also writes
+// the file.
 func (x *extractor) keepContent(job *fileJob) error {
 	send := func(c chunk) error {
 		x.writers.recycle(c)
@@ -497,8 +494,8 @@ func (x *extractor) symlink(p place, m meta, target string) error {
 	return m.applyAt(d.fd, p.base, true)
 }
 
-// hardLink links to an earlier entry of the same tar. Like dockerd, it then
-// gives the inode the owner, mode and times that the link's entry has.
+// hardLink links to an earlier entry of the same tar. Like dockerd, it then gives the inode the
+// owner, mode and times that the link's entry has.
 func (x *extractor) hardLink(p place, m meta, target string) error {
 	if aside, ok := x.aside(target); ok {
 		return x.linkAside(p, aside)
@@ -598,8 +595,8 @@ func (x *extractor) device(p place, m meta, h *tar.Header) error {
 	return m.applyAt(d.fd, p.base, false)
 }
 
-// whiteout hides a name of the layers below. What this layer itself has under
-// the name stays, whichever comes first in the tar.
+// whiteout hides a name of the layers below. What this layer itself has under the name stays,
+// whichever comes first in the tar.
 func (x *extractor) whiteout(dir *node, base string) error {
 	old := dir.children[base]
 	switch {
@@ -641,9 +638,8 @@ func (x *extractor) opaque(n *node) error {
 	return nil
 }
 
-// vacate makes room for a new thing and tells whether a whiteout was or
-// belongs to its place. What may hold content moves to the directory shadow,
-// because tar-split still needs it.
+// vacate makes room for a new thing and tells whether a whiteout was or belongs to its place. What
+// may hold content moves to the directory shadow, because tar-split still needs it.
 func (x *extractor) vacate(p place) (hides bool, err error) {
 	old := p.dir.children[p.base]
 	if old == nil {

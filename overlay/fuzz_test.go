@@ -10,9 +10,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// FuzzApply: whatever the bytes are, nothing outside of the store changes and
-// nothing stays of what is refused. What is accepted has the digest of the
-// bytes and comes back as the same bytes.
+// FuzzApply: whatever the bytes are, nothing outside of the store changes and nothing stays of what
+// is refused. What is accepted has the digest of the bytes and comes back as the same bytes.
 func FuzzApply(f *testing.F) {
 	out := victim(f)
 	for _, entries := range [][]entry{

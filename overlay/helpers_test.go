@@ -34,8 +34,8 @@ func TestMain(m *testing.M) {
 
 const apartVariable = "MICA_TEST_APART"
 
-// runApart runs the tests in a mount namespace of their own: CRIU, which tests of
-// other packages run meanwhile, cannot read the line of a mount of 100 layers.
+// runApart runs the tests in a mount namespace of their own: CRIU, which tests of other packages
+// run meanwhile, cannot read the line of a mount of 100 layers.
 func runApart() int {
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), apartVariable+"=1")
@@ -56,15 +56,15 @@ func needRoot(tb testing.TB) {
 	}
 }
 
-// newStore opens a store in a directory of its own. When the test ends, Check
-// must find nothing, and nothing may be mounted.
+// newStore opens a store in a directory of its own. When the test ends, Check must find nothing,
+// and nothing may be mounted.
 func newStore(tb testing.TB) *Store {
 	tb.Helper()
 	return openStore(tb, tb.TempDir())
 }
 
-// memoryStore is newStore on a file system in memory, for tests that write
-// much and do not look at what is particular to a disk.
+// memoryStore is newStore on a file system in memory, for tests that write much and do not look at
+// what is particular to a disk.
 func memoryStore(tb testing.TB) *Store {
 	tb.Helper()
 	return openStore(tb, memoryDir(tb))
@@ -221,9 +221,8 @@ func readLayer(tb testing.TB, s *Store, chain digest.Digest) []byte {
 	return got
 }
 
-// tree describes a directory tree, one line a name, for comparisons: type,
-// mode, owner, and content, target or device number; whiteouts and opaque
-// directories as such.
+// tree describes a directory tree, one line a name, for comparisons: type, mode, owner, and
+// content, target or device number; whiteouts and opaque directories as such.
 func tree(tb testing.TB, root string) map[string]string {
 	tb.Helper()
 	got := map[string]string{}

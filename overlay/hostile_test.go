@@ -322,8 +322,9 @@ func TestHostileLayers(t *testing.T) {
 	}
 }
 
-// TestWeightsAreHonest: what is counted for a layer is at least the processor time that it takes on a
-// journaled ext4, the removal of the draft included. The weights leave a margin for a busy machine.
+// TestWeightsAreHonest: what is counted for a layer is at least the processor time that it takes on
+// a journaled ext4, the removal of the draft included. The weights leave a margin for a busy
+// machine.
 func TestWeightsAreHonest(t *testing.T) {
 	if raceDetector {
 		t.Skip("the race detector takes most of the time")
@@ -356,8 +357,8 @@ func TestWeightsAreHonest(t *testing.T) {
 	}
 }
 
-// TestImpliedDirectoriesOfManyLayers: what tars only imply is looked up in the layers below a bounded
-// number of times, and not below what is not there.
+// TestImpliedDirectoriesOfManyLayers: what tars only imply is looked up in the layers below a
+// bounded number of times, and not below what is not there.
 func TestImpliedDirectoriesOfManyLayers(t *testing.T) {
 	ctx := context.Background()
 	s := memoryStore(t)
@@ -431,7 +432,8 @@ func TestLargeHeadersDoNotQueue(t *testing.T) {
 	}
 }
 
-// randomEntries makes entries that meet each other: few names, of any kind, long, deep and through links.
+// randomEntries makes entries that meet each other: few names, of any kind, long, deep and through
+// links.
 func randomEntries(r *rand.Rand) []entry {
 	names := []string{"a", "b", "c", strings.Repeat("n", 200)}
 	name := func() string {
@@ -465,8 +467,8 @@ func randomEntries(r *rand.Rand) []entry {
 	return entries
 }
 
-// TestBudgetIsHonest: for layers of any shape, the work that was counted stays within what their bytes
-// may cost, and the memory that is in use is not more than was counted.
+// TestBudgetIsHonest: for layers of any shape, the work that was counted stays within what their
+// bytes may cost, and the memory that is in use is not more than was counted.
 func TestBudgetIsHonest(t *testing.T) {
 	s := memoryStore(t)
 	seed := uint64(time.Now().UnixNano())

@@ -16,22 +16,21 @@ import (
 
 // # Mounts for user namespaces
 //
-// An overlay mount itself cannot be mapped, but its layers can (Linux 5.19):
-// each is bound, with the mapping of the user namespace, over itself, in a
-// mount namespace that only the mounting thread is in; overlayfs keeps what it
-// finds there. The upper directory is mapped too, so that a writable layer has
-// the same owners on disk whatever namespace its container ran in.
+// An overlay mount itself cannot be mapped, but its layers can (Linux 5.19): each is bound, with
+// the mapping of the user namespace, over itself, in a mount namespace that only the mounting
+// thread is in; overlayfs keeps what it finds there. The upper directory is mapped too, so that a
+// writable layer has the same owners on disk whatever namespace its container ran in.
 //
-// What overlayfs makes in the upper directory on its own account (its work
-// directory, whiteouts) belongs to whoever mounts, who must therefore be
-// somebody with an ID in the namespace: its root, with all capabilities kept.
+// What overlayfs makes in the upper directory on its own account (its work directory, whiteouts)
+// belongs to whoever mounts, who must therefore be somebody with an ID in the namespace: its root,
+// with all capabilities kept.
 
 // errNoMapping says that the file system of a layer, or overlayfs, cannot map.
 var errNoMapping = fmt.Errorf("mapped layers are not supported by the kernel for this file system: %w", errdefs.ErrNotImplemented)
 
-// ProbeMapped returns nil if layers can be mounted for the user namespace of the
-// file userNS by a mapping, and errdefs.ErrNotImplemented if they cannot: then
-// Mount makes copies from now on, without trying, and MountMappedView fails.
+// ProbeMapped returns nil if layers can be mounted for the user namespace of the file userNS by a
+// mapping, and errdefs.ErrNotImplemented if they cannot: then Mount makes copies from now on,
+// without trying, and MountMappedView fails.
 func (s *Store) ProbeMapped(userNS string) error {
 	dir := s.paths.writeSet(newID())
 	lower, upper := filepath.Join(dir, "lower"), filepath.Join(dir, "upper")
@@ -53,8 +52,7 @@ func (s *Store) ProbeMapped(userNS string) error {
 	return nil
 }
 
-// mountOwned mounts m for a user namespace, by mapped layers or, where there
-// are none, by a copy.
+// mountOwned mounts m for a user namespace, by mapped layers or, where there are none, by a copy.
 func (s *Store) mountOwned(ctx context.Context, m overlayMount, o *Owners) error {
 	if err := o.check(); err != nil {
 		return err
@@ -66,8 +64,8 @@ func (s *Store) mountOwned(ctx context.Context, m overlayMount, o *Owners) error
 	return err
 }
 
-// mountMapped mounts m with the owners of all files as the user namespace of
-// the file userNS maps them.
+// mountMapped mounts m with the owners of all files as the user namespace of the file userNS maps
+// them.
 func (s *Store) mountMapped(m overlayMount, userNS string) error {
 	if s.noMapping.Load() {
 		return errNoMapping
@@ -112,8 +110,8 @@ func (s *Store) mountMapped(m overlayMount, userNS string) error {
 	return mounts.Attach(tree, m.absolute(s.paths.overlay()).target)
 }
 
-// enterPrivate takes the calling thread into a mount namespace of its own, from
-// which nothing gets out, and into the directory dir.
+// enterPrivate takes the calling thread into a mount namespace of its own, from which nothing gets
+// out, and into the directory dir.
 func enterPrivate(dir string) error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("make mount namespace: %w", err)
@@ -127,8 +125,8 @@ func enterPrivate(dir string) error {
 	return nil
 }
 
-// layerDirs are the directories that hold the layers of m, upper last. Upper
-// and work directory must be of one mount, so their parent stands for both.
+// layerDirs are the directories that hold the layers of m, upper last. Upper and work directory
+// must be of one mount, so their parent stands for both.
 func (m overlayMount) layerDirs() []string {
 	dirs := m.lowers
 	if m.upper != "" {
@@ -137,8 +135,8 @@ func (m overlayMount) layerDirs() []string {
 	return dirs
 }
 
-// becomeRoot makes the calling thread work on files as the mapped root, whom
-// the mapped parent of the upper directory belongs to, without losing a right.
+// becomeRoot makes the calling thread work on files as the mapped root, whom the mapped parent of
+// the upper directory belongs to, without losing a right.
 func (m overlayMount) becomeRoot() error {
 	if m.upper == "" {
 		return nil
@@ -160,8 +158,8 @@ func (m overlayMount) becomeRoot() error {
 	return nil
 }
 
-// checkWritable refuses a mount that overlayfs made read-only because it could
-// not use the work directory, which it says in the kernel's log only.
+// checkWritable refuses a mount that overlayfs made read-only because it could not use the work
+// directory, which it says in the kernel's log only.
 func (m overlayMount) checkWritable(tree int) error {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(tree, &st); err != nil {
@@ -173,8 +171,8 @@ func (m overlayMount) checkWritable(tree int) error {
 	return nil
 }
 
-// mappedBind is a bind mount that shows the owners of files as the user
-// namespace ns maps them. Symbolic links are followed at both ends.
+// mappedBind is a bind mount that shows the owners of files as the user namespace ns maps them.
+// Symbolic links are followed at both ends.
 type mappedBind struct {
 	from, to string
 	ns       *os.File

@@ -83,9 +83,9 @@ func wantOwner(t *testing.T, path string, uid, gid uint32) {
 	}
 }
 
-// TestMappedMount holds that a user namespace sees the owners that the image
-// has, may change everything, and leaves a writable layer with the same owners
-// on disk as if there had been no namespace.
+// TestMappedMount holds that a user namespace sees the owners that the image has, may change
+// everything, and leaves a writable layer with the same owners on disk as if there had been no
+// namespace.
 func TestMappedMount(t *testing.T) {
 	bothAPIs(t, func(t *testing.T, s *Store) {
 		if err := s.ProbeMapped(userNS(t)); errdefs.IsNotImplemented(err) {
@@ -119,9 +119,9 @@ func TestMappedMount(t *testing.T) {
 	})
 }
 
-// TestCopiedMount holds that a user namespace sees the owners that the image
-// has also where nothing can be mapped, with the rights of executables, that the
-// image stays as it is, and that a second mount changes nothing.
+// TestCopiedMount holds that a user namespace sees the owners that the image has also where nothing
+// can be mapped, with the rights of executables, that the image stays as it is, and that a second
+// mount changes nothing.
 func TestCopiedMount(t *testing.T) {
 	s := memoryStore(t)
 	s.noMapping.Store(true)
@@ -194,8 +194,8 @@ func TestProbeMapped(t *testing.T) {
 	checkClean(t, s)
 }
 
-// TestMappedMountLeavesNoMount holds that a mapped mount that fails, and one
-// that works, leave no other mount than its own.
+// TestMappedMountLeavesNoMount holds that a mapped mount that fails, and one that works, leave no
+// other mount than its own.
 func TestMappedMountLeavesNoMount(t *testing.T) {
 	s := memoryStore(t)
 	if _, err := s.Create(context.Background(), CreateArgs{ID: "c", Parent: chain(t, s, 2).ID}); err != nil {

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stack is a growing stack of layers. It remembers which of them make up the directories that tars of
-// layers above only imply: each layer is looked at once for a directory, however many layers imply
-// it. It is for one goroutine.
+// stack is a growing stack of layers. It remembers which of them make up the directories that tars
+// of layers above only imply: each layer is looked at once for a directory, however many layers
+// imply it. It is for one goroutine.
 type stack struct {
 	paths layout
 	ids   []string // directories of overlay2, base first
@@ -96,8 +96,8 @@ func (s *stack) child(above *stackDir, base, p string) (*stackDir, error) {
 	return d, nil
 }
 
-// inherit gives implied directories of a layer the owner, mode, attributes and times that they have in
-// the layers below, where they are there. id names the layer's directory, dirs is its root.
+// inherit gives implied directories of a layer the owner, mode, attributes and times that they have
+// in the layers below, where they are there. id names the layer's directory, dirs is its root.
 func (s *stack) inherit(ctx context.Context, id string, dirs *impliedDir) error {
 	if len(s.ids) == 0 || !dirs.implied && len(dirs.children) == 0 {
 		return nil

@@ -53,8 +53,8 @@ func (s *stack) find(p string) ([]int, error) {
 	return parts, nil
 }
 
-// TestStackIsTheView: at any height, a stack makes up the same directories of the same layers as a view of
-// the whole stack, whatever it was asked before.
+// TestStackIsTheView: at any height, a stack makes up the same directories of the same layers as a
+// view of the whole stack, whatever it was asked before.
 func TestStackIsTheView(t *testing.T) {
 	s := memoryStore(t)
 	seed := uint64(time.Now().UnixNano())
@@ -114,8 +114,8 @@ func compareWithView(t *testing.T, under *stack, s *Store, ids []string, r *rand
 	}
 }
 
-// TestSharedImpliedDirectoriesAreCheap: layers that imply the same directories are each looked at once for
-// each of them.
+// TestSharedImpliedDirectoriesAreCheap: layers that imply the same directories are each looked at
+// once for each of them.
 func TestSharedImpliedDirectoriesAreCheap(t *testing.T) {
 	const layers, dirs = 60, 40
 	s := memoryStore(t)

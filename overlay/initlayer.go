@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// initFile is what dockerd puts between an image and a container, so that files
-// can be mounted over it whatever the image holds.
+// initFile is what dockerd puts between an image and a container, so that files can be mounted over
+// it whatever the image holds.
 type initFile struct {
 	path   string
 	dir    bool
@@ -36,11 +36,10 @@ func initFiles(etc string) []initFile {
 	}
 }
 
-// makeInit makes the directory of an init layer on the directories below (top
-// first). The result is what dockerd gets by mounting the layer and making the
-// files in there: a directory of the image is kept as it is, everything else of
-// the same name is replaced. Unlike dockerd's, it keeps a symbolic link at /etc
-// that leads to a directory, and has the files of /etc in there.
+// makeInit makes the directory of an init layer on the directories below (top first). The result is
+// what dockerd gets by mounting the layer and making the files in there: a directory of the image
+// is kept as it is, everything else of the same name is replaced. Unlike dockerd's, it keeps a
+// symbolic link at /etc that leads to a directory, and has the files of /etc in there.
 func (s *Store) makeInit(id string, below []string) error {
 	if err := os.Mkdir(s.paths.dir(id), 0o710); err != nil {
 		return err
@@ -101,8 +100,8 @@ func (v *view) describe(p string, root int) error {
 	return copyDirectory(f.root, p, to)
 }
 
-// initEtc returns the directory that /etc of the image is or leads to, "etc"
-// where it is neither, or where mounts of every container cover it.
+// initEtc returns the directory that /etc of the image is or leads to, "etc" where it is neither,
+// or where mounts of every container cover it.
 func (v *view) initEtc() (string, error) {
 	dir, err := v.resolveDir("etc")
 	if err != nil {

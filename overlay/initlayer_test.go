@@ -10,8 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// An image's /etc that is a symbolic link to a directory stays one, and the
-// files of /etc are made where it leads, never outside the image.
+// An image's /etc that is a symbolic link to a directory stays one, and the files of /etc are made
+// where it leads, never outside the image.
 func TestInitLayerWhereEtcIsALink(t *testing.T) {
 	links := func(n int) []entry {
 		entries := []entry{symlink("etc", "l0"), dir("store")}

@@ -138,8 +138,8 @@ func (s *Store) loadWritables(ctx context.Context, f *findings) error {
 		f.claim(rw.MountID, nil)
 		f.claim(rw.InitID, nil)
 		if err != nil {
-			// The next Remove of the ID takes the entry away; until then its
-			// directories, whichever they are, must stay.
+			// The next Remove of the ID takes the entry away; until then its directories, whichever
+			// they are, must stay.
 			klog.FromContext(ctx).Info("Writable layer is damaged", "id", name, "reason", err.Error())
 			f.unreadable = true
 			continue
@@ -173,8 +173,7 @@ func (s *Store) readWritable(id string) (RW, error) {
 	return rw, nil
 }
 
-// writeLayer makes the files of an entry in a write set that already holds the
-// tar-split file.
+// writeLayer makes the files of an entry in a write set that already holds the tar-split file.
 func (s *Store) writeLayer(l Layer) error {
 	dir := s.paths.writeSet(l.CacheID)
 	files := map[string]string{

@@ -56,8 +56,8 @@ func (l layout) layer(chain digest.Digest) string {
 	return filepath.Join(l.layers(), chain.Encoded())
 }
 
-// names are the shapes of the names that this package gives, and with them the
-// names that it may ever remove.
+// names are the shapes of the names that this package gives, and with them the names that it may
+// ever remove.
 type names struct{ directory, link, hex *regexp.Regexp }
 
 func newNames() names {
@@ -82,8 +82,7 @@ func newLink() string {
 	return base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(b[:])
 }
 
-// chainID computes the chain ID of a layer from the one below it (image-spec,
-// "Layer ChainID").
+// chainID computes the chain ID of a layer from the one below it (image-spec, "Layer ChainID").
 func chainID(parent, diffID digest.Digest) digest.Digest {
 	if parent == "" {
 		return diffID

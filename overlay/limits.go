@@ -1,7 +1,7 @@
 package overlay
 
-// What a layer may hold. A layer beyond a limit is refused with
-// errdefs.ErrInvalidArgument; all are far above what images in the wild have.
+// What a layer may hold. A layer beyond a limit is refused with errdefs.ErrInvalidArgument; all are
+// far above what images in the wild have.
 const (
 	maxEntries    = 1 << 21  // entries of one tar
 	maxDevices    = 1 << 12  // device nodes of one layer, whiteouts not counted
@@ -17,8 +17,8 @@ const (
 )
 
 // Processor time that one thing takes, in nanoseconds, the removal of a refused layer included. The
-// figures are measurements on ext4 with a journal, on a server of 2020 that was busy with other work:
-// an idle one takes about half.
+// figures are measurements on ext4 with a journal, on a server of 2020 that was busy with other
+// work: an idle one takes about half.
 const (
 	costLayer     = 3_000_000 // make, parse, sync, commit and mount a layer, whatever it holds
 	costEntry     = 80_000    // parse a header, make a file, link, whiteout or device, describe and remove it
@@ -39,10 +39,10 @@ const (
 // plainHeaders is what the headers of an ordinary entry take.
 const plainHeaders = 3 * tarBlock
 
-// The work of an image may grow with the bytes that were transferred for its layers, each blob counted
-// once. An image of smallImage may take six seconds, whatever its compression. Decompressing blocks
-// that hold nothing takes up to 0.2 s for each megabyte and is not counted. Larger images may take more
-// for each byte: layers of many small files need up to a third of that.
+// The work of an image may grow with the bytes that were transferred for its layers, each blob
+// counted once. An image of smallImage may take six seconds, whatever its compression.
+// Decompressing blocks that hold nothing takes up to 0.2 s for each megabyte and is not counted.
+// Larger images may take more for each byte: layers of many small files need up to a third of that.
 const (
 	workFloor   = 4_000_000_000 // nanoseconds that every image may take
 	workPerByte = 200           // nanoseconds more for each of the first smallImage transferred bytes

@@ -60,8 +60,8 @@ func timespec(t time.Time) unix.Timespec {
 	return unix.Timespec{Sec: t.Unix(), Nsec: int64(t.Nanosecond())}
 }
 
-// applyFd sets everything but the times. The order matters: a change of owner
-// clears setuid and setgid bits and security.capability.
+// applyFd sets everything but the times. The order matters: a change of owner clears setuid and
+// setgid bits and security.capability.
 func (m *meta) applyFd(fd int) error {
 	if err := unix.Fchown(fd, m.uid, m.gid); err != nil {
 		return fmt.Errorf("change owner: %w", err)
@@ -77,8 +77,7 @@ func (m *meta) applyFd(fd int) error {
 	return nil
 }
 
-// applyAt is applyFd with the times for what cannot or must not be opened.
-// base is not followed.
+// applyAt is applyFd with the times for what cannot or must not be opened. base is not followed.
 func (m *meta) applyAt(dirfd int, base string, symlink bool) error {
 	if err := unix.Fchownat(dirfd, base, m.uid, m.gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("change owner: %w", err)
@@ -96,15 +95,15 @@ func (m *meta) applyAt(dirfd int, base string, symlink bool) error {
 	return utimesAt(dirfd, base, m.times)
 }
 
-// attributeRefused tells of attributes that this file system, kernel or kind of
-// file cannot have, which dockerd passes over too.
+// attributeRefused tells of attributes that this file system, kernel or kind of file cannot have,
+// which dockerd passes over too.
 func attributeRefused(err error) bool {
 	return errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EPERM)
 }
 
-// attributeError explains that an attribute was not set. File systems limit what the attributes of a
-// file may take together: XFS says E2BIG or ERANGE, and ext4, with its single block, ENOSPC as if the disk
-// were full. With free blocks for any attribute, the fault is the layer's.
+// attributeError explains that an attribute was not set. File systems limit what the attributes of
+// a file may take together: XFS says E2BIG or ERANGE, and ext4, with its single block, ENOSPC as if
+// the disk were full. With free blocks for any attribute, the fault is the layer's.
 func attributeError(a attribute, err error, statfs func(*unix.Statfs_t) error) error {
 	var st unix.Statfs_t
 	large := errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ERANGE)

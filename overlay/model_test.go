@@ -23,8 +23,8 @@ type model struct {
 	holds  map[digest.Digest]func()
 }
 
-// TestModel does random work on a store and on maps. After every step both
-// agree, and after every few Check finds nothing and the store can be reopened.
+// TestModel does random work on a store and on maps. After every step both agree, and after every
+// few Check finds nothing and the store can be reopened.
 func TestModel(t *testing.T) {
 	r := testseed.New(t)
 	s := newStore(t)
@@ -97,8 +97,7 @@ func (m *model) step(t *testing.T, s *Store, r *rand.Rand) {
 	}
 }
 
-// commit makes up to three layers, of few different contents, so that some are
-// there already.
+// commit makes up to three layers, of few different contents, so that some are there already.
 func (m *model) commit(t *testing.T, s *Store, r *rand.Rand, parent digest.Digest) {
 	var drafts []*Draft
 	for range 1 + r.IntN(3) {

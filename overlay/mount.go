@@ -29,15 +29,14 @@ type MountArgs struct {
 	Volatile bool   // leave out all syncs of the upper directory (Linux 5.10); it is lost in a power cut
 	Label    string // SELinux context of every file, "" for none
 	ReadOnly bool   // without an upper directory
-	// Owners, if not nil, are those of a user namespace: the files are shown,
-	// and kept, as it maps them (Linux 5.19). Where the kernel or the file
-	// system cannot do that, the whole image is copied into the layer.
+	// Owners, if not nil, are those of a user namespace: the files are shown, and kept, as it maps
+	// them (Linux 5.19). Where the kernel or the file system cannot do that, the whole image is
+	// copied into the layer.
 	Owners *Owners
 }
 
-// Mount mounts a writable layer and returns the path. A layer that is mounted
-// stays as it is, with the arguments of its first Mount. It answers
-// errdefs.ErrNotFound for an ID that is not there.
+// Mount mounts a writable layer and returns the path. A layer that is mounted stays as it is, with
+// the arguments of its first Mount. It answers errdefs.ErrNotFound for an ID that is not there.
 func (s *Store) Mount(ctx context.Context, a MountArgs) (path string, err error) {
 	w, err := s.writable(a.ID)
 	if err != nil {
@@ -62,8 +61,8 @@ func (s *Store) mount(ctx context.Context, id string, a MountArgs) error {
 	if err := os.Mkdir(filepath.Join(s.paths.dir(id), mergedName), 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	// What a volatile mount that was not unmounted leaves to refuse the next one
-	// (overlayfs.rst, "Volatile mount").
+	// What a volatile mount that was not unmounted leaves to refuse the next one (overlayfs.rst,
+	// "Volatile mount").
 	if err := os.RemoveAll(filepath.Join(s.paths.dir(id), workName, "work", "incompat")); err != nil {
 		return err
 	}
@@ -104,15 +103,15 @@ func (s *Store) Unmount(_ context.Context, id string) error {
 	return nil
 }
 
-// MountView mounts a read-only view of a layer and its ancestors at the
-// directory target. The caller unmounts target, and keeps the layer from Prune
-// until then. It answers errdefs.ErrNotFound for a layer that is not there.
+// MountView mounts a read-only view of a layer and its ancestors at the directory target. The
+// caller unmounts target, and keeps the layer from Prune until then. It answers errdefs.ErrNotFound
+// for a layer that is not there.
 func (s *Store) MountView(ctx context.Context, chain digest.Digest, target string) error {
 	return s.MountMappedView(ctx, chain, target, "")
 }
 
-// MountMappedView is MountView with the owners of all files as the user
-// namespace of the file userNS maps them (Linux 5.19).
+// MountMappedView is MountView with the owners of all files as the user namespace of the file
+// userNS maps them (Linux 5.19).
 func (s *Store) MountMappedView(_ context.Context, chain digest.Digest, target, userNS string) error {
 	l, err := s.Layer(chain)
 	if err != nil {
@@ -124,8 +123,8 @@ func (s *Store) MountMappedView(_ context.Context, chain digest.Digest, target, 
 	if err := s.mountView(l.CacheID, target, userNS); err != nil {
 		return fmt.Errorf("mount view of layer %s at %s: %w", chain, target, err)
 	}
-	// The view lies on the host, where a setuid file or a device node of an image
-	// must mean nothing. Mounts made of the view inherit this.
+	// The view lies on the host, where a setuid file or a device node of an image must mean
+	// nothing. Mounts made of the view inherit this.
 	const flags = unix.MS_BIND | unix.MS_REMOUNT | unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV
 	if err := unix.Mount("", target, "", flags, ""); err != nil {
 		err = errors.Join(err, unix.Unmount(target, unix.UMOUNT_NOFOLLOW))
@@ -164,8 +163,8 @@ func bind(from, to string) error {
 	return nil
 }
 
-// overlayMount is one mount. Paths are relative to the directory overlay2,
-// unless they are absolute.
+// overlayMount is one mount. Paths are relative to the directory overlay2, unless they are
+// absolute.
 type overlayMount struct {
 	lowers      []string // nearest first
 	upper, work string   // "" for a read-only mount
@@ -200,8 +199,8 @@ func (s *Store) overlayMount(id string, readOnly bool) (overlayMount, error) {
 	return m, nil
 }
 
-// features are what makes an upper directory hold a layer's whole difference,
-// in a form that every tool understands.
+// features are what makes an upper directory hold a layer's whole difference, in a form that every
+// tool understands.
 func (m *overlayMount) features() [][2]string {
 	f := [][2]string{{"index", "off"}}
 	if m.upper != "" {
@@ -213,8 +212,8 @@ func (m *overlayMount) features() [][2]string {
 	return f
 }
 
-// mountOverlay uses the new mount API with one lowerdir+ for each layer (Linux
-// 6.8), or mount(2) on older kernels.
+// mountOverlay uses the new mount API with one lowerdir+ for each layer (Linux 6.8), or mount(2) on
+// older kernels.
 func (s *Store) mountOverlay(m overlayMount) error {
 	if !s.oldAPI.Load() {
 		err := s.mountNew(m)
@@ -293,9 +292,9 @@ func (m overlayMount) mountNew() error {
 	return mounts.Attach(mount, m.target)
 }
 
-// takesAnything is true where the kernel has the new mount API but overlayfs has
-// not (before Linux 6.5): options are only collected then, and a wrong one is an
-// error at the end that does not say which.
+// takesAnything is true where the kernel has the new mount API but overlayfs has not (before Linux
+// 6.5): options are only collected then, and a wrong one is an error at the end that does not say
+// which.
 func takesAnything(fs int) bool {
 	if unix.FsconfigSetString(fs, "mica_no_such_option", "x") == nil {
 		return true
@@ -344,8 +343,8 @@ func kernelLog(fs int) string {
 	}
 }
 
-// mountOld mounts with mount(2), whose options must fit into one page. So paths
-// are relative, and short links stand for the layers, which is good for some 130.
+// mountOld mounts with mount(2), whose options must fit into one page. So paths are relative, and
+// short links stand for the layers, which is good for some 130.
 func (s *Store) mountOld(m overlayMount) error {
 	options := m.options()
 	if len(options) > maxOptions {

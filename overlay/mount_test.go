@@ -129,8 +129,8 @@ func TestMount(t *testing.T) {
 	}
 }
 
-// More layers than the options of mount(2) can name are an error that says so;
-// the new API takes them.
+// More layers than the options of mount(2) can name are an error that says so; the new API takes
+// them.
 func TestMountManyLayers(t *testing.T) {
 	s := memoryStore(t)
 	create(t, s, "c", chain(t, s, 200).ID)
@@ -148,8 +148,8 @@ func TestMountManyLayers(t *testing.T) {
 	}
 }
 
-// A volatile mount that ended without an unmount, as in a crash of the machine,
-// can be mounted again.
+// A volatile mount that ended without an unmount, as in a crash of the machine, can be mounted
+// again.
 func TestMountVolatileAgain(t *testing.T) {
 	bothAPIs(t, func(t *testing.T, s *Store) {
 		ctx := context.Background()
@@ -235,8 +235,8 @@ func TestViewAgreesWithKernel(t *testing.T) {
 	}
 }
 
-// The init layer replaces what an image has in its places, except directories,
-// and lets the image's directories be as they are.
+// The init layer replaces what an image has in its places, except directories, and lets the image's
+// directories be as they are.
 func TestInitLayer(t *testing.T) {
 	for _, tc := range []struct {
 		name  string
@@ -323,8 +323,8 @@ func TestWritableErrors(t *testing.T) {
 	noDrafts(t, s)
 }
 
-// A writable layer whose record a power cut left empty can still be removed,
-// and its directories go with the next Open.
+// A writable layer whose record a power cut left empty can still be removed, and its directories go
+// with the next Open.
 func TestRemoveDamaged(t *testing.T) {
 	s := newStore(t)
 	rw := create(t, s, "c", "")
@@ -375,8 +375,7 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-// A mount that nobody asked for is found; one below a swept directory is
-// taken off.
+// A mount that nobody asked for is found; one below a swept directory is taken off.
 func TestStrayMount(t *testing.T) {
 	s := newStore(t)
 	ctx := context.Background()

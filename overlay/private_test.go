@@ -40,8 +40,8 @@ func TestViewWithoutSetuidAndDevices(t *testing.T) {
 	})
 }
 
-// Other users of the host have no way into the data root, whatever the umask and
-// whoever made it. What an adopted root's group may do stays.
+// Other users of the host have no way into the data root, whatever the umask and whoever made it.
+// What an adopted root's group may do stays.
 func TestDataRootIsClosed(t *testing.T) {
 	needRoot(t)
 	for name, tc := range map[string]struct{ was, want os.FileMode }{

@@ -17,11 +17,10 @@ type Pruned struct {
 	Bytes  int64           // as Layer.Size
 }
 
-// Prune removes every layer that nothing needs. What is needed are the layers
-// of live, what writable layers stand on, what is held or reserved, and the
-// ancestors of them all. Damaged entries that nothing needs go too, and are not
-// part of the result. With an error, or when ctx ends, the result says what
-// was removed until then.
+// Prune removes every layer that nothing needs. What is needed are the layers of live, what
+// writable layers stand on, what is held or reserved, and the ancestors of them all. Damaged
+// entries that nothing needs go too, and are not part of the result. With an error, or when ctx
+// ends, the result says what was removed until then.
 func (s *Store) Prune(ctx context.Context, live []digest.Digest) (Pruned, error) {
 	var p Pruned
 	if err := s.checkOpen(); err != nil {
@@ -67,8 +66,8 @@ func (s *Store) pruneDamaged(live []digest.Digest) error {
 	return nil
 }
 
-// retireOne takes one entry away that no other layer stands on. What remains of
-// the layer is garbage for whoever comes first. set is "" when there is none.
+// retireOne takes one entry away that no other layer stands on. What remains of the layer is
+// garbage for whoever comes first. set is "" when there is none.
 func (s *Store) retireOne(live []digest.Digest) (_ Layer, set string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -17,16 +17,16 @@ const (
 	readAhead  = 4 // buffers between the input and the parser
 )
 
-// block is one piece of the input. The parser and the hasher read it at the
-// same time; the last of them gives it back.
+// block is one piece of the input. The parser and the hasher read it at the same time; the last of
+// them gives it back.
 type block struct {
 	buf   *[]byte
 	n     int
 	users atomic.Int32
 }
 
-// source reads the input ahead of the parser and computes its digest, each in a
-// goroutine of its own. Read is for one goroutine.
+// source reads the input ahead of the parser and computes its digest, each in a goroutine of its
+// own. Read is for one goroutine.
 type source struct {
 	ctx    context.Context // of one Apply call, which this value does not outlive
 	free   chan *block
@@ -136,15 +136,14 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// inputError is an error of the input itself, as opposed to a tar that makes
-// no sense.
+// inputError is an error of the input itself, as opposed to a tar that makes no sense.
 type inputError struct{ err error }
 
 func (e *inputError) Error() string { return e.err.Error() }
 func (e *inputError) Unwrap() error { return e.err }
 
-// recorder keeps what the tar parser reads, except for the contents of files
-// that are kept elsewhere, so that the tar can be put together again.
+// recorder keeps what the tar parser reads, except for the contents of files that are kept
+// elsewhere, so that the tar can be put together again.
 type recorder struct {
 	source *source
 	off    bool // do not keep

@@ -14,8 +14,8 @@ const tarBlock = 512
 // fragment is a stretch of data of a sparse file.
 type fragment struct{ at, size int64 }
 
-// isSparse tells whether archive/tar takes an entry for a sparse file (GNU tar
-// manual, "Storing Sparse Files").
+// isSparse tells whether archive/tar takes an entry for a sparse file (GNU tar manual, "Storing
+// Sparse Files").
 func isSparse(h *tar.Header) bool {
 	if h.Typeflag == tar.TypeGNUSparse {
 		return true
@@ -29,9 +29,9 @@ func isSparse(h *tar.Header) bool {
 	return false
 }
 
-// sparseContent writes a sparse file and records its data as raw bytes. It
-// reads the data itself, because archive/tar only gives it with all the zeros in
-// between, of which a hostile tar can name any number.
+// sparseContent writes a sparse file and records its data as raw bytes. It reads the data itself,
+// because archive/tar only gives it with all the zeros in between, of which a hostile tar can name
+// any number.
 func (x *extractor) sparseContent(h *tar.Header, job *fileJob) error {
 	m, physical, err := sparseMap(h, x.header, x.record.total-int64(len(x.header)))
 	if err == nil {
@@ -70,9 +70,8 @@ func (x *extractor) sparseContent(h *tar.Header, job *fileJob) error {
 	return nil
 }
 
-// sparseMap finds the fragments of the entry whose headers are in raw, which
-// starts at an offset of the tar. archive/tar has validated them. physical is
-// what the tar holds of the file.
+// sparseMap finds the fragments of the entry whose headers are in raw, which starts at an offset of
+// the tar. archive/tar has validated them. physical is what the tar holds of the file.
 func sparseMap(h *tar.Header, raw []byte, start int64) (m []fragment, physical int64, err error) {
 	at := roundUp(start) - start // behind the padding of the entry before
 	for at+tarBlock <= int64(len(raw)) && strings.IndexByte("xLK", raw[at+156]) >= 0 {
@@ -116,8 +115,8 @@ func sparseMap(h *tar.Header, raw []byte, start int64) (m []fragment, physical i
 	return m, physical, nil
 }
 
-// oldMap reads the map of the old GNU format: four fragments in the header and
-// 21 in each block behind it.
+// oldMap reads the map of the old GNU format: four fragments in the header and 21 in each block
+// behind it.
 func oldMap(header, rest []byte) ([]fragment, error) {
 	var m []fragment
 	table, extended := header[386:482], header[482]
@@ -140,8 +139,8 @@ func oldMap(header, rest []byte) ([]fragment, error) {
 	}
 }
 
-// newMap reads the map of the PAX format 1.0, which stands in front of the data:
-// the number of fragments, then each, one number a line.
+// newMap reads the map of the PAX format 1.0, which stands in front of the data: the number of
+// fragments, then each, one number a line.
 func newMap(text []byte) ([]fragment, error) {
 	count, rest, _ := bytes.Cut(text, []byte{'\n'})
 	n, err := strconv.Atoi(string(count))

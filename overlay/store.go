@@ -55,9 +55,9 @@ type Layer struct {
 	Size    int64         // bytes as dockerd counts them: lengths of files and links, hard links once
 }
 
-// Open opens the store in o.Root and makes it when it is absent. It locks the
-// store against other processes (errdefs.ErrUnavailable when one has it), and
-// finds what a crash left half-made, which [Store.Sweep] removes.
+// Open opens the store in o.Root and makes it when it is absent. It locks the store against other
+// processes (errdefs.ErrUnavailable when one has it), and finds what a crash left half-made, which
+// [Store.Sweep] removes.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	s := &Store{
 		paths: layout{o.Root}, names: newNames(), stop: make(chan struct{}),
@@ -105,13 +105,13 @@ func (s *Store) makeDirectories() error {
 	return nil
 }
 
-// rootMode is the mode of the data root, as dockerd has it: other users of the
-// host have no way to what is below. Setuid files of images are among that.
+// rootMode is the mode of the data root, as dockerd has it: other users of the host have no way to
+// what is below. Setuid files of images are among that.
 const rootMode = 0o710
 
-// makeRoot makes the data root, or takes from the one that is there what it
-// lets other users do. Owner and group stay: in an adopted root of dockerd with
-// user namespaces the group has a right to it.
+// makeRoot makes the data root, or takes from the one that is there what it lets other users do.
+// Owner and group stay: in an adopted root of dockerd with user namespaces the group has a right to
+// it.
 func (s *Store) makeRoot() error {
 	st, err := os.Stat(s.paths.root)
 	if errors.Is(err, os.ErrNotExist) {
@@ -155,8 +155,8 @@ func (s *Store) takeLock(ctx context.Context) error {
 	return nil
 }
 
-// Close ends background work and gives the lock back. Mounts stay. Drafts that
-// are neither committed nor discarded are removed by the next Open and Sweep.
+// Close ends background work and gives the lock back. Mounts stay. Drafts that are neither
+// committed nor discarded are removed by the next Open and Sweep.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	if s.closed {
@@ -173,8 +173,8 @@ func (s *Store) Close() error {
 	return s.lock.Close()
 }
 
-// checkOpen answers errdefs.ErrUnavailable after Close, when the store may belong to
-// another process.
+// checkOpen answers errdefs.ErrUnavailable after Close, when the store may belong to another
+// process.
 func (s *Store) checkOpen() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -210,9 +210,8 @@ func (s *Store) Layers() []Layer {
 	return all
 }
 
-// Hold keeps a layer and its ancestors from Prune until release is called,
-// which may be done more than once. It answers errdefs.ErrNotFound for a layer
-// that is not there.
+// Hold keeps a layer and its ancestors from Prune until release is called, which may be done more
+// than once. It answers errdefs.ErrNotFound for a layer that is not there.
 func (s *Store) Hold(chain digest.Digest) (release func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -222,9 +221,9 @@ func (s *Store) Hold(chain digest.Digest) (release func(), err error) {
 	return s.reserveLocked(chain), nil
 }
 
-// Reserve is [Store.Hold] for chain IDs that need not exist yet. A pull reserves
-// what it is going to commit and releases it when the image's record is written,
-// so that no Prune can fall between the two.
+// Reserve is [Store.Hold] for chain IDs that need not exist yet. A pull reserves what it is going
+// to commit and releases it when the image's record is written, so that no Prune can fall between
+// the two.
 func (s *Store) Reserve(chains ...digest.Digest) (release func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -262,8 +261,7 @@ func (s *Store) cacheIDs(chain digest.Digest) ([]string, error) {
 	return ids, nil
 }
 
-// setBusy marks a directory of overlay2 as in work, so that Check does not
-// take it for an orphan.
+// setBusy marks a directory of overlay2 as in work, so that Check does not take it for an orphan.
 func (s *Store) setBusy(id string, busy bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

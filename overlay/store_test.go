@@ -20,8 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The vectors are the nginx and centos:test images of the transcripts that
-// docker's documentation of its store is checked by.
+// The vectors are the nginx and centos:test images of the transcripts that docker's documentation
+// of its store is checked by.
 func TestChainID(t *testing.T) {
 	for _, image := range [][][2]string{
 		{
@@ -315,8 +315,8 @@ func TestHoldAndPrune(t *testing.T) {
 	expect(nil, e, a)
 }
 
-// Directories that a tar implies are described by the layers below, with
-// whiteouts, opaque directories and files in between taken into account.
+// Directories that a tar implies are described by the layers below, with whiteouts, opaque
+// directories and files in between taken into account.
 func TestImpliedDirectories(t *testing.T) {
 	s := newStore(t)
 	ctx := context.Background()
@@ -418,8 +418,8 @@ func TestSweep(t *testing.T) {
 	reopen(t, s)
 }
 
-// A store of dockerd: the init layer missing, the top layer not marked
-// committed, an entry on its way out. Nothing of it may be swept.
+// A store of dockerd: the init layer missing, the top layer not marked committed, an entry on its
+// way out. Nothing of it may be swept.
 func TestAdoptDockerStore(t *testing.T) {
 	s := newStore(t)
 	ctx := context.Background()
@@ -466,8 +466,8 @@ func TestAdoptDockerStore(t *testing.T) {
 	reopen(t, s)
 }
 
-// Damage of every kind is found by Check; a layer that cannot be used is not
-// offered, and a new pull repairs it.
+// Damage of every kind is found by Check; a layer that cannot be used is not offered, and a new
+// pull repairs it.
 func TestDamage(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
@@ -548,8 +548,8 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// Prune takes damaged entries away, but nothing that a container stands on,
-// whatever became of the entries.
+// Prune takes damaged entries away, but nothing that a container stands on, whatever became of the
+// entries.
 func TestPruneDamaged(t *testing.T) {
 	for _, used := range []bool{false, true} {
 		t.Run(fmt.Sprint("in use: ", used), func(t *testing.T) {

@@ -25,8 +25,9 @@ type abandoned struct {
 	directories []string // names in overlay2
 }
 
-// findAbandoned takes down what no entry of layerdb claims, for Sweep. It decides by what f saw before
-// any new work began, and removes nothing: a start does not wait for the removal of large trees.
+// findAbandoned takes down what no entry of layerdb claims, for Sweep. It decides by what f saw
+// before any new work began, and removes nothing: a start does not wait for the removal of large
+// trees.
 func (s *Store) findAbandoned(ctx context.Context, f *findings) error {
 	log := klog.FromContext(ctx)
 	var a abandoned
@@ -77,9 +78,8 @@ func (s *Store) unclaimed(f *findings) []string {
 	return slices.DeleteFunc(names, func(n string) bool { return used[n] })
 }
 
-// lowersLocked returns the directories that writable layers stand on by their
-// own account. They differ from what layerdb says if an entry was damaged and
-// replaced under a container.
+// lowersLocked returns the directories that writable layers stand on by their own account. They
+// differ from what layerdb says if an entry was damaged and replaced under a container.
 func (s *Store) lowersLocked() map[string]bool {
 	used := map[string]bool{}
 	for _, w := range s.rws {
@@ -103,9 +103,9 @@ func (s *Store) Abandoned() bool {
 	return len(s.abandoned.directories)+len(s.abandoned.sets)+len(s.abandoned.links) > 0
 }
 
-// Sweep removes what Open found half-made. It takes as long as the disk needs for that, beside other
-// calls. When ctx ends, or at Close, it stops within one directory; the next Open finds the rest. A
-// second call finds nothing to do.
+// Sweep removes what Open found half-made. It takes as long as the disk needs for that, beside
+// other calls. When ctx ends, or at Close, it stops within one directory; the next Open finds the
+// rest. A second call finds nothing to do.
 func (s *Store) Sweep(ctx context.Context) error {
 	ctx, end, err := s.beginSweep(ctx)
 	if err != nil {
@@ -206,8 +206,8 @@ func (s *Store) danglingLinks(f *findings, garbage []string) ([]string, error) {
 	return links, nil
 }
 
-// linkTarget returns the directory of overlay2 that the short name stands for.
-// ok is false for what is not one of the driver's links.
+// linkTarget returns the directory of overlay2 that the short name stands for. ok is false for what
+// is not one of the driver's links.
 func (s *Store) linkTarget(name string) (id string, ok bool) {
 	if !s.names.link.MatchString(name) {
 		return "", false
@@ -221,8 +221,8 @@ func (s *Store) linkTarget(name string) (id string, ok bool) {
 	return id, found && diff && s.names.directory.MatchString(id)
 }
 
-// removeRetired removes a busy directory that nothing refers to any more. What fails, or is cut short
-// by ctx, is tried again by Prune and by the next Open.
+// removeRetired removes a busy directory that nothing refers to any more. What fails, or is cut
+// short by ctx, is tried again by Prune and by the next Open.
 func (s *Store) removeRetired(ctx context.Context, id string) error {
 	err := s.removeDirectory(ctx, id)
 	s.mu.Lock()
@@ -251,8 +251,7 @@ func (s *Store) removeLeft(ctx context.Context) {
 	}
 }
 
-// removeDirectory unmounts and deletes overlay2/<id> and its short name. It is
-// idempotent.
+// removeDirectory unmounts and deletes overlay2/<id> and its short name. It is idempotent.
 func (s *Store) removeDirectory(ctx context.Context, id string) error {
 	dir := s.paths.dir(id)
 	if err := mounts.Unmount(filepath.Join(dir, mergedName)); err != nil {
@@ -269,8 +268,8 @@ func (s *Store) removeDirectory(ctx context.Context, id string) error {
 	return removeTree(ctx, unix.AT_FDCWD, dir)
 }
 
-// RemoveTree is os.RemoveAll for what a container has filled: a tree of any depth, removed with a bounded
-// number of descriptors. Something mounted in it is an error.
+// RemoveTree is os.RemoveAll for what a container has filled: a tree of any depth, removed with a
+// bounded number of descriptors. Something mounted in it is an error.
 func RemoveTree(path string) error {
 	if err := removeTree(context.Background(), unix.AT_FDCWD, path); err != nil {
 		return fmt.Errorf("remove %s: %w", path, err)
@@ -278,9 +277,9 @@ func RemoveTree(path string) error {
 	return nil
 }
 
-// removeTree deletes name below the directory dirfd with all that is in it, but
-// nothing on another mount, which is an error. No such name is none. The tree
-// may be of any depth. When ctx ends, the rest stays.
+// removeTree deletes name below the directory dirfd with all that is in it, but nothing on another
+// mount, which is an error. No such name is none. The tree may be of any depth. When ctx ends, the
+// rest stays.
 func removeTree(ctx context.Context, dirfd int, name string) error {
 	err := unix.Unlinkat(dirfd, name, 0)
 	if err == nil || errors.Is(err, unix.ENOENT) {

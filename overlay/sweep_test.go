@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// abandonDraft leaves in a store what a process leaves that dies while it extracts a layer with many
-// directories.
+// abandonDraft leaves in a store what a process leaves that dies while it extracts a layer with
+// many directories.
 func abandonDraft(t *testing.T, s *Store, directories int) (id string) {
 	t.Helper()
 	id = newID()
@@ -40,8 +40,8 @@ func countNames(t *testing.T, dir string) (n int) {
 	return n
 }
 
-// A start deletes nothing of what a dead process left, and that is no finding of Check. Sweep deletes
-// it, and goes on where an earlier one was cut short.
+// A start deletes nothing of what a dead process left, and that is no finding of Check. Sweep
+// deletes it, and goes on where an earlier one was cut short.
 func TestOpenDeletesNoAbandonedDraft(t *testing.T) {
 	needRoot(t)
 	s := newStore(t)

@@ -23,10 +23,9 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// splitWriter writes the tar-split form of a tar: gzipped lines of JSON, one
-// for each stretch of raw bytes and one for each entry whose content lies in
-// the layer's directory, with a checksum. It writes the lines that
-// tar/storage.NewJSONPacker writes, an order of magnitude faster, and without
+// splitWriter writes the tar-split form of a tar: gzipped lines of JSON, one for each stretch of
+// raw bytes and one for each entry whose content lies in the layer's directory, with a checksum. It
+// writes the lines that tar/storage.NewJSONPacker writes, an order of magnitude faster, and without
 // its refusal of a name that comes twice: see repack.
 type splitWriter struct {
 	file     *os.File
@@ -105,8 +104,8 @@ type packItem struct {
 	job  *fileJob // that writes the content; nil without content
 }
 
-// packer writes the tar-split file in a goroutine of its own, in the order of
-// the tar, waiting for each file's checksum.
+// packer writes the tar-split file in a goroutine of its own, in the order of the tar, waiting for
+// each file's checksum.
 type packer struct {
 	ctx     context.Context // of one Apply call, which this value does not outlive
 	fail    context.CancelCauseFunc
@@ -212,8 +211,8 @@ func (t *nameTable) note(name string, position int64) {
 // keptMoved is what a replaced takes, with its place in a movedTree, in bytes.
 const keptMoved = 256
 
-// replaced is something in the layer's directory that a later entry of the same
-// tar took the place of.
+// replaced is something in the layer's directory that a later entry of the same tar took the place
+// of.
 type replaced struct {
 	dir      *node // where it was
 	base     string
@@ -267,8 +266,8 @@ func (t *movedTree) child(base string) *movedTree {
 	return t.children[base]
 }
 
-// find returns the path below shadow to which the content of an entry was
-// moved, or "": the first move, after the entry, of its path or a directory above.
+// find returns the path below shadow to which the content of an entry was moved, or "": the first
+// move, after the entry, of its path or a directory above.
 func (t *movedTree) find(e *storage.Entry) string {
 	name, err := cleanName(e.GetName())
 	if err != nil {
@@ -303,10 +302,9 @@ type repackArgs struct {
 	budget *budget
 }
 
-// repack rewrites a tar-split file after a tar that names something twice.
-// Readers of the format allow every name once and look its content up by that
-// name, so only the last entry of a name stays one; the content of those before
-// it becomes raw bytes.
+// repack rewrites a tar-split file after a tar that names something twice. Readers of the format
+// allow every name once and look its content up by that name, so only the last entry of a name
+// stays one; the content of those before it becomes raw bytes.
 func repack(ctx context.Context, a repackArgs) error {
 	moved := newMovedTree(a.moved)
 	out, err := newSplitWriter(a.path + ".new")

@@ -17,11 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TarStream returns the uncompressed tar that the layer was made from, bit for
-// bit, put together from tar-split and the layer's files. The layer cannot be
-// pruned until the stream is closed. A file that has changed ends the stream
-// with an error; so does the end of ctx. It answers errdefs.ErrNotFound for a
-// layer that is not there.
+// TarStream returns the uncompressed tar that the layer was made from, bit for bit, put together
+// from tar-split and the layer's files. The layer cannot be pruned until the stream is closed. A
+// file that has changed ends the stream with an error; so does the end of ctx. It answers
+// errdefs.ErrNotFound for a layer that is not there.
 func (s *Store) TarStream(ctx context.Context, chain digest.Digest) (io.ReadCloser, error) {
 	release, err := s.Hold(chain)
 	if err != nil {
@@ -92,8 +91,8 @@ func (t *tarStream) Close() error {
 // fileGetter finds the content of files for tar-split.
 type fileGetter struct{ root int }
 
-// Get implements storage.FileGetter. Symbolic links of the layer, which dockerd
-// follows, are followed within the layer only.
+// Get implements storage.FileGetter. Symbolic links of the layer, which dockerd follows, are
+// followed within the layer only.
 func (g *fileGetter) Get(name string) (io.ReadCloser, error) {
 	clean, err := cleanName(name)
 	if err != nil {

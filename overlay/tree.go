@@ -21,10 +21,10 @@ const (
 	kindOther // files and device nodes
 )
 
-// node is one name of the layer under construction. The tree of nodes knows
-// everything that the layer's directory holds, because the layer was empty at
-// first and nobody else writes it: paths are resolved here, without a system
-// call and without a chance that the kernel follows a link of the layer.
+// node is one name of the layer under construction. The tree of nodes knows everything that the
+// layer's directory holds, because the layer was empty at first and nobody else writes it: paths
+// are resolved here, without a system call and without a chance that the kernel follows a link of
+// the layer.
 //
 // A node of kindOther stands for many files.
 type node struct {
@@ -96,8 +96,8 @@ type place struct {
 
 func (p place) path() string { return p.dir.path(p.base) }
 
-// cleanName makes the name of an entry relative to the root of the layer.
-// Absolute names count from the root; a name that leaves it is refused.
+// cleanName makes the name of an entry relative to the root of the layer. Absolute names count from
+// the root; a name that leaves it is refused.
 func cleanName(name string) (string, error) {
 	if name == "" || strings.IndexByte(name, 0) >= 0 {
 		return "", invalid("name is empty or holds a NUL")
@@ -122,7 +122,8 @@ func invalid(format string, args ...any) error {
 	return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
 }
 
-// linkError explains that a hard link was not made. File systems limit the links of a file, ext4 to 65,000.
+// linkError explains that a hard link was not made. File systems limit the links of a file, ext4 to
+// 65,000.
 func linkError(target string, err error) error {
 	if errors.Is(err, unix.EMLINK) {
 		return invalid("link to %q: a file has more hard links than the file system's limit: %v", target, err)
@@ -130,8 +131,8 @@ func linkError(target string, err error) error {
 	return fmt.Errorf("link to %q: %w", target, err)
 }
 
-// walker resolves one path as a process would that has the layer as its root
-// directory: "..", absolute link targets and links out of the layer end at the root.
+// walker resolves one path as a process would that has the layer as its root directory: "..",
+// absolute link targets and links out of the layer end at the root.
 type walker struct {
 	root     *node
 	makeDir  func(parent *node, base string) (*node, error) // nil: a missing name is an error

@@ -30,12 +30,11 @@ type UnpackArgs struct {
 	Keep bool
 }
 
-// ApplyChanges does to a mounted writable layer what [Store.Changes] has told
-// of another one. Nothing outside of the layer is touched, whatever the tar
-// says: no symbolic link is followed. A tar that is not one, leaves the root or
-// exceeds a limit answers errdefs.ErrInvalidArgument, a layer that is not
-// mounted errdefs.ErrFailedPrecondition. After an error the layer holds a part
-// of the changes.
+// ApplyChanges does to a mounted writable layer what [Store.Changes] has told of another one.
+// Nothing outside of the layer is touched, whatever the tar says: no symbolic link is followed. A
+// tar that is not one, leaves the root or exceeds a limit answers errdefs.ErrInvalidArgument, a
+// layer that is not mounted errdefs.ErrFailedPrecondition. After an error the layer holds a part of
+// the changes.
 func (s *Store) ApplyChanges(ctx context.Context, id string, a UnpackArgs) error {
 	w, err := s.writable(id)
 	if err != nil {
@@ -64,8 +63,7 @@ func UnpackTree(ctx context.Context, dir string, a UnpackArgs) error {
 	return nil
 }
 
-// unpacker writes the entries of one tar into a tree that holds something
-// already.
+// unpacker writes the entries of one tar into a tree that holds something already.
 type unpacker struct {
 	root    int // open directory
 	left    int64
@@ -360,8 +358,8 @@ func (u *unpacker) device(parent int, base string, h *tar.Header) error {
 	return nil
 }
 
-// whiteout deletes what a layer's tar would hide. Of an opaque directory that
-// is everything that the tar has not put there.
+// whiteout deletes what a layer's tar would hide. Of an opaque directory that is everything that
+// the tar has not put there.
 func (u *unpacker) whiteout(parent int, name string) error {
 	base := path.Base(name)
 	if strings.HasPrefix(base, aufsPrefix) && base != opaqueName {

@@ -16,12 +16,12 @@ const (
 	overlayAttrPrefix = "trusted.overlay."
 )
 
-// maxResolveSteps bounds the components of a path and of the links on its way,
-// each of which is looked up in all layers.
+// maxResolveSteps bounds the components of a path and of the links on its way, each of which is
+// looked up in all layers.
 const maxResolveSteps = 1024
 
-// view answers what a stack of layers shows at a path, without mounting it. It
-// follows no symbolic links but in resolveDir. It is for one goroutine.
+// view answers what a stack of layers shows at a path, without mounting it. It follows no symbolic
+// links but in resolveDir. It is for one goroutine.
 type view struct {
 	roots []int            // open diff directories, top first
 	dirs  map[string][]int // path of a merged directory → indexes of the roots that make it up
@@ -107,8 +107,7 @@ func (v *view) find(p string, parents []int) (top *found, parts []int, err error
 	return top, parts, nil
 }
 
-// dir returns the indexes of the roots that make up the directory p; none if
-// p is not a directory.
+// dir returns the indexes of the roots that make up the directory p; none if p is not a directory.
 func (v *view) dir(p string) ([]int, error) {
 	if parts, ok := v.dirs[p]; ok {
 		return parts, nil
@@ -120,8 +119,8 @@ func (v *view) dir(p string) ([]int, error) {
 	return parts, err
 }
 
-// resolveDir returns the directory that p leads to for a process that has the
-// view as its root, "" if that is none, or is too far to seek.
+// resolveDir returns the directory that p leads to for a process that has the view as its root, ""
+// if that is none, or is too far to seek.
 func (v *view) resolveDir(p string) (string, error) {
 	at, rest, links := ".", p, 0
 	for step := 0; rest != ""; step++ {

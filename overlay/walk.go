@@ -19,8 +19,8 @@ const (
 // errMoved says that a directory is not where a walk came from.
 var errMoved = errors.New("directory was moved meanwhile")
 
-// ladder is a way down a directory tree of any depth. It holds few descriptors: the top directory and
-// the last ones. A directory that it has closed is opened again as the parent of the one below.
+// ladder is a way down a directory tree of any depth. It holds few descriptors: the top directory
+// and the last ones. A directory that it has closed is opened again as the parent of the one below.
 // It uses no paths, so PATH_MAX is no limit either. It is for one goroutine.
 type ladder struct{ rungs []rung }
 
@@ -103,8 +103,8 @@ func (l *ladder) close() {
 
 // walk says what to do in each directory of a tree.
 type walk struct {
-	// names gets the names in a directory, some at a time, and returns those of directories to
-	// go into.
+	// names gets the names in a directory, some at a time, and returns those of directories to go
+	// into.
 	names func(dirfd int, names []string) (dirs []string, err error)
 	// enter, which may be nil, is called in a directory before its names.
 	enter func(dirfd int, name string) error
@@ -112,7 +112,8 @@ type walk struct {
 	leave func(dirfd int, name string) error
 	// all passes all names of a directory at once.
 	all bool
-	// removes says that names and leave delete what they get: each directory is read until it is empty.
+	// removes says that names and leave delete what they get: each directory is read until it is
+	// empty.
 	removes bool
 	// lenient goes on when others change the tree: what has gone is left out.
 	lenient bool

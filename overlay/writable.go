@@ -40,8 +40,8 @@ type CreateArgs struct {
 }
 
 // Create makes a writable layer on its own init layer on the parent. It answers
-// errdefs.ErrAlreadyExists for an ID in use and errdefs.ErrNotFound for a parent
-// that is not there. The parent cannot be pruned as long as the layer exists.
+// errdefs.ErrAlreadyExists for an ID in use and errdefs.ErrNotFound for a parent that is not there.
+// The parent cannot be pruned as long as the layer exists.
 func (s *Store) Create(ctx context.Context, a CreateArgs) (_ RW, err error) {
 	if err := checkID(a.ID); err != nil {
 		return RW{}, err
@@ -63,8 +63,7 @@ func (s *Store) Create(ctx context.Context, a CreateArgs) (_ RW, err error) {
 	return rw, nil
 }
 
-// claimNew keeps the ID from other Create calls and the parent from Prune until
-// release is called.
+// claimNew keeps the ID from other Create calls and the parent from Prune until release is called.
 func (s *Store) claimNew(a CreateArgs) (release func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -180,8 +179,8 @@ func (s *Store) writable(id string) (*writable, error) {
 	return w, nil
 }
 
-// Remove unmounts and deletes a writable layer with its init layer. An ID that
-// is not there is no error.
+// Remove unmounts and deletes a writable layer with its init layer. An ID that is not there is no
+// error.
 func (s *Store) Remove(ctx context.Context, id string) error {
 	if err := checkID(id); err != nil {
 		return err
@@ -225,8 +224,8 @@ func (s *Store) retire(w *writable) (set string, err error) {
 	return set, nil
 }
 
-// removeDamaged takes away an entry that could not be read at Open, if that is
-// why the ID is unknown.
+// removeDamaged takes away an entry that could not be read at Open, if that is why the ID is
+// unknown.
 func (s *Store) removeDamaged(id string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -257,8 +256,8 @@ type Usage struct {
 	Inodes uint64 // hard links once, the root directory included
 }
 
-// Usage measures the upper directory of a writable layer, which may be in use.
-// It answers errdefs.ErrNotFound for an ID that is not there.
+// Usage measures the upper directory of a writable layer, which may be in use. It answers
+// errdefs.ErrNotFound for an ID that is not there.
 func (s *Store) Usage(ctx context.Context, id string) (Usage, error) {
 	s.mu.Lock()
 	w := s.rws[id]

@@ -21,8 +21,8 @@ const (
 	plainRun    = 64 << 10
 )
 
-// fileJob is one file to be written. A small file has its content in chunk,
-// a large one gets it through chunks.
+// fileJob is one file to be written. A small file has its content in chunk, a large one gets it
+// through chunks.
 type fileJob struct {
 	dir    *dirFD
 	base   string
@@ -154,8 +154,8 @@ func (w *writers) content(fd int, j *fileJob) error {
 	return unix.Ftruncate(fd, j.size)
 }
 
-// stream writes the chunks of a large file. A sparse file has no checksum,
-// because its content is not looked up by it.
+// stream writes the chunks of a large file. A sparse file has no checksum, because its content is
+// not looked up by it.
 func (w *writers) stream(out *fileWriter, j *fileJob, crc *uint64) error {
 	for {
 		select {
@@ -186,8 +186,7 @@ func (c chunk) bytes() []byte {
 	return (*c.buf)[:c.n]
 }
 
-// fileWriter writes a file from its start and leaves holes for long runs of
-// zeros.
+// fileWriter writes a file from its start and leaves holes for long runs of zeros.
 type fileWriter struct {
 	fd  int
 	run int   // bytes of zeros that are worth a hole, a multiple of page
