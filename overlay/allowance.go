@@ -6,38 +6,38 @@ import (
 	"sync/atomic"
 )
 
-// Decompressed is implemented by inputs of [Store.Apply] that were decompressed. Any goroutine may
-// call its methods.
+// Decompressed is implemented by inputs of [Store.Apply] that were decompressed. Its methods must
+// be safe for concurrent use.
 type Decompressed interface {
-	// Received returns how many bytes were transferred for what has been read so far.
+	// Received returns how many compressed bytes were transferred for the output read so far.
 	Received() int64
 	// Repeated returns the size of the blob if another layer of the image has the same one,
 	// otherwise
 	// 0. The bytes of a blob add to the allowance once.
 	Repeated() int64
-	// ByteCost returns the nanoseconds of processor time that a byte of output takes beyond what it
-	// takes with gzip.
+	// ByteCost returns the extra processor time of a byte of output compared with gzip, in
+	// nanoseconds.
 	ByteCost() int64
 }
 
-// floors are what every image may take, however few bytes were transferred for it.
+// floors are the minimum allowance of every image: nanoseconds of work and bytes of memory.
 type floors struct{ work, kept int64 }
 
-// Allowance is what the layers of one image may take together: processor time for all of them, and
-// memory for those that are not committed yet. It consists of a floor and of what the transferred
-// bytes of its layers add. Any number of [Store.ApplyWithin] calls may share it at the same time.
+// Allowance is the budget that the layers of one image share: processor time for all layers, and
+// memory for those that are not committed yet. It is a minimum plus an amount for each transferred
+// byte. It is safe for concurrent use by any number of [Store.ApplyWithin] calls.
 type Allowance struct {
 	floors floors
 	work   atomic.Int64 // of all layers
 	kept   atomic.Int64 // of the layers in live
-	may    atomic.Int64 // work that was found to be allowed; it only grows
+	may    atomic.Int64 // highest work that is known to be allowed; it only grows
 
 	mu   sync.Mutex // guards what follows
 	live map[*budget]struct{}
 	done transferred // for layers that are no longer in live
 }
 
-// transferred is what layers have received: bytes, and bytes times their byteCost.
+// transferred is the input of layers: bytes, and bytes times their byteCost.
 type transferred struct{ bytes, weighed int64 }
 
 func (t *transferred) add(b *budget) {
@@ -49,8 +49,8 @@ func (t *transferred) add(b *budget) {
 	t.weighed += n * b.byteCost
 }
 
-// mayWork returns how much work these bytes may cost. Beyond those of a small image, the bytes of
-// formats that take long to decompress add what that costs at slowRatio.
+// mayWork returns the maximum work for these bytes. Beyond smallImage, bytes of a slow format add
+// the cost of decompressing them at slowRatio.
 func (t transferred) mayWork() int64 {
 	if t.bytes <= smallImage {
 		return t.bytes * workPerByte
@@ -68,7 +68,7 @@ func newAllowance(f floors) *Allowance {
 	return a
 }
 
-// received returns what was transferred for all layers, and for those in live.
+// received returns the transferred bytes of all layers, and of those in live.
 func (a *Allowance) received() (all, live transferred) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -78,18 +78,18 @@ func (a *Allowance) received() (all, live transferred) {
 	return transferred{a.done.bytes + live.bytes, a.done.weighed + live.weighed}, live
 }
 
-// allows reports whether the layers may have taken so much work.
+// allows reports whether the allowance covers this much work.
 func (a *Allowance) allows(work int64) bool {
 	if work <= a.may.Load() {
 		return true
 	}
 	all, _ := a.received()
 	may := a.floors.work + all.mayWork()
-	a.may.Store(max(may, a.may.Load())) // a smaller value of another layer only costs a calculation
+	a.may.Store(max(may, a.may.Load())) // a race may store a smaller value, which only costs another calculation
 	return work <= may
 }
 
-// holds reports whether the layers may need so much memory at a time.
+// holds reports whether the allowance covers this much memory.
 func (a *Allowance) holds(kept int64) bool {
 	if kept <= a.floors.kept {
 		return true
@@ -110,7 +110,7 @@ type budget struct {
 	entries, steps, headers, content int64
 }
 
-// newBudget begins the budget of a layer, which ends with leave.
+// newBudget adds a layer to the image. The caller ends it with leave.
 func (a *Allowance) newBudget(in Decompressed) *budget {
 	b := &budget{image: a, received: in.Received, byteCost: in.ByteCost(), repeated: in.Repeated()}
 	a.mu.Lock()
@@ -119,7 +119,7 @@ func (a *Allowance) newBudget(in Decompressed) *budget {
 	return b
 }
 
-// leave gives back the memory of a layer that is committed or discarded. It may be called again.
+// leave releases the memory of a committed or discarded layer. More calls do nothing.
 func (b *budget) leave() {
 	a := b.image
 	a.mu.Lock()
@@ -132,8 +132,8 @@ func (b *budget) leave() {
 	a.kept.Add(-b.kept)
 }
 
-// complete gives back all memory of a complete layer but some. It fixes what was received, because
-// the input's decompressor and buffers must not stay in memory until the layer is committed.
+// complete reduces the memory of a complete layer to kept bytes. It copies the count of received
+// bytes, so that the input's decompressor and buffers can be freed before the layer is committed.
 func (b *budget) complete(kept int64) {
 	a := b.image
 	a.mu.Lock()
@@ -161,11 +161,11 @@ func (b *budget) step(n int) error {
 	return b.spend(int64(n) * costStep)
 }
 
-// begin adds the cost of every layer. The whole transfer of a repeated blob is a part of it: its
-// rest would be read even if the layer ended early.
+// begin adds the fixed cost of a layer. It includes the whole transfer of a repeated blob, because
+// the rest of the blob is read even if the layer ends early.
 func (b *budget) begin() error { return b.spend(costLayer + b.repeated*costTransfer) }
 
-// read adds content that was read, and what was transferred for it.
+// read adds content that was read, and its transferred bytes.
 func (b *budget) read(n int64) error {
 	b.content += n
 	cost := n * (costContent + b.byteCost)
@@ -189,8 +189,8 @@ func (b *budget) keep(size int) error {
 		b.image.floors.kept>>20, keptPerByte, live.bytes, maxKept>>20, b.kept, b.entries)
 }
 
-// lookups counts what a Commit looks up in the layers below against what the layers that it commits
-// may take together. It is for one goroutine.
+// lookups counts the lookups of a Commit in the layers below against the allowance of the committed
+// layers. One goroutine may use it at a time.
 type lookups struct{ work, may, count int64 }
 
 // newLookups begins with the work of extracting the drafts.
@@ -205,7 +205,7 @@ func (s *Store) newLookups(drafts []*Draft) *lookups {
 	return &l
 }
 
-// take counts one lookup of a path of some depth.
+// take counts one lookup of a path with depth components.
 func (l *lookups) take(depth int) error {
 	if l == nil {
 		return nil
@@ -218,7 +218,7 @@ func (l *lookups) take(depth int) error {
 		l.may/1e6, l.count)
 }
 
-// countedInput counts what is read of an input that was not decompressed.
+// countedInput counts the bytes read from an input that was not decompressed.
 type countedInput struct {
 	io.Reader
 	count atomic.Int64

@@ -19,24 +19,24 @@ import (
 )
 
 // Apply extracts one uncompressed layer tar, in one pass that also computes its diff ID and
-// tar-split metadata. Whiteouts of AUFS become those of overlayfs. Nothing is visible until the
-// draft is committed; any number of Apply calls may run at the same time.
+// tar-split metadata. It converts AUFS whiteouts to overlayfs whiteouts. Nothing is visible until
+// the draft is committed. Any number of Apply calls may run concurrently.
 //
-// Names are taken relative to the root of the layer, and symbolic links of the layer as a process
-// sees them that has that root; nothing outside is ever touched. A later entry replaces an earlier
-// one of the same name, except that a directory over a directory is merged. Parent directories that
-// the tar does not list are made, and described from the layers below at Commit. Extended
-// attributes named trusted.overlay.* are dropped, as are AUFS's own files.
+// Names are relative to the root of the layer. Symbolic links of the layer are resolved as if the
+// layer were the root directory, so nothing outside is ever touched. A later entry replaces an
+// earlier one of the same name; two directories are merged. Apply creates parent directories that
+// the tar does not list, and Commit copies their metadata from the layers below. Apply drops
+// extended attributes named trusted.overlay.* and AUFS's own files.
 //
-// A tar that is not one, leaves the root, or exceeds a limit answers errdefs.ErrInvalidArgument;
-// errors of the input and of the disk are returned as they are. Every error names the stage and the
-// entry, and leaves nothing behind. When ctx ends, Apply ends with it, as soon as a Read of the
-// input that is under way returns: bind the input to the same context.
+// Apply returns errdefs.ErrInvalidArgument if the tar is malformed, leaves the root, or exceeds a
+// limit, and errdefs.ErrUnavailable after Close. Errors of the input and of the disk keep their
+// class. Every error names the stage and the entry; the draft is removed. When ctx ends, Apply
+// returns as soon as the current Read of the input does: bind the input to the same context.
 func (s *Store) Apply(ctx context.Context, in io.Reader) (*Draft, error) {
 	return s.ApplyWithin(ctx, s.NewAllowance(), in)
 }
 
-// ApplyWithin is [Store.Apply] for one of the layers of an image, which share an allowance.
+// ApplyWithin is [Store.Apply] for a layer that shares the allowance of its image.
 func (s *Store) ApplyWithin(ctx context.Context, image *Allowance, in io.Reader) (*Draft, error) {
 	if err := s.checkOpen(); err != nil {
 		return nil, fmt.Errorf("apply layer: %w", err)
@@ -127,7 +127,7 @@ func (s *Store) pipeline(ctx context.Context, x *extractor, in io.Reader, split 
 	return digest.NewDigest(digest.SHA256, src.hasher), nil
 }
 
-// recycle waits for the goroutines of the source and gives its buffers back.
+// recycle waits for the goroutines of the source and returns its buffers to the pool.
 func (s *source) recycle(pool *sync.Pool, goroutines *sync.WaitGroup) {
 	goroutines.Wait()
 	for {
@@ -135,7 +135,7 @@ func (s *source) recycle(pool *sync.Pool, goroutines *sync.WaitGroup) {
 		case b := <-s.free:
 			pool.Put(b.buf)
 		default:
-			return // what an error left in another place is for the garbage collector
+			return // after an error, the garbage collector frees buffers that are elsewhere
 		}
 	}
 }
@@ -157,7 +157,7 @@ func (x *extractor) run() error {
 	}
 }
 
-// tarError marks what is wrong with the tar itself.
+// tarError adds errdefs.ErrInvalidArgument to errors that the tar itself causes.
 func tarError(err error) error {
 	var in *inputError
 	switch {
@@ -173,7 +173,7 @@ func tarError(err error) error {
 	return err
 }
 
-// trailer keeps what stands behind the end of the archive.
+// trailer records the bytes after the end of the archive in tar-split.
 func (x *extractor) trailer() error {
 	x.pack.segment(x.record.take())
 	for total := 0; ; {
@@ -224,7 +224,8 @@ func (x *extractor) finish(ctx context.Context, d *Draft, split string) error {
 	return setTimes(ctx, dirs, x.tree)
 }
 
-// setTimes gives the directory that dirs stands in, and those below it, the times of their entries.
+// setTimes sets the times of the current directory of dirs and of all directories below it, as
+// their entries give them.
 func setTimes(ctx context.Context, dirs *ladder, n *node) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -251,7 +252,7 @@ func setTimes(ctx context.Context, dirs *ladder, n *node) error {
 	return nil
 }
 
-// layerSize counts a layer as dockerd does: the lengths of everything that is not a directory, hard
+// layerSize counts a layer as dockerd does: the lengths of all files that are not directories, hard
 // links once.
 func layerSize(ctx context.Context, dir string) (int64, error) {
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

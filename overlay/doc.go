@@ -1,14 +1,14 @@
-// Package overlay is the layer store of a node: read-only image layers, and the writable layers of
-// containers, mounted by the kernel's overlay file system.
+// Package overlay is the layer store of a node. It keeps read-only image layers and the writable
+// layers of containers, and mounts them with the kernel's overlay file system.
 //
 // It knows layers by chain ID and writable layers by the container's ID. It does not know images,
-// references, registries or compression: a layer comes in as an uncompressed tar stream and leaves
-// as the same stream, bit for bit.
+// references, registries or compression. The input of a layer is an uncompressed tar stream, and
+// its output is the same stream, bit for bit.
 //
 // # On disk
 //
-// The layout is that of dockerd's overlay2 driver, below one data root, so that a store can be
-// adopted in place from dockerd and read by it:
+// The layout below the data root is the one of dockerd's overlay2 driver. So a store can adopt
+// dockerd's data root in place, and dockerd can read a store's:
 //
 //	overlay2/<cache-id>/diff       the files of one layer
 //	overlay2/<cache-id>/link       its short name
@@ -24,20 +24,21 @@
 //
 // # Invariants
 //
-// An entry of layerdb is what makes a layer or a writable layer exist. It appears and disappears by
-// one rename, a layer's only after the files of the layer are on stable storage. So a directory of
-// overlay2 that no entry names is garbage, and Open removes it, if its name is one that dockerd or
-// this package would have given and if every entry could be read. Nothing else is ever removed:
-// what is not understood is left alone and reported by Check.
+// A layer or a writable layer exists if layerdb has an entry for it. One rename adds or removes the
+// entry; a layer's entry is added only after the layer's files are on stable storage. So a
+// directory of overlay2 that no entry names is garbage. [Open] finds it and [Store.Sweep] removes
+// it, on two conditions: the name has a form that dockerd or this package gives, and every entry
+// could be read. Nothing else is ever removed: [Store.Check] reports it.
 //
-// A layer's parent is there as long as the layer is. One process at a time has a store open: it
-// holds a flock on the directory overlay2.
+// A layer's parent exists as long as the layer does. Only one process at a time has a store open:
+// it holds a flock on the directory overlay2.
 //
-// A layer is extracted without the layers below it, into a [Draft]. What a tar only implies (parent
-// directories that it does not list) is taken from the layers below when the draft is committed.
+// A layer is extracted without the layers below it, into a [Draft]. A tar may imply parent
+// directories that it does not list. Commit copies their owner, mode, times and attributes from the
+// layers below.
 //
-// What a container has changed of its image can be told as a tar and done to another writable layer
-// ([Store.Changes], [Store.ApplyChanges]): the form in which checkpoints of containers have it.
+// [Store.Changes] writes a container's changes to its image as a tar, and [Store.ApplyChanges]
+// applies them to another writable layer. Checkpoints of containers contain such a tar.
 //
 // The package needs Linux 5.8, root, and /proc.
 package overlay

@@ -19,8 +19,8 @@ import (
 	"github.com/micarun/mica/internal/failpoint"
 )
 
-// Draft is an extracted layer that is not visible yet. It belongs to the caller of Apply until it
-// is committed or discarded. Its fields are constant.
+// Draft is an extracted layer that is not committed yet. The caller of Apply must commit or discard
+// it. Its fields are constant, and its methods are safe for concurrent use.
 type Draft struct {
 	DiffID  digest.Digest // digest of the tar that was read
 	Size    int64         // as Layer.Size
@@ -34,7 +34,8 @@ type Draft struct {
 	done bool
 }
 
-// Discard removes the draft. It does nothing after a commit or a first call.
+// Discard removes the draft. After a commit or an earlier Discard it does nothing. Its errors have
+// no class; Sweep removes the rest after the next Open.
 func (d *Draft) Discard() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -55,8 +56,8 @@ func (d *Draft) discardLocked() error {
 }
 
 // Register applies one layer, checks that its diff ID is want ("" accepts any) and commits it on
-// top of parent ("" for a base). A mismatch answers errdefs.ErrFailedPrecondition; the layer is
-// dropped on every error.
+// top of parent ("" for a base). It returns errdefs.ErrFailedPrecondition for another diff ID, and
+// the errors of [Store.Apply] and [Store.Commit]. After an error the layer is discarded.
 func (s *Store) Register(ctx context.Context, parent, want digest.Digest, tar io.Reader) (_ Layer, err error) {
 	d, err := s.Apply(ctx, tar)
 	if err != nil {
@@ -74,11 +75,13 @@ func (s *Store) Register(ctx context.Context, parent, want digest.Digest, tar io
 }
 
 // Commit makes drafts visible on top of parent ("" for a base), base first, and returns their
-// layers in the same order. Everything is on stable storage before the first of them is visible. A
-// layer that is already there is returned as it is and its draft dropped.
+// layers in the same order. All of them are on stable storage before the first one is visible. If a
+// layer exists already, Commit returns it and discards its draft.
 //
-// With an error, the drafts that did not become layers still belong to the caller. A parent that is
-// not there answers errdefs.ErrNotFound, a draft used twice errdefs.ErrInvalidArgument.
+// After an error, the caller must still commit or discard the drafts that did not become layers.
+// Commit returns errdefs.ErrNotFound if the parent does not exist, and errdefs.ErrUnavailable after
+// Close. It returns errdefs.ErrInvalidArgument for a draft that is used twice or belongs to another
+// store, and for layers that exceed their allowance.
 func (s *Store) Commit(ctx context.Context, parent digest.Digest, drafts ...*Draft) ([]Layer, error) {
 	if err := s.checkOpen(); err != nil {
 		return nil, fmt.Errorf("commit layers: %w", err)
@@ -100,7 +103,7 @@ func (s *Store) Commit(ctx context.Context, parent digest.Digest, drafts ...*Dra
 		chain = chainID(chain, d.DiffID)
 		chains = append(chains, chain)
 	}
-	defer s.Reserve(chains...)() // those that are there already must stay
+	defer s.Reserve(chains...)() // existing layers of the plan must stay
 	for {
 		layers, again, err := s.commitOnce(ctx, parent, drafts)
 		if err != nil {
@@ -120,7 +123,7 @@ func (s *Store) lockDrafts(drafts []*Draft) (unlock func(), err error) {
 		}
 		seen[d] = true
 	}
-	// One order for everybody, so that two calls with the same drafts cannot wait for each other.
+	// All calls lock in the same order, so that two calls with the same drafts cannot deadlock.
 	drafts = slices.SortedFunc(slices.Values(drafts), func(a, b *Draft) int { return strings.Compare(a.CacheID, b.CacheID) })
 	for _, d := range drafts {
 		d.mu.Lock()
@@ -139,15 +142,15 @@ func (s *Store) lockDrafts(drafts []*Draft) (unlock func(), err error) {
 	return unlock, nil
 }
 
-// planned is a draft on its way to become a layer, or the layer that was there before it.
+// planned is a draft that is being committed, or the existing layer that replaces it.
 type planned struct {
 	Layer
 	draft    *Draft
 	existing bool
 }
 
-// commitOnce asks for another try if a layer of the plan appeared or vanished while the plan was
-// written: what stands above it names its short name.
+// commitOnce makes one attempt. again is true if another call committed or removed a layer of the
+// plan meanwhile. Then the layers above must be written again, because they contain its short name.
 func (s *Store) commitOnce(ctx context.Context, parent digest.Digest, drafts []*Draft) (_ []Layer, again bool, err error) {
 	plan := s.plan(parent, drafts)
 	below, err := s.cacheIDs(parent)
@@ -195,8 +198,8 @@ func (s *Store) plan(parent digest.Digest, drafts []*Draft) []planned {
 	return plan
 }
 
-// prepare completes the directory and the entry of one layer. It may be called again with other
-// layers below.
+// prepare completes the directory and the entry of one layer. Another attempt calls it again, maybe
+// with other layers below.
 func (s *Store) prepare(ctx context.Context, p planned, below *stack) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -217,8 +220,8 @@ func (s *Store) prepare(ctx context.Context, p planned, below *stack) error {
 	return failpoint.Hit("overlay.commit.prepared")
 }
 
-// describe writes link, lower, work and the short name of a directory that will not be an upper
-// one. parent is the directory below, or "".
+// describe writes link, lower, work and the short name of a directory that will never be an upper
+// directory. parent is the directory below, or "".
 func (s *Store) describe(id, parent string) error {
 	if err := s.describeUpper(id, parent); err != nil {
 		return err
@@ -252,7 +255,7 @@ func (s *Store) describeUpper(id, parent string) error {
 	return writeFiles(dir, map[string]string{lowerName: lower})
 }
 
-// lowerAbove returns the content of the file lower for a directory that stands on the directory id.
+// lowerAbove returns the content of the file lower for a directory directly above the directory id.
 func (s *Store) lowerAbove(id string) (string, error) {
 	link, err := readString(filepath.Join(s.paths.dir(id), linkName))
 	if err != nil {
@@ -318,8 +321,8 @@ func (s *Store) publish(plan []planned) (again bool, err error) {
 	return false, nil
 }
 
-// replaceDamagedLocked takes a damaged entry of the same chain ID away, with its directory unless
-// something still needs that.
+// replaceDamagedLocked removes a damaged entry of the same chain ID, and its directory if nothing
+// needs it any more.
 func (s *Store) replaceDamagedLocked(chain digest.Digest) error {
 	if _, ok := s.damaged[chain]; !ok {
 		return nil
@@ -359,7 +362,7 @@ func (s *Store) claimedLocked(cacheID string) bool {
 	return s.busy[cacheID] || s.lowersLocked()[cacheID]
 }
 
-// finish drops the drafts whose layers were there before.
+// finish discards the drafts whose layers existed already.
 func (s *Store) finish(plan []planned) (layers []Layer, err error) {
 	for _, p := range plan {
 		layers = append(layers, p.Layer)

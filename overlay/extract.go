@@ -14,18 +14,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Names that AUFS gives a meaning in layer tars (image-spec, "Whiteouts").
+// Names with a special meaning in layer tars (image-spec, "Whiteouts").
 const (
 	whiteoutPrefix = ".wh."
 	aufsPrefix     = ".wh..wh."
 	opaqueName     = ".wh..wh..opq"
 )
 
-// extractor turns the entries of one tar into a layer's directory. Its methods are for one
-// goroutine.
+// extractor writes the entries of one tar to a layer's directory. One goroutine may use it at a
+// time.
 type extractor struct {
 	root    int    // open directory diff
-	dir     string // that holds diff
+	dir     string // parent of diff
 	shadow  int    // open directory shadow, −1 until something is replaced
 	tree    *node
 	dirs    *dirCache
@@ -41,8 +41,8 @@ type extractor struct {
 	parent     place  // its base is not used
 	names      nameTable
 	moved      []replaced
-	aufs       map[string]*aufsFile // what AUFS keeps aside for hard links, by name
-	files      [2]*node             // for all files that hide nothing, and that do
+	aufs       map[string]*aufsFile // files that AUFS keeps for hard links, by name
+	files      [2]*node             // shared nodes of all files: [0] hide nothing, [1] hide a name below
 
 	bytesOfNames, devices, asides int
 	sparse, size                  int64
@@ -59,7 +59,7 @@ func newExtractor(root int, dir string, b *budget) *extractor {
 	return x
 }
 
-// countEntry keeps the layer within its limits at an entry. length is that of the entry's name.
+// countEntry counts an entry against the layer's limits. length is the length of the entry's name.
 func (x *extractor) countEntry(length int) error {
 	if err := x.countInput(); err != nil {
 		return err
@@ -70,7 +70,7 @@ func (x *extractor) countEntry(length int) error {
 	return x.countName(length)
 }
 
-// countName adds one more name, listed or implied.
+// countName counts one name, listed or implied.
 func (x *extractor) countName(length int) error {
 	x.budget.entries++
 	x.bytesOfNames += length
@@ -86,14 +86,14 @@ func (x *extractor) countName(length int) error {
 	return x.budget.spend(costEntry)
 }
 
-// countHeaders adds the headers of the current entry.
+// countHeaders counts the headers of the current entry.
 func (x *extractor) countHeaders() error {
 	n := int64(len(x.header))
 	x.budget.headers += n
 	return x.budget.spend(n*costHeader + max(0, n-plainHeaders)*costRecord)
 }
 
-// countInput adds what was read since the last call.
+// countInput counts the bytes that were read since the last call.
 func (x *extractor) countInput() error {
 	return x.budget.read(x.record.total - x.budget.content)
 }
@@ -106,8 +106,9 @@ func (x *extractor) file(hides bool) *node {
 	return x.files[0]
 }
 
-// entry extracts one entry and adds it to tar-split: first its headers, then its content (as raw
-// bytes where the layer's directory does not hold it under the entry's name), then itself.
+// entry extracts one entry and adds it to tar-split: first its headers, then its content, then
+// itself. The content is added as raw bytes if the layer's directory does not hold it under the
+// entry's name.
 func (x *extractor) entry(h *tar.Header) error {
 	x.header = x.record.take()
 	x.pack.segment(x.header)
@@ -117,7 +118,7 @@ func (x *extractor) entry(h *tar.Header) error {
 	if err := x.countEntry(len(h.Name)); err != nil {
 		return err
 	}
-	// The entry follows its headers, and possibly its content.
+	// In tar-split, the entry follows its headers and its raw content.
 	defer func() { x.names.note(h.Name, x.pack.count-1) }()
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		x.pack.add(packItem{name: h.Name})
@@ -135,7 +136,7 @@ func (x *extractor) entry(h *tar.Header) error {
 	return nil
 }
 
-// extract returns the job whose file will hold the entry's content, if there is one.
+// extract returns the job that writes the file with the entry's content, or nil.
 func (x *extractor) extract(h *tar.Header) (*fileJob, error) {
 	name, err := cleanName(h.Name)
 	if err != nil {
@@ -196,7 +197,7 @@ func (x *extractor) other(p place, m meta, h *tar.Header) error {
 	return invalid("unknown type %q", h.Typeflag)
 }
 
-// special handles names that have a meaning in AUFS.
+// special handles the names that AUFS reserves.
 func (x *extractor) special(name string) (handled bool, err error) {
 	parts := strings.Split(name, "/")
 	base := parts[len(parts)-1]
@@ -225,7 +226,7 @@ func (x *extractor) special(name string) (handled bool, err error) {
 	return true, x.whiteout(p.dir, hidden)
 }
 
-// place resolves the parent of an entry and makes what is missing of it.
+// place resolves the parent of an entry and creates missing directories.
 func (x *extractor) place(name string) (place, error) {
 	if name == "." {
 		return place{dir: x.tree, base: "."}, nil
@@ -238,11 +239,12 @@ func (x *extractor) place(name string) (place, error) {
 	if err != nil {
 		return place{}, fmt.Errorf("find parent directory: %w", err)
 	}
-	p.base = strings.Clone(base) // without the rest of the name
+	p.base = strings.Clone(base) // a copy, so that the rest of the name can be freed
 	return p, checkPath(p.dir, base)
 }
 
-// resolve finds a parent directory. That of the entry before is remembered, through links too.
+// resolve finds a parent directory. It caches the result for the next entry, including the links
+// that it followed.
 func (x *extractor) resolve(dir string) (place, error) {
 	switch {
 	case dir == "":
@@ -259,7 +261,7 @@ func (x *extractor) resolve(dir string) (place, error) {
 	return x.parent, nil
 }
 
-// checkPath refuses what symbolic links make longer than a path can be.
+// checkPath refuses a path that is too long after its symbolic links are resolved.
 func checkPath(dir *node, base string) error {
 	if n := dir.pathLength(base); n >= maxPath {
 		return invalid("the path of the entry has %d bytes, the limit is %d", n, maxPath-1)
@@ -267,7 +269,7 @@ func checkPath(dir *node, base string) error {
 	return nil
 }
 
-// imply makes a directory that the tar has not listed.
+// imply creates a directory that the tar has not listed.
 func (x *extractor) imply(parent *node, base string) (*node, error) {
 	if len(base) > maxName {
 		return nil, invalid("a component of the name has %d bytes, the limit is %d", len(base), maxName)
@@ -284,7 +286,7 @@ func (x *extractor) imply(parent *node, base string) (*node, error) {
 	return n, nil
 }
 
-// mkdir makes a directory where there is none.
+// mkdir creates a directory unless it exists.
 func (x *extractor) mkdir(p place) (*node, error) {
 	if err := errors.Join(x.budget.keep(keptDir+len(p.base)), x.budget.spend(costDir)); err != nil {
 		return nil, err
@@ -335,7 +337,7 @@ func (x *extractor) directory(p place, m meta) error {
 	return nil
 }
 
-// regular hands a file to the writers.
+// regular submits a file to the writers.
 func (x *extractor) regular(p place, m meta, h *tar.Header) (*fileJob, error) {
 	if p.base == "." {
 		return nil, invalid("the root of the layer can only be a directory")
@@ -358,7 +360,7 @@ func (x *extractor) regular(p place, m meta, h *tar.Header) (*fileJob, error) {
 	}
 	p.dir.add(p.base, x.file(hides))
 	x.size += h.Size
-	// Where the content is not under this name in the form of the tar, tar-split keeps it.
+	// If the layer's directory does not hold the same bytes under this name, tar-split keeps them.
 	switch {
 	case job.sparse:
 		return nil, x.sparseContent(h, job)
@@ -457,7 +459,7 @@ func (x *extractor) eachChunk(f func(chunk) error) error {
 	}
 }
 
-// atEnd tells a short last chunk from a truncated tar.
+// atEnd distinguishes a short last chunk from a truncated tar.
 func (x *extractor) atEnd() bool {
 	_, err := x.tar.Read(make([]byte, 1))
 	return errors.Is(err, io.EOF)
@@ -494,8 +496,8 @@ func (x *extractor) symlink(p place, m meta, target string) error {
 	return m.applyAt(d.fd, p.base, true)
 }
 
-// hardLink links to an earlier entry of the same tar. Like dockerd, it then gives the inode the
-// owner, mode and times that the link's entry has.
+// hardLink links to an earlier entry of the same tar. Like dockerd, it then sets the inode's owner,
+// mode and times from the link's entry.
 func (x *extractor) hardLink(p place, m meta, target string) error {
 	if aside, ok := x.aside(target); ok {
 		return x.linkAside(p, aside)
@@ -538,7 +540,8 @@ func (x *extractor) hardLink(p place, m meta, target string) error {
 	return m.applyAt(to.fd, p.base, n.kind == kindSymlink)
 }
 
-// linkTarget finds what a hard link names, without following a link at its end.
+// linkTarget finds the target of a hard link. It does not follow a symbolic link in the last
+// component.
 func (x *extractor) linkTarget(target string) (place, *node, error) {
 	name, err := cleanName(target)
 	if err != nil {
@@ -595,8 +598,8 @@ func (x *extractor) device(p place, m meta, h *tar.Header) error {
 	return m.applyAt(d.fd, p.base, false)
 }
 
-// whiteout hides a name of the layers below. What this layer itself has under the name stays,
-// whichever comes first in the tar.
+// whiteout hides a name of the layers below. A file of this layer with that name stays, whether it
+// is before or after the whiteout in the tar.
 func (x *extractor) whiteout(dir *node, base string) error {
 	old := dir.children[base]
 	switch {
@@ -624,7 +627,7 @@ func (x *extractor) whiteout(dir *node, base string) error {
 	return nil
 }
 
-// opaque hides everything that the layers below have in a directory.
+// opaque hides the content of a directory in the layers below.
 func (x *extractor) opaque(n *node) error {
 	d, err := x.dirs.get(n)
 	if err != nil {
@@ -638,8 +641,9 @@ func (x *extractor) opaque(n *node) error {
 	return nil
 }
 
-// vacate makes room for a new thing and tells whether a whiteout was or belongs to its place. What
-// may hold content moves to the directory shadow, because tar-split still needs it.
+// vacate removes the current file of a place. hides reports whether the tar has a whiteout for the
+// name. Files that may have content move to the directory shadow, because tar-split still needs
+// them.
 func (x *extractor) vacate(p place) (hides bool, err error) {
 	old := p.dir.children[p.base]
 	if old == nil {
@@ -679,7 +683,7 @@ func (x *extractor) move(dirfd int, p place, old *node) error {
 	}
 	x.moved = append(x.moved, r)
 	if old.kind != kindOther {
-		x.parent.dir = nil // the way to it may lead through what was replaced
+		x.parent.dir = nil // its path may contain the replaced file
 	}
 	if old.kind != kindDir {
 		return nil
@@ -687,7 +691,7 @@ func (x *extractor) move(dirfd int, p place, old *node) error {
 	return x.dirs.dropBelow(old)
 }
 
-// openShadow makes the directory for what is replaced or kept aside.
+// openShadow creates the directory for files that are replaced or kept for hard links.
 func (x *extractor) openShadow() error {
 	if x.shadow >= 0 {
 		return nil

@@ -15,11 +15,11 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// findings is what the disk holds when a store is opened.
+// findings is what Open finds on disk.
 type findings struct {
 	directories map[string]bool // names in overlay2
-	claimed     map[string]bool // names that entries of layerdb refer to
-	unreadable  bool            // an entry does not say what it refers to
+	claimed     map[string]bool // names that entries of layerdb contain
+	unreadable  bool            // an entry exists whose directories are unknown
 }
 
 // load reads layerdb into s.layers, s.damaged and s.rws.
@@ -46,7 +46,7 @@ func (s *Store) loadLayers(ctx context.Context, f *findings) error {
 	log := klog.FromContext(ctx)
 	for _, name := range names {
 		if !s.names.hex.MatchString(name) {
-			// dockerd's "<id>-<n>-removing", or a stranger: what it refers to stays.
+			// The name is dockerd's "<id>-<n>-removing", or unknown: keep its directory.
 			f.claim(readString(filepath.Join(s.paths.layers(), name, cacheIDName)))
 			continue
 		}
@@ -69,7 +69,7 @@ func (s *Store) loadLayers(ctx context.Context, f *findings) error {
 	return nil
 }
 
-// dropParentless moves layers whose parent cannot be used to the damaged ones.
+// dropParentless moves layers with an unusable parent to the damaged ones.
 func (s *Store) dropParentless(log klog.Logger) {
 	for again := true; again; {
 		again = false
@@ -94,7 +94,7 @@ func (f *findings) claim(id string, err error) {
 	}
 }
 
-// readLayer reads one entry. With an error, what was readable is set.
+// readLayer reads one entry. After an error, the fields that it could read are set.
 func (s *Store) readLayer(chain digest.Digest) (Layer, error) {
 	dir := s.paths.layer(chain)
 	cacheID, cerr := readString(filepath.Join(dir, cacheIDName))
@@ -123,7 +123,7 @@ func (s *Store) readLayer(chain digest.Digest) (Layer, error) {
 	return l, nil
 }
 
-// isName tells whether s can name a directory in overlay2.
+// isName reports whether s can be the name of a directory in overlay2.
 func isName(s string) bool {
 	return s != "" && s != "." && s != ".." && s != linksName && !strings.ContainsAny(s, "/\x00")
 }
@@ -138,8 +138,8 @@ func (s *Store) loadWritables(ctx context.Context, f *findings) error {
 		f.claim(rw.MountID, nil)
 		f.claim(rw.InitID, nil)
 		if err != nil {
-			// The next Remove of the ID takes the entry away; until then its directories, whichever
-			// they are, must stay.
+			// The next Remove of the ID removes the entry. Until then no directory is removed,
+			// because any could belong to it.
 			klog.FromContext(ctx).Info("Writable layer is damaged", "id", name, "reason", err.Error())
 			f.unreadable = true
 			continue
@@ -173,7 +173,7 @@ func (s *Store) readWritable(id string) (RW, error) {
 	return rw, nil
 }
 
-// writeLayer makes the files of an entry in a write set that already holds the tar-split file.
+// writeLayer writes the files of an entry to a write set that already has the tar-split file.
 func (s *Store) writeLayer(l Layer) error {
 	dir := s.paths.writeSet(l.CacheID)
 	files := map[string]string{
@@ -194,8 +194,8 @@ func writeFiles(dir string, files map[string]string) error {
 	return nil
 }
 
-// maxField is more than any file of an entry holds: an ID, a name, a number, or the links to 500
-// lower directories.
+// maxField is the maximum size of a file of an entry, in bytes. The largest contains the links to
+// 500 lower directories.
 const maxField = 64 << 10
 
 func readString(path string) (string, error) {
@@ -211,7 +211,7 @@ func readString(path string) (string, error) {
 	return strings.TrimSpace(string(b)), err
 }
 
-// readNames lists a directory in no particular order, without a stat of each name.
+// readNames lists a directory in any order, without a stat of each name.
 func readNames(dir string) ([]string, error) {
 	d, err := os.Open(dir)
 	if err != nil {

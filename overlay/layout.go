@@ -23,7 +23,7 @@ const (
 	committedName = "committed"
 	linksName     = "l"
 	initSuffix    = "-init"
-	shadowName    = "shadow" // of a draft only: what later entries of the same tar replaced
+	shadowName    = "shadow" // only in a draft: files that later entries of the same tar replaced
 )
 
 // Names inside an entry of layerdb.
@@ -38,7 +38,7 @@ const (
 	writeSet     = "write-set-"
 )
 
-// layout names every path of a store.
+// layout returns the paths of a store.
 type layout struct{ root string }
 
 func (l layout) overlay() string           { return filepath.Join(l.root, "overlay2") }
@@ -56,8 +56,8 @@ func (l layout) layer(chain digest.Digest) string {
 	return filepath.Join(l.layers(), chain.Encoded())
 }
 
-// names are the shapes of the names that this package gives, and with them the names that it may
-// ever remove.
+// names match the forms of the names that this package gives. It removes only directories with such
+// names.
 type names struct{ directory, link, hex *regexp.Regexp }
 
 func newNames() names {
@@ -68,21 +68,21 @@ func newNames() names {
 	}
 }
 
-// newID makes a name for a directory of overlay2: 64 hexadecimal characters.
+// newID returns a random name for a directory of overlay2: 64 hexadecimal characters.
 func newID() string {
 	var b [32]byte
 	_, _ = rand.Read(b[:]) // never fails, see crypto/rand
 	return hex.EncodeToString(b[:])
 }
 
-// newLink makes a short name: 26 characters of A–Z and 2–7.
+// newLink returns a random short name: 26 characters of A–Z and 2–7.
 func newLink() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails, see crypto/rand
 	return base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(b[:])
 }
 
-// chainID computes the chain ID of a layer from the one below it (image-spec, "Layer ChainID").
+// chainID computes a layer's chain ID from its parent's chain ID (image-spec, "Layer ChainID").
 func chainID(parent, diffID digest.Digest) digest.Digest {
 	if parent == "" {
 		return diffID
@@ -90,7 +90,7 @@ func chainID(parent, diffID digest.Digest) digest.Digest {
 	return digest.FromString(parent.String() + " " + diffID.String())
 }
 
-// checkID refuses an ID of a writable layer that could not be one file name.
+// checkID refuses an ID of a writable layer that is no valid file name.
 func checkID(id string) error {
 	if id == "" || len(id) > 128 || id[0] == '.' || strings.ContainsAny(id, "/\x00") {
 		return fmt.Errorf("writable layer %q: bad ID: %w", id, errdefs.ErrInvalidArgument)

@@ -17,7 +17,7 @@ import (
 	"github.com/micarun/mica/internal/osthread"
 )
 
-// Limits of the kernel's two ways to mount.
+// Limits of the kernel's two mount APIs.
 const (
 	maxFSConfig = 255  // bytes of one fsconfig string
 	maxOptions  = 4095 // bytes of the options of mount(2): one page
@@ -26,17 +26,19 @@ const (
 // MountArgs says how to mount a writable layer.
 type MountArgs struct {
 	ID       string
-	Volatile bool   // leave out all syncs of the upper directory (Linux 5.10); it is lost in a power cut
+	Volatile bool   // omit all syncs of the upper directory (Linux 5.10); a power failure loses it
 	Label    string // SELinux context of every file, "" for none
 	ReadOnly bool   // without an upper directory
-	// Owners, if not nil, are those of a user namespace: the files are shown, and kept, as it maps
-	// them (Linux 5.19). Where the kernel or the file system cannot do that, the whole image is
-	// copied into the layer.
+	// Owners, if not nil, are the mappings of a user namespace: the files are shown and stored with
+	// mapped owners (Linux 5.19). If the kernel or the file system cannot do that, Mount copies the
+	// whole image into the layer.
 	Owners *Owners
 }
 
-// Mount mounts a writable layer and returns the path. A layer that is mounted stays as it is, with
-// the arguments of its first Mount. It answers errdefs.ErrNotFound for an ID that is not there.
+// Mount mounts a writable layer and returns the path. If the layer is mounted already, the mount
+// keeps the arguments of its first Mount. Mount returns errdefs.ErrNotFound if the layer does not
+// exist, and errdefs.ErrInvalidArgument for Owners without an ID for root. It returns
+// errdefs.ErrOutOfRange if an old kernel cannot mount so many layers.
 func (s *Store) Mount(ctx context.Context, a MountArgs) (path string, err error) {
 	w, err := s.writable(a.ID)
 	if err != nil {
@@ -61,8 +63,8 @@ func (s *Store) mount(ctx context.Context, id string, a MountArgs) error {
 	if err := os.Mkdir(filepath.Join(s.paths.dir(id), mergedName), 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	// What a volatile mount that was not unmounted leaves to refuse the next one (overlayfs.rst,
-	// "Volatile mount").
+	// After a volatile mount without an unmount, overlayfs refuses the next mount until this
+	// directory is removed (overlayfs.rst, "Volatile mount").
 	if err := os.RemoveAll(filepath.Join(s.paths.dir(id), workName, "work", "incompat")); err != nil {
 		return err
 	}
@@ -86,7 +88,8 @@ func (s *Store) mount(ctx context.Context, id string, a MountArgs) error {
 	return failpoint.Hit("overlay.mount.mounted")
 }
 
-// Unmount undoes Mount. A layer that is not mounted, or not there, is no error.
+// Unmount undoes Mount. It is no error if the layer is not mounted or does not exist. Errors have
+// no class.
 func (s *Store) Unmount(_ context.Context, id string) error {
 	w, err := s.writable(id)
 	if errdefs.IsNotFound(err) {
@@ -104,14 +107,16 @@ func (s *Store) Unmount(_ context.Context, id string) error {
 }
 
 // MountView mounts a read-only view of a layer and its ancestors at the directory target. The
-// caller unmounts target, and keeps the layer from Prune until then. It answers errdefs.ErrNotFound
-// for a layer that is not there.
+// caller unmounts target, and must Hold the layer until then. MountView returns errdefs.ErrNotFound
+// if the layer does not exist, and errdefs.ErrOutOfRange if an old kernel cannot mount so many
+// layers.
 func (s *Store) MountView(ctx context.Context, chain digest.Digest, target string) error {
 	return s.MountMappedView(ctx, chain, target, "")
 }
 
-// MountMappedView is MountView with the owners of all files as the user namespace of the file
-// userNS maps them (Linux 5.19).
+// MountMappedView is MountView with the owners of all files mapped by the user namespace of the
+// file userNS (Linux 5.19). It returns errdefs.ErrNotImplemented if the kernel or the file system
+// cannot do that.
 func (s *Store) MountMappedView(_ context.Context, chain digest.Digest, target, userNS string) error {
 	l, err := s.Layer(chain)
 	if err != nil {
@@ -123,8 +128,8 @@ func (s *Store) MountMappedView(_ context.Context, chain digest.Digest, target, 
 	if err := s.mountView(l.CacheID, target, userNS); err != nil {
 		return fmt.Errorf("mount view of layer %s at %s: %w", chain, target, err)
 	}
-	// The view lies on the host, where a setuid file or a device node of an image must mean
-	// nothing. Mounts made of the view inherit this.
+	// The view is visible on the host, where setuid files and device nodes of an image must have no
+	// effect. Bind mounts of the view inherit these flags.
 	const flags = unix.MS_BIND | unix.MS_REMOUNT | unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV
 	if err := unix.Mount("", target, "", flags, ""); err != nil {
 		err = errors.Join(err, unix.Unmount(target, unix.UMOUNT_NOFOLLOW))
@@ -171,10 +176,10 @@ type overlayMount struct {
 	target      string
 	label       string
 	volatile    bool
-	here        bool // the calling thread is in the directory overlay2
+	here        bool // overlay2 is the calling thread's working directory
 }
 
-// overlayMount reads what stands below a directory of overlay2.
+// overlayMount reads the lower directories of a directory of overlay2.
 func (s *Store) overlayMount(id string, readOnly bool) (overlayMount, error) {
 	var m overlayMount
 	lower, err := readString(filepath.Join(s.paths.dir(id), lowerName))
@@ -199,8 +204,8 @@ func (s *Store) overlayMount(id string, readOnly bool) (overlayMount, error) {
 	return m, nil
 }
 
-// features are what makes an upper directory hold a layer's whole difference, in a form that every
-// tool understands.
+// features are mount options. With them, an upper directory holds a layer's whole difference in a
+// form that every tool understands.
 func (m *overlayMount) features() [][2]string {
 	f := [][2]string{{"index", "off"}}
 	if m.upper != "" {
@@ -228,7 +233,7 @@ func (s *Store) mountOverlay(m overlayMount) error {
 var errNoLowerPlus = errors.New("the kernel does not know lowerdir+")
 
 func (s *Store) mountNew(m overlayMount) error {
-	// Absolute paths tell more in /proc/mounts; they must be short.
+	// Absolute paths are more useful in /proc/mounts, but are used only if they fit.
 	abs := m.absolute(s.paths.overlay())
 	for _, p := range append([]string{abs.upper, abs.work}, abs.lowers...) {
 		if len(p) > maxFSConfig {
@@ -292,14 +297,13 @@ func (m overlayMount) mountNew() error {
 	return mounts.Attach(mount, m.target)
 }
 
-// takesAnything is true where the kernel has the new mount API but overlayfs has not (before Linux
-// 6.5): options are only collected then, and a wrong one is an error at the end that does not say
-// which.
+// takesAnything reports whether overlayfs accepts any option name. Before Linux 6.5, overlayfs only
+// collects the options, and an error at the end does not name the wrong one.
 func takesAnything(fs int) bool {
 	if unix.FsconfigSetString(fs, "mica_no_such_option", "x") == nil {
 		return true
 	}
-	_ = kernelLog(fs) // of the option: what comes later is about the mount
+	_ = kernelLog(fs) // drop messages about the option: later ones are about the mount
 	return false
 }
 
@@ -322,7 +326,7 @@ func (m overlayMount) configure(fs int) error {
 	return nil
 }
 
-// explain adds what the kernel says about an error.
+// explain adds the kernel's message to an error.
 func explain(fs int, what string, err error) error {
 	if log := kernelLog(fs); log != "" {
 		return fmt.Errorf("%s: %w (%s)", what, err, log)
@@ -343,8 +347,8 @@ func kernelLog(fs int) string {
 	}
 }
 
-// mountOld mounts with mount(2), whose options must fit into one page. So paths are relative, and
-// short links stand for the layers, which is good for some 130.
+// mountOld mounts with mount(2), whose options must fit into one page. So it uses relative paths
+// and the layers' short names, which is enough for about 130 layers.
 func (s *Store) mountOld(m overlayMount) error {
 	options := m.options()
 	if len(options) > maxOptions {

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Options says where a store lives.
+// Options are the arguments of Open.
 type Options struct {
 	// Root is the data root: the directory that holds image/ and overlay2/.
 	Root string
@@ -29,24 +29,24 @@ type Store struct {
 	lock    *os.File    // open directory overlay2, flocked
 	buffers sync.Pool   // *[]byte of bufferSize, shared by all Apply calls
 	oldAPI  atomic.Bool // the kernel has no fsconfig "lowerdir+": use mount(2)
-	// noMapping says that ProbeMapped found that layers cannot be mapped.
+	// noMapping is set once a probe found that the layers cannot be ID-mapped.
 	noMapping atomic.Bool
-	floors    floors        // of every layer's budget; constant
+	floors    floors        // minimum allowance of every image; constant
 	stop      chan struct{} // closed by Close: ends sweeps early
 	sweeps    sync.WaitGroup
 
 	mu        sync.Mutex // guards what follows; no lock of a writable layer is taken under it
 	closed    bool
 	layers    map[digest.Digest]Layer
-	damaged   map[digest.Digest]Layer // entries of layerdb that cannot be used: what is known of them
+	damaged   map[digest.Digest]Layer // unusable entries of layerdb, as far as they could be read
 	rws       map[string]*writable
 	reserved  map[digest.Digest]int // counts of Reserve and Hold
-	busy      map[string]bool       // directories of overlay2 that are being made or removed
-	left      map[string]bool       // directories of overlay2 whose removal has failed: Prune tries again
+	busy      map[string]bool       // directories of overlay2 being created or removed
+	left      map[string]bool       // directories of overlay2 whose removal failed: Prune retries
 	abandoned abandoned             // for Sweep
 }
 
-// Layer is a committed read-only layer; it never changes.
+// Layer is a committed read-only layer. It never changes, so concurrent use is safe.
 type Layer struct {
 	ID      digest.Digest // chain ID
 	Parent  digest.Digest // chain ID of the layer below, "" for a base
@@ -55,9 +55,10 @@ type Layer struct {
 	Size    int64         // bytes as dockerd counts them: lengths of files and links, hard links once
 }
 
-// Open opens the store in o.Root and makes it when it is absent. It locks the store against other
-// processes (errdefs.ErrUnavailable when one has it), and finds what a crash left half-made, which
-// [Store.Sweep] removes.
+// Open opens the store in o.Root, and creates it if it does not exist. It locks the store: if
+// another process has it open, Open returns errdefs.ErrUnavailable. Without a root it returns
+// errdefs.ErrInvalidArgument. Open also finds what a crash left incomplete; [Store.Sweep] removes
+// it.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	s := &Store{
 		paths: layout{o.Root}, names: newNames(), stop: make(chan struct{}),
@@ -105,13 +106,12 @@ func (s *Store) makeDirectories() error {
 	return nil
 }
 
-// rootMode is the mode of the data root, as dockerd has it: other users of the host have no way to
-// what is below. Setuid files of images are among that.
+// rootMode is the mode of the data root, as in dockerd. Other users of the host cannot reach the
+// files below, such as setuid files of images.
 const rootMode = 0o710
 
-// makeRoot makes the data root, or takes from the one that is there what it lets other users do.
-// Owner and group stay: in an adopted root of dockerd with user namespaces the group has a right to
-// it.
+// makeRoot creates the data root, or removes the permissions of other users from an existing one.
+// Owner and group stay: if dockerd used user namespaces, the group needs its access.
 func (s *Store) makeRoot() error {
 	st, err := os.Stat(s.paths.root)
 	if errors.Is(err, os.ErrNotExist) {
@@ -127,10 +127,10 @@ func (s *Store) makeRoot() error {
 }
 
 const (
-	// lockWait is how long Open waits for the lock. A daemon that was killed while it started a
-	// program leaves the lock to the child until the child executes the program.
+	// lockWait is how long Open waits for the lock. If a daemon is killed between fork and exec of
+	// a program, the child holds the lock until exec closes it.
 	lockWait = 2 * time.Second
-	// lockInterval is how often Open tries meanwhile.
+	// lockInterval is the time between two attempts of Open to take the lock.
 	lockInterval = 10 * time.Millisecond
 )
 
@@ -155,8 +155,8 @@ func (s *Store) takeLock(ctx context.Context) error {
 	return nil
 }
 
-// Close ends background work and gives the lock back. Mounts stay. Drafts that are neither
-// committed nor discarded are removed by the next Open and Sweep.
+// Close ends background work and releases the lock. Mounts stay. After the next Open, Sweep removes
+// drafts that were neither committed nor discarded.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	if s.closed {
@@ -173,8 +173,7 @@ func (s *Store) Close() error {
 	return s.lock.Close()
 }
 
-// checkOpen answers errdefs.ErrUnavailable after Close, when the store may belong to another
-// process.
+// checkOpen returns errdefs.ErrUnavailable after Close, when another process may have the store.
 func (s *Store) checkOpen() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -210,8 +209,8 @@ func (s *Store) Layers() []Layer {
 	return all
 }
 
-// Hold keeps a layer and its ancestors from Prune until release is called, which may be done more
-// than once. It answers errdefs.ErrNotFound for a layer that is not there.
+// Hold protects a layer and its ancestors from Prune until release is called. More calls of release
+// do nothing. If the layer does not exist, Hold returns errdefs.ErrNotFound.
 func (s *Store) Hold(chain digest.Digest) (release func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -221,9 +220,9 @@ func (s *Store) Hold(chain digest.Digest) (release func(), err error) {
 	return s.reserveLocked(chain), nil
 }
 
-// Reserve is [Store.Hold] for chain IDs that need not exist yet. A pull reserves what it is going
-// to commit and releases it when the image's record is written, so that no Prune can fall between
-// the two.
+// Reserve is [Store.Hold] for chain IDs that need not exist yet. A pull reserves the layers that it
+// will commit, and releases them once the image's record is persisted. So no Prune can remove the
+// layers in between.
 func (s *Store) Reserve(chains ...digest.Digest) (release func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -261,7 +260,8 @@ func (s *Store) cacheIDs(chain digest.Digest) ([]string, error) {
 	return ids, nil
 }
 
-// setBusy marks a directory of overlay2 as in work, so that Check does not take it for an orphan.
+// setBusy marks a directory of overlay2 as being created or removed, so that Check does not report
+// it as an orphan.
 func (s *Store) setBusy(id string, busy bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -17,10 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TarStream returns the uncompressed tar that the layer was made from, bit for bit, put together
-// from tar-split and the layer's files. The layer cannot be pruned until the stream is closed. A
-// file that has changed ends the stream with an error; so does the end of ctx. It answers
-// errdefs.ErrNotFound for a layer that is not there.
+// TarStream returns the uncompressed tar of a layer, bit for bit, from tar-split and the layer's
+// files. Prune cannot remove the layer until the stream is closed. Read returns an error if a file
+// has changed, or when ctx ends. TarStream returns errdefs.ErrNotFound if the layer does not exist.
 func (s *Store) TarStream(ctx context.Context, chain digest.Digest) (io.ReadCloser, error) {
 	release, err := s.Hold(chain)
 	if err != nil {
@@ -45,7 +44,7 @@ func (s *Store) TarStream(ctx context.Context, chain digest.Digest) (io.ReadClos
 	return t, nil
 }
 
-// tarStream is a layer's tar being put together by a goroutine.
+// tarStream is a layer's tar that a goroutine assembles.
 type tarStream struct {
 	*io.PipeReader
 	root     int // open directory diff
@@ -76,7 +75,7 @@ func (s *Store) tarStream(chain digest.Digest) (_ *tarStream, err error) {
 	return &tarStream{root: root, file: file, unpacker: storage.NewJSONUnpacker(gz)}, nil
 }
 
-// Close ends the stream and its goroutine. It may be called more than once.
+// Close ends the stream and waits for its goroutine. More calls do nothing.
 func (t *tarStream) Close() error {
 	t.once.Do(func() {
 		t.stop()
@@ -88,11 +87,11 @@ func (t *tarStream) Close() error {
 	return nil
 }
 
-// fileGetter finds the content of files for tar-split.
+// fileGetter opens the files of a layer for tar-split.
 type fileGetter struct{ root int }
 
-// Get implements storage.FileGetter. Symbolic links of the layer, which dockerd follows, are
-// followed within the layer only.
+// Get implements storage.FileGetter. Like dockerd, it follows symbolic links of the layer, but only
+// within the layer.
 func (g *fileGetter) Get(name string) (io.ReadCloser, error) {
 	clean, err := cleanName(name)
 	if err != nil {
@@ -105,7 +104,7 @@ func (g *fileGetter) Get(name string) (io.ReadCloser, error) {
 	return f, nil
 }
 
-// openFile opens a regular file as a process sees it that has root as its root.
+// openFile opens a regular file. It resolves the name as if root were the root directory.
 func openFile(root int, name string) (*os.File, error) {
 	fd, err := unix.Openat2(root, name, &unix.OpenHow{
 		Flags:   unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOFOLLOW | unix.O_CLOEXEC,

@@ -18,23 +18,23 @@ import (
 	"github.com/micarun/mica/internal/mounts"
 )
 
-// UnpackArgs describe a tar of changes and where it goes.
+// UnpackArgs are a tar of changes and how to apply it.
 type UnpackArgs struct {
-	// Tar is uncompressed. Whiteouts in it, as in a layer, delete.
+	// Tar is uncompressed. A whiteout deletes a file, as in a layer.
 	Tar io.Reader
-	// Deleted are further paths to delete, relative to the root.
+	// Deleted are more paths to delete, relative to the root.
 	Deleted []string
-	// Limit is how many bytes the files may have in all.
+	// Limit is the maximum size of all files together, in bytes.
 	Limit int64
-	// Keep leaves what is there as it is and adds only what is not.
+	// Keep adds only files that do not exist, and leaves existing files as they are.
 	Keep bool
 }
 
-// ApplyChanges does to a mounted writable layer what [Store.Changes] has told of another one.
-// Nothing outside of the layer is touched, whatever the tar says: no symbolic link is followed. A
-// tar that is not one, leaves the root or exceeds a limit answers errdefs.ErrInvalidArgument, a
-// layer that is not mounted errdefs.ErrFailedPrecondition. After an error the layer holds a part of
-// the changes.
+// ApplyChanges applies changes that [Store.Changes] wrote to a mounted writable layer. It follows
+// no symbolic link, so no tar can touch anything outside the layer. It returns
+// errdefs.ErrInvalidArgument if the tar is malformed, leaves the root or exceeds a limit. It
+// returns errdefs.ErrNotFound if the layer does not exist, and errdefs.ErrFailedPrecondition if it
+// is not mounted. After an error the layer holds a part of the changes.
 func (s *Store) ApplyChanges(ctx context.Context, id string, a UnpackArgs) error {
 	w, err := s.writable(id)
 	if err != nil {
@@ -55,7 +55,9 @@ func (s *Store) ApplyChanges(ctx context.Context, id string, a UnpackArgs) error
 	return nil
 }
 
-// UnpackTree unpacks a tar into a directory, like [Store.ApplyChanges].
+// UnpackTree unpacks a tar into a directory. It follows no symbolic link, and returns
+// errdefs.ErrInvalidArgument for the same tars as [Store.ApplyChanges]. Nothing else may write to
+// the directory meanwhile.
 func UnpackTree(ctx context.Context, dir string, a UnpackArgs) error {
 	if err := unpack(ctx, dir, a); err != nil {
 		return fmt.Errorf("unpack into %s: %w", dir, err)
@@ -63,13 +65,13 @@ func UnpackTree(ctx context.Context, dir string, a UnpackArgs) error {
 	return nil
 }
 
-// unpacker writes the entries of one tar into a tree that holds something already.
+// unpacker writes the entries of one tar to a tree that may have files already.
 type unpacker struct {
 	root    int // open directory
 	left    int64
 	keep    bool
-	made    map[string]bool // paths of the tar so far
-	dirs    []dirTimes      // to be set at the end, since what goes into them changes them
+	made    map[string]bool // paths created so far
+	dirs    []dirTimes      // set at the end, because files created in a directory change its times
 	entries int
 	names   int // bytes of names and link targets
 	devices int
@@ -95,7 +97,7 @@ func unpack(ctx context.Context, dir string, a UnpackArgs) error {
 			return fmt.Errorf("delete %q: %w", p, err)
 		}
 	}
-	// The innermost first: none is touched after its turn.
+	// Innermost first: setting the times of a directory does not change those above.
 	slices.Reverse(u.dirs)
 	for _, d := range u.dirs {
 		if err := u.setTimes(d); err != nil {
@@ -196,7 +198,7 @@ func (u *unpacker) rootEntry(h *tar.Header) error {
 	return m.applyFd(u.root)
 }
 
-// parent opens the directory p, and makes what is missing of it.
+// parent opens the directory p and creates its missing components.
 func (u *unpacker) parent(p string) (int, error) {
 	fd, err := openBeneath(u.root, p, unix.O_PATH|unix.O_DIRECTORY)
 	if !errors.Is(err, unix.ENOENT) {
@@ -214,7 +216,7 @@ func (u *unpacker) parent(p string) (int, error) {
 	return fd, u.refused(err)
 }
 
-// refused says of a path that cannot be walked what is wrong with it.
+// refused explains why a path cannot be walked.
 func (u *unpacker) refused(err error) error {
 	switch {
 	case err == nil:
@@ -251,7 +253,7 @@ func (u *unpacker) directory(parent int, name string, m meta) error {
 func (u *unpacker) setTimes(d dirTimes) error {
 	fd, err := openBeneath(u.root, d.path, unix.O_RDONLY|unix.O_DIRECTORY)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		return nil // deleted or replaced by what came later
+		return nil // deleted or replaced by a later entry
 	}
 	if err != nil {
 		return err
@@ -295,7 +297,7 @@ func (u *unpacker) regular(parent int, base string, m meta, content io.Reader) (
 	return futimens(fd, m.times.access, m.times.modify)
 }
 
-// other makes what has no content, where nothing is.
+// other creates a file without content under a free name.
 func (u *unpacker) other(parent int, base string, m meta, h *tar.Header) error {
 	switch h.Typeflag {
 	case tar.TypeLink:
@@ -317,7 +319,7 @@ func (u *unpacker) other(parent int, base string, m meta, h *tar.Header) error {
 	return invalid("unknown type %q", h.Typeflag)
 }
 
-// hardLink links to an earlier entry, whose owner, mode and times count.
+// hardLink links to an earlier entry and keeps that entry's owner, mode and times.
 func (u *unpacker) hardLink(parent int, base, target string) error {
 	name, err := cleanName(target)
 	if err != nil {
@@ -358,8 +360,8 @@ func (u *unpacker) device(parent int, base string, h *tar.Header) error {
 	return nil
 }
 
-// whiteout deletes what a layer's tar would hide. Of an opaque directory that is everything that
-// the tar has not put there.
+// whiteout deletes what the whiteout hides in a layer. In an opaque directory it deletes everything
+// that does not come from the tar.
 func (u *unpacker) whiteout(parent int, name string) error {
 	base := path.Base(name)
 	if strings.HasPrefix(base, aufsPrefix) && base != opaqueName {
@@ -396,7 +398,7 @@ func (u *unpacker) whiteout(parent int, name string) error {
 	return nil
 }
 
-// delete removes one path; one that is not there is no error.
+// delete removes one path. It is no error if the path does not exist.
 func (u *unpacker) delete(p string) error {
 	name, err := cleanName(p)
 	if err != nil {

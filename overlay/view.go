@@ -16,12 +16,12 @@ const (
 	overlayAttrPrefix = "trusted.overlay."
 )
 
-// maxResolveSteps bounds the components of a path and of the links on its way, each of which is
-// looked up in all layers.
+// maxResolveSteps limits the components of a path and of the links in it. Each of them is looked up
+// in all layers.
 const maxResolveSteps = 1024
 
-// view answers what a stack of layers shows at a path, without mounting it. It follows no symbolic
-// links but in resolveDir. It is for one goroutine.
+// view looks up paths in a stack of layers without mounting it. Only resolveDir follows symbolic
+// links. One goroutine may use it at a time.
 type view struct {
 	roots []int            // open diff directories, top first
 	dirs  map[string][]int // path of a merged directory → indexes of the roots that make it up
@@ -49,7 +49,7 @@ func (v *view) close() {
 	}
 }
 
-// found is the topmost thing at a path.
+// found is the topmost file at a path.
 type found struct {
 	root int // open diff directory that holds it
 	stat unix.Stat_t
@@ -57,7 +57,7 @@ type found struct {
 
 func (f *found) isDir() bool { return f.stat.Mode&unix.S_IFMT == unix.S_IFDIR }
 
-// lookup returns nil for what the stack does not show. p is relative and clean.
+// lookup returns nil if the stack shows no file at p. p is relative and clean.
 func (v *view) lookup(p string) (*found, error) {
 	f, _, err := v.walk(p)
 	return f, err
@@ -90,7 +90,7 @@ func (v *view) find(p string, parents []int) (top *found, parts []int, err error
 		if err != nil {
 			return nil, nil, err
 		}
-		if !here.isDir() { // it ends the stack: below it nothing shows
+		if !here.isDir() { // it hides the roots below
 			if top == nil && !isWhiteout(&here.stat) {
 				top = &here
 			}
@@ -119,8 +119,8 @@ func (v *view) dir(p string) ([]int, error) {
 	return parts, err
 }
 
-// resolveDir returns the directory that p leads to for a process that has the view as its root, ""
-// if that is none, or is too far to seek.
+// resolveDir resolves p as if the view were the root directory. It returns "" if p is not a
+// directory, or takes too many steps to resolve.
 func (v *view) resolveDir(p string) (string, error) {
 	at, rest, links := ".", p, 0
 	for step := 0; rest != ""; step++ {
@@ -185,7 +185,7 @@ func isOpaque(root int, p string) bool {
 	return err == nil && n == 1 && b[0] == 'y'
 }
 
-// fdPath names a path relative to an open directory for calls without an *at form.
+// fdPath returns a path below an open directory, for system calls without an *at form.
 func fdPath(dirfd int, p string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", dirfd, p) }
 
 // openBeneath opens a path below root without following any symbolic link.
@@ -210,7 +210,7 @@ func fstatBeneath(root int, p string, st *unix.Stat_t) error {
 	return unix.Fstatat(parent, path.Base(p), st, unix.AT_SYMLINK_NOFOLLOW)
 }
 
-// eachAttribute calls do with every extended attribute of a file but overlayfs's own.
+// eachAttribute calls do for every extended attribute of a file except those of overlayfs.
 func eachAttribute(fd int, do func(name string, value []byte) error) error {
 	names, err := listAttributes(fd)
 	if err != nil {

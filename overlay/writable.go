@@ -18,18 +18,18 @@ import (
 	"github.com/micarun/mica/internal/mounts"
 )
 
-// RW is a writable layer.
+// RW describes a writable layer. It is a copy, so concurrent use is safe.
 type RW struct {
 	ID      string        // the container's
 	MountID string        // name of its directory below overlay2
-	InitID  string        // name of its init layer's directory; "" in what dockerd made without one
+	InitID  string        // name of its init layer's directory; "" if dockerd made none
 	Parent  digest.Digest // top layer of its image, "" for an empty root
 }
 
 // writable is a writable layer in memory.
 type writable struct {
 	RW
-	mu   sync.Mutex // held while it is mounted, unmounted or removed; Store.mu may be taken under it
+	mu   sync.Mutex // held during mount, unmount and remove; locked before Store.mu
 	gone bool
 }
 
@@ -39,9 +39,10 @@ type CreateArgs struct {
 	Parent digest.Digest // top layer of the image, "" for an empty root
 }
 
-// Create makes a writable layer on its own init layer on the parent. It answers
-// errdefs.ErrAlreadyExists for an ID in use and errdefs.ErrNotFound for a parent that is not there.
-// The parent cannot be pruned as long as the layer exists.
+// Create makes a writable layer and, between it and the parent, its init layer. Prune keeps the
+// parent as long as the writable layer exists. Create returns errdefs.ErrAlreadyExists if the ID is
+// in use, errdefs.ErrNotFound if the parent does not exist, and errdefs.ErrInvalidArgument if the
+// ID is no valid file name. After Close it returns errdefs.ErrUnavailable.
 func (s *Store) Create(ctx context.Context, a CreateArgs) (_ RW, err error) {
 	if err := checkID(a.ID); err != nil {
 		return RW{}, err
@@ -63,11 +64,12 @@ func (s *Store) Create(ctx context.Context, a CreateArgs) (_ RW, err error) {
 	return rw, nil
 }
 
-// claimNew keeps the ID from other Create calls and the parent from Prune until release is called.
+// claimNew protects the ID from other Create calls and the parent from Prune until release is
+// called.
 func (s *Store) claimNew(a CreateArgs) (release func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	key := "create " + a.ID // no name of a directory
+	key := "create " + a.ID // cannot be the name of a directory
 	if s.rws[a.ID] != nil || s.busy[key] {
 		return nil, errdefs.ErrAlreadyExists
 	}
@@ -85,7 +87,7 @@ func (s *Store) claimNew(a CreateArgs) (release func(), err error) {
 	}, nil
 }
 
-// build makes both directories, then the entry that makes them exist.
+// build creates both directories, then their entry in layerdb.
 func (s *Store) build(ctx context.Context, rw RW) error {
 	s.setBusy(rw.MountID, true)
 	defer s.setBusy(rw.MountID, false)
@@ -179,8 +181,8 @@ func (s *Store) writable(id string) (*writable, error) {
 	return w, nil
 }
 
-// Remove unmounts and deletes a writable layer with its init layer. An ID that is not there is no
-// error.
+// Remove unmounts and deletes a writable layer and its init layer. It is no error if the layer does
+// not exist. Remove returns errdefs.ErrInvalidArgument if the ID is no valid file name.
 func (s *Store) Remove(ctx context.Context, id string) error {
 	if err := checkID(id); err != nil {
 		return err
@@ -210,7 +212,8 @@ func (s *Store) Remove(ctx context.Context, id string) error {
 	return nil
 }
 
-// retire takes the entry away; what remains is garbage for whoever comes first.
+// retire removes the entry. If the directories are not removed then, the next Prune or Sweep
+// removes them.
 func (s *Store) retire(w *writable) (set string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -224,8 +227,7 @@ func (s *Store) retire(w *writable) (set string, err error) {
 	return set, nil
 }
 
-// removeDamaged takes away an entry that could not be read at Open, if that is why the ID is
-// unknown.
+// removeDamaged removes an entry that Open could not read. Such an ID is unknown to the store.
 func (s *Store) removeDamaged(id string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -238,7 +240,7 @@ func (s *Store) removeDamaged(id string) error {
 	return nil
 }
 
-// Intact says whether a writable layer has its entry and its directory.
+// Intact reports whether a writable layer has its entry and its directory.
 func (s *Store) Intact(id string) bool {
 	s.mu.Lock()
 	w := s.rws[id]
@@ -250,14 +252,14 @@ func (s *Store) Intact(id string) bool {
 	return err == nil
 }
 
-// Usage is what a writable layer takes on disk.
+// Usage is the disk usage of a writable layer.
 type Usage struct {
 	Bytes  uint64 // allocated, hard links once
 	Inodes uint64 // hard links once, the root directory included
 }
 
-// Usage measures the upper directory of a writable layer, which may be in use. It answers
-// errdefs.ErrNotFound for an ID that is not there.
+// Usage measures the upper directory of a writable layer, which may be in use. It returns
+// errdefs.ErrNotFound if the layer does not exist.
 func (s *Store) Usage(ctx context.Context, id string) (Usage, error) {
 	s.mu.Lock()
 	w := s.rws[id]
@@ -280,13 +282,13 @@ func (s *Store) Usage(ctx context.Context, id string) (Usage, error) {
 	return m.usage, nil
 }
 
-// measure adds up a tree that others may change meanwhile.
+// measure sums up a tree that the container may change meanwhile.
 type measure struct {
 	usage  Usage
-	linked map[uint64]bool // inodes with more than one link that are counted already
+	linked map[uint64]bool // inodes with more than one link that were counted already
 }
 
-// tree counts an open directory and what is below it.
+// tree counts an open directory and everything below it.
 func (m *measure) tree(ctx context.Context, fd int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {

@@ -13,16 +13,16 @@ import (
 )
 
 const (
-	writerCount = 2       // per Apply; more gain nothing, creating files serialises in the directory
+	writerCount = 2       // per Apply; more do not help, because the kernel serialises file creation in a directory
 	jobQueue    = 8       // files waiting for a writer
 	chunkQueue  = 2       // buffers of a large file waiting for its writer
-	page        = 4 << 10 // what is looked at for zeros
-	sparseRun   = page    // zeros that become a hole in a file that the tar calls sparse
+	page        = 4 << 10 // unit in which zeros are detected
+	sparseRun   = page    // zeros that become a hole in a sparse file of the tar
 	plainRun    = 64 << 10
 )
 
-// fileJob is one file to be written. A small file has its content in chunk, a large one gets it
-// through chunks.
+// fileJob is one file to be written. chunk has the content of a small file; chunks receives the
+// content of a large one.
 type fileJob struct {
 	dir    *dirFD
 	base   string
@@ -33,7 +33,7 @@ type fileJob struct {
 	chunk  chunk
 	chunks chan chunk
 
-	done chan struct{} // closed when sum is valid or the job has come to nothing
+	done chan struct{} // closed when sum is valid or the job failed
 	sum  []byte        // CRC-64/ISO of the content, as tar-split keeps it
 }
 
@@ -41,7 +41,7 @@ type fileJob struct {
 type chunk struct {
 	buf *[]byte
 	n   int
-	at  int64 // of a sparse file: offset in it
+	at  int64 // offset in a sparse file
 }
 
 // writers is a set of goroutines that write files.
@@ -76,7 +76,7 @@ func (w *writers) run() {
 	}
 }
 
-// submit hands a job over, with its reference to the directory.
+// submit queues a job. The writers release its reference to the directory.
 func (w *writers) submit(j *fileJob) {
 	j.done = make(chan struct{})
 	w.pending.Add(1)
@@ -103,7 +103,7 @@ func (w *writers) recycle(c chunk) {
 	}
 }
 
-// write makes one file from nothing; a name that exists is an error.
+// write creates one file. It is an error if the name exists.
 func (w *writers) write(j *fileJob) (err error) {
 	fd, err := createFile(j.dir.fd, j.base)
 	if err != nil {
@@ -154,8 +154,8 @@ func (w *writers) content(fd int, j *fileJob) error {
 	return unix.Ftruncate(fd, j.size)
 }
 
-// stream writes the chunks of a large file. A sparse file has no checksum, because its content is
-// not looked up by it.
+// stream writes the chunks of a large file. A sparse file needs no checksum, because tar-split
+// keeps its content.
 func (w *writers) stream(out *fileWriter, j *fileJob, crc *uint64) error {
 	for {
 		select {
@@ -189,13 +189,13 @@ func (c chunk) bytes() []byte {
 // fileWriter writes a file from its start and leaves holes for long runs of zeros.
 type fileWriter struct {
 	fd  int
-	run int   // bytes of zeros that are worth a hole, a multiple of page
+	run int   // minimum length of a hole in bytes, a multiple of page
 	pos int64 // offset of the next write
-	end int64 // end of what was written: beyond it the file has to be extended
+	end int64 // end of the written data; a hole after it needs a truncate
 }
 
 func (f *fileWriter) write(data []byte) error {
-	start := 0 // of what must be written
+	start := 0 // start of the data that must be written
 	for at := 0; at < len(data); {
 		zeros := zeroPages(data[at:])
 		if zeros < f.run {
@@ -217,7 +217,7 @@ func (f *fileWriter) write(data []byte) error {
 	return nil
 }
 
-// flush writes one stretch of the current buffer, offset bytes into it.
+// flush writes data, which is at offset in the current buffer.
 func (f *fileWriter) flush(data []byte, offset int) error {
 	at := f.pos + int64(offset)
 	for len(data) > 0 {
