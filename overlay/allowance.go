@@ -11,9 +11,8 @@ import (
 type Decompressed interface {
 	// Received returns how many compressed bytes were transferred for the output read so far.
 	Received() int64
-	// Repeated returns the size of the blob if another layer of the image has the same one,
-	// otherwise
-	// 0. The bytes of a blob add to the allowance once.
+	// Repeated returns the blob's size in bytes if another layer of the image has the same blob,
+	// otherwise zero. A blob adds to the allowance only once.
 	Repeated() int64
 	// ByteCost returns the extra processor time of a byte of output compared with gzip, in
 	// nanoseconds.

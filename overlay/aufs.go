@@ -10,29 +10,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// aufsLinks is where AUFS keeps the inodes of files that have several names. The layers that
-// dockerd made with it hold each such file as aufsLinks/NUMBER, and its names as hard links to
-// that.
+// aufsLinks is the directory in which AUFS keeps files with several names. Layers from dockerd's
+// AUFS driver have each such file as aufsLinks/NUMBER, and its names as hard links to it.
 const aufsLinks = ".wh..wh.plnk"
 
-// keptAside is what an aufsFile takes, in bytes.
+// keptAside is the memory of an aufsFile, in bytes.
 const keptAside = 256
 
-// aufsFile is a file of AUFS in the directory shadow, where it stays until the layer is complete.
+// aufsFile is a file of aufsLinks. It stays in the directory shadow until the layer is complete.
 type aufsFile struct {
 	name   string // in the directory shadow
 	size   int64
 	linked bool
 }
 
-// aufsLinkName returns the name of a file that AUFS keeps for hard links.
+// aufsLinkName returns the name of a file in aufsLinks.
 func aufsLinkName(clean string) (name string, ok bool) {
 	name, ok = strings.CutPrefix(clean, aufsLinks+"/")
 	return name, ok && name != "" && !strings.Contains(name, "/")
 }
 
-// keepAside writes a file of AUFS to the directory shadow. Its content is part of tar-split,
-// because the layer's directory does not have it under this name.
+// keepAside writes a file of aufsLinks to the directory shadow. tar-split keeps its content,
+// because the layer's directory does not have a file with this name.
 func (x *extractor) keepAside(name string, h *tar.Header) error {
 	if len(name) > maxName {
 		return invalid("a component of the name has %d bytes, the limit is %d", len(name), maxName)
@@ -65,7 +64,7 @@ func (x *extractor) keepAside(name string, h *tar.Header) error {
 	return x.keepContent(job)
 }
 
-// aside returns the file of AUFS that a hard link names.
+// aside returns the file of aufsLinks that a hard link names.
 func (x *extractor) aside(target string) (*aufsFile, bool) {
 	name, ok := aufsLinkName(strings.TrimPrefix(path.Clean(target), "/"))
 	if !ok {
@@ -75,8 +74,8 @@ func (x *extractor) aside(target string) (*aufsFile, bool) {
 	return f, ok
 }
 
-// linkAside gives a file of AUFS a name in the layer. Like dockerd, it leaves the file the owner,
-// mode and times of its own entry.
+// linkAside links a file of aufsLinks into the layer. Like dockerd, it keeps the owner, mode and
+// times from the file's own entry.
 func (x *extractor) linkAside(p place, f *aufsFile) error {
 	if err := x.budget.keep(len(p.base)); err != nil {
 		return err

@@ -15,10 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Changes writes what a writable layer has that its image has not, or has otherwise, as an
-// uncompressed tar without whiteouts, and returns the paths that the layer deletes, relative to the
-// root and sorted. Nobody must write to the layer meanwhile; it may be mounted. Sockets are left
-// out, as is the root directory itself. It answers errdefs.ErrNotFound for an ID that is not there.
+// Changes writes the added and changed files of a writable layer as an uncompressed tar without
+// whiteouts. It returns the deleted paths, relative to the root and sorted. The layer may be
+// mounted, but nothing may write to it meanwhile. The tar has no sockets and no root directory.
+// Changes returns errdefs.ErrNotFound if the layer does not exist, and
+// errdefs.ErrFailedPrecondition if a path is longer than 4096 bytes.
 func (s *Store) Changes(ctx context.Context, id string, to io.Writer) (deleted []string, err error) {
 	s.mu.Lock()
 	w := s.rws[id]
@@ -47,7 +48,8 @@ func (s *Store) Changes(ctx context.Context, id string, to io.Writer) (deleted [
 }
 
 // PackTree writes the files below a directory as an uncompressed tar, without sockets and without
-// the directory itself. Nobody must write there meanwhile.
+// the directory itself. Nothing may write to the directory meanwhile. It returns
+// errdefs.ErrFailedPrecondition if a path is longer than 4096 bytes.
 func PackTree(ctx context.Context, dir string, to io.Writer) error {
 	t := treeWriter{ctx: ctx, tar: tar.NewWriter(to), links: map[inode]string{}}
 	if err := t.pack(dir); err != nil {
@@ -56,7 +58,7 @@ func PackTree(ctx context.Context, dir string, to io.Writer) error {
 	return nil
 }
 
-// inode names one file of the machine.
+// inode identifies a file on the host.
 type inode struct{ device, number uint64 }
 
 // treeWriter packs one tree.
@@ -64,13 +66,13 @@ type treeWriter struct {
 	ctx     context.Context // of one call, which this value does not outlive
 	tar     *tar.Writer
 	below   *view            // of the layers below an upper directory; nil for an ordinary tree
-	links   map[inode]string // files with more than one name that are packed already
+	links   map[inode]string // files with several names that were packed already
 	deleted []string
-	dirs    []packedDir // the way down to where it is
+	dirs    []packedDir // from the root to the current directory
 }
 
-// packedDir is a directory that is being packed. hidden says that an opaque directory there or
-// above lets nothing of the layers below through.
+// packedDir is a directory that is being packed. hidden is true if it or a directory above is
+// opaque, so that it shows nothing of the layers below.
 type packedDir struct {
 	path   string
 	hidden bool
@@ -91,7 +93,7 @@ func (t *treeWriter) pack(dir string) error {
 
 func (t *treeWriter) here() *packedDir { return &t.dirs[len(t.dirs)-1] }
 
-// names packs what is in a directory and is none.
+// names packs the files in a directory and returns its subdirectories.
 func (t *treeWriter) names(fd int, names []string) (dirs []string, err error) {
 	slices.Sort(names)
 	here := t.here()
@@ -123,8 +125,8 @@ func join(dir, name string) string {
 	return dir + "/" + name
 }
 
-// deleteHidden notes as deleted what the layers below have in the directory p and an opaque
-// directory has not.
+// deleteHidden records as deleted what the layers below have in the opaque directory p, except the
+// names in have.
 func (t *treeWriter) deleteHidden(p string, have []string) error {
 	names, err := t.below.names(p)
 	if err != nil {
@@ -186,7 +188,7 @@ func (t *treeWriter) leave(int, string) error {
 	return nil
 }
 
-// openEntry opens what stands under a name, and says what it has opened.
+// openEntry opens a name in a directory and returns the stat of the open file.
 func openEntry(dirfd int, name string, flags int) (*os.File, unix.Stat_t, error) {
 	var st unix.Stat_t
 	fd, err := unix.Openat(dirfd, name, flags|unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
@@ -221,10 +223,10 @@ func (t *treeWriter) regular(dirfd int, name, p string) error {
 	if _, err := io.Copy(t.tar, &readerUntil{ctx: t.ctx, from: io.LimitReader(f, st.Size)}); err != nil {
 		return err
 	}
-	return t.tar.Flush() // which tells of a file that became shorter
+	return t.tar.Flush() // returns an error if the file became shorter
 }
 
-// linked returns the name under which a file of several names is packed already.
+// linked returns the name under which a file with several names was packed already.
 func (t *treeWriter) linked(h *tar.Header, st *unix.Stat_t) (string, bool) {
 	if st.Nlink < 2 {
 		return "", false
@@ -237,7 +239,7 @@ func (t *treeWriter) linked(h *tar.Header, st *unix.Stat_t) (string, bool) {
 	return first, ok
 }
 
-// special packs what has no content.
+// special packs a file without content.
 func (t *treeWriter) special(dirfd int, name, p string, st *unix.Stat_t) error {
 	h := headerOf(p, tar.TypeFifo, st)
 	switch st.Mode & unix.S_IFMT {
@@ -278,7 +280,7 @@ func addAttributes(h *tar.Header, fd int) error {
 	})
 }
 
-// names lists what the stack shows in the directory p, in no order; nothing if p is not a
+// names lists the directory p of the stack in any order. It returns nothing if p is not a
 // directory.
 func (v *view) names(p string) ([]string, error) {
 	parts, err := v.dir(p)
@@ -294,7 +296,8 @@ func (v *view) names(p string) ([]string, error) {
 	return slices.Collect(maps.Keys(shown)), nil
 }
 
-// addNames adds what one root has in a directory below what the roots above show there or hide.
+// addNames adds the names of one root in a directory, except those that the roots above show or
+// hide.
 func (v *view) addNames(root int, p string, shown, gone map[string]bool) error {
 	fd, err := openBeneath(root, p, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
@@ -322,7 +325,7 @@ func (v *view) addNames(root int, p string, shown, gone map[string]bool) error {
 	return nil
 }
 
-// readerUntil ends with its context.
+// readerUntil is a reader that returns an error once its context has ended.
 type readerUntil struct {
 	ctx  context.Context // of one copy, which this value does not outlive
 	from io.Reader

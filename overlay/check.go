@@ -16,9 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CheckOptions says how deep Check looks.
+// CheckOptions are the arguments of Check.
 type CheckOptions struct {
-	// Content also puts every layer's tar together again and compares digest and size. It reads the
+	// Content also reads the tar of every layer and compares its digest and size. This reads the
 	// whole store.
 	Content bool
 }
@@ -29,10 +29,10 @@ type Problem struct {
 	What string
 }
 
-// Check compares the store on disk with its rules, and with what is in memory. Work in progress
-// (drafts, layers being made or removed, what Sweep has still to remove) is not taken for a
-// problem, but a store that changes meanwhile may show problems that are none. The error says that
-// Check itself could not do its work.
+// Check compares the store on disk with the invariants of the package, and with the state in
+// memory. Work in progress is no problem: drafts, layers being created or removed, and what Sweep
+// will remove. If the store changes meanwhile, Check may return problems that do not exist. An
+// error means that Check itself did not finish.
 func (s *Store) Check(ctx context.Context, o CheckOptions) ([]Problem, error) {
 	c := s.newChecker()
 	for _, step := range []func() error{c.layers, c.writables, c.directories, c.links, c.tmp, c.mounts} {
@@ -56,16 +56,16 @@ func (s *Store) Check(ctx context.Context, o CheckOptions) ([]Problem, error) {
 	return c.problems, nil
 }
 
-// checker is one run of Check. It collects what claims each directory first, and looks at the
-// directories afterwards.
+// checker is one run of Check. It first collects the entries that claim directories, then checks
+// the directories.
 type checker struct {
 	s        *Store
 	known    map[digest.Digest]Layer
 	rws      map[string]RW
 	busy     map[string]bool
 	claims   map[string]string // directory of overlay2 → entry that names it
-	below    map[string]string // directory of overlay2 → the one that it stands on
-	used     map[string]bool   // directories that writable layers stand on by their own account
+	below    map[string]string // directory of overlay2 → its lower directory
+	used     map[string]bool   // directories that the lower files of writable layers name
 	problems []Problem
 }
 
@@ -209,7 +209,7 @@ func (c *checker) writables() error {
 	return nil
 }
 
-// directories checks overlay2 against what names its directories.
+// directories checks overlay2 against the entries that name its directories.
 func (c *checker) directories() error {
 	names, err := readNames(c.s.paths.overlay())
 	if err != nil {
@@ -321,7 +321,7 @@ func (c *checker) tmp() error {
 	return nil
 }
 
-// mounts looks for mounts that no writable layer accounts for.
+// mounts finds mounts that belong to no writable layer.
 func (c *checker) mounts() error {
 	root, err := filepath.EvalSymlinks(c.s.paths.overlay())
 	if err != nil {
@@ -346,7 +346,7 @@ func (c *checker) mounts() error {
 	return nil
 }
 
-// content verifies that a layer still is the tar that it was made from.
+// content verifies that a layer still gives the tar that it was made from.
 func (c *checker) content(ctx context.Context, l Layer) error {
 	path := c.s.paths.layer(l.ID)
 	size, err := layerSize(ctx, c.s.paths.diff(l.CacheID))

@@ -20,14 +20,14 @@ import (
 // linux/capability.h.
 const capabilityAttr = "security.capability"
 
-// rechown is the way for file systems that cannot be mapped: m is mounted as it is, and then every
-// file is given the owner that it has in the user namespace. That copies the whole image into the
-// writable layer, which takes its size on disk and the time to read and write it, for each
-// container; and the writable layer has the node's IDs on disk.
+// rechown is for file systems that do not support ID-mapped mounts. It mounts m without a mapping
+// and changes the owner of every file to its ID on the node. So each container copies the whole
+// image into its writable layer, with the time and the disk space of that copy. The writable layer
+// has the node's IDs on disk.
 //
-// The root directory comes last, so that its owner says that all is done. A layer that a crash left
-// half done is finished, if no ID of the mappings is one both inside and outside; the container
-// that it was for is not.
+// The root directory is last, so that its owner shows that all files are done. After a crash, the
+// next Mount finishes the layer unless an ID of the mappings is both an inside and an outside ID.
+// The interrupted start of the container is not resumed.
 func (s *Store) rechown(ctx context.Context, m overlayMount, o *Owners) error {
 	if err := s.mountOverlay(m); err != nil {
 		return err
@@ -53,7 +53,8 @@ func (o *Owners) chownTree(ctx context.Context, root string) error {
 	return o.chown(root)
 }
 
-// chownBelow does what is in dir. It follows no link, and nobody else is in the tree yet.
+// chownBelow changes everything below dir. It follows no link, and no other process uses the tree
+// yet.
 func (o *Owners) chownBelow(ctx context.Context, dir string) error {
 	return filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		if err == nil {
@@ -66,8 +67,8 @@ func (o *Owners) chownBelow(ctx context.Context, dir string) error {
 	})
 }
 
-// chown changes one file, and keeps the rights of its executable, which a change of the owner takes
-// away.
+// chown changes the owner of one file. It restores setuid bits and capabilities, which a change of
+// the owner clears.
 func (o *Owners) chown(path string) error {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
@@ -75,7 +76,7 @@ func (o *Owners) chown(path string) error {
 	}
 	uid, doneUser := outside(o.UIDs, st.Uid)
 	gid, doneGroup := outside(o.GIDs, st.Gid)
-	if doneUser && doneGroup { // or a hard link of what is done
+	if doneUser && doneGroup { // or another name of a file that is done
 		return nil
 	}
 	capabilities := make([]byte, 64)
@@ -100,8 +101,8 @@ func (o *Owners) chown(path string) error {
 	return nil
 }
 
-// capabilities binds the capabilities of a file to the user namespace, by the node's ID of its
-// root: version 3 of the attribute (Linux 4.14).
+// capabilities limits a file's capabilities to the user namespace. Version 3 of the attribute
+// (Linux 4.14) contains the ID on the node of the namespace's root.
 func (o *Owners) capabilities(v []byte) []byte {
 	const version2, version3, versionMask, size2 = 0x02000000, 0x03000000, 0xff000000, 20
 	magic := binary.LittleEndian.Uint32(v)
@@ -114,8 +115,8 @@ func (o *Owners) capabilities(v []byte) []byte {
 	return v
 }
 
-// outside returns the ID on the node of an ID in a user namespace. An ID that is none there stays;
-// done says that it is one of those outside already.
+// outside maps an ID in a user namespace to the ID on the node. It returns an unmapped ID as it is;
+// done reports whether that ID is an outside ID already.
 func outside(maps []IDMap, id uint32) (mapped uint32, done bool) {
 	for _, m := range maps {
 		if id >= m.Inside && id-m.Inside < m.Length {
@@ -130,18 +131,19 @@ func outside(maps []IDMap, id uint32) (mapped uint32, done bool) {
 	return id, false
 }
 
-// IDMap maps the IDs from Inside on, in a user namespace, to those from Outside on, on the node.
+// IDMap maps Length IDs of a user namespace, starting at Inside, to IDs on the node, starting at
+// Outside.
 type IDMap struct{ Inside, Outside, Length uint32 }
 
-// Owners says whom the files of a mount belong to: a user namespace.
+// Owners is the user namespace that maps the owners of a mount's files. Mount only reads it.
 type Owners struct {
-	// UserNS is the file of the user namespace.
+	// UserNS is the path of the user namespace's file.
 	UserNS string
-	// UIDs and GIDs are its mappings.
+	// UIDs and GIDs are the namespace's mappings.
 	UIDs, GIDs []IDMap
 }
 
-// check refuses owners without a root.
+// check refuses mappings without an ID for root.
 func (o *Owners) check() error {
 	hasRoot := func(m IDMap) bool { return m.Inside == 0 && m.Length > 0 }
 	for _, maps := range [][]IDMap{o.UIDs, o.GIDs} {

@@ -22,9 +22,9 @@ func (d *dirFD) release() {
 	}
 }
 
-// dirCache keeps the directories open that were used last. A tar lists most files directory by
-// directory, so few are enough. get and drop are for one goroutine; the handles may be released by
-// any.
+// dirCache keeps the directories open that were opened last. A tar lists most files directory by
+// directory, so a few are enough. Only one goroutine may call get and drop; any goroutine may
+// release a handle.
 type dirCache struct {
 	root   int
 	budget *budget
@@ -36,7 +36,7 @@ func newDirCache(root int, b *budget) *dirCache {
 	return &dirCache{root: root, budget: b, open: map[*node]*dirFD{}}
 }
 
-// get returns a handle that the caller releases.
+// get returns a handle. The caller releases it.
 func (c *dirCache) get(n *node) (*dirFD, error) {
 	if d, ok := c.open[n]; ok {
 		d.refs.Add(1)
@@ -75,7 +75,7 @@ func (c *dirCache) openNode(n *node) (int, error) {
 	return openBeneath(from, n.below(above), unix.O_RDONLY|unix.O_DIRECTORY)
 }
 
-// dropBelow forgets a directory and everything below it.
+// dropBelow drops a directory and everything below it.
 func (c *dirCache) dropBelow(n *node) error {
 	for _, r := range slices.Clone(c.ring) {
 		if err := c.budget.step(max(0, int(r.depth-n.depth))); err != nil {
@@ -92,7 +92,7 @@ func (c *dirCache) dropBelow(n *node) error {
 	return nil
 }
 
-// drop forgets one directory.
+// drop removes one directory from the cache.
 func (c *dirCache) drop(n *node) {
 	d, ok := c.open[n]
 	if !ok {
@@ -108,7 +108,7 @@ func (c *dirCache) drop(n *node) {
 	d.release()
 }
 
-// close forgets all.
+// close drops all directories.
 func (c *dirCache) close() {
 	for _, d := range c.open {
 		d.release()

@@ -34,8 +34,8 @@ type Draft struct {
 	done bool
 }
 
-// Discard removes the draft. After a commit or an earlier Discard it does nothing. Its errors have
-// no class; Sweep removes the rest after the next Open.
+// Discard removes the draft. After a commit or an earlier Discard it does nothing. After an error,
+// Prune retries the removal.
 func (d *Draft) Discard() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

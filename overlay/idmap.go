@@ -16,21 +16,22 @@ import (
 
 // # Mounts for user namespaces
 //
-// An overlay mount itself cannot be mapped, but its layers can (Linux 5.19): each is bound, with
-// the mapping of the user namespace, over itself, in a mount namespace that only the mounting
-// thread is in; overlayfs keeps what it finds there. The upper directory is mapped too, so that a
-// writable layer has the same owners on disk whatever namespace its container ran in.
+// An overlay mount itself cannot be ID-mapped, but its layers can (Linux 5.19). The mounting thread
+// enters its own mount namespace and bind-mounts each layer over itself, with the user namespace's
+// mapping. The overlay mount keeps a reference to these mounts. The upper directory is mapped too,
+// so that a writable layer has the same owners on disk for every namespace.
 //
-// What overlayfs makes in the upper directory on its own account (its work directory, whiteouts)
-// belongs to whoever mounts, who must therefore be somebody with an ID in the namespace: its root,
-// with all capabilities kept.
+// Overlayfs itself creates files in the upper directory: its work directory and whiteouts. Their
+// owner is the mounting thread's file system UID, which must have an ID in the namespace. So the
+// thread mounts as the namespace's root and keeps all capabilities.
 
-// errNoMapping says that the file system of a layer, or overlayfs, cannot map.
+// errNoMapping means that the file system of a layer, or overlayfs, does not support ID-mapped
+// mounts.
 var errNoMapping = fmt.Errorf("mapped layers are not supported by the kernel for this file system: %w", errdefs.ErrNotImplemented)
 
-// ProbeMapped returns nil if layers can be mounted for the user namespace of the file userNS by a
-// mapping, and errdefs.ErrNotImplemented if they cannot: then Mount makes copies from now on,
-// without trying, and MountMappedView fails.
+// ProbeMapped returns nil if layers can be ID-mapped for the user namespace of the file userNS, and
+// errdefs.ErrNotImplemented if that is not supported. Then later calls of Mount copy the image
+// without another attempt, and MountMappedView returns an error.
 func (s *Store) ProbeMapped(userNS string) error {
 	dir := s.paths.writeSet(newID())
 	lower, upper := filepath.Join(dir, "lower"), filepath.Join(dir, "upper")
@@ -52,7 +53,8 @@ func (s *Store) ProbeMapped(userNS string) error {
 	return nil
 }
 
-// mountOwned mounts m for a user namespace, by mapped layers or, where there are none, by a copy.
+// mountOwned mounts m for a user namespace, with mapped layers or, if these are not supported, with
+// a copy.
 func (s *Store) mountOwned(ctx context.Context, m overlayMount, o *Owners) error {
 	if err := o.check(); err != nil {
 		return err
@@ -64,8 +66,8 @@ func (s *Store) mountOwned(ctx context.Context, m overlayMount, o *Owners) error
 	return err
 }
 
-// mountMapped mounts m with the owners of all files as the user namespace of the file userNS maps
-// them.
+// mountMapped mounts m with the owners of all files mapped by the user namespace of the file
+// userNS.
 func (s *Store) mountMapped(m overlayMount, userNS string) error {
 	if s.noMapping.Load() {
 		return errNoMapping
@@ -110,8 +112,8 @@ func (s *Store) mountMapped(m overlayMount, userNS string) error {
 	return mounts.Attach(tree, m.absolute(s.paths.overlay()).target)
 }
 
-// enterPrivate takes the calling thread into a mount namespace of its own, from which nothing gets
-// out, and into the directory dir.
+// enterPrivate moves the calling thread to a new private mount namespace and changes its working
+// directory to dir. No mount propagates out of the namespace.
 func enterPrivate(dir string) error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("make mount namespace: %w", err)
@@ -125,8 +127,8 @@ func enterPrivate(dir string) error {
 	return nil
 }
 
-// layerDirs are the directories that hold the layers of m, upper last. Upper and work directory
-// must be of one mount, so their parent stands for both.
+// layerDirs returns the directories of the layers of m, upper last. The upper and the work
+// directory must be on one mount, so their parent is returned for both.
 func (m overlayMount) layerDirs() []string {
 	dirs := m.lowers
 	if m.upper != "" {
@@ -135,8 +137,8 @@ func (m overlayMount) layerDirs() []string {
 	return dirs
 }
 
-// becomeRoot makes the calling thread work on files as the mapped root, whom the mapped parent of
-// the upper directory belongs to, without losing a right.
+// becomeRoot sets the file system UID and GID of the calling thread to the mapped root, and keeps
+// all capabilities. The mapped parent of the upper directory belongs to that root.
 func (m overlayMount) becomeRoot() error {
 	if m.upper == "" {
 		return nil
@@ -158,8 +160,8 @@ func (m overlayMount) becomeRoot() error {
 	return nil
 }
 
-// checkWritable refuses a mount that overlayfs made read-only because it could not use the work
-// directory, which it says in the kernel's log only.
+// checkWritable returns an error if overlayfs made the mount read-only because it could not use the
+// work directory. Overlayfs reports this only in the kernel's log.
 func (m overlayMount) checkWritable(tree int) error {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(tree, &st); err != nil {
@@ -171,8 +173,8 @@ func (m overlayMount) checkWritable(tree int) error {
 	return nil
 }
 
-// mappedBind is a bind mount that shows the owners of files as the user namespace ns maps them.
-// Symbolic links are followed at both ends.
+// mappedBind is a bind mount with owners mapped by the user namespace ns. Symbolic links are
+// followed in both paths.
 type mappedBind struct {
 	from, to string
 	ns       *os.File

@@ -11,21 +11,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stack is a growing stack of layers. It remembers which of them make up the directories that tars
-// of layers above only imply: each layer is looked at once for a directory, however many layers
-// imply it. It is for one goroutine.
+// stack is a growing stack of layers. For each directory that a tar above only implies, it caches
+// the layers that make up the directory. So a layer is looked up once for each directory,
+// independent of how many layers imply it. One goroutine may use it at a time.
 type stack struct {
 	paths layout
 	ids   []string // directories of overlay2, base first
-	roots []int    // their open diff directories; those not needed yet are missing at the end
+	roots []int    // their open diff directories; the last ones are opened when needed
 	top   stackDir
 	count *lookups
 }
 
-// stackDir is a directory of a stack, as far as it was looked for.
+// stackDir is a directory of a stack, with the lookups done so far.
 type stackDir struct {
-	parts    []int // indexes of the roots that make it up, base first; none where the stack shows no directory
-	seen     int   // roots that were looked at, from the base up
+	parts    []int // indexes of the roots that make it up, base first; none if the stack shows no directory
+	seen     int   // number of roots that were looked up, from the base up
 	children map[string]*stackDir
 }
 
@@ -39,7 +39,7 @@ func (s *Store) newStack(below []string, count *lookups) *stack {
 // push adds a layer at the top.
 func (s *stack) push(id string) { s.ids = append(s.ids, id) }
 
-// open opens what was pushed since the last call.
+// open opens the layers that were pushed since the last call.
 func (s *stack) open() error {
 	for _, id := range s.ids[len(s.roots):] {
 		fd, err := unix.Open(s.paths.diff(id), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
@@ -58,8 +58,8 @@ func (s *stack) close() {
 	}
 }
 
-// child looks for the directory p, whose last component is base, in the layers that make up the one
-// above it.
+// child looks up the directory p in the layers that make up the directory above it. base is the
+// last component of p.
 func (s *stack) child(above *stackDir, base, p string) (*stackDir, error) {
 	d := above.children[base]
 	if d == nil {
@@ -84,7 +84,7 @@ func (s *stack) child(above *stackDir, base, p string) (*stackDir, error) {
 			return nil, err
 		}
 		switch {
-		case st.Mode&unix.S_IFMT != unix.S_IFDIR: // it hides what is below it
+		case st.Mode&unix.S_IFMT != unix.S_IFDIR: // it hides the layers below
 			d.parts, d.children = nil, nil
 		case isOpaque(s.roots[i], p):
 			d.parts, d.children = []int{i}, nil
@@ -96,8 +96,8 @@ func (s *stack) child(above *stackDir, base, p string) (*stackDir, error) {
 	return d, nil
 }
 
-// inherit gives implied directories of a layer the owner, mode, attributes and times that they have
-// in the layers below, where they are there. id names the layer's directory, dirs is its root.
+// inherit copies the owner, mode, attributes and times of a layer's implied directories from the
+// layers below, if they exist there. id names the layer's directory, dirs is its root.
 func (s *stack) inherit(ctx context.Context, id string, dirs *impliedDir) error {
 	if len(s.ids) == 0 || !dirs.implied && len(dirs.children) == 0 {
 		return nil
@@ -119,15 +119,15 @@ func (s *stack) inherit(ctx context.Context, id string, dirs *impliedDir) error 
 	return h.directory(".", dirs, &s.top)
 }
 
-// heir describes implied directories from the layers below.
+// heir copies the metadata of implied directories from the layers below.
 type heir struct {
 	ctx   context.Context // of one call, which this value does not outlive
 	stack *stack
-	to    *ladder // stands in the directory that is described
+	to    *ladder // at the directory that is being changed
 }
 
-// directory describes the directory p and those below it. from is what the stack shows there: a
-// directory.
+// directory copies the metadata of the directory p and of those below it. from is the stack's
+// directory p.
 func (h *heir) directory(p string, d *impliedDir, from *stackDir) error {
 	if err := h.ctx.Err(); err != nil {
 		return err
@@ -146,7 +146,7 @@ func (h *heir) directory(p string, d *impliedDir, from *stackDir) error {
 	return nil
 }
 
-// child describes a directory in the directory p, if the stack shows it, and those below it.
+// child does the same for a directory in the directory p, if the stack shows it.
 func (h *heir) child(p string, d *impliedDir, above *stackDir) error {
 	p = join(p, d.base)
 	from, err := h.stack.child(above, d.base, p)
@@ -154,7 +154,7 @@ func (h *heir) child(p string, d *impliedDir, above *stackDir) error {
 		return fmt.Errorf("inherit directory %q: %w", p, err)
 	}
 	if len(from.parts) == 0 {
-		return nil // nor is anything below it there
+		return nil // so nothing below it exists there either
 	}
 	if err := h.to.down(d.base); err != nil {
 		return fmt.Errorf("open directory %q: %w", p, err)
@@ -168,7 +168,7 @@ func (h *heir) child(p string, d *impliedDir, above *stackDir) error {
 	return nil
 }
 
-// copyDirectory copies what describes the directory p below root to an open directory.
+// copyDirectory copies the metadata of the directory p below root to an open directory.
 func copyDirectory(root int, p string, to int) error {
 	from, err := openBeneath(root, p, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {

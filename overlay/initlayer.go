@@ -10,15 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// initFile is what dockerd puts between an image and a container, so that files can be mounted over
-// it whatever the image holds.
+// initFile is a file that dockerd adds between an image and a container. It is a mount point that
+// exists for every image.
 type initFile struct {
 	path   string
 	dir    bool
-	target string // of a symbolic link
+	target string // target of a symbolic link
 }
 
-// initFiles are the files of an init layer whose image has its /etc at etc.
+// initFiles returns the files of an init layer for an image with its /etc at etc.
 func initFiles(etc string) []initFile {
 	return []initFile{
 		{path: "dev", dir: true},
@@ -36,10 +36,11 @@ func initFiles(etc string) []initFile {
 	}
 }
 
-// makeInit makes the directory of an init layer on the directories below (top first). The result is
-// what dockerd gets by mounting the layer and making the files in there: a directory of the image
-// is kept as it is, everything else of the same name is replaced. Unlike dockerd's, it keeps a
-// symbolic link at /etc that leads to a directory, and has the files of /etc in there.
+// makeInit creates the directory of an init layer above the directories below (top first). dockerd
+// mounts the layer and creates the files in the mount; makeInit has the same result without a
+// mount. It keeps directories of the image and replaces everything else of the same name. Unlike
+// dockerd, it keeps /etc if that is a symbolic link to a directory, and creates the files of /etc
+// there.
 func (s *Store) makeInit(id string, below []string) error {
 	if err := os.Mkdir(s.paths.dir(id), 0o710); err != nil {
 		return err
@@ -72,7 +73,7 @@ func (s *Store) makeInit(id string, below []string) error {
 			return fmt.Errorf("make %s: %w", f.path, err)
 		}
 	}
-	// Last, because they would get new times by what is made in them.
+	// Last, because creating files in a directory changes its times.
 	slices.Reverse(above)
 	for _, dir := range slices.Concat([]string{etc}, above, []string{"dev/shm", "dev/pts", "dev", "proc", "sys", "."}) {
 		if err := v.describe(dir, root); err != nil {
@@ -86,7 +87,8 @@ func (s *Store) makeInit(id string, below []string) error {
 	return s.describe(id, parent)
 }
 
-// describe gives the directory p below root what it has in the view, if it is there.
+// describe copies the metadata of the directory p from the view to the directory p below root. It
+// does nothing if the view has no such directory.
 func (v *view) describe(p string, root int) error {
 	f, err := v.lookup(p)
 	if err != nil || f == nil || !f.isDir() {
@@ -100,8 +102,8 @@ func (v *view) describe(p string, root int) error {
 	return copyDirectory(f.root, p, to)
 }
 
-// initEtc returns the directory that /etc of the image is or leads to, "etc" where it is neither,
-// or where mounts of every container cover it.
+// initEtc returns the directory that the image's /etc is or links to. It returns "etc" if there is
+// no such directory, or if a mount of every container hides it.
 func (v *view) initEtc() (string, error) {
 	dir, err := v.resolveDir("etc")
 	if err != nil {
@@ -125,7 +127,7 @@ func parents(p string) []string {
 }
 
 func (v *view) makeInitFile(root int, f initFile) error {
-	if f.path == "." { // an /etc that leads to the root
+	if f.path == "." { // /etc links to the root
 		return nil
 	}
 	old, err := v.lookup(f.path)

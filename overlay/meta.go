@@ -16,7 +16,7 @@ const xattrRecord = "SCHILY.xattr."
 
 type times struct{ access, modify unix.Timespec }
 
-// meta is what an entry says of its inode, checked.
+// meta is the validated metadata of an entry.
 type meta struct {
 	uid, gid int
 	mode     uint32 // permission bits with setuid, setgid and sticky
@@ -38,7 +38,7 @@ func newMeta(h *tar.Header) (meta, error) {
 	m.times = times{timespec(access), timespec(h.ModTime)}
 	for key, value := range h.PAXRecords {
 		name, ok := strings.CutPrefix(key, xattrRecord)
-		if !ok || strings.HasPrefix(name, overlayAttrPrefix) { // overlay's own are ours to set
+		if !ok || strings.HasPrefix(name, overlayAttrPrefix) { // only this package may set overlayfs's attributes
 			continue
 		}
 		if len(m.attrs) == maxAttributes || len(value) > maxAttribute || len(name) > maxName {
@@ -49,10 +49,10 @@ func newMeta(h *tar.Header) (meta, error) {
 	return m, nil
 }
 
-// validOwner excludes 2³²−1, which tells chown to change nothing.
+// validOwner excludes 2³²−1, because chown does not change an owner to it.
 func validOwner(id int) bool { return id >= 0 && int64(id) < math.MaxUint32 }
 
-// timespec bounds a time as dockerd does: nothing before 1970.
+// timespec limits a time like dockerd: to 1970 or later.
 func timespec(t time.Time) unix.Timespec {
 	if t.Unix() < 0 {
 		return unix.Timespec{}
@@ -77,12 +77,13 @@ func (m *meta) applyFd(fd int) error {
 	return nil
 }
 
-// applyAt is applyFd with the times for what cannot or must not be opened. base is not followed.
+// applyAt sets everything and the times of a file that cannot or must not be opened. It does not
+// follow base.
 func (m *meta) applyAt(dirfd int, base string, symlink bool) error {
 	if err := unix.Fchownat(dirfd, base, m.uid, m.gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("change owner: %w", err)
 	}
-	if !symlink { // nor is base one: the caller has just made it, or knows it
+	if !symlink { // base is no link: the caller has just created it, or knows it
 		if err := unix.Fchmodat(dirfd, base, m.mode, 0); err != nil {
 			return fmt.Errorf("change mode: %w", err)
 		}
@@ -95,15 +96,16 @@ func (m *meta) applyAt(dirfd int, base string, symlink bool) error {
 	return utimesAt(dirfd, base, m.times)
 }
 
-// attributeRefused tells of attributes that this file system, kernel or kind of file cannot have,
-// which dockerd passes over too.
+// attributeRefused reports whether the file system, kernel or kind of file does not support the
+// attribute. dockerd ignores these errors too.
 func attributeRefused(err error) bool {
 	return errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EPERM)
 }
 
-// attributeError explains that an attribute was not set. File systems limit what the attributes of
-// a file may take together: XFS says E2BIG or ERANGE, and ext4, with its single block, ENOSPC as if
-// the disk were full. With free blocks for any attribute, the fault is the layer's.
+// attributeError returns the error for an attribute that could not be set. File systems limit the
+// total size of a file's attributes. Beyond it, XFS returns E2BIG or ERANGE. ext4 with its single
+// block returns ENOSPC, as for a full disk. If the disk has enough free blocks for any attribute,
+// the layer is at fault.
 func attributeError(a attribute, err error, statfs func(*unix.Statfs_t) error) error {
 	var st unix.Statfs_t
 	large := errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ERANGE)

@@ -88,8 +88,7 @@ func (s *Store) mount(ctx context.Context, id string, a MountArgs) error {
 	return failpoint.Hit("overlay.mount.mounted")
 }
 
-// Unmount undoes Mount. It is no error if the layer is not mounted or does not exist. Errors have
-// no class.
+// Unmount undoes Mount. It is no error if the layer is not mounted or does not exist.
 func (s *Store) Unmount(_ context.Context, id string) error {
 	w, err := s.writable(id)
 	if errdefs.IsNotFound(err) {

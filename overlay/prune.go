@@ -11,16 +11,16 @@ import (
 	"github.com/micarun/mica/internal/failpoint"
 )
 
-// Pruned says what Prune removed.
+// Pruned is the result of Prune.
 type Pruned struct {
-	Layers []digest.Digest // each after the layers that stood on it
+	Layers []digest.Digest // children before their parents
 	Bytes  int64           // as Layer.Size
 }
 
-// Prune removes every layer that nothing needs. What is needed are the layers of live, what
-// writable layers stand on, what is held or reserved, and the ancestors of them all. Damaged
-// entries that nothing needs go too, and are not part of the result. With an error, or when ctx
-// ends, the result says what was removed until then.
+// Prune removes every layer that is not in use. In use are the layers of live, the parents of
+// writable layers, held and reserved layers, and the ancestors of all of these. Prune also removes
+// unused damaged entries; they are not part of the result. After an error, or when ctx ends, the
+// result has the layers removed until then. After Close, Prune returns errdefs.ErrUnavailable.
 func (s *Store) Prune(ctx context.Context, live []digest.Digest) (Pruned, error) {
 	var p Pruned
 	if err := s.checkOpen(); err != nil {
@@ -66,8 +66,8 @@ func (s *Store) pruneDamaged(live []digest.Digest) error {
 	return nil
 }
 
-// retireOne takes one entry away that no other layer stands on. What remains of the layer is
-// garbage for whoever comes first. set is "" when there is none.
+// retireOne removes the entry of one unused layer without children. If its directory is not removed
+// then, the next Prune or Sweep removes it. set is "" if there is no such layer.
 func (s *Store) retireOne(live []digest.Digest) (_ Layer, set string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -17,16 +17,16 @@ const (
 	readAhead  = 4 // buffers between the input and the parser
 )
 
-// block is one piece of the input. The parser and the hasher read it at the same time; the last of
-// them gives it back.
+// block is one piece of the input. The parser and the hasher read it concurrently; the last of them
+// returns it to the pool.
 type block struct {
 	buf   *[]byte
 	n     int
 	users atomic.Int32
 }
 
-// source reads the input ahead of the parser and computes its digest, each in a goroutine of its
-// own. Read is for one goroutine.
+// source reads the input ahead of the parser and computes its digest, each in its own goroutine.
+// One goroutine at a time may call Read.
 type source struct {
 	ctx    context.Context // of one Apply call, which this value does not outlive
 	free   chan *block
@@ -50,7 +50,7 @@ func newSource(ctx context.Context, buffers func() *[]byte) *source {
 	return s
 }
 
-// pump moves the input into blocks until it ends or the context does.
+// pump reads the input into blocks until the input or the context ends.
 func (s *source) pump(in io.Reader) {
 	defer close(s.hash)
 	defer close(s.parse)
@@ -66,7 +66,7 @@ func (s *source) pump(in io.Reader) {
 		if n > 0 {
 			b.n = n
 			b.users.Store(2)
-			s.hash <- b // both channels hold all blocks that there are
+			s.hash <- b // never blocks: both channels have room for all blocks
 			s.parse <- b
 		}
 		if err != nil {
@@ -76,7 +76,7 @@ func (s *source) pump(in io.Reader) {
 	}
 }
 
-// fill reads until buf is full, the input ends, or the context does.
+// fill reads until buf is full, or the input or the context ends.
 func (s *source) fill(in io.Reader, buf []byte) (n int, err error) {
 	for idle := 0; n < len(buf); {
 		if err := context.Cause(s.ctx); err != nil {
@@ -136,14 +136,14 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// inputError is an error of the input itself, as opposed to a tar that makes no sense.
+// inputError is an error of the input itself, in contrast to a malformed tar.
 type inputError struct{ err error }
 
 func (e *inputError) Error() string { return e.err.Error() }
 func (e *inputError) Unwrap() error { return e.err }
 
-// recorder keeps what the tar parser reads, except for the contents of files that are kept
-// elsewhere, so that the tar can be put together again.
+// recorder keeps the bytes that the tar parser reads, so that the tar can be reassembled. It does
+// not keep content that the layer's files hold.
 type recorder struct {
 	source *source
 	off    bool // do not keep
@@ -164,7 +164,7 @@ func (r *recorder) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// take hands the bytes kept so far over to the caller.
+// take returns the bytes kept so far. They belong to the caller.
 func (r *recorder) take() []byte {
 	raw := r.raw
 	r.raw = nil

@@ -11,10 +11,10 @@ import (
 
 const tarBlock = 512
 
-// fragment is a stretch of data of a sparse file.
+// fragment is a range of data in a sparse file.
 type fragment struct{ at, size int64 }
 
-// isSparse tells whether archive/tar takes an entry for a sparse file (GNU tar manual, "Storing
+// isSparse reports whether archive/tar treats an entry as a sparse file (GNU tar manual, "Storing
 // Sparse Files").
 func isSparse(h *tar.Header) bool {
 	if h.Typeflag == tar.TypeGNUSparse {
@@ -30,8 +30,8 @@ func isSparse(h *tar.Header) bool {
 }
 
 // sparseContent writes a sparse file and records its data as raw bytes. It reads the data itself,
-// because archive/tar only gives it with all the zeros in between, of which a hostile tar can name
-// any number.
+// because archive/tar returns all zeros in between, and a hostile tar can claim any number of
+// zeros.
 func (x *extractor) sparseContent(h *tar.Header, job *fileJob) error {
 	m, physical, err := sparseMap(h, x.header, x.record.total-int64(len(x.header)))
 	if err == nil {
@@ -66,14 +66,15 @@ func (x *extractor) sparseContent(h *tar.Header, job *fileJob) error {
 	if _, err := io.ReadFull(x.record, padding); err != nil {
 		return fmt.Errorf("read content: %w", truncated(err))
 	}
-	x.tar = tar.NewReader(x.record) // the old one does not know what has been read
+	x.tar = tar.NewReader(x.record) // the old reader's position is wrong after the direct reads
 	return nil
 }
 
-// sparseMap finds the fragments of the entry whose headers are in raw, which starts at an offset of
-// the tar. archive/tar has validated them. physical is what the tar holds of the file.
+// sparseMap returns the fragments of an entry. raw has the entry's headers and begins at offset
+// start of the tar. archive/tar has validated them. physical is the number of bytes that the tar
+// has of the file.
 func sparseMap(h *tar.Header, raw []byte, start int64) (m []fragment, physical int64, err error) {
-	at := roundUp(start) - start // behind the padding of the entry before
+	at := roundUp(start) - start // after the padding of the previous entry
 	for at+tarBlock <= int64(len(raw)) && strings.IndexByte("xLK", raw[at+156]) >= 0 {
 		size, err := number(raw[at+124 : at+136])
 		if err != nil {
@@ -116,7 +117,7 @@ func sparseMap(h *tar.Header, raw []byte, start int64) (m []fragment, physical i
 }
 
 // oldMap reads the map of the old GNU format: four fragments in the header and 21 in each block
-// behind it.
+// after it.
 func oldMap(header, rest []byte) ([]fragment, error) {
 	var m []fragment
 	table, extended := header[386:482], header[482]
@@ -139,8 +140,8 @@ func oldMap(header, rest []byte) ([]fragment, error) {
 	}
 }
 
-// newMap reads the map of the PAX format 1.0, which stands in front of the data: the number of
-// fragments, then each, one number a line.
+// newMap reads the map of the PAX format 1.0, which precedes the data: the number of fragments,
+// then each fragment, one number per line.
 func newMap(text []byte) ([]fragment, error) {
 	count, rest, _ := bytes.Cut(text, []byte{'\n'})
 	n, err := strconv.Atoi(string(count))

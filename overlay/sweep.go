@@ -18,16 +18,16 @@ import (
 	"github.com/micarun/mica/internal/mounts"
 )
 
-// abandoned is what Open found of a process that died: nothing refers to it.
+// abandoned is what Open found of a process that died. Nothing refers to it.
 type abandoned struct {
-	links       []string // short names of such directories, and of nothing at all
+	links       []string // short names of such directories, and dangling short names
 	sets        []string // unfinished entries of layerdb
 	directories []string // names in overlay2
 }
 
-// findAbandoned takes down what no entry of layerdb claims, for Sweep. It decides by what f saw
-// before any new work began, and removes nothing: a start does not wait for the removal of large
-// trees.
+// findAbandoned records what no entry of layerdb claims, for Sweep. It uses only the findings from
+// before any new work began. It removes nothing itself, so that a start does not wait for the
+// removal of large trees.
 func (s *Store) findAbandoned(ctx context.Context, f *findings) error {
 	log := klog.FromContext(ctx)
 	var a abandoned
@@ -50,7 +50,7 @@ func (s *Store) findAbandoned(ctx context.Context, f *findings) error {
 	return nil
 }
 
-// busyFor returns the IDs by which Check knows that something is being removed.
+// busyFor returns the directories that Check must treat as being removed.
 func (s *Store) busyFor(a abandoned) []string {
 	ids := slices.Clone(a.directories)
 	for _, set := range a.sets {
@@ -74,12 +74,12 @@ func (s *Store) unclaimed(f *findings) []string {
 	if len(names) == 0 {
 		return nil
 	}
-	used := s.lowersLocked() // nobody else has the store yet
+	used := s.lowersLocked() // no other goroutine has the store yet
 	return slices.DeleteFunc(names, func(n string) bool { return used[n] })
 }
 
-// lowersLocked returns the directories that writable layers stand on by their own account. They
-// differ from what layerdb says if an entry was damaged and replaced under a container.
+// lowersLocked returns the directories that the lower files of writable layers name. They differ
+// from layerdb's if an entry was damaged and replaced while a container used it.
 func (s *Store) lowersLocked() map[string]bool {
 	used := map[string]bool{}
 	for _, w := range s.rws {
@@ -96,16 +96,16 @@ func (s *Store) lowersLocked() map[string]bool {
 	return used
 }
 
-// Abandoned reports whether Open found something that Sweep has not begun to remove.
+// Abandoned reports whether Open found something that no Sweep has started to remove.
 func (s *Store) Abandoned() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.abandoned.directories)+len(s.abandoned.sets)+len(s.abandoned.links) > 0
 }
 
-// Sweep removes what Open found half-made. It takes as long as the disk needs for that, beside
-// other calls. When ctx ends, or at Close, it stops within one directory; the next Open finds the
-// rest. A second call finds nothing to do.
+// Sweep removes what Open found incomplete. It may take long, but other calls can run meanwhile.
+// When ctx ends, or at Close, it stops within one directory; the next Open finds the rest. A second
+// call does nothing. After Close, Sweep returns errdefs.ErrUnavailable.
 func (s *Store) Sweep(ctx context.Context) error {
 	ctx, end, err := s.beginSweep(ctx)
 	if err != nil {
@@ -126,7 +126,7 @@ func (s *Store) Sweep(ctx context.Context) error {
 	return nil
 }
 
-// beginSweep returns a context that Close ends too. Close waits for end.
+// beginSweep returns a context that Close cancels. Close waits until end is called.
 func (s *Store) beginSweep(ctx context.Context) (_ context.Context, end func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -146,7 +146,7 @@ func (s *Store) beginSweep(ctx context.Context) (_ context.Context, end func(), 
 	return ctx, func() { cancel(); s.sweeps.Done() }, nil
 }
 
-// sweepAll goes on after an error. What it could not remove, Prune tries again.
+// sweepAll continues after an error. Prune retries what it could not remove.
 func (s *Store) sweepAll(ctx context.Context, a abandoned) error {
 	named := s.busyFor(abandoned{sets: a.sets, links: a.links})
 	var errs []error
@@ -186,7 +186,7 @@ func (s *Store) abandonedWriteSets() ([]string, error) {
 	return sets, nil
 }
 
-// danglingLinks returns the short names of garbage and of nothing at all.
+// danglingLinks returns the short names of garbage, and those without a directory.
 func (s *Store) danglingLinks(f *findings, garbage []string) ([]string, error) {
 	doomed := map[string]bool{}
 	for _, g := range garbage {
@@ -206,8 +206,8 @@ func (s *Store) danglingLinks(f *findings, garbage []string) ([]string, error) {
 	return links, nil
 }
 
-// linkTarget returns the directory of overlay2 that the short name stands for. ok is false for what
-// is not one of the driver's links.
+// linkTarget returns the directory of overlay2 that a short name links to. ok is false if the name
+// is no link of the driver.
 func (s *Store) linkTarget(name string) (id string, ok bool) {
 	if !s.names.link.MatchString(name) {
 		return "", false
@@ -221,8 +221,8 @@ func (s *Store) linkTarget(name string) (id string, ok bool) {
 	return id, found && diff && s.names.directory.MatchString(id)
 }
 
-// removeRetired removes a busy directory that nothing refers to any more. What fails, or is cut
-// short by ctx, is tried again by Prune and by the next Open.
+// removeRetired removes a busy directory that nothing refers to any more. After an error or the end
+// of ctx, Prune retries, and so does Sweep after the next Open.
 func (s *Store) removeRetired(ctx context.Context, id string) error {
 	err := s.removeDirectory(ctx, id)
 	s.mu.Lock()
@@ -236,7 +236,7 @@ func (s *Store) removeRetired(ctx context.Context, id string) error {
 	return err
 }
 
-// removeLeft tries again what removeRetired could not remove.
+// removeLeft retries the removals that failed in removeRetired.
 func (s *Store) removeLeft(ctx context.Context) {
 	s.mu.Lock()
 	left := slices.Sorted(maps.Keys(s.left))
@@ -268,8 +268,8 @@ func (s *Store) removeDirectory(ctx context.Context, id string) error {
 	return removeTree(ctx, unix.AT_FDCWD, dir)
 }
 
-// RemoveTree is os.RemoveAll for what a container has filled: a tree of any depth, removed with a
-// bounded number of descriptors. Something mounted in it is an error.
+// RemoveTree is os.RemoveAll for a directory that a container has written to. The tree may have any
+// depth; the number of open descriptors is limited. A mount in the tree is an error.
 func RemoveTree(path string) error {
 	if err := removeTree(context.Background(), unix.AT_FDCWD, path); err != nil {
 		return fmt.Errorf("remove %s: %w", path, err)
@@ -277,9 +277,9 @@ func RemoveTree(path string) error {
 	return nil
 }
 
-// removeTree deletes name below the directory dirfd with all that is in it, but nothing on another
-// mount, which is an error. No such name is none. The tree may be of any depth. When ctx ends, the
-// rest stays.
+// removeTree deletes name in the directory dirfd and everything below it. It deletes nothing on
+// another mount and returns an error for it. It is no error if the name does not exist. The tree
+// may have any depth. When ctx ends, the rest stays.
 func removeTree(ctx context.Context, dirfd int, name string) error {
 	err := unix.Unlinkat(dirfd, name, 0)
 	if err == nil || errors.Is(err, unix.ENOENT) {
@@ -320,7 +320,8 @@ func removeEmpty(dirfd int, name string) error {
 	return nil
 }
 
-// withinMount lets the first name of a removeTree be a path.
+// withinMount returns the flags that keep the lookup of a name on the mount of dirfd. With AT_FDCWD
+// the name may be any path.
 func withinMount(dirfd int) uint64 {
 	if dirfd == unix.AT_FDCWD {
 		return 0

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kind is what a layer under construction holds at a path.
+// kind is the type of the file that an unfinished layer has at a path.
 type kind uint8
 
 const (
@@ -21,15 +21,14 @@ const (
 	kindOther // files and device nodes
 )
 
-// node is one name of the layer under construction. The tree of nodes knows everything that the
-// layer's directory holds, because the layer was empty at first and nobody else writes it: paths
-// are resolved here, without a system call and without a chance that the kernel follows a link of
-// the layer.
+// node is one name of an unfinished layer. The tree of nodes has every file of the layer's
+// directory, because the directory was empty at first and has no other writer. So paths are
+// resolved in this tree, without system calls, and the kernel cannot follow a link of the layer.
 //
 // A node of kindOther stands for many files.
 type node struct {
 	kind     kind
-	hides    bool  // a whiteout of the same layer named it: nothing below shows through
+	hides    bool  // the same layer has a whiteout for the name, which hides the layers below
 	implied  bool  // a directory that the tar has not listed
 	depth    int32 // of a directory: components of its path, 0 for the root
 	length   int32 // of a directory: bytes of its path
@@ -37,7 +36,7 @@ type node struct {
 	target   string // of a symbolic link
 	parent   *node
 	children map[string]*node
-	times    *times // of a directory, to be set when nothing is written into it any more
+	times    *times // of a directory; set after the last write to it
 }
 
 func newDir(parent *node, base string) *node {
@@ -48,7 +47,7 @@ func newDir(parent *node, base string) *node {
 	return n
 }
 
-// add puts a child under a name that it does not share with what it was cut from.
+// add adds a child. base must not be a substring of a longer string, which would stay in memory.
 func (n *node) add(base string, child *node) {
 	if n.children == nil {
 		n.children = map[string]*node{}
@@ -56,7 +55,7 @@ func (n *node) add(base string, child *node) {
 	n.children[base] = child
 }
 
-// pathLength returns the length of the path that a name in the directory has.
+// pathLength returns the length of the path of a name in the directory.
 func (n *node) pathLength(base string) int {
 	if n.parent == nil {
 		return len(base)
@@ -87,17 +86,17 @@ func (n *node) path(base string) string {
 	return n.name() + "/" + base
 }
 
-// place is where an entry goes: a name in a directory. base is "." for the root.
+// place is the destination of an entry: a name in a directory. base is "." for the root.
 type place struct {
 	dir      *node
 	base     string
-	followed bool // a symbolic link of the layer led here
+	followed bool // a symbolic link of the layer was followed
 }
 
 func (p place) path() string { return p.dir.path(p.base) }
 
-// cleanName makes the name of an entry relative to the root of the layer. Absolute names count from
-// the root; a name that leaves it is refused.
+// cleanName makes the name of an entry relative to the root of the layer. An absolute name starts
+// at that root; a name that leaves it is refused.
 func cleanName(name string) (string, error) {
 	if name == "" || strings.IndexByte(name, 0) >= 0 {
 		return "", invalid("name is empty or holds a NUL")
@@ -122,8 +121,8 @@ func invalid(format string, args ...any) error {
 	return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
 }
 
-// linkError explains that a hard link was not made. File systems limit the links of a file, ext4 to
-// 65,000.
+// linkError returns the error for a hard link that could not be created. File systems limit the
+// links of a file, ext4 to 65,000.
 func linkError(target string, err error) error {
 	if errors.Is(err, unix.EMLINK) {
 		return invalid("link to %q: a file has more hard links than the file system's limit: %v", target, err)
@@ -131,8 +130,8 @@ func linkError(target string, err error) error {
 	return fmt.Errorf("link to %q: %w", target, err)
 }
 
-// walker resolves one path as a process would that has the layer as its root directory: "..",
-// absolute link targets and links out of the layer end at the root.
+// walker resolves one path as if the layer were the root directory. "..", absolute link targets and
+// links out of the layer end at that root.
 type walker struct {
 	root     *node
 	makeDir  func(parent *node, base string) (*node, error) // nil: a missing name is an error
@@ -144,7 +143,7 @@ type walker struct {
 // directory returns the directory that a clean relative path stands for.
 func (w *walker) directory(p string) (*node, error) {
 	at := w.root
-	todo := []string{p} // the next path last
+	todo := []string{p} // stack of paths, the next one last
 	for len(todo) > 0 {
 		last := len(todo) - 1
 		name, rest, more := strings.Cut(todo[last], "/")
@@ -212,14 +211,14 @@ func (n *node) each(f func(*node) error) error {
 	return nil
 }
 
-// impliedDir is a directory that a tar has not listed, or one above such a directory.
+// impliedDir is a directory that a tar has not listed, or an ancestor of one.
 type impliedDir struct {
 	base     string
 	implied  bool
 	children []impliedDir
 }
 
-// impliedBelow returns the directories below and including n that lead to implied ones.
+// impliedBelow returns the implied directories in the tree of n, with their ancestors.
 func impliedBelow(n *node) (d impliedDir, any bool) {
 	d = impliedDir{base: n.base, implied: n.implied}
 	for _, c := range n.children {
@@ -233,7 +232,7 @@ func impliedBelow(n *node) (d impliedDir, any bool) {
 	return d, d.implied || len(d.children) > 0
 }
 
-// kept returns how much memory the directories take.
+// kept returns the memory of the directories, in bytes.
 func (d impliedDir) kept() int64 {
 	kept := int64(keptImplied + len(d.base))
 	for _, c := range d.children {

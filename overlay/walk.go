@@ -12,16 +12,16 @@ import (
 )
 
 const (
-	maxOpenRungs = 16   // descriptors of one ladder
-	walkBatch    = 1024 // names that a walk reads at once
+	maxOpenRungs = 16   // maximum open descriptors of one ladder
+	walkBatch    = 1024 // maximum names per read
 )
 
-// errMoved says that a directory is not where a walk came from.
+// errMoved means that the parent of a directory has changed during a walk.
 var errMoved = errors.New("directory was moved meanwhile")
 
-// ladder is a way down a directory tree of any depth. It holds few descriptors: the top directory
-// and the last ones. A directory that it has closed is opened again as the parent of the one below.
-// It uses no paths, so PATH_MAX is no limit either. It is for one goroutine.
+// ladder is a position in a directory tree of any depth. It keeps only few descriptors open: the
+// top directory and the deepest ones. It reopens a closed directory as the parent of the one below.
+// It uses no paths, so PATH_MAX is no limit either. One goroutine may use it at a time.
 type ladder struct{ rungs []rung }
 
 type rung struct {
@@ -29,7 +29,7 @@ type rung struct {
 	device, inode uint64
 }
 
-// newLadder starts at an open directory, of which it takes a copy.
+// newLadder starts at an open directory and duplicates its descriptor.
 func newLadder(fd int) (*ladder, error) {
 	own, err := unix.Openat(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -54,7 +54,7 @@ func (l *ladder) push(fd int) error {
 	return nil
 }
 
-// down opens a directory in the current one. It follows no link and stays on the mount.
+// down opens a directory in the current one. It follows no link and does not leave the mount.
 func (l *ladder) down(name string) error {
 	fd, err := openBeneath(l.fd(), name, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
@@ -63,7 +63,7 @@ func (l *ladder) down(name string) error {
 	return l.push(fd)
 }
 
-// up goes back to the directory above. After errMoved it stands in the nearest one above that is
+// up returns to the parent directory. After errMoved, the ladder is at the nearest ancestor that is
 // still open.
 func (l *ladder) up() error {
 	last := len(l.rungs) - 1
@@ -101,36 +101,35 @@ func (l *ladder) close() {
 	l.rungs = nil
 }
 
-// walk says what to do in each directory of a tree.
+// walk has the callbacks and options of walkTree.
 type walk struct {
-	// names gets the names in a directory, some at a time, and returns those of directories to go
-	// into.
+	// names gets the names in a directory, in batches, and returns the directories to enter.
 	names func(dirfd int, names []string) (dirs []string, err error)
-	// enter, which may be nil, is called in a directory before its names.
+	// enter is called in a directory before its names. It may be nil.
 	enter func(dirfd int, name string) error
-	// leave, which may be nil, is called in the directory above when one is done.
+	// leave is called in the parent after a directory. It may be nil.
 	leave func(dirfd int, name string) error
-	// all passes all names of a directory at once.
+	// all passes all names of a directory in one batch.
 	all bool
-	// removes says that names and leave delete what they get: each directory is read until it is
+	// removes means that names and leave delete their files: each directory is read until it is
 	// empty.
 	removes bool
-	// lenient goes on when others change the tree: what has gone is left out.
+	// lenient continues if other processes change the tree, and skips removed files.
 	lenient bool
 
 	buf []byte
 }
 
-// level is a directory on the way down.
+// level is a directory that the walk has entered.
 type level struct {
 	name string
-	dirs []string // of the last batch, still to go into
-	at   int64    // where the next batch begins
+	dirs []string // of the last batch, not entered yet
+	at   int64    // offset of the next batch
 	end  bool
 }
 
-// walkTree goes through the tree of an open directory, depth first, with a bounded number of
-// descriptors. What is in the top directory counts, but enter and leave are not called for itself.
+// walkTree walks the tree of an open directory, depth first, with a limited number of descriptors.
+// enter and leave are not called for the top directory itself.
 func walkTree(ctx context.Context, fd int, w walk) error {
 	dirs, err := newLadder(fd)
 	if err != nil {
@@ -199,7 +198,7 @@ func (w *walk) goUp(dirs *ladder, levels []level) ([]level, error) {
 	return levels, w.leave(dirs.fd(), name)
 }
 
-// read passes on the next names of a directory.
+// read passes the next names of a directory to names.
 func (w *walk) read(fd int, here *level) error {
 	names, next, err := w.batch(fd, here.at)
 	if err != nil {
@@ -216,7 +215,7 @@ func (w *walk) read(fd int, here *level) error {
 	return err
 }
 
-// batch reads names of an open directory from an offset on.
+// batch reads names of an open directory, starting at an offset.
 func (w *walk) batch(fd int, from int64) (names []string, next int64, err error) {
 	if _, err := unix.Seek(fd, from, io.SeekStart); err != nil {
 		return nil, 0, os.NewSyscallError("seek", err)
@@ -239,7 +238,8 @@ func (w *walk) batch(fd int, from int64) (names []string, next int64, err error)
 	return names, next, nil
 }
 
-// direntOffset returns the offset behind the last entry of a buffer of struct linux_dirent64.
+// direntOffset returns the directory offset after the last entry in a buffer of struct
+// linux_dirent64.
 func direntOffset(buf []byte) (offset int64) {
 	const offsetAt, lengthAt, headerSize = 8, 16, 19
 	for len(buf) >= headerSize {
@@ -250,7 +250,7 @@ func direntOffset(buf []byte) (offset int64) {
 	return offset
 }
 
-// isGone tells of what others have removed or replaced.
+// isGone reports whether another process has removed or replaced the file.
 func isGone(err error) bool {
 	for _, e := range []error{unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EXDEV} {
 		if errors.Is(err, e) {
