@@ -17,9 +17,9 @@ import (
 	"github.com/micarun/mica/internal/operations"
 )
 
-// recoverStateless handles a container without a state that the keeper looks after. If
-// its process was started, only the state file is lost: the container ends with what
-// is known of it, and is kept. Else it is half made. The caller holds c.op.
+// recoverStateless handles a container in Creating that the keeper knows. If its process was
+// started, only the state file is lost: the container is ended and stays, with an unknown exit
+// code. Otherwise the container is half made and is removed. The caller holds c.op.
 func (s *Service) recoverStateless(ctx context.Context, c *Container) error {
 	if started, err := s.hasStarted(ctx, c); err != nil || !started {
 		return s.eraseContainer(ctx, c)
@@ -27,8 +27,8 @@ func (s *Service) recoverStateless(ctx context.Context, c *Container) error {
 	return s.endDamaged(ctx, c, "its state file is lost")
 }
 
-// suspects names what a running or created container seems to lack; "" for nothing. It
-// only looks at files.
+// suspects describes what a running or created container seems to lack; "" for nothing. It only
+// looks at files.
 func (s *Service) suspects(c *Container) string {
 	if c.unstarted() {
 		return ""
@@ -47,7 +47,7 @@ func (s *Service) suspects(c *Container) string {
 	return ""
 }
 
-// leftCgroup says whether the container's cgroup is gone, and its process in another.
+// leftCgroup reports whether the container's cgroup does not exist and its process runs in another.
 func (s *Service) leftCgroup(c *Container) bool {
 	if dir := s.cgroups.MemoryDir(s.containerCgroup(c)); dir == "" || exists(dir) {
 		return false
@@ -56,8 +56,7 @@ func (s *Service) leftCgroup(c *Container) bool {
 	return err == nil && !strings.Contains(string(groups), c.ID)
 }
 
-// recoverDamaged repairs a container of which something is missing, or ends it. The
-// caller holds c.op.
+// recoverDamaged repairs a container that lacks something, or ends it. The caller holds c.op.
 func (s *Service) recoverDamaged(ctx context.Context, c *Container) error {
 	if c.phase() == Exited {
 		return s.tearDownContainer(ctx, c)
@@ -81,7 +80,7 @@ func (s *Service) recoverDamaged(ctx context.Context, c *Container) error {
 	return nil
 }
 
-// repairBundle writes the bundle's specification again, from the copy in the record.
+// repairBundle writes the bundle's specification again, from the copy beside the record.
 func (s *Service) repairBundle(ctx context.Context, c *Container) error {
 	pod, err := s.pods.get(c.PodID)
 	if err != nil {
@@ -101,12 +100,12 @@ func (s *Service) repairBundle(ctx context.Context, c *Container) error {
 	return nil
 }
 
-// endDamaged ends a container that cannot go on. The caller holds c.op.
+// endDamaged ends a container that cannot continue. The caller holds c.op.
 func (s *Service) endDamaged(ctx context.Context, c *Container, why string) error {
 	klog.FromContext(ctx).Info("Ending a damaged container", "container", c.ID, "reason", why)
 	s.operations.Note("end damaged container", s.subject(c), why)
 	if c.phase() == Creating {
-		// It was ready, or it would not have been started.
+		// The container was ready, since it was started.
 		if err := c.update(func(st *ContainerState) error { st.Ready, st.BootID = true, s.bootID; return nil }); err != nil {
 			return err
 		}
@@ -114,15 +113,15 @@ func (s *Service) endDamaged(ctx context.Context, c *Container, why string) erro
 	if err := s.recordExit(c, lostExit(why+"; the container was ended at the daemon's start")); err != nil {
 		return err
 	}
-	// Recorded already, so the tear-down does not send the signal itself.
+	// The tear-down does not kill a container whose exit is recorded.
 	if err := s.keeper.Kill(ctx, c.ID, sigKill, false); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("kill container %s: %w", c.ID, err)
 	}
 	return errors.Join(c.recordUndelivered(), s.tearDownContainer(ctx, c))
 }
 
-// podLacks names what a ready pod that stands lacks and repairPod can make again; "" for
-// nothing.
+// podLacks describes what a ready pod lacks and repairPod can restore; "" for nothing. podStands
+// must be true of the pod.
 func (s *Service) podLacks(p *Pod) string {
 	dir := filepath.Join(s.podStateDir(p.ID), filesDir)
 	if !isMountPoint(dir) {
@@ -142,8 +141,8 @@ func (s *Service) podLacks(p *Pod) string {
 	return ""
 }
 
-// repairPod makes again what the pod lacks. A pod whose network cannot be repaired is
-// torn down. The caller holds p.op.
+// repairPod restores what the pod lacks. It tears down a pod whose network cannot be repaired. The
+// caller holds p.op.
 func (s *Service) repairPod(ctx context.Context, p *Pod) error {
 	if what := s.podLacks(p); what != "" {
 		s.reportRepair(ctx, p.subject(), "lost and made again: "+what)
@@ -162,7 +161,7 @@ func (s *Service) repairPod(ctx context.Context, p *Pod) error {
 	return s.writeMissingFiles(p, p.snapshot().IPs)
 }
 
-// recoverPodState makes the lost state of a pod that stands again. The caller holds p.op.
+// recoverPodState writes the lost state of a pod of which podStands is true. The caller holds p.op.
 func (s *Service) recoverPodState(ctx context.Context, p *Pod) error {
 	s.reportRepair(ctx, p.subject(), "its state file was lost, and is written again")
 	state := PodState{Phase: PodReady, BootID: s.bootID}
@@ -181,7 +180,7 @@ func (s *Service) recoverPodState(ctx context.Context, p *Pod) error {
 	return p.update(func(st *PodState) error { *st = state; return nil })
 }
 
-// stopDamagedPod tears down a pod that cannot go on.
+// stopDamagedPod tears down a pod that cannot be repaired. The caller holds p.op.
 func (s *Service) stopDamagedPod(ctx context.Context, p *Pod) error {
 	if err := p.update(func(st *PodState) error { st.Phase, st.InitPid = PodNotReady, 0; return nil }); err != nil {
 		return err

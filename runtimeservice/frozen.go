@@ -24,17 +24,17 @@ const (
 	namespaceInterval = 2 * time.Second
 )
 
-// dying is what a tear-down waits for: processes that have been killed, or are being killed by the
-// call that waits.
+// dying are the processes that a tear-down waits for. They have been killed, or the wait function
+// kills them.
 type dying struct {
 	cgroup string // that they are in
 	pid    int    // first process of a PID namespace that goes with it; 0 for none
 }
 
-// untilDead calls wait, which returns once the processes are gone. Meanwhile it lets die those
-// that somebody has frozen, and those that have moved to other cgroups, without which the first
-// process of their PID namespace does not end. A wait that takes too long is an error that names
-// what is in the way.
+// untilDead calls wait, which returns once the processes are gone. Meanwhile it thaws frozen
+// processes, so that their kill takes effect. It also kills processes of their PID namespace in
+// other cgroups, without which the namespace's first process does not exit. If wait exceeds its
+// deadline, the error describes the processes that remain.
 func (s *Service) untilDead(ctx context.Context, d dying, wait func(context.Context) error) error {
 	namespace := namespaceOf(d)
 	defer namespace.close()
@@ -55,9 +55,9 @@ func (s *Service) untilDead(ctx context.Context, d dying, wait func(context.Cont
 	return err
 }
 
-// refuseFrozen is an error that names the cgroup, of c or above it, that is frozen. A
-// container's process would not run there, and the OCI runtime wait for it until its
-// time-out.
+// refuseFrozen returns an error that names the frozen cgroup if c's cgroup or one above it is
+// frozen. The container's process would not run there, and the OCI runtime would wait until its
+// timeout.
 func (s *Service) refuseFrozen(c *Container) error {
 	by, err := s.cgroups.FrozenBy(s.containerCgroup(c))
 	if err == nil && by != "" {
@@ -66,7 +66,7 @@ func (s *Service) refuseFrozen(c *Container) error {
 	return err
 }
 
-// nameFrozen adds to the error of a time-out the cgroup that was frozen meanwhile.
+// nameFrozen adds the frozen cgroup, if there is one, to the error of a timeout.
 func (s *Service) nameFrozen(c *Container, err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		if frozen := s.refuseFrozen(c); frozen != nil {
@@ -76,7 +76,7 @@ func (s *Service) nameFrozen(c *Container, err error) error {
 	return err
 }
 
-// releaseDying is the part of untilDead that runs beside the wait, until done is closed.
+// releaseDying is the part of untilDead that runs concurrently with wait, until done is closed.
 func (s *Service) releaseDying(ctx context.Context, d dying, namespace *pidNamespace, done <-chan struct{}) {
 	tick := time.NewTicker(thawInterval)
 	defer tick.Stop()
@@ -98,7 +98,7 @@ func (s *Service) releaseDying(ctx context.Context, d dying, namespace *pidNames
 	}
 }
 
-// obstacles names the processes that are still there, and what they are doing.
+// obstacles describes the processes that remain, and what each is doing.
 func (s *Service) obstacles(d dying, namespace *pidNamespace) string {
 	pids, _ := s.cgroups.Pids(d.cgroup)
 	if len(pids) == 0 {
@@ -117,7 +117,7 @@ func (s *Service) obstacles(d dying, namespace *pidNamespace) string {
 	return strings.Join(said, ", ")
 }
 
-// process is what /proc says of one that does not die.
+// process is the information of /proc about a process that does not exit.
 type process struct {
 	pid         int
 	name, state string
@@ -154,14 +154,14 @@ func readProcess(pid int) (process, error) {
 	return p, nil
 }
 
-// pidNamespace is a PID namespace, held so that no other gets its number meanwhile.
+// pidNamespace is an open PID namespace, so that the kernel does not reuse its number.
 type pidNamespace struct {
 	file *os.File
 	ino  uint64
 }
 
-// namespaceOf holds the PID namespace of the process that d names. It is nil where there is none,
-// or where the number is another process's by now, which lies in another cgroup.
+// namespaceOf opens the PID namespace of the process d.pid. It returns nil if there is none, or if
+// another process in another cgroup has the PID by now.
 func namespaceOf(d dying) *pidNamespace {
 	if d.pid == 0 {
 		return nil
@@ -189,7 +189,7 @@ func (n *pidNamespace) close() {
 	}
 }
 
-// processes lists the processes of the namespace, none of no namespace.
+// processes lists the processes of the namespace; none if n is nil.
 func (n *pidNamespace) processes() []int {
 	if n == nil {
 		return nil

@@ -11,7 +11,7 @@ import (
 	"github.com/micarun/mica/internal/jsonfile"
 )
 
-// updatedLimits are what updates have set, in the terms of an OCI specification. The container's
+// updatedLimits are the limits that updates have set, as in an OCI specification. The container's
 // specification on disk has those of its creation.
 type updatedLimits struct {
 	Resources   *specs.LinuxResources `json:",omitempty"`
@@ -48,7 +48,7 @@ func (s ContainerState) currentSpec(dir string) (*specs.Spec, error) {
 	return spec, nil
 }
 
-// withLimits is old with every limit that now sets. Neither is changed.
+// withLimits returns old with every limit that now sets. It modifies neither.
 func withLimits(old, now *specs.LinuxResources) *specs.LinuxResources {
 	out := specs.LinuxResources{}
 	if old != nil {

@@ -12,14 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// oomScorePasses is how often a container is searched for processes that were
-// forked while the others got their new score.
+// oomScorePasses is the maximum number of searches for processes that were forked while the others
+// got their new score.
 const oomScorePasses = 10
 
-// adjustOOMScore gives an oom_score_adj to the container's first process, and
-// to all others that have it from there: what a process chose for itself
-// stays. Where the host keeps the daemon from lowering scores, a lower one has
-// no effect, as at the container's creation.
+// adjustOOMScore sets the oom_score_adj of the container's first process, and of the others with
+// the same value. Processes that chose another value keep it. If the host does not let the daemon
+// lower scores, a lower one has no effect, as at the container's creation.
 func (s *Service) adjustOOMScore(c *Container, score int) error {
 	old, err := readOOMScore(c.snapshot().Pid)
 	if err != nil || old == score {
@@ -28,7 +27,7 @@ func (s *Service) adjustOOMScore(c *Container, score int) error {
 	return s.moveOOMScore(c, old, score)
 }
 
-// moveOOMScore gives score to every process of the container that has old.
+// moveOOMScore sets score for every process of the container whose score is old.
 func (s *Service) moveOOMScore(c *Container, old, score int) error {
 	for range oomScorePasses {
 		pids, err := s.cgroups.Pids(s.containerCgroup(c))
@@ -53,7 +52,7 @@ func (s *Service) moveOOMScore(c *Container, old, score int) error {
 	return nil
 }
 
-// changeOOMScore changes the score of a process that has the old one.
+// changeOOMScore changes the score of a process if it is the old one.
 func (s *Service) changeOOMScore(pid, old, score int) (bool, error) {
 	has, err := readOOMScore(pid)
 	if err != nil || has != old {
@@ -69,7 +68,7 @@ func (s *Service) changeOOMScore(pid, old, score int) (bool, error) {
 	return false, fmt.Errorf("set oom_score_adj: %w", err)
 }
 
-// readOOMScore returns the score of a process, 0 for one that has ended.
+// readOOMScore returns the score of a process, 0 if the process has exited.
 func readOOMScore(pid int) (int, error) {
 	text, err := os.ReadFile(oomScoreFile(pid))
 	if ended(err) {

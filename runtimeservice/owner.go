@@ -10,13 +10,13 @@ import (
 	"github.com/micarun/mica/internal/jsonfile"
 )
 
-// ownerRecord identifies a data root. The cgroups of its pods bear the ID, so that a daemon with
-// another data root and the same default parent leaves them alone.
+// ownerRecord identifies a data root. The cgroups of its pods are marked with the ID. A daemon with
+// another data root and the same default parent does not touch them.
 type ownerRecord struct{ ID string }
 
 func (s *Service) ownerFile() string { return filepath.Join(s.opts.DataDir, "cri", "owner.json") }
 
-// owner is the ID of the data root, "" for one that no daemon has served yet.
+// owner returns the ID of the data root, "" if no daemon has used it yet.
 func (s *Service) owner() (string, error) {
 	var rec ownerRecord
 	err := jsonfile.Read(s.ownerFile(), &rec)
@@ -26,8 +26,8 @@ func (s *Service) owner() (string, error) {
 	return rec.ID, nil
 }
 
-// makeOwner gives the data root an ID where it has none that can be read. A new ID has no cgroups,
-// so that those of the old one are left alone.
+// makeOwner writes an ID if the data root has none that can be read. The cgroups marked with an
+// unreadable ID stay.
 func (s *Service) makeOwner() error {
 	if id, err := s.owner(); err == nil && id != "" {
 		return nil
@@ -38,8 +38,8 @@ func (s *Service) makeOwner() error {
 	return nil
 }
 
-// makePodCgroup makes the pod's cgroup, and marks one that is Mica's own. A daemon that dies in
-// between has the pod's record.
+// makePodCgroup makes the pod's cgroup, and marks it if the service manages it. If the daemon dies
+// in between, the pod's record identifies the cgroup.
 func (s *Service) makePodCgroup(ctx context.Context, p *Pod) error {
 	if !p.OwnCgroup {
 		_, err := s.cgroups.EnsureParent(ctx, p.CgroupParent)
@@ -58,8 +58,8 @@ func (s *Service) makePodCgroup(ctx context.Context, p *Pod) error {
 	return s.cgroups.Mark(p.CgroupParent, owner)
 }
 
-// removeDefaultCgroup removes the default parent of pods' cgroups, unless another made it or has a
-// cgroup in it.
+// removeDefaultCgroup removes the default parent of pods' cgroups, unless another daemon or other
+// software made it, or it has child cgroups.
 func (s *Service) removeDefaultCgroup() error {
 	owner, err := s.owner()
 	if err != nil {

@@ -48,7 +48,7 @@ func (s *Service) writePodFiles(p *Pod, ips []string) error {
 	return nil
 }
 
-// writeMissingFiles writes those of the files under /etc that are not there.
+// writeMissingFiles writes the files under /etc that do not exist.
 func (s *Service) writeMissingFiles(p *Pod, ips []string) error {
 	hostname, err := podHostname(p)
 	if err != nil {
@@ -157,8 +157,7 @@ func podResolvConf(p *Pod) (string, error) {
 	return b.String(), nil
 }
 
-// podMounts are the mounts that a pod's files and shared memory become in each
-// of its containers.
+// podMounts returns the mounts of the pod's files and shared memory in a container.
 func (s *Service) podMounts(p *Pod, readonlyRootfs bool) []spec.Mount {
 	dir := s.podStateDir(p.ID)
 	files := filepath.Join(dir, filesDir)

@@ -14,11 +14,11 @@ import (
 	"github.com/micarun/mica/runtimeservice/spec/lookup"
 )
 
-// errNoRecord says that a directory of records has no record, or an empty one: what a
-// killed daemon or a power cut leaves of an object that was never shown to anybody.
+// errNoRecord is the error for a directory without a record, or with an empty one. A killed daemon
+// or a power cut leaves it of an object that no client has seen.
 var errNoRecord = errors.New("there is no record")
 
-// discard moves a directory to those that the sweep deletes.
+// discard moves a directory to the discarded ones, which the sweep deletes.
 func (s *Service) discard(dir string) error {
 	if err := makeDir(s.discardedDir(), privateMode); err != nil {
 		return err
@@ -40,7 +40,7 @@ func (s *Service) loadPods(ctx context.Context, bad unusableFunc) error {
 	})
 }
 
-// loadPod returns the pod also with an error, if its record can be read.
+// loadPod reads the pod in dir. If only its record can be used, it returns the pod and an error.
 func (s *Service) loadPod(dir string) (*Pod, error) {
 	var rec PodRecord
 	if err := readRecord(dir, &rec); err != nil {
@@ -53,8 +53,8 @@ func (s *Service) loadPod(dir string) (*Pod, error) {
 	if err := lookup.ReserveSELinux(rec.SELinux); err != nil {
 		return p, err
 	}
-	// A torn or missing state was never answered to anybody or belongs to an earlier
-	// boot, unless the pod still stands; see settlePod.
+	// If the state is torn or missing, no client has got an answer about it, or it is of an earlier
+	// boot. settlePod handles the exception, a pod that podStands is true of.
 	if err := jsonfile.Read(filepath.Join(dir, stateFile), &p.state); err != nil {
 		p.state = PodState{Phase: PodCreating}
 	}
@@ -75,7 +75,8 @@ func (s *Service) loadContainers(ctx context.Context, bad unusableFunc) error {
 	})
 }
 
-// loadContainer returns the container also with an error, if its record can be read.
+// loadContainer reads the container in dir. If only its record can be used, it returns the
+// container and an error.
 func (s *Service) loadContainer(ctx context.Context, dir string) (*Container, error) {
 	var rec ContainerRecord
 	if err := readRecord(dir, &rec); err != nil {
@@ -87,7 +88,7 @@ func (s *Service) loadContainer(ctx context.Context, dir string) (*Container, er
 	c := newContainer(dir, rec)
 	if _, err := s.pods.get(rec.PodID); err != nil {
 		if _, there := s.unusable.get(podKind, rec.PodID); !there && errdefs.IsNotFound(err) {
-			return c, fmt.Errorf("its pod: %w: %w", errNoRecord, err) // it goes with the pod
+			return c, fmt.Errorf("its pod: %w: %w", errNoRecord, err) // removed with the pod
 		}
 		return c, fmt.Errorf("its pod: %w", err)
 	}
@@ -106,7 +107,8 @@ func (s *Service) loadContainer(ctx context.Context, dir string) (*Container, er
 	return c, nil
 }
 
-// readRecord reads the record in a directory. One that was never whole is errNoRecord.
+// readRecord reads the record in a directory. If the record was never written completely, it
+// returns errNoRecord.
 func readRecord(dir string, rec any) error {
 	path := filepath.Join(dir, recordFile)
 	info, err := os.Stat(path)

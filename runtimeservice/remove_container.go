@@ -8,9 +8,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// RemoveContainer removes the container, its writable layer and its record,
-// and kills it first if it runs. Its log file stays: it is the kubelet's. A
-// container that is unknown is no error.
+// RemoveContainer removes the container, its writable layer and its record. It kills a running
+// container first. The log file stays, because the kubelet manages it. An unknown container is no
+// error.
 func (s *Service) RemoveContainer(ctx context.Context, req *runtimeapi.RemoveContainerRequest) (*runtimeapi.RemoveContainerResponse, error) {
 	c, err := s.containers.get(req.GetContainerId())
 	if errdefs.IsNotFound(err) {

@@ -8,9 +8,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// RemovePodSandbox stops the pod and removes it with all its containers, those
-// with unusable records included. A pod that is unknown is no error. The removal goes on when the caller gives up,
-// and a retry waits for it.
+// RemovePodSandbox stops the pod and removes it with all its containers, including those with
+// unusable records. An unknown pod is no error. The removal continues if the caller gives up, and a
+// retry waits for it.
 func (s *Service) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
 	pod, err := s.pods.get(req.GetPodSandboxId())
 	if errdefs.IsNotFound(err) {

@@ -25,9 +25,9 @@ type containerPlace struct {
 	name, image   string
 }
 
-// placeOf finds a container's place in its record, in the specification beside the record
-// or in the bundle, or by the cgroup that the container has in a pod's. Call it before the
-// sweep, which removes bundles and cgroups.
+// placeOf finds a container's place. It reads the record, the specification beside the record, the
+// one in the bundle, and at last the cgroups of pods. Call it before the sweep, which removes
+// bundles and cgroups.
 func (s *Service) placeOf(u unusable) containerPlace {
 	if u.container != nil {
 		return containerPlace{podID: u.container.PodID, cgroup: s.containerCgroup(u.container)}
@@ -53,8 +53,8 @@ func (s *Service) placeOf(u unusable) containerPlace {
 	return containerPlace{}
 }
 
-// cgroupIn is the cgroup that the specification names, "" unless it is one that this
-// service gives the container: a plugin may have named another, with other processes.
+// cgroupIn returns the cgroup in the specification, "" if this service does not use it for the
+// container. A plugin may have set a cgroup that has other processes.
 func (s *Service) cgroupIn(ociSpec *specs.Spec, id string) string {
 	if ociSpec.Linux == nil {
 		return ""
@@ -132,8 +132,8 @@ func (s *Service) eraseUnusableOf(ctx context.Context, podID string) error {
 	return nil
 }
 
-// eraseUnusable removes everything of the pod or container that the sweep has left, the
-// record last, so that a removal that fails can be repeated.
+// eraseUnusable removes everything of the pod or container that the sweep has left. The record is
+// last, so that a failed removal can be repeated.
 func (s *Service) eraseUnusable(ctx context.Context, u unusable) error {
 	operations.Enter(ctx, "wait for the sweep")
 	select {

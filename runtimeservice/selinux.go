@@ -9,15 +9,15 @@ import (
 // labels are the SELinux labels of a container; "" on a node without SELinux.
 type labels struct{ process, mount string }
 
-// podLabel makes the process label of a new pod. Unless the pod names a level,
-// the label has one of its own, which is reserved until it is released.
+// podLabel returns the process label for a new pod. Unless the pod names a level, the label has a
+// new one, which is reserved until ReleaseSELinux.
 func podLabel(cfg *runtimeapi.PodSandboxConfig) (string, error) {
 	process, _, err := lookup.SELinuxLabels(nil, cfg.GetLinux().GetSecurityContext().GetSelinuxOptions())
 	return process, err
 }
 
-// containerLabels makes the labels of a container, on the level of its pod
-// unless it names another, and records them before anything bears them.
+// containerLabels returns the labels for a container, and persists them before their first use.
+// They have the pod's level unless the container names another.
 func (s *Service) containerLabels(p *Pod, c *Container) (labels, error) {
 	options := lookup.ShareLevel(c.config().GetLinux().GetSecurityContext().GetSelinuxOptions(),
 		p.config().GetLinux().GetSecurityContext().GetSelinuxOptions(), p.SELinux)
@@ -32,8 +32,7 @@ func (s *Service) containerLabels(p *Pod, c *Container) (labels, error) {
 	return labels{process: process, mount: mount}, err
 }
 
-// releaseLabel gives back the level of a container that has gone, if it is not
-// its pod's.
+// releaseLabel releases the level of a removed container if it differs from the pod's.
 func (s *Service) releaseLabel(c *Container) {
 	label := c.snapshot().SELinux
 	if pod, err := s.pods.get(c.PodID); err == nil && lookup.SELinuxLevel(pod.SELinux) == lookup.SELinuxLevel(label) {

@@ -11,10 +11,9 @@ import (
 	"github.com/micarun/mica/internal/operations"
 )
 
-// StopContainer asks the container to end by its stop signal and, after the
-// grace period, by SIGKILL; it returns when the container's exit is recorded.
-// A container that is unknown or does not run is no error. The stop goes on
-// when the caller gives up.
+// StopContainer sends the container's stop signal, and SIGKILL after the grace period. It returns
+// when the exit is recorded. A container that is unknown or not running is no error. The stop
+// continues if the caller gives up. It is safe for concurrent use.
 func (s *Service) StopContainer(ctx context.Context, req *runtimeapi.StopContainerRequest) (*runtimeapi.StopContainerResponse, error) {
 	c, err := s.containers.get(req.GetContainerId())
 	if errdefs.IsNotFound(err) {
@@ -34,8 +33,8 @@ func (s *Service) StopContainer(ctx context.Context, req *runtimeapi.StopContain
 }
 
 func (s *Service) stopContainer(ctx context.Context, c *Container, grace time.Duration) error {
-	// A start under way is waited for; the wait for the end is not under the
-	// lock, so that a second stop can be less patient.
+	// The lock waits for a start under way. It is released before the wait for the exit, so that
+	// another stop can have a shorter grace period.
 	if err := c.op.lock(ctx, "stop container "+c.ID); err != nil {
 		return err
 	}

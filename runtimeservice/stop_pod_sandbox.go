@@ -8,10 +8,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// StopPodSandbox ends every process of the pod at once and gives its network,
-// namespaces and mounts back; records, logs and writable layers stay. A pod
-// that is unknown or stopped is no error. The stop goes on when the caller
-// gives up, and a retry waits for it.
+// StopPodSandbox kills every process of the pod and removes its network, namespaces and mounts.
+// Records, logs and writable layers stay. A pod that is unknown or stopped is no error. The stop
+// continues if the caller gives up, and a retry waits for it.
 func (s *Service) StopPodSandbox(ctx context.Context, req *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
 	pod, err := s.pods.get(req.GetPodSandboxId())
 	if errdefs.IsNotFound(err) {

@@ -26,9 +26,8 @@ import (
 // volumesDir is the directory of the image's volumes, in a container's own.
 const volumesDir = "volumes"
 
-// mountSources resolves the source of every mount of the container: host paths
-// as they are or as a new directory, images by a read-only view of their
-// layers below the bundle. What has ID mappings is mapped there.
+// mountSources returns the source of every mount of the container. A missing host path becomes a
+// directory. Images, and host paths with ID mappings, are mounted below the bundle.
 func (s *Service) mountSources(ctx context.Context, p *Pod, c *Container) ([]string, error) {
 	mounts := c.config().GetMounts()
 	sources, err := lookup.PrepareMounts(mounts)
@@ -57,9 +56,8 @@ type volume struct {
 	source string // resolved path on the host
 }
 
-// mountImage mounts an image for an image volume and returns the path of the
-// part of it that was asked for. Its files belong to the users that the image
-// names, in a user namespace too.
+// mountImage mounts an image for an image volume, and returns the path of the requested part. Its
+// files belong to the users in the image, also in a user namespace.
 func (s *Service) mountImage(ctx context.Context, p *Pod, v volume) (string, error) {
 	m := v.m
 	img, err := s.images.Get(m.GetImage().GetImage())
@@ -102,8 +100,8 @@ func (s *Service) mountImage(ctx context.Context, p *Pod, v volume) (string, err
 	return sub, nil
 }
 
-// holdMounted keeps the layers of the images that a container mounts, as they
-// were held when it was created by an earlier run of the daemon.
+// holdMounted takes the references to the layers of mounted images again, for a container of an
+// earlier run of the daemon.
 func (s *Service) holdMounted(ctx context.Context, c *Container) {
 	for _, layer := range c.snapshot().MountedLayers {
 		release, err := s.layers.Hold(layer)
@@ -115,8 +113,8 @@ func (s *Service) holdMounted(ctx context.Context, c *Container) {
 	}
 }
 
-// outlived says whether an image that the container uses has been removed
-// meanwhile, so that its layers are left to be collected. The caller holds c.op.
+// outlived reports whether an image that the container uses has been removed. The image's layers
+// can be collected after the container. The caller holds c.op.
 func (s *Service) outlived(c *Container) bool {
 	mounted := c.mounted // of one that is just being created
 	if mounted == nil {
@@ -130,9 +128,8 @@ func (s *Service) outlived(c *Container) bool {
 	return false
 }
 
-// imageVolumes makes a directory on the host for every volume that the image
-// declares and the container does not mount over, filled with what the image
-// has there. They live as long as the container.
+// imageVolumes makes a directory on the host for every volume of the image, unless the container
+// mounts something there. Each directory has the image's content and is removed with the container.
 func (s *Service) imageVolumes(ctx context.Context, a specArgs) ([]spec.Mount, error) {
 	volumes, err := spec.ImageVolumes(a.from.img.Config.Config)
 	if err != nil {
