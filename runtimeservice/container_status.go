@@ -9,8 +9,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// ContainerStatus answers with one container. One whose record cannot be used is in state
-// unknown. Errors: ErrNotFound, ErrInvalidArgument.
+// ContainerStatus returns the status of one container. A container whose record cannot be used is
+// in state unknown. Errors: ErrNotFound, ErrInvalidArgument.
 func (s *Service) ContainerStatus(_ context.Context, req *runtimeapi.ContainerStatusRequest) (*runtimeapi.ContainerStatusResponse, error) {
 	c, err := s.containers.get(req.GetContainerId())
 	if u, ok := s.unusable.instead(err, containerKind, req.GetContainerId()); ok {
@@ -26,8 +26,8 @@ func (s *Service) ContainerStatus(_ context.Context, req *runtimeapi.ContainerSt
 	return resp, err
 }
 
-// containerInfo is the verbose part, with the fields that tools read from
-// other runtimes: sandboxID, pid, privileged, config, runtimeSpec.
+// containerInfo returns the verbose information, with the fields that tools read from other
+// runtimes: sandboxID, pid, privileged, config, runtimeSpec.
 func (s *Service) containerInfo(c *Container) (map[string]string, error) {
 	st := c.snapshot()
 	info := map[string]any{

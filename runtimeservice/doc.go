@@ -1,28 +1,27 @@
-// Package runtimeservice is the life cycle of pods and containers: the CRI
-// RuntimeService, but for what goes over a streaming connection's URL.
+// Package runtimeservice implements the CRI RuntimeService: the life cycle of pods and containers.
+// Only the calls that return the URL of a streaming connection are elsewhere.
 //
 // It is not a runtime itself. Images come from imageservice, root filesystems
 // from overlay, namespaces from podns, addresses from network, cgroups from
-// cgroup; processes are children of the keeper, which outlives this process. NRI
-// plugins hear of each step, and change some, through nri.
+// cgroup; processes are children of the keeper, which outlives this process. Package nri sends
+// each step to NRI plugins, which can change some.
 //
 // # Life
 //
-// A pod or container is recorded before its first side effect. Whatever ends
-// it (a failed creation, Stop, Remove, a crash of this process found at the
-// next start) runs the same idempotent tear-down, which reads only the record
+// A pod or container is recorded before its first side effect. A failed creation, Stop, Remove
+// and the recovery after a crash run the same idempotent tear-down, which reads only the record
 // and the disk. Nothing here remembers which steps succeeded.
 //
-// A call that creates an object goes on under its own deadline when its
-// caller gives up; a call for the same identity joins it.
+// The creation of an object has its own deadline, and continues if its caller gives up. A call for
+// the same identity waits for it.
 //
 // # Invariants
 //
 //   - An object in memory has a record on disk, and its state there is at
 //     least as new as any answer to a client.
-//   - A container is in the table before its pod is asked whether it is
-//     ready, and a pod stops being ready before its containers are listed for
-//     the stop. So no container outlives the stop of its pod.
+//   - A creation adds its container to the table before it checks that the pod
+//     is ready. A stop makes the pod not ready before it lists the containers.
+//     So no container outlives the stop of its pod.
 //   - The exit of a container is on stable storage before its phase is Exited
 //     for any caller, and before the keeper forgets it.
 //
@@ -32,11 +31,11 @@
 //	DataDir/cri/containers/<id>/{record,state}.json, volumes/<n>
 //	DataDir/cri/containers/<id>/checkpoint (until a restored one is started)
 //	DataDir/cri/checkpoints/<name>/job.json, and what is captured
-//	DataDir/cri/discarded/<random> (records that were never whole; the sweep deletes them)
+//	DataDir/cri/discarded/<random> (records that were never complete; the sweep deletes them)
 //	StateDir/pods/<id>/{net,ipc,uts,pid,shm,hostname,hosts,resolv.conf}
 //	StateDir/containers/<id>/config.json (the OCI bundle)
 //
-// Records are written by rename and, but for exits, not flushed: a record that
-// a power cut tore or lost belongs to an object that no longer lives, and the
-// sweep at start removes what it left.
+// Records are written by rename. Only exits are flushed: a power cut that tears
+// or loses a record has also ended the object's processes, and the sweep at the
+// start removes the rest.
 package runtimeservice

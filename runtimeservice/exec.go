@@ -20,12 +20,12 @@ import (
 	"github.com/micarun/mica/runtimeservice/streams"
 )
 
-// exitError is the end of a command with a code other than 0.
+// exitError is the error of a command that exited with a code other than 0.
 type exitError struct{ code int }
 
 func (e exitError) Error() string { return fmt.Sprintf("command ended with exit code %d", e.code) }
 
-// ExitStatus is the code, from 1 to 255; 128 + n for death by signal n.
+// ExitStatus returns the exit code, from 1 to 255; 128 + n if signal n killed the command.
 func (e exitError) ExitStatus() int { return e.code }
 
 // CheckExec returns nil if commands can be run in the container. Errors:
@@ -35,12 +35,12 @@ func (s *Service) CheckExec(_ context.Context, containerID string) error {
 	return err
 }
 
-// ServeExec runs cmd in the container, connected to the client's streams, of
-// which those that the client did not ask for are nil, and returns when it has
-// ended and its output is written, also by what the command left behind with its
-// output open, as long as the container runs. When ctx ends before the command,
-// every process of its session is killed. A code other than 0 is an error with an
-// ExitStatus method. Errors: as CheckExec, and the OCI runtime's own.
+// ServeExec runs cmd in the container, connected to the client's streams. Streams that the client
+// did not request are nil. It returns when the command has exited and its output is written. It
+// also waits for processes that the command left behind with its output open, as long as the
+// container runs. If ctx ends before the command exits, every process of the command's session is
+// killed. The error for an exit code other than 0 has an ExitStatus method. Other errors: those of
+// CheckExec and of the OCI runtime.
 func (s *Service) ServeExec(ctx context.Context, containerID string, cmd []string, in io.Reader, out, errs io.WriteCloser,
 	tty bool, resize <-chan remotecommand.TerminalSize,
 ) error {
@@ -67,7 +67,7 @@ func (s *Service) ServeExec(ctx context.Context, containerID string, cmd []strin
 	return nil
 }
 
-// execRun is one command to run in a container.
+// execRun is a command to run in a container.
 type execRun struct {
 	cmd            []string
 	tty            bool
@@ -129,7 +129,8 @@ func (s *Service) execProcess(c *Container, run execRun) (*specs.Process, error)
 	return spec.Process(spec.ProcessArgs{Spec: &specs.Spec{Process: own.Process}, Args: run.cmd, Terminal: run.tty})
 }
 
-// runningContainer finds a container that must be running for the action.
+// runningContainer finds a container. It returns ErrFailedPrecondition, with the action, unless the
+// container is running.
 func (s *Service) runningContainer(action, id string) (*Container, error) {
 	c, err := s.containers.get(id)
 	if err != nil {

@@ -24,13 +24,13 @@ const largeOutput = 1 << 20
 // errExecTimeout is the cause when the time limit of an ExecSync request ends.
 var errExecTimeout = errors.New("timed out")
 
-// ExecSync runs a command in a running container and returns its output and exit code. Output beyond
-// Options.ExecSyncLimit bytes per stream is read and dropped. Calls with large output answer one after
-// the other. Processes that the command left behind
-// with its output open are waited for while they write, for some seconds at most. A command that
-// takes longer than the request's timeout (in seconds, 0 for none) is killed with all processes that
-// it started. Errors: ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition (not running),
-// context.DeadlineExceeded (timeout), and those of the OCI runtime.
+// ExecSync runs a command in a running container and returns its output and exit code. Output
+// beyond Options.ExecSyncLimit bytes per stream is read and dropped. Calls with large output answer
+// one after the other. Processes that the command left behind with its output open are waited for
+// while they write, for some seconds at most. A command that takes longer than the request's
+// timeout (in seconds, 0 for none) is killed with all processes that it started. Errors:
+// ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition (not running), context.DeadlineExceeded
+// (timeout), and those of the OCI runtime.
 func (s *Service) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
 	c, err := s.runningContainer("exec in", req.GetContainerId())
 	if err != nil {

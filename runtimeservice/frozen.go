@@ -16,19 +16,19 @@ import (
 )
 
 const (
-	// thawInterval is how often the end of killed processes is helped along: a cgroup can be
-	// frozen again at any time. A kill that meets no frozen cgroup is usually over before the first.
+	// thawInterval is the pause between kills of frozen processes, because a cgroup can be frozen
+	// again at any time. Without a frozen cgroup, the processes usually exit before the first.
 	thawInterval = 100 * time.Millisecond
-	// namespaceInterval is how often the processes of a PID namespace are looked for whose first
-	// process does not end. It reads all of /proc, so it is rare.
+	// namespaceInterval is the pause between searches for the processes of a PID namespace whose
+	// first process does not exit. A search reads all of /proc.
 	namespaceInterval = 2 * time.Second
 )
 
 // dying are the processes that a tear-down waits for. They have been killed, or the wait function
 // kills them.
 type dying struct {
-	cgroup string // that they are in
-	pid    int    // first process of a PID namespace that goes with it; 0 for none
+	cgroup string // that contains them
+	pid    int    // first process of a PID namespace that ends with it; 0 for none
 }
 
 // untilDead calls wait, which returns once the processes are gone. Meanwhile it thaws frozen
@@ -85,7 +85,7 @@ func (s *Service) releaseDying(ctx context.Context, d dying, namespace *pidNames
 		select {
 		case <-done:
 			if failed != nil {
-				klog.FromContext(ctx).Error(failed, "Processes of a frozen cgroup died late", "cgroup", d.cgroup)
+				klog.FromContext(ctx).Error(failed, "Killing frozen or moved processes was delayed", "cgroup", d.cgroup)
 			}
 			return
 		case <-tick.C:
@@ -104,7 +104,7 @@ func (s *Service) obstacles(d dying, namespace *pidNamespace) string {
 	if len(pids) == 0 {
 		pids = namespace.processes()
 	}
-	const most = 4 // enough to know whom to look at
+	const most = 4 // enough to start looking
 	var said []string
 	for _, pid := range pids[:min(len(pids), most)] {
 		if p, err := readProcess(pid); err == nil {

@@ -82,5 +82,5 @@ func readOOMScore(pid int) (int, error) {
 
 func oomScoreFile(pid int) string { return fmt.Sprintf("/proc/%d/oom_score_adj", pid) }
 
-// ended says whether err is that of a file of a process that has ended.
+// ended reports whether err is from reading a file of a process that has exited.
 func ended(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) }

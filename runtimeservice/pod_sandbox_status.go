@@ -16,8 +16,8 @@ import (
 	"github.com/micarun/mica/runtimeservice/spec"
 )
 
-// PodSandboxStatus answers with one pod and all its containers. One whose record cannot be
-// used is not ready. Errors: ErrNotFound, ErrInvalidArgument.
+// PodSandboxStatus returns the status of one pod and all its containers. A pod whose record cannot
+// be used is not ready. Errors: ErrNotFound, ErrInvalidArgument.
 func (s *Service) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
 	pod, err := s.pods.get(req.GetPodSandboxId())
 	if u, ok := s.unusable.instead(err, podKind, req.GetPodSandboxId()); ok {
@@ -26,8 +26,8 @@ func (s *Service) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandbox
 	if err != nil {
 		return nil, fmt.Errorf("pod status: %w", err)
 	}
-	// The time is taken first: what happens while the status is put together
-	// is then newer than it, as the kubelet's event cache needs.
+	// Taken first, because the kubelet's event cache needs a time before any change that the status
+	// may lack.
 	resp := &runtimeapi.PodSandboxStatusResponse{Timestamp: time.Now().UnixNano(), Status: pod.status(), ContainersStatuses: s.statusesOf(pod.ID)}
 	if req.GetVerbose() {
 		resp.Info, err = s.podInfo(pod)
@@ -35,9 +35,8 @@ func (s *Service) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandbox
 	return resp, err
 }
 
-// statusesOf answers with the status of every container of a pod that is made, the
-// newest first: a kubelet that learns of pods by events takes the first one of a
-// name for the container's latest.
+// statusesOf returns the status of every created container of a pod, newest first. A kubelet that
+// follows events takes the first of a name as the current one.
 func (s *Service) statusesOf(podID string) []*runtimeapi.ContainerStatus {
 	var statuses []*runtimeapi.ContainerStatus
 	for _, c := range slices.Backward(s.containersOf(podID)) {
@@ -48,9 +47,8 @@ func (s *Service) statusesOf(podID string) []*runtimeapi.ContainerStatus {
 	return statuses
 }
 
-// podInfo is the verbose part, with the fields that tools read from other
-// runtimes: pid, config, cniResult, and the pod's namespaces as those of an OCI
-// spec.
+// podInfo returns the verbose information, with the fields that tools read from other runtimes:
+// pid, config, cniResult, and the pod's namespaces as in an OCI specification.
 func (s *Service) podInfo(p *Pod) (map[string]string, error) {
 	st := p.snapshot()
 	info := map[string]any{
@@ -75,8 +73,8 @@ func (s *Service) podInfo(p *Pod) (map[string]string, error) {
 	return infoJSON(info)
 }
 
-// runtimeType is the kind of OCI runtime behind a handler, "" if the handler is
-// not configured any more.
+// runtimeType returns the type of the OCI runtime of a handler, "" if the handler is no longer
+// configured.
 func (s *Service) runtimeType(handler string) string {
 	h, err := s.handler(handler)
 	if err != nil {
@@ -85,9 +83,8 @@ func (s *Service) runtimeType(handler string) string {
 	return h.Handler().Type
 }
 
-// pidOf is a process in the pod's namespaces, as tools want one to enter them:
-// the pod's own, which few have, else that of its oldest container that runs;
-// 0 if there is none.
+// pidOf returns the PID of a process in the pod's namespaces, which tools use to enter them. It is
+// the init of a shared PID namespace, or else the oldest running container's process, or 0.
 func (s *Service) pidOf(p *Pod, st PodState) int {
 	if st.InitPid != 0 {
 		return st.InitPid
@@ -100,7 +97,7 @@ func (s *Service) pidOf(p *Pod, st PodState) int {
 	return 0
 }
 
-// podSpec is the pod as an OCI spec would say it.
+// podSpec returns the pod in the form of an OCI specification.
 func (s *Service) podSpec(p *Pod, st PodState) *specs.Spec {
 	linux := &specs.Linux{CgroupsPath: p.CgroupParent, Sysctl: p.config().GetLinux().GetSysctls(), Namespaces: s.namespaces(p)}
 	if st.InitPid != 0 {
@@ -116,7 +113,7 @@ func (s *Service) podSpec(p *Pod, st PodState) *specs.Spec {
 	return &specs.Spec{Version: specs.Version, Hostname: p.config().GetHostname(), Annotations: spec.PodAnnotations(p.ID, p.config()), Linux: linux}
 }
 
-// namespaces are those that every container of the pod joins.
+// namespaces returns the namespaces that every container of the pod joins.
 func (s *Service) namespaces(p *Pod) []specs.LinuxNamespace {
 	dir := s.podStateDir(p.ID)
 	var ns []specs.LinuxNamespace
@@ -144,7 +141,7 @@ func (p *Pod) currentConfig(st PodState) *runtimeapi.PodSandboxConfig {
 	return config
 }
 
-// infoJSON is how verbose answers carry structured data: one JSON document.
+// infoJSON encodes verbose information as one JSON document, in the form that CRI clients read.
 func infoJSON(v any) (map[string]string, error) {
 	data, err := json.Marshal(v)
 	if err != nil {

@@ -7,10 +7,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// ReopenContainerLog makes the keeper open the container's log file again,
-// after somebody has moved the old one away. No line is lost. Errors:
-// ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition (not running), and
-// the keeper's.
+// ReopenContainerLog makes the keeper open the container's log file again, after the kubelet has
+// renamed the old one. No line is lost. Errors: ErrNotFound, ErrInvalidArgument,
+// ErrFailedPrecondition (not running), and the keeper's.
 func (s *Service) ReopenContainerLog(ctx context.Context, req *runtimeapi.ReopenContainerLogRequest) (*runtimeapi.ReopenContainerLogResponse, error) {
 	c, err := s.runningContainer("reopen log of", req.GetContainerId())
 	if err != nil {

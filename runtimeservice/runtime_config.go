@@ -8,8 +8,8 @@ import (
 	"github.com/micarun/mica/runtimeservice/cgroup"
 )
 
-// RuntimeConfig tells the kubelet which cgroup driver to use, so that it need
-// not be configured twice.
+// RuntimeConfig returns the cgroup driver, so that the kubelet needs no setting for it. It cannot
+// fail.
 func (s *Service) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
 	driver := runtimeapi.CgroupDriver_CGROUPFS
 	if s.cgroups.Driver() == cgroup.Systemd {

@@ -18,8 +18,8 @@ const (
 	criSignalStart = "SIGNAL_"
 )
 
-// stopSignal is the name of the signal that asks a container to end: the
-// kubelet's choice, else the image's, else SIGTERM.
+// stopSignal returns the name of the signal that asks a container to exit: the request's, or else
+// the image's, or else SIGTERM.
 func stopSignal(cfg *runtimeapi.ContainerConfig, img imageservice.Detailed) string {
 	if sig := cfg.GetStopSignal(); sig != runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT {
 		return kernelName(sig)
@@ -31,7 +31,7 @@ func stopSignal(cfg *runtimeapi.ContainerConfig, img imageservice.Detailed) stri
 	if err != nil {
 		return defaultStop // an image can't keep its containers from ending
 	}
-	// Sorted, so that of two names of one number the usual one comes first.
+	// Sorted, so that the usual one of two names with the same number comes first.
 	for _, name := range slices.Sorted(maps.Keys(signal.SignalMap)) {
 		if signal.SignalMap[name] == sig && criSignal("SIG"+name) != runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT {
 			return "SIG" + name
@@ -40,19 +40,19 @@ func stopSignal(cfg *runtimeapi.ContainerConfig, img imageservice.Detailed) stri
 	return defaultStop
 }
 
-// kernelName turns SIGNAL_SIGRTMINPLUS3 into SIGRTMIN+3.
+// kernelName converts SIGNAL_SIGRTMINPLUS3 to SIGRTMIN+3.
 func kernelName(sig runtimeapi.Signal) string {
 	name := strings.TrimPrefix(sig.String(), criSignalStart)
 	return strings.NewReplacer("PLUS", "+", "MINUS", "-").Replace(name)
 }
 
-// criSignal is the reverse of kernelName; a name that the CRI does not have is
-// SIGNAL_RUNTIME_DEFAULT.
+// criSignal is the reverse of kernelName. It returns SIGNAL_RUNTIME_DEFAULT for names that the CRI
+// does not have.
 func criSignal(name string) runtimeapi.Signal {
 	return runtimeapi.Signal(runtimeapi.Signal_value[criSignalStart+strings.NewReplacer("+", "PLUS", "-", "MINUS").Replace(name)])
 }
 
-// signalNumber is the kernel's number of a name that stopSignal returned.
+// signalNumber returns the kernel's number of a signal that stopSignal returned.
 func signalNumber(name string) syscall.Signal {
 	sig, err := signal.ParseSignal(name)
 	if err != nil {

@@ -39,7 +39,7 @@ func TestSlots(t *testing.T) {
 			}
 		})
 	})
-	t.Run("a long one keeps nobody from theirs", func(t *testing.T) {
+	t.Run("a long step does not block the others", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			slots := &prioritySemaphore{time: slotTime, free: 1}
 			long := takeSlot(t, slots, createStep)
@@ -64,7 +64,7 @@ func TestSlots(t *testing.T) {
 				t.Errorf("take: %v, want the end of its context", err)
 			}
 			first()
-			// A turn that comes together with the end of the context is given on.
+			// A slot that arrives together with the end of the context goes to the next step.
 			ended, end := context.WithCancel(t.Context())
 			last := takeSlot(t, slots, podStep)
 			go func() { _, _ = slots.acquire(ended, createStep) }()

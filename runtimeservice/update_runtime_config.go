@@ -7,9 +7,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// UpdateRuntimeConfig takes the node's pod CIDR, from which the network's
-// configuration is written where a template for it is configured. An empty
-// CIDR changes nothing. Errors: the network's.
+// UpdateRuntimeConfig gives the node's pod CIDR to the network. If a template is configured, the
+// network writes its configuration from it. An empty CIDR changes nothing. Errors: the network's.
 func (s *Service) UpdateRuntimeConfig(ctx context.Context, req *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
 	if cidr := req.GetRuntimeConfig().GetNetworkConfig().GetPodCidr(); cidr != "" {
 		if err := s.network.UpdateRuntimeConfig(ctx, cidr); err != nil {

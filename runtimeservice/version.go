@@ -15,7 +15,7 @@ const (
 	criVersion        = "v1"
 )
 
-// Version answers with the runtime's name and version.
+// Version returns the runtime's name and version. It cannot fail.
 func (s *Service) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
 	return &runtimeapi.VersionResponse{
 		Version: kubeletAPIVersion, RuntimeName: runtimeName, RuntimeVersion: s.opts.Version, RuntimeApiVersion: criVersion,
