@@ -18,10 +18,10 @@ type Leftover struct {
 	Path, What string
 }
 
-// Leftovers finds attachment records, and leases of the default network, whose pod is not in live, and
-// records that cannot be read. It only reads files, so it also works while the daemon is stopped. A
-// pod that is being attached or detached at that moment may be reported. Invalid options are
-// errdefs.ErrInvalidArgument.
+// Leftovers finds attachment records, and leases of the default network, whose pod is not in live,
+// and records that cannot be read. It only reads files, so it also works while the daemon is
+// stopped. A pod that is being attached or detached at that moment may be reported. Invalid options
+// are errdefs.ErrInvalidArgument. It is safe for concurrent use.
 func (o Options) Leftovers(live []string) ([]Leftover, error) {
 	o, err := o.complete()
 	if err != nil {

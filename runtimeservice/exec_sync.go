@@ -13,9 +13,9 @@ import (
 	"github.com/micarun/mica/runtimeservice/streams"
 )
 
-// maxExecSyncOutput is the limit for both streams of a response together. CRI clients accept messages
-// of 16 MiB, and the rest is for the message around the output. Without it, a command that fills one
-// stream would get a response that no client can read.
+// maxExecSyncOutput is the maximum size of both streams of a response together. CRI clients accept
+// messages of 16 MiB; the rest is for the message around the output. Without it, a command that
+// fills one stream would get a response that no client can read.
 const maxExecSyncOutput = 16<<20 - 4<<10
 
 // largeOutput is the size of both streams in bytes beyond which answers wait for each other.
@@ -71,9 +71,9 @@ func (s *Service) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest)
 	return resp, nil
 }
 
-// awaitLargeAnswer waits until no other call answers with large output. ctx must end with the call: its
-// answer is sent then. Up to three copies of the answer exist until then, so the memory is returned
-// before the next answer.
+// awaitLargeAnswer waits until no other call answers with large output. ctx must end with the call,
+// when its answer has been sent. Up to three copies of the answer exist until then, so the memory
+// is returned before the next answer.
 func (s *Service) awaitLargeAnswer(ctx context.Context) error {
 	select {
 	case s.largeAnswer <- struct{}{}:

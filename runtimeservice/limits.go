@@ -100,8 +100,9 @@ const (
 	defaultPeriod = 100_000
 )
 
-// earlierLimits returns the values in old of every limit in set: what undoes set. CPU sets, swappiness,
-// huge page and unified limits that old does not have are left out, because their defaults are not known.
+// earlierLimits returns the values in old of every limit in set, which undo set. It leaves out CPU
+// sets, swappiness, huge page and unified limits that old does not have, because their defaults are
+// not known.
 func earlierLimits(old, set *specs.LinuxResources) *specs.LinuxResources {
 	if old == nil {
 		old = &specs.LinuxResources{}
