@@ -322,9 +322,12 @@ func TestHostileLayers(t *testing.T) {
 	}
 }
 
-// TestWeightsAreHonest: what is counted for a layer is at least the processor time that it takes on
-// a journaled ext4, the removal of the draft included. The weights leave a margin for a busy
-// machine.
+// busyFactor is how much more processor time a layer may take than is counted, when other work keeps
+// the machine busy. An image of 10 MB may take 6 s by the weights, and the promise is 10 s.
+const busyFactor = 1.5
+
+// TestWeightsAreHonest: a layer takes at most busyFactor times the processor time that is counted
+// for it, on a journaled ext4 and with the removal of its draft.
 func TestWeightsAreHonest(t *testing.T) {
 	if raceDetector {
 		t.Skip("the race detector takes most of the time")
@@ -333,7 +336,7 @@ func TestWeightsAreHonest(t *testing.T) {
 	for name, c := range hostileLayers {
 		t.Run(name, func(t *testing.T) {
 			blob := compressLayer(t, c.fill)
-			var took, counted time.Duration
+			var took, counted, limit time.Duration
 			for range 5 { // what else the process and the machine do may be taken for a part of it
 				image := s.NewAllowance()
 				took = measureCost(func() {
@@ -345,12 +348,14 @@ func TestWeightsAreHonest(t *testing.T) {
 						t.Fatal(err)
 					}
 				}).cpu
-				if counted = time.Duration(image.work.Load()); took <= patience.Of(counted) {
+				counted = time.Duration(image.work.Load())
+				limit = patience.Of(time.Duration(busyFactor * float64(counted)))
+				if took <= limit {
 					break
 				}
 			}
 			t.Logf("took %v, counted %v: %.2f", took, counted, took.Seconds()/counted.Seconds())
-			if took > patience.Of(counted) {
+			if took > limit {
 				t.Errorf("took %v of processor time, counted are %v", took, counted)
 			}
 		})
