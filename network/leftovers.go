@@ -12,7 +12,7 @@ import (
 	"strings"
 )
 
-// Leftover is a leftover on the node that no pod needs.
+// Leftover is a file or rule on the node that no pod needs.
 type Leftover struct {
 	// Path is its file, or a description of where it is; What says what it is.
 	Path, What string
