@@ -184,7 +184,7 @@ func (b *budget) keep(size int) error {
 	}
 	_, live := b.image.received()
 	return invalid("the names and link targets of the image's layers need more memory than %d MiB and %d bytes for each of their %d bytes, "+
-		"or those of one more than %d MiB; this layer needs %d bytes for %d entries",
+		"or those of one layer more than %d MiB; this layer needs %d bytes for %d entries",
 		b.image.floors.kept>>20, keptPerByte, live.bytes, maxKept>>20, b.kept, b.entries)
 }
 

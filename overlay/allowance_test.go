@@ -10,8 +10,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// transfer counts an image whose layers are compressed by some ratio and hold files of 10 KB. Each
-// megabyte is counted as it arrives. It returns the work when the image has size bytes or is
+// transfer counts an image with files of 10 KB in layers of one compression ratio. It counts each
+// megabyte when it arrives. It returns the work when size bytes have arrived or the image is
 // refused.
 func transfer(a *Allowance, size, ratio, byteCost int64) (work int64, err error) {
 	const piece, layer = 1_000_000, 25_000_000
@@ -30,15 +30,15 @@ func transfer(a *Allowance, size, ratio, byteCost int64) (work int64, err error)
 	return a.work.Load(), err
 }
 
-// slowInput is an input of which some bytes were transferred.
+// slowInput is an input with a number of transferred bytes and a format's cost.
 type slowInput struct{ received, byteCost int64 }
 
 func (i *slowInput) Received() int64 { return i.received }
 func (i *slowInput) Repeated() int64 { return 0 }
 func (i *slowInput) ByteCost() int64 { return i.byteCost }
 
-// TestAllowanceOfSlowFormats: an image of 10 MB takes six seconds at most whatever its format, and
-// one of any size passes when its layers shrink to a twentieth, or to a twelfth in a slow format.
+// TestAllowanceOfSlowFormats: an image of 10 MB takes at most six seconds in any format. An image
+// of any size passes if its layers are compressed to a twentieth, or to a twelfth in a slow format.
 func TestAllowanceOfSlowFormats(t *testing.T) {
 	const slow = 30
 	limits := floors{work: workFloor, kept: keptFloor}
@@ -64,11 +64,11 @@ func TestAllowanceOfSlowFormats(t *testing.T) {
 	}
 }
 
-// TestAllowanceOfRealImages: images that are in use take a small part of their allowance.
+// TestAllowanceOfRealImages: real images take a small part of their allowance.
 func TestAllowanceOfRealImages(t *testing.T) {
 	for name, c := range map[string]struct {
 		entries, directories, content, transferred, layers int64
-		part                                               int64 // most that they may take, in percent
+		part                                               int64 // maximum part, in percent
 	}{
 		"Alpine":                         {550, 90, 8e6, 3_600_000, 1, 5},
 		"Debian, minimal":                {6_500, 900, 80e6, 30_000_000, 1, 10},
@@ -85,14 +85,14 @@ func TestAllowanceOfRealImages(t *testing.T) {
 			received := transferred{bytes: c.transferred}
 			work := c.layers*costLayer + c.entries*(costEntry+2*tarBlock*costHeader) + c.directories*costDir + c.content*costContent + c.transferred*costTransfer
 			if part := work * 100 / (a.floors.work + received.mayWork()); part > c.part {
-				t.Errorf("%d%% of what it may take, more than %d%%: %d ms", part, c.part, work/1e6)
+				t.Errorf("%d%% of the allowance, more than %d%%: %d ms", part, c.part, work/1e6)
 			}
 		})
 	}
 }
 
-// TestAllowanceIsShared: the floors count once for all layers of an image, and memory only for
-// those that are not committed or discarded.
+// TestAllowanceIsShared: the floors count once for all layers of an image. Only layers that are not
+// committed or discarded count for memory.
 func TestAllowanceIsShared(t *testing.T) {
 	ctx := context.Background()
 	for name, c := range map[string]struct {

@@ -184,7 +184,7 @@ func (x *extractor) trailer() error {
 			return fmt.Errorf("read trailer: %w", err)
 		}
 		if total += n; total > maxTrailer {
-			return invalid("read trailer: more than %d bytes behind the end of the archive", maxTrailer)
+			return invalid("read trailer: more than %d bytes after the end of the archive", maxTrailer)
 		}
 		if err := x.countInput(); err != nil {
 			return fmt.Errorf("read trailer: %w", err)

@@ -181,7 +181,7 @@ func TestApplySize(t *testing.T) {
 	}
 }
 
-// run makes a tar by a real program.
+// run makes a tar with a real program.
 func run(tb testing.TB, dir, name string, args ...string) []byte {
 	tb.Helper()
 	if _, err := exec.LookPath(name); err != nil {
@@ -198,7 +198,8 @@ func run(tb testing.TB, dir, name string, args ...string) []byte {
 	return out
 }
 
-// A file of 2 GiB with three bytes in it costs next to nothing, in each way that GNU tar writes it.
+// TestApplySparse: a file of 2 GiB with three bytes of data takes little space, in each sparse
+// format of GNU tar.
 func TestApplySparse(t *testing.T) {
 	const size = 2 << 30
 	src := t.TempDir()
@@ -266,7 +267,7 @@ func TestApplySparse(t *testing.T) {
 	}
 }
 
-// Zeros that a tar spells out do not fill the disk either.
+// TestApplyZeros: zeros in a tar do not fill the disk either.
 func TestApplyZeros(t *testing.T) {
 	s := newStore(t)
 	const size = 64 << 20
@@ -279,7 +280,7 @@ func TestApplyZeros(t *testing.T) {
 	}
 }
 
-// victim is a directory beside a store that no layer may touch.
+// victim is a directory next to a store. No layer may touch it.
 func victim(tb testing.TB) string {
 	tb.Helper()
 	dir := tb.TempDir()
@@ -292,14 +293,15 @@ func victim(tb testing.TB) string {
 func untouched(tb testing.TB, dir string) {
 	tb.Helper()
 	if d := cmp.Diff(map[string]string{"passwd": "file root"}, tree(tb, dir)); d != "" {
-		tb.Errorf("the world outside changed (-want +got):\n%s", d)
+		tb.Errorf("files outside the layer changed (-want +got):\n%s", d)
 	}
 	if st := stat(tb, filepath.Join(dir, "passwd")); st.Mode&0o7777 != 0o644 || st.Nlink != 1 {
 		tb.Errorf("passwd has mode %o and %d links", st.Mode&0o7777, st.Nlink)
 	}
 }
 
-// Attacks that end inside the layer: the tar is accepted, as a process with that root would see it.
+// TestApplyContained: these attacks end inside the layer. The tar is accepted, with names resolved
+// as if the layer were the root directory.
 func TestApplyContained(t *testing.T) {
 	for _, tc := range []struct {
 		name    string
@@ -415,7 +417,7 @@ func under(out, name, what string, more ...string) map[string]string {
 	return want
 }
 
-// edit changes the header of the first entry and mends its checksum.
+// edit changes the header of the first entry and corrects its checksum.
 func edit(data []byte, f func(block []byte)) []byte {
 	data = bytes.Clone(data)
 	f(data[:512])
@@ -440,7 +442,8 @@ func many(n int, f func(i int) entry) []entry {
 	return all
 }
 
-// Attacks that are refused: the error says what and where, and nothing stays.
+// TestApplyRefused: these attacks are refused. The error names the reason and the entry, and no
+// file stays.
 func TestApplyRefused(t *testing.T) {
 	good := buildTar(t, plain(file("first", strings.Repeat("x", 5000))), plain(file("second", "y")))
 	for _, tc := range []struct {
@@ -506,14 +509,14 @@ func TestApplyRefused(t *testing.T) {
 				t.Fatal("accepted")
 			}
 			if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "apply layer: ") || !strings.Contains(err.Error(), tc.says) {
-				t.Errorf("error %q (want InvalidArgument that says %q)", err, tc.says)
+				t.Errorf("error %q (want InvalidArgument with %q)", err, tc.says)
 			}
 			noDrafts(t, s)
 		})
 	}
 }
 
-// recordBomb is an endless row of extended headers for no entry.
+// recordBomb is a long sequence of extended headers without an entry.
 func recordBomb(tb testing.TB) []byte {
 	tb.Helper()
 	one := buildTar(tb, file("f", "x").with(func(h *tar.Header) { h.PAXRecords = map[string]string{"A.b": strings.Repeat("x", 1<<19)} }))
@@ -536,7 +539,7 @@ func oldSparse(tb testing.TB, fragment, size string) []byte {
 	})
 }
 
-// The size that a sparse file stands for costs no time either.
+// TestApplySparseHuge: the length of a sparse file takes no time either.
 func TestApplySparseHuge(t *testing.T) {
 	s := newStore(t)
 	start := time.Now()
@@ -572,7 +575,7 @@ type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
-// What is no archive with entries, but none that is broken either.
+// TestApplyEmpty: archives without entries are accepted.
 func TestApplyEmpty(t *testing.T) {
 	s := newStore(t)
 	register(t, s, "", nil)
@@ -626,7 +629,8 @@ type stalled struct{ ctx context.Context }
 
 func (r stalled) Read([]byte) (int, error) { <-r.ctx.Done(); return 0, r.ctx.Err() }
 
-// A full disk in the middle of a layer is an error, and the room is free again.
+// TestApplyDiskFull: a full disk in the middle of a layer is an error. Afterwards the space is free
+// again.
 func TestApplyDiskFull(t *testing.T) {
 	s := loopStore(t, 32<<20, "mkfs.ext4", "-q", "-F")
 	small := buildTar(t, file("small", "fits"))
@@ -648,7 +652,7 @@ func TestApplyDiskFull(t *testing.T) {
 	register(t, s, "", small)
 }
 
-// Real tars, of real programs and formats, come back bit for bit.
+// TestApplyRealTars: TarStream returns tars of real programs and formats bit for bit.
 func TestApplyRealTars(t *testing.T) {
 	for _, args := range [][]string{
 		{"--format=gnu"}, {"--format=pax"}, {"--format=ustar"}, {"--format=v7"}, {"--format=oldgnu", "--blocking-factor=64"}, {"--format=pax", "--xattrs"},

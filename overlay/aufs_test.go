@@ -11,8 +11,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// TestHardLinksOfAUFS: layers that the AUFS driver of dockerd wrote have files with several names
-// as links to what AUFS keeps for itself.
+// TestHardLinksOfAUFS: in layers of dockerd's AUFS driver, files with several names are links to
+// files of aufsLinks.
 func TestHardLinksOfAUFS(t *testing.T) {
 	s := newStore(t)
 	l := register(t, s, "", buildTar(t,
@@ -40,7 +40,7 @@ func TestHardLinksOfAUFS(t *testing.T) {
 	}
 }
 
-// TestMissingHardLinkOfAUFS: a link to what AUFS has not kept is refused, and leaves nothing.
+// TestMissingHardLinkOfAUFS: a link to a missing file of aufsLinks is refused and leaves nothing.
 func TestMissingHardLinkOfAUFS(t *testing.T) {
 	s := newStore(t)
 	for _, entries := range [][]entry{

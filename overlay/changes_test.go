@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mounted makes and mounts a writable layer on the parent.
+// mounted creates and mounts a writable layer on the parent.
 func mounted(tb testing.TB, s *Store, id string, parent Layer) string {
 	tb.Helper()
 	if _, err := s.Create(context.Background(), CreateArgs{ID: id, Parent: parent.ID}); err != nil {
@@ -52,7 +52,7 @@ const changeScript = `
 	truncate -s 3M new/sparse
 `
 
-// Property: what Changes tells of one layer makes any other layer on the same image look the same.
+// TestChangesAgain: the output of Changes makes any other layer on the same image look the same.
 func TestChangesAgain(t *testing.T) {
 	s := newStore(t)
 	base := changedBase(t, s)
@@ -123,7 +123,7 @@ func entriesOf(t *testing.T, data []byte) map[string]*tar.Header {
 	}
 }
 
-// sameInodes compares what describe does not tell.
+// sameInodes compares the metadata that describe leaves out.
 func sameInodes(t *testing.T, was, now string, names ...string) {
 	t.Helper()
 	for _, name := range names {
@@ -145,14 +145,14 @@ func unixListen(path string) (int, error) {
 	}
 	dir, err := unix.Open(filepath.Dir(path), unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err == nil {
-		// The test's directory has a longer name than a socket address holds.
+		// The path of the test's directory is too long for a socket address.
 		err = unix.Bind(fd, &unix.SockaddrUnix{Name: fdPath(dir, filepath.Base(path))})
 		_ = unix.Close(dir)
 	}
 	return fd, err
 }
 
-// TestApplyWhiteouts reads changes in the form of a layer, as containerd has them.
+// TestApplyWhiteouts reads changes in the form of a layer, as in containerd's checkpoints.
 func TestApplyWhiteouts(t *testing.T) {
 	s := newStore(t)
 	root := mounted(t, s, "rw", changedBase(t, s))
@@ -168,12 +168,12 @@ func TestApplyWhiteouts(t *testing.T) {
 		"gone": false, "cache/new": true, "cache/old": false, "cache/sub": false, "tree/a": false, "tree/b/c": true, "tree/kept": true, "etc/hosts": true,
 	} {
 		if _, ok := got[name]; ok != want {
-			t.Errorf("%s there: %v", name, ok)
+			t.Errorf("%s exists: %v", name, ok)
 		}
 	}
 }
 
-// hostile are tars that must be refused, by what they try.
+// hostile returns tars that must be refused, by attack.
 func hostile(tb testing.TB, outside string) map[string][]entry {
 	tb.Helper()
 	return map[string][]entry{
@@ -199,7 +199,7 @@ func hostile(tb testing.TB, outside string) map[string][]entry {
 	}
 }
 
-// Property: a hostile tar is refused, and changes nothing outside.
+// TestUnpackRefuses: a hostile tar is refused, and changes nothing outside.
 func TestUnpackRefuses(t *testing.T) {
 	s := newStore(t)
 	base := changedBase(t, s)
@@ -223,7 +223,7 @@ func TestUnpackRefuses(t *testing.T) {
 		}
 	}
 	if err := s.ApplyChanges(t.Context(), "rw", UnpackArgs{Tar: strings.NewReader(strings.Repeat("no tar", 1000))}); !errdefs.IsInvalidArgument(err) {
-		t.Errorf("what is no tar = %v", err)
+		t.Errorf("an input that is no tar = %v", err)
 	}
 	if err := s.ApplyChanges(t.Context(), "none", UnpackArgs{}); !errdefs.IsNotFound(err) {
 		t.Errorf("an unknown layer = %v", err)
@@ -258,7 +258,7 @@ func TestPackTreeAgain(t *testing.T) {
 	sameInodes(t, was, now, "etc/hosts", "new/second", "new/deep")
 }
 
-// TestUnpackKeeps holds that Keep adds and changes nothing.
+// TestUnpackKeeps: with Keep, new files are added and existing files stay unchanged.
 func TestUnpackKeeps(t *testing.T) {
 	needRoot(t)
 	root := t.TempDir()
@@ -275,7 +275,7 @@ func TestUnpackKeeps(t *testing.T) {
 	}
 }
 
-// FuzzUnpack: whatever the bytes are, nothing outside of the directory changes.
+// FuzzUnpack: for any bytes, nothing outside the directory changes.
 func FuzzUnpack(f *testing.F) {
 	needRoot(f)
 	out := victim(f)

@@ -242,7 +242,7 @@ func (c *checker) directory(id string) {
 	if err != nil {
 		c.report(dir, "has no file %s", linkName)
 	} else if target, ok := c.s.linkTarget(link); !ok || target != id {
-		c.report(filepath.Join(dir, linkName), "short name %q does not lead here", link)
+		c.report(filepath.Join(dir, linkName), "short name %q does not link to this directory", link)
 	}
 	c.lower(id)
 	if _, err := os.Stat(filepath.Join(dir, committedName)); err == nil && c.isUpper(id) {
@@ -266,7 +266,7 @@ func (c *checker) lower(id string) {
 	below := c.below[id]
 	if below == "" {
 		if !errors.Is(err, os.ErrNotExist) && !strings.HasSuffix(c.claims[id], "-removing") {
-			c.report(path, "is there, but nothing stands below")
+			c.report(path, "exists, but no layer is below")
 		}
 		return
 	}
@@ -298,7 +298,7 @@ func (c *checker) links() error {
 			}
 		case c.busy[id], c.used[id] && c.claims[id] == "":
 		case c.claims[id] == "":
-			c.report(path, "leads to overlay2/%s, which nothing refers to", id)
+			c.report(path, "links to overlay2/%s, which nothing refers to", id)
 		default:
 			if link, err := readString(filepath.Join(c.s.paths.dir(id), linkName)); err == nil && link != name {
 				c.report(path, "is a second short name of overlay2/%s", id)
@@ -315,7 +315,7 @@ func (c *checker) tmp() error {
 	}
 	for _, name := range names {
 		if id, ok := strings.CutPrefix(name, writeSet); !ok || !c.busy[id] {
-			c.report(filepath.Join(c.s.paths.tmp(), name), "is left over")
+			c.report(filepath.Join(c.s.paths.tmp(), name), "is a leftover of an interrupted write")
 		}
 	}
 	return nil
@@ -340,7 +340,7 @@ func (c *checker) mounts() error {
 			continue
 		}
 		if mine[m.Mountpoint]--; mine[m.Mountpoint] < 0 {
-			c.report(m.Mountpoint, "a mount that no container accounts for")
+			c.report(m.Mountpoint, "is a mount that belongs to no container")
 		}
 	}
 	return nil
@@ -367,7 +367,7 @@ func (c *checker) content(ctx context.Context, l Layer) error {
 		return ctx.Err()
 	}
 	if got := h.Digest(); got != l.DiffID {
-		c.report(path, "diff ID is %s, the files make %s", l.DiffID, got)
+		c.report(path, "diff ID is %s, the files give %s", l.DiffID, got)
 	}
 	return nil
 }

@@ -16,8 +16,8 @@ import (
 
 const crashVariable = "MICA_OVERLAY_CRASH"
 
-// crashChild is the process that dies. It does one of everything in the store that the variable
-// names, and says what is done.
+// crashChild is the process that dies. It does each operation once in the store that the variable
+// names, and prints what it has done.
 func crashChild() int {
 	if err := crashScript(os.Getenv(crashVariable)); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -88,8 +88,8 @@ func crashScript(root string) error {
 	return s.Close()
 }
 
-// A process that dies at any point leaves a store that the next Open makes whole: what was reported
-// as done is there, Check finds nothing, and the same work succeeds.
+// TestCrash: the next Open and Sweep repair the store of a process that died at any point. All
+// reported results exist, Check finds nothing, and the same work succeeds.
 func TestCrash(t *testing.T) {
 	needRoot(t)
 	for _, point := range []string{
@@ -104,7 +104,7 @@ func TestCrash(t *testing.T) {
 			if !errors.As(err, &exit) || !strings.Contains(exit.String(), "killed") {
 				t.Fatalf("the process was not killed at %s: %v", point, err)
 			}
-			// Another one may die while it removes what the first one left.
+			// Another process may die while it removes what the first one left.
 			_, _ = runCrash(t, root, failpoint.Variable+"=overlay.sweep.directory=kill")
 			s := openStore(t, root)
 			checkClean(t, s)

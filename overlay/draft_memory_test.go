@@ -23,7 +23,7 @@ func (d *decompressor) Repeated() int64 { return 0 }
 func (d *decompressor) ByteCost() int64 { return 0 }
 
 // TestDraftsDoNotKeepTheirInputs: layers that wait for their commit keep no decompressors and
-// buffers in memory. An image has up to 500 layers, and all of them wait for the last one.
+// buffers in memory. An image has up to 500 layers, and all wait for the last one.
 func TestDraftsDoNotKeepTheirInputs(t *testing.T) {
 	s := newStore(t)
 	in := &decompressor{}

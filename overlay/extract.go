@@ -345,7 +345,7 @@ func (x *extractor) regular(p place, m meta, h *tar.Header) (*fileJob, error) {
 	job := &fileJob{base: p.base, path: h.Name, meta: m, size: h.Size, sparse: isSparse(h)}
 	if job.sparse {
 		if x.sparse += h.Size; x.sparse > maxSparse || x.sparse < 0 {
-			return nil, invalid("sparse files stand for more than %d bytes", int64(maxSparse))
+			return nil, invalid("sparse files have a total length of more than %d bytes", int64(maxSparse))
 		}
 	}
 	if err := x.budget.keep(len(p.base)); err != nil {

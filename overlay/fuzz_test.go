@@ -10,8 +10,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// FuzzApply: whatever the bytes are, nothing outside of the store changes and nothing stays of what
-// is refused. What is accepted has the digest of the bytes and comes back as the same bytes.
+// FuzzApply: for any bytes, nothing outside the store changes, and a refused layer leaves no files.
+// An accepted layer has the digest of the bytes, and TarStream returns the same bytes.
 func FuzzApply(f *testing.F) {
 	out := victim(f)
 	for _, entries := range [][]entry{
@@ -26,13 +26,13 @@ func FuzzApply(f *testing.F) {
 		f.Add(buildTar(f, entries...))
 	}
 	f.Add(sparseBomb(f))
-	s := memoryStore(f) // where a sync costs nothing
+	s := memoryStore(f) // where a sync takes no time
 	f.Fuzz(func(t *testing.T, data []byte) {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
 		l, err := s.Register(ctx, "", digest.FromBytes(data), bytes.NewReader(data))
 		if err == nil && !bytes.Equal(readLayer(t, s, l.ID), data) {
-			t.Error("the layer does not come back as it was")
+			t.Error("TarStream returns other bytes")
 		}
 		if _, err := s.Prune(ctx, nil); err != nil {
 			t.Error(err)

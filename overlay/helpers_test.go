@@ -34,14 +34,14 @@ func TestMain(m *testing.M) {
 
 const apartVariable = "MICA_TEST_APART"
 
-// runApart runs the tests in a mount namespace of their own: CRIU, which tests of other packages
-// run meanwhile, cannot read the line of a mount of 100 layers.
+// runApart runs the tests in a separate mount namespace. Tests of other packages run CRIU
+// meanwhile, and CRIU cannot parse the mountinfo line of a mount of 100 layers.
 func runApart() int {
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), apartVariable+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
-	runtime.LockOSThread() // the child dies with the thread that made it
+	runtime.LockOSThread() // the child dies with the thread that started it
 	if err := cmd.Run(); err != nil {
 		fmt.Fprintln(os.Stderr, "tests in a mount namespace:", err)
 		return 1
@@ -56,15 +56,15 @@ func needRoot(tb testing.TB) {
 	}
 }
 
-// newStore opens a store in a directory of its own. When the test ends, Check must find nothing,
-// and nothing may be mounted.
+// newStore opens a store in a new directory. When the test ends, Check must find nothing, and
+// nothing may be mounted.
 func newStore(tb testing.TB) *Store {
 	tb.Helper()
 	return openStore(tb, tb.TempDir())
 }
 
-// memoryStore is newStore on a file system in memory, for tests that write much and do not look at
-// what is particular to a disk.
+// memoryStore is newStore on a file system in memory, for tests that write much and do not depend
+// on a disk.
 func memoryStore(tb testing.TB) *Store {
 	tb.Helper()
 	return openStore(tb, memoryDir(tb))
@@ -192,7 +192,7 @@ func encodeTar(entries []entry) ([]byte, error) {
 	return buf.Bytes(), err
 }
 
-// register applies and commits one layer and checks that it comes back as it was.
+// register applies and commits one layer and checks that TarStream returns the same bytes.
 func register(tb testing.TB, s *Store, parent digest.Digest, data []byte) Layer {
 	tb.Helper()
 	l, err := s.Register(context.Background(), parent, digest.FromBytes(data), bytes.NewReader(data))
@@ -200,7 +200,7 @@ func register(tb testing.TB, s *Store, parent digest.Digest, data []byte) Layer 
 		tb.Fatalf("Register: %v", err)
 	}
 	if got := readLayer(tb, s, l.ID); !bytes.Equal(got, data) {
-		tb.Errorf("TarStream gives %d bytes that differ from the %d put in", len(got), len(data))
+		tb.Errorf("TarStream returns %d bytes that differ from the %d bytes of the input", len(got), len(data))
 	}
 	return l
 }
@@ -221,8 +221,8 @@ func readLayer(tb testing.TB, s *Store, chain digest.Digest) []byte {
 	return got
 }
 
-// tree describes a directory tree, one line a name, for comparisons: type, mode, owner, and
-// content, target or device number; whiteouts and opaque directories as such.
+// tree describes a directory tree for comparisons, one line for each name: type, mode, owner, and
+// content, target or device number. It marks whiteouts and opaque directories.
 func tree(tb testing.TB, root string) map[string]string {
 	tb.Helper()
 	got := map[string]string{}
@@ -301,7 +301,7 @@ func stat(tb testing.TB, path string) unix.Stat_t {
 
 func diffOf(s *Store, l Layer) string { return s.paths.diff(l.CacheID) }
 
-// noDrafts fails if anything but the committed layers is on disk.
+// noDrafts reports an error if anything but the committed layers is on disk.
 func noDrafts(tb testing.TB, s *Store) {
 	tb.Helper()
 	names, err := readNames(s.paths.overlay())
@@ -327,7 +327,7 @@ func noDrafts(tb testing.TB, s *Store) {
 	}
 }
 
-// loopStore opens a store on a file system of its own, of size bytes.
+// loopStore opens a store on a new file system of size bytes.
 func loopStore(tb testing.TB, size int64, mkfs ...string) *Store {
 	tb.Helper()
 	needRoot(tb)

@@ -22,7 +22,7 @@ import (
 	"github.com/micarun/mica/internal/patience"
 )
 
-// received is a decompressed input that knows how many bytes came in.
+// received is a decompressed input that counts its compressed bytes.
 type received struct {
 	*zstd.Decoder
 	in    io.Reader
@@ -92,10 +92,10 @@ func compressLayer(tb testing.TB, fill func(tarWriter)) []byte {
 	return blob.Bytes()
 }
 
-// cost is what a call took.
+// cost is the processor time and memory of a call.
 type cost struct {
 	cpu  time.Duration
-	heap uint64 // at its peak, more than before
+	heap uint64 // peak increase, in bytes
 }
 
 func measureCost(f func()) (c cost) {
@@ -131,8 +131,8 @@ func cpuTime() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// hostileLayers are small when compressed, and sizes that would take too much if the floors of a
-// layer's budget were small. want is part of the error; "" is a layer that is taken.
+// hostileLayers are small when compressed, but would take much time or memory without limits. want
+// is a part of the error, "" for a layer that is accepted.
 var hostileLayers = map[string]struct {
 	want string
 	fill func(w tarWriter)
@@ -268,7 +268,7 @@ func putZeros(w tarWriter, name string, mebibytes int64) {
 	putFile(w, name, mebibytes, make([]byte, 1<<20))
 }
 
-// putFile puts a file of some MiB of data, again and again.
+// putFile writes a file that repeats data up to a number of MiB.
 func putFile(w tarWriter, name string, mebibytes int64, data []byte) {
 	e := file(name, "")
 	e.Size = mebibytes << 20
@@ -282,7 +282,7 @@ func putFile(w tarWriter, name string, mebibytes int64, data []byte) {
 	}
 }
 
-// linkChain puts 40 links to the directory d, each with 2,000 components.
+// linkChain writes 40 links to the directory d, each with 2,000 components.
 func linkChain(w tarWriter) {
 	w.put(dir("d"))
 	w.put(symlink("l0", "d"))
@@ -291,8 +291,8 @@ func linkChain(w tarWriter) {
 	}
 }
 
-// TestHostileLayers: what a layer may take follows from the bytes that were transferred for it,
-// whatever it holds, and it is refused with a reason where that is not enough.
+// TestHostileLayers: the transferred bytes of a layer limit its time and memory, independent of its
+// content. Beyond the limit it is refused with a reason.
 func TestHostileLayers(t *testing.T) {
 	for name, c := range hostileLayers {
 		t.Run(name, func(t *testing.T) {
@@ -322,12 +322,12 @@ func TestHostileLayers(t *testing.T) {
 	}
 }
 
-// busyFactor is how much more processor time a layer may take than is counted, when other work keeps
-// the machine busy. An image of 10 MB may take 6 s by the weights, and the promise is 10 s.
+// busyFactor is the maximum ratio of a layer's processor time to its counted work on a busy machine.
+// The weights allow an image of 10 MB six seconds; the promise is ten seconds.
 const busyFactor = 1.5
 
-// TestWeightsAreHonest: a layer takes at most busyFactor times the processor time that is counted
-// for it, on a journaled ext4 and with the removal of its draft.
+// TestWeightsAreHonest: a layer takes at most busyFactor times its counted processor time on a
+// journaled ext4, including the removal of its draft.
 func TestWeightsAreHonest(t *testing.T) {
 	if raceDetector {
 		t.Skip("the race detector takes most of the time")
@@ -337,7 +337,7 @@ func TestWeightsAreHonest(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			blob := compressLayer(t, c.fill)
 			var took, counted, limit time.Duration
-			for range 5 { // what else the process and the machine do may be taken for a part of it
+			for range 5 { // other work of the process and the machine may be measured too
 				image := s.NewAllowance()
 				took = measureCost(func() {
 					d, err := s.ApplyWithin(t.Context(), image, newReceived(t, blob))
@@ -362,8 +362,8 @@ func TestWeightsAreHonest(t *testing.T) {
 	}
 }
 
-// TestImpliedDirectoriesOfManyLayers: what tars only imply is looked up in the layers below a
-// bounded number of times, and not below what is not there.
+// TestImpliedDirectoriesOfManyLayers: the number of lookups for implied directories is limited.
+// Nothing is looked up below a directory that does not exist.
 func TestImpliedDirectoriesOfManyLayers(t *testing.T) {
 	ctx := context.Background()
 	s := memoryStore(t)
@@ -382,7 +382,7 @@ func TestImpliedDirectoriesOfManyLayers(t *testing.T) {
 	for i := range 5 {
 		few = append(few, layer(fmt.Sprint("a", i)))
 	}
-	allow := func(drafts []*Draft) { // 2,000 lookups more than they have taken already
+	allow := func(drafts []*Draft) { // 2,000 more lookups than their current work
 		l := s.newLookups(drafts)
 		s.floors.work += l.work - l.may + 2_000*costLookup
 	}
@@ -408,7 +408,7 @@ func TestImpliedDirectoriesOfManyLayers(t *testing.T) {
 	}
 }
 
-// TestLargeHeadersDoNotQueue: headers that wait for the packer take bounded memory.
+// TestLargeHeadersDoNotQueue: headers that wait for the packer take limited memory.
 func TestLargeHeadersDoNotQueue(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
@@ -437,8 +437,8 @@ func TestLargeHeadersDoNotQueue(t *testing.T) {
 	}
 }
 
-// randomEntries makes entries that meet each other: few names, of any kind, long, deep and through
-// links.
+// randomEntries makes entries that conflict with each other: few names, of any kind, long, deep and
+// through links.
 func randomEntries(r *rand.Rand) []entry {
 	names := []string{"a", "b", "c", strings.Repeat("n", 200)}
 	name := func() string {
@@ -472,8 +472,8 @@ func randomEntries(r *rand.Rand) []entry {
 	return entries
 }
 
-// TestBudgetIsHonest: for layers of any shape, the work that was counted stays within what their
-// bytes may cost, and the memory that is in use is not more than was counted.
+// TestBudgetIsHonest: for random layers, the counted work stays within the allowance for their
+// bytes, and the counted memory is at least the memory in use.
 func TestBudgetIsHonest(t *testing.T) {
 	s := memoryStore(t)
 	seed := uint64(time.Now().UnixNano())
@@ -522,7 +522,7 @@ func applyCounted(t *testing.T, s *Store, data []byte) (*extractor, error) {
 	return x, err
 }
 
-// checkCounts compares what was counted with what the layer's tree holds.
+// checkCounts compares the counted work and memory with the size and the tree of the layer.
 func checkCounts(t *testing.T, x *extractor) {
 	t.Helper()
 	if x.budget.work > x.budget.image.floors.work+workPerByte*x.record.total+maxLinks*maxPath*costStep {

@@ -38,7 +38,7 @@ func owners(t *testing.T) *Owners {
 	return &Owners{UserNS: userNS(t), UIDs: testMap, GIDs: testMap}
 }
 
-// inUserNS returns a command that runs as root of a user namespace of its own.
+// inUserNS returns a command that runs as root of a new user namespace.
 func inUserNS(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(name, args...)
 	maps := []syscall.SysProcIDMap{{ContainerID: 0, HostID: mappedRoot, Size: 1000}}
@@ -83,9 +83,8 @@ func wantOwner(t *testing.T, path string, uid, gid uint32) {
 	}
 }
 
-// TestMappedMount holds that a user namespace sees the owners that the image has, may change
-// everything, and leaves a writable layer with the same owners on disk as if there had been no
-// namespace.
+// TestMappedMount: a user namespace sees the image's owners and can change every file. On disk, the
+// writable layer has the same owners as without a namespace.
 func TestMappedMount(t *testing.T) {
 	bothAPIs(t, func(t *testing.T, s *Store) {
 		if err := s.ProbeMapped(userNS(t)); errdefs.IsNotImplemented(err) {
@@ -119,9 +118,8 @@ func TestMappedMount(t *testing.T) {
 	})
 }
 
-// TestCopiedMount holds that a user namespace sees the owners that the image has also where nothing
-// can be mapped, with the rights of executables, that the image stays as it is, and that a second
-// mount changes nothing.
+// TestCopiedMount: without ID-mapped mounts, a user namespace still sees the image's owners, setuid
+// bits and capabilities. The image stays unchanged, and a second mount changes nothing.
 func TestCopiedMount(t *testing.T) {
 	s := memoryStore(t)
 	s.noMapping.Store(true)
@@ -147,7 +145,7 @@ func TestCopiedMount(t *testing.T) {
 		if st := stat(t, filepath.Join(merged, "setuid")); st.Mode&0o7777 != 0o4755 {
 			t.Errorf("mode of a setuid executable is %o", st.Mode&0o7777)
 		}
-		// The kernel shows the attribute to the namespace that it is bound to.
+		// The kernel shows the attribute only in its namespace.
 		if got := script(t, merged, "getcap capable 2>/dev/null || stat -c %u:%g user"); !strings.Contains(got, "cap_net_bind_service=ep") && got != "5:6\n" {
 			t.Errorf("inside: %q", got)
 		}
@@ -162,7 +160,7 @@ func TestCopiedMount(t *testing.T) {
 	checkClean(t, s)
 }
 
-// TestMappedView holds the same of views, of one layer and of more.
+// TestMappedView tests the same for views, of one layer and of several.
 func TestMappedView(t *testing.T) {
 	bothAPIs(t, func(t *testing.T, s *Store) {
 		base := owned(t, s, Layer{})
@@ -194,8 +192,7 @@ func TestProbeMapped(t *testing.T) {
 	checkClean(t, s)
 }
 
-// TestMappedMountLeavesNoMount holds that a mapped mount that fails, and one that works, leave no
-// other mount than its own.
+// TestMappedMountLeavesNoMount: a mapped mount leaves no mount but its own, also if it fails.
 func TestMappedMountLeavesNoMount(t *testing.T) {
 	s := memoryStore(t)
 	if _, err := s.Create(context.Background(), CreateArgs{ID: "c", Parent: chain(t, s, 2).ID}); err != nil {

@@ -38,7 +38,7 @@ func randomPath(r *rand.Rand) string {
 	return strings.Join(parts, "/")
 }
 
-// find looks for a directory and returns the roots that make it up, top first.
+// find looks up a directory and returns the roots that make it up, top first.
 func (s *stack) find(p string) ([]int, error) {
 	at, name := &s.top, ""
 	for _, base := range strings.Split(p, "/") {
@@ -53,8 +53,8 @@ func (s *stack) find(p string) ([]int, error) {
 	return parts, nil
 }
 
-// TestStackIsTheView: at any height, a stack makes up the same directories of the same layers as a
-// view of the whole stack, whatever it was asked before.
+// TestStackIsTheView: at any height, a stack and a view of the same layers make up the same
+// directories, independent of earlier lookups.
 func TestStackIsTheView(t *testing.T) {
 	s := memoryStore(t)
 	seed := uint64(time.Now().UnixNano())
@@ -114,8 +114,8 @@ func compareWithView(t *testing.T, under *stack, s *Store, ids []string, r *rand
 	}
 }
 
-// TestSharedImpliedDirectoriesAreCheap: layers that imply the same directories are each looked at
-// once for each of them.
+// TestSharedImpliedDirectoriesAreCheap: if many layers imply the same directory, each layer is
+// looked up only once for it.
 func TestSharedImpliedDirectoriesAreCheap(t *testing.T) {
 	const layers, dirs = 60, 40
 	s := memoryStore(t)

@@ -10,8 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// An image's /etc that is a symbolic link to a directory stays one, and the files of /etc are made
-// where it leads, never outside the image.
+// TestInitLayerWhereEtcIsALink: an image's /etc that is a symbolic link to a directory stays a
+// link. The files of /etc are created in its target, never outside the image.
 func TestInitLayerWhereEtcIsALink(t *testing.T) {
 	links := func(n int) []entry {
 		entries := []entry{symlink("etc", "l0"), dir("store")}
@@ -47,7 +47,7 @@ func TestInitLayerWhereEtcIsALink(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := newStore(t)
-			// In two layers, the link above what it leads to.
+			// In two layers: the link is above its target.
 			below := register(t, s, "", buildTar(t, tc.image[1:]...))
 			create(t, s, "c", register(t, s, below.ID, buildTar(t, tc.image[0])).ID)
 			root := mount(t, s, MountArgs{ID: "c"})
@@ -79,7 +79,8 @@ func TestInitLayerWhereEtcIsALink(t *testing.T) {
 	}
 }
 
-// The directories on the way to /etc keep their owners and modes.
+// TestInitLayerKeepsWhereEtcLeads: the directories of the target of /etc keep their owners and
+// modes.
 func TestInitLayerKeepsWhereEtcLeads(t *testing.T) {
 	s := newStore(t)
 	store, etc := dir("store"), dir("store/etc")

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// The start reads the files of every layer; one that something else has blown up costs no memory.
+// TestReadStringIsBounded: Open reads the files of every layer. A file that grew too large takes no
+// memory.
 func TestReadStringIsBounded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "cache-id")
 	if err := os.WriteFile(path, []byte(" id\n"), 0o600); err != nil {

@@ -16,15 +16,15 @@ import (
 	"github.com/micarun/mica/internal/testseed"
 )
 
-// model is what a store should hold.
+// model is the expected content of a store.
 type model struct {
 	layers map[digest.Digest]digest.Digest // chain ID → parent
 	rws    map[string]digest.Digest        // ID → parent
 	holds  map[digest.Digest]func()
 }
 
-// TestModel does random work on a store and on maps. After every step both agree, and after every
-// few Check finds nothing and the store can be reopened.
+// TestModel does random work on a store and on maps. After every step both agree. After every few
+// steps, Check finds nothing and the store can be reopened.
 func TestModel(t *testing.T) {
 	r := testseed.New(t)
 	s := newStore(t)
@@ -97,7 +97,7 @@ func (m *model) step(t *testing.T, s *Store, r *rand.Rand) {
 	}
 }
 
-// commit makes up to three layers, of few different contents, so that some are there already.
+// commit makes up to three layers with few different contents, so that some exist already.
 func (m *model) commit(t *testing.T, s *Store, r *rand.Rand, parent digest.Digest) {
 	var drafts []*Draft
 	for range 1 + r.IntN(3) {

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bothAPIs runs a test on the new mount API and on mount(2).
+// bothAPIs runs a test with the new mount API and with mount(2).
 func bothAPIs(t *testing.T, f func(t *testing.T, s *Store)) {
 	t.Run("fsopen", func(t *testing.T) { f(t, memoryStore(t)) })
 	t.Run("mount", func(t *testing.T) {
@@ -35,7 +35,7 @@ func bothAPIs(t *testing.T, f func(t *testing.T, s *Store)) {
 	})
 }
 
-// chain registers n layers, each with a file of its own and one in common.
+// chain registers n layers, each with its own file and one common file.
 func chain(t *testing.T, s *Store, n int) Layer {
 	t.Helper()
 	ctx := context.Background()
@@ -129,8 +129,8 @@ func TestMount(t *testing.T) {
 	}
 }
 
-// More layers than the options of mount(2) can name are an error that says so; the new API takes
-// them.
+// TestMountManyLayers: too many layers for the options of mount(2) are an error that names the
+// reason. The new API mounts them.
 func TestMountManyLayers(t *testing.T) {
 	s := memoryStore(t)
 	create(t, s, "c", chain(t, s, 200).ID)
@@ -148,8 +148,8 @@ func TestMountManyLayers(t *testing.T) {
 	}
 }
 
-// A volatile mount that ended without an unmount, as in a crash of the machine, can be mounted
-// again.
+// TestMountVolatileAgain: a volatile mount that ended without an unmount, as in a crash of the
+// machine, can be mounted again.
 func TestMountVolatileAgain(t *testing.T) {
 	bothAPIs(t, func(t *testing.T, s *Store) {
 		ctx := context.Background()
@@ -180,7 +180,7 @@ func TestMountOptions(t *testing.T) {
 	}
 }
 
-// A kernel error names the mount and carries what the kernel says.
+// TestMountError: an error of the kernel names the mount and contains the kernel's message.
 func TestMountError(t *testing.T) {
 	s := newStore(t)
 	create(t, s, "c", chain(t, s, 1).ID)
@@ -194,7 +194,7 @@ func TestMountError(t *testing.T) {
 	}
 }
 
-// The view of a chain shows what a mount of it shows.
+// TestViewAgreesWithKernel: the view of a chain shows the same files as a mount of the chain.
 func TestViewAgreesWithKernel(t *testing.T) {
 	s := newStore(t)
 	a := register(t, s, "", buildTar(t, dir("d"), file("d/1", ""), dir("d/sub"), file("d/sub/x", ""), dir("e"), file("e/1", ""), file("f", ""), dir("g"), file("g/1", ""), symlink("s", "d")))
@@ -235,13 +235,13 @@ func TestViewAgreesWithKernel(t *testing.T) {
 	}
 }
 
-// The init layer replaces what an image has in its places, except directories, and lets the image's
-// directories be as they are.
+// TestInitLayer: the init layer replaces the image's files of the same names. It keeps the image's
+// directories unchanged.
 func TestInitLayer(t *testing.T) {
 	for _, tc := range []struct {
 		name  string
 		image []entry
-		want  map[string]string // of the merged tree, beside the usual
+		want  map[string]string // of the merged tree, besides the usual files
 	}{
 		{"empty image", nil, nil},
 		{"files and links", []entry{
@@ -323,8 +323,8 @@ func TestWritableErrors(t *testing.T) {
 	noDrafts(t, s)
 }
 
-// A writable layer whose record a power cut left empty can still be removed, and its directories go
-// with the next Open.
+// TestRemoveDamaged: a writable layer with a record that a power failure emptied can still be
+// removed. Sweep removes its directories after the next Open.
 func TestRemoveDamaged(t *testing.T) {
 	s := newStore(t)
 	rw := create(t, s, "c", "")
@@ -339,10 +339,10 @@ func TestRemoveDamaged(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(s.RWs()) != 0 {
-		t.Error("damaged layer is offered")
+		t.Error("damaged layer is listed")
 	}
 	if _, err := os.Stat(s.paths.diff(rw.MountID)); err != nil {
-		t.Errorf("swept in doubt: %v", err)
+		t.Errorf("swept although an entry is unreadable: %v", err)
 	}
 	if err := s.Remove(context.Background(), "c"); err != nil {
 		t.Error(err)
@@ -375,20 +375,21 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-// A mount that nobody asked for is found; one below a swept directory is taken off.
-func TestStrayMount(t *testing.T) {
+// TestUnexpectedMount: Check reports a mount that the store did not make. Sweep unmounts one below
+// a directory that it removes.
+func TestUnexpectedMount(t *testing.T) {
 	s := newStore(t)
 	ctx := context.Background()
 	l := chain(t, s, 1)
-	stray := s.paths.diff(l.CacheID)
-	if err := unix.Mount("none", stray, "tmpfs", 0, ""); err != nil {
+	extra := s.paths.diff(l.CacheID)
+	if err := unix.Mount("none", extra, "tmpfs", 0, ""); err != nil {
 		t.Fatal(err)
 	}
 	problems, err := s.Check(ctx, CheckOptions{})
 	if err != nil || !slices.ContainsFunc(problems, func(p Problem) bool { return strings.Contains(p.What, "mount") }) {
 		t.Errorf("problems %q, %v", problems, err)
 	}
-	if err := unix.Unmount(stray, 0); err != nil {
+	if err := unix.Unmount(extra, 0); err != nil {
 		t.Fatal(err)
 	}
 	rw := create(t, s, "c", l.ID)
@@ -399,6 +400,6 @@ func TestStrayMount(t *testing.T) {
 	s = openStore(t, s.paths.root)
 	checkClean(t, s)
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("%s of %s is still there: %v", path, rw.ID, err)
+		t.Errorf("%s of %s still exists: %v", path, rw.ID, err)
 	}
 }

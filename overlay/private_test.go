@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A setuid file or a device node of an image means nothing in a view on the host.
+// TestViewWithoutSetuidAndDevices: setuid files and device nodes of an image have no effect in a
+// view on the host.
 func TestViewWithoutSetuidAndDevices(t *testing.T) {
 	bothAPIs(t, func(t *testing.T, s *Store) {
 		base := owned(t, s, Layer{})
@@ -40,8 +41,8 @@ func TestViewWithoutSetuidAndDevices(t *testing.T) {
 	})
 }
 
-// Other users of the host have no way into the data root, whatever the umask and whoever made it.
-// What an adopted root's group may do stays.
+// TestDataRootIsClosed: other users of the host cannot enter the data root, for any umask, and also
+// if another program created it. The group of an adopted root keeps its permissions.
 func TestDataRootIsClosed(t *testing.T) {
 	needRoot(t)
 	for name, tc := range map[string]struct{ was, want os.FileMode }{

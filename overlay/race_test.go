@@ -2,5 +2,6 @@
 
 package overlay
 
-// raceDetector says that the tests look for races, which takes many times as long.
+// raceDetector reports whether the tests run with the race detector, which takes many times as
+// long.
 const raceDetector = true

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// More attributes than the file system has room for in one inode are the layer's fault, which ext4
-// reports as a full disk.
+// TestAttributesBeyondTheFileSystem: more attributes than fit in one inode are the layer's fault,
+// although ext4 reports a full disk.
 func TestAttributesBeyondTheFileSystem(t *testing.T) {
 	s := loopStore(t, 64<<20, "mkfs.ext4", "-q", "-F")
 	attributes := map[string]string{}

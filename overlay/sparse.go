@@ -83,7 +83,7 @@ func sparseMap(h *tar.Header, raw []byte, start int64) (m []fragment, physical i
 		at += tarBlock + roundUp(size)
 	}
 	if at < 0 || at+tarBlock > int64(len(raw)) {
-		return nil, 0, invalid("the headers of a sparse file are not where they should be")
+		return nil, 0, invalid("the headers of a sparse file are at an unexpected offset")
 	}
 	header, rest := raw[at:at+tarBlock], raw[at+tarBlock:]
 	if size := h.PAXRecords["size"]; size != "" {
@@ -111,7 +111,7 @@ func sparseMap(h *tar.Header, raw []byte, start int64) (m []fragment, physical i
 		left -= f.size
 	}
 	if left != 0 {
-		return nil, 0, invalid("a sparse file's map does not add up to its data")
+		return nil, 0, invalid("the map of a sparse file does not match its data")
 	}
 	return m, physical, nil
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// What archive/tar refuses by an error without a name is the layer's fault as well.
+// TestLongSparseMapsAreInvalid: an unnamed error of archive/tar is the layer's fault too.
 func TestLongSparseMapsAreInvalid(t *testing.T) {
 	header := make([]byte, 512)
 	copy(header, "s")

@@ -20,8 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The vectors are the nginx and centos:test images of the transcripts that docker's documentation
-// of its store is checked by.
+// The vectors are the nginx and centos:test images of the transcripts in docker's documentation of
+// its store.
 func TestChainID(t *testing.T) {
 	for _, image := range [][][2]string{
 		{
@@ -48,7 +48,7 @@ func TestChainID(t *testing.T) {
 	}
 }
 
-// A store written by Mica has exactly the file tree of dockerd's.
+// TestLayoutOnDisk: a store written by Mica has exactly the file tree of a dockerd store.
 func TestLayoutOnDisk(t *testing.T) {
 	s := newStore(t)
 	ctx := context.Background()
@@ -145,7 +145,7 @@ func TestClosed(t *testing.T) {
 	}
 }
 
-// What is mounted inside of a directory that goes away stays whole.
+// TestRemoveStopsAtMounts: a file system that is mounted in a removed directory keeps its files.
 func TestRemoveStopsAtMounts(t *testing.T) {
 	s := newStore(t)
 	ctx := context.Background()
@@ -230,7 +230,7 @@ func TestCommitSeveral(t *testing.T) {
 	}
 }
 
-// Any number of pulls of the same image at the same time end with one copy.
+// TestCommitSameTwice: any number of concurrent pulls of the same image end with one copy.
 func TestCommitSameTwice(t *testing.T) {
 	s := newStore(t)
 	ctx := context.Background()
@@ -315,8 +315,8 @@ func TestHoldAndPrune(t *testing.T) {
 	expect(nil, e, a)
 }
 
-// Directories that a tar implies are described by the layers below, with whiteouts, opaque
-// directories and files in between taken into account.
+// TestImpliedDirectories: implied directories get their metadata from the layers below. Whiteouts,
+// opaque directories and files in between count.
 func TestImpliedDirectories(t *testing.T) {
 	s := newStore(t)
 	ctx := context.Background()
@@ -362,7 +362,7 @@ func TestImpliedDirectories(t *testing.T) {
 	}
 }
 
-// What a crash left is swept, what is not understood stays and is reported.
+// TestSweep: Sweep removes what a crash left. Unknown files stay, and Check reports them.
 func TestSweep(t *testing.T) {
 	s := newStore(t)
 	l := register(t, s, "", buildTar(t, file("a", "1")))
@@ -403,7 +403,7 @@ func TestSweep(t *testing.T) {
 	}
 	for _, p := range gone {
 		if _, err := os.Lstat(filepath.Join(root, p)); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("%s is still there", p)
+			t.Errorf("%s still exists", p)
 		}
 	}
 	if got := readLayer(t, s, l.ID); len(got) == 0 {
@@ -418,8 +418,8 @@ func TestSweep(t *testing.T) {
 	reopen(t, s)
 }
 
-// A store of dockerd: the init layer missing, the top layer not marked committed, an entry on its
-// way out. Nothing of it may be swept.
+// TestAdoptDockerStore: a store of dockerd without an init layer, with a top layer not marked
+// committed and an entry being removed. Sweep may remove nothing of it.
 func TestAdoptDockerStore(t *testing.T) {
 	s := newStore(t)
 	ctx := context.Background()
@@ -452,7 +452,7 @@ func TestAdoptDockerStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !slices.ContainsFunc(problems, func(p Problem) bool { return strings.HasSuffix(p.Path, "-removing") }) {
-		t.Errorf("problems %v do not name the entry on its way out", problems)
+		t.Errorf("problems %v do not name the entry that dockerd was removing", problems)
 	}
 	if _, err := os.Stat(s.paths.diff(going)); err != nil {
 		t.Error(err)
@@ -466,14 +466,14 @@ func TestAdoptDockerStore(t *testing.T) {
 	reopen(t, s)
 }
 
-// Damage of every kind is found by Check; a layer that cannot be used is not offered, and a new
-// pull repairs it.
+// TestDamage: Check finds damage of every kind. The store does not list an unusable layer, and a
+// new pull repairs it.
 func TestDamage(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		damage func(s *Store, a, b Layer) error
 		says   string
-		unused bool // the layer b is not offered after a restart
+		unused bool // the layer b is not listed after a restart
 	}{
 		{"CacheIDEmpty", func(s *Store, _, b Layer) error {
 			return os.WriteFile(filepath.Join(s.paths.layer(b.ID), cacheIDName), nil, 0o644)
@@ -498,7 +498,7 @@ func TestDamage(t *testing.T) {
 			l, err := readString(filepath.Join(s.paths.dir(b.CacheID), linkName))
 			p := filepath.Join(s.paths.links(), l)
 			return errors.Join(err, os.Remove(p), os.Symlink("../"+a.CacheID+"/diff", p))
-		}, "does not lead here", false},
+		}, "does not link to this directory", false},
 		{"LowerWrong", func(s *Store, _, b Layer) error {
 			return os.WriteFile(filepath.Join(s.paths.dir(b.CacheID), lowerName), []byte("l/X"), 0o644)
 		}, "expected", false},
@@ -537,19 +537,19 @@ func TestDamage(t *testing.T) {
 			if !tc.unused {
 				return
 			}
-			s = openStore(t, s.paths.root) // which checks when the test ends
+			s = openStore(t, s.paths.root) // runs Check when the test ends
 			if _, err := s.Layer(b.ID); !errdefs.IsNotFound(err) {
-				t.Errorf("damaged layer is offered: %v", err)
+				t.Errorf("damaged layer is listed: %v", err)
 			}
 			a = register(t, s, "", first)
 			register(t, s, a.ID, second)
-			reopen(t, s) // what a damaged entry named is swept now
+			reopen(t, s) // Sweep now removes what the damaged entry named
 		})
 	}
 }
 
-// Prune takes damaged entries away, but nothing that a container stands on, whatever became of the
-// entries.
+// TestPruneDamaged: Prune removes damaged entries, but no layer that a container uses, even if its
+// entry is damaged.
 func TestPruneDamaged(t *testing.T) {
 	for _, used := range []bool{false, true} {
 		t.Run(fmt.Sprint("in use: ", used), func(t *testing.T) {
@@ -572,7 +572,7 @@ func TestPruneDamaged(t *testing.T) {
 				t.Fatal(err)
 			}
 			if n := len(s.Layers()); n != 1 {
-				t.Errorf("%d layers are offered", n)
+				t.Errorf("%d layers are listed", n)
 			}
 			if _, err := s.Prune(ctx, nil); err != nil {
 				t.Error(err)

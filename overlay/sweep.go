@@ -36,7 +36,7 @@ func (s *Store) findAbandoned(ctx context.Context, f *findings) error {
 		return err
 	}
 	if f.unreadable {
-		log.Info("Not sweeping layer directories: an entry of layerdb cannot be read", "root", s.paths.root)
+		log.Info("Not removing unused layer directories: an entry of layerdb cannot be read", "root", s.paths.root)
 	} else {
 		a.directories = s.unclaimed(f)
 	}
@@ -119,7 +119,7 @@ func (s *Store) Sweep(ctx context.Context) error {
 	a := s.abandoned
 	s.abandoned = abandoned{}
 	s.mu.Unlock()
-	klog.FromContext(ctx).Info("Sweeping what was left half-made", "directories", len(a.directories), "entries", len(a.sets), "links", len(a.links))
+	klog.FromContext(ctx).Info("Removing what an earlier process left incomplete", "directories", len(a.directories), "entries", len(a.sets), "links", len(a.links))
 	if err := s.sweepAll(ctx, a); err != nil {
 		return fmt.Errorf("sweep layer store: %w", err)
 	}
@@ -246,7 +246,7 @@ func (s *Store) removeLeft(ctx context.Context) {
 	s.mu.Unlock()
 	for _, id := range left {
 		if err := s.removeRetired(ctx, id); err != nil {
-			klog.FromContext(ctx).Error(err, "Remove directory that an earlier removal left", "directory", id)
+			klog.FromContext(ctx).Error(err, "Removing leftover directory failed", "directory", id)
 		}
 	}
 }

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// abandonDraft leaves in a store what a process leaves that dies while it extracts a layer with
-// many directories.
+// abandonDraft leaves the draft of a process that died while it extracted a layer with many
+// directories.
 func abandonDraft(t *testing.T, s *Store, directories int) (id string) {
 	t.Helper()
 	id = newID()
@@ -30,7 +30,7 @@ func abandonDraft(t *testing.T, s *Store, directories int) (id string) {
 	return id
 }
 
-// countNames counts what is below a directory.
+// countNames counts the names below a directory.
 func countNames(t *testing.T, dir string) (n int) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(string, os.DirEntry, error) error { n++; return nil })
@@ -40,8 +40,8 @@ func countNames(t *testing.T, dir string) (n int) {
 	return n
 }
 
-// A start deletes nothing of what a dead process left, and that is no finding of Check. Sweep
-// deletes it, and goes on where an earlier one was cut short.
+// TestOpenDeletesNoAbandonedDraft: Open removes nothing that a dead process left, and Check does
+// not report it. Sweep removes it, and continues after an interrupted Sweep.
 func TestOpenDeletesNoAbandonedDraft(t *testing.T) {
 	needRoot(t)
 	s := newStore(t)
@@ -69,19 +69,20 @@ func TestOpenDeletesNoAbandonedDraft(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n := countNames(t, root); n != there {
-		t.Errorf("a Sweep that had ended deleted %d names", there-n)
+		t.Errorf("a Sweep with an ended context deleted %d names", there-n)
 	}
 	for n := range directories / 2 { // as if killed in the middle
 		if err := os.RemoveAll(filepath.Join(s.paths.diff(id), fmt.Sprintf("d%d", n))); err != nil {
 			t.Fatal(err)
 		}
 	}
-	s = openStore(t, root) // which sweeps
+	s = openStore(t, root) // runs Sweep
 	noDrafts(t, s)
 	checkClean(t, s)
 }
 
-// The removal of a tree ends with its context, between two directories.
+// TestRemoveTreeEndsWithItsContext: the removal of a tree ends with its context, between two
+// directories.
 func TestRemoveTreeEndsWithItsContext(t *testing.T) {
 	needRoot(t)
 	s := newStore(t)
@@ -105,7 +106,7 @@ func TestRemoveTreeEndsWithItsContext(t *testing.T) {
 	noDrafts(t, s)
 }
 
-// endsAfter is a context that ends when it has been asked a number of times.
+// endsAfter is a context that ends after a number of calls of Err.
 type endsAfter struct {
 	context.Context
 	asked *int

@@ -15,7 +15,7 @@ import (
 	"github.com/vbatts/tar-split/tar/storage"
 )
 
-// The tar-split file holds, line by line, what dockerd's code writes.
+// TestTarSplitAsDockerd: the tar-split file has the same lines as dockerd's.
 func TestTarSplitAsDockerd(t *testing.T) {
 	for name, data := range map[string][]byte{
 		"built": buildTar(t, dir("./"), file("./a", "1"), file(`q"<&>`+"\n", strings.Repeat("x", 5000)), symlink("s", "a"), hardlink("h", "./a"),
@@ -38,7 +38,7 @@ func TestTarSplitAsDockerd(t *testing.T) {
 			s := newStore(t)
 			l := register(t, s, "", data)
 			if d := cmp.Diff(strings.Split(want.String(), "\n"), strings.Split(string(splitLines(t, s, l)), "\n")); d != "" {
-				t.Errorf("lines differ (-dockerd +ours):\n%.4000s", d)
+				t.Errorf("lines differ (-dockerd +Mica):\n%.4000s", d)
 			}
 		})
 	}

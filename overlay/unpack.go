@@ -139,7 +139,7 @@ func (u *unpacker) entry(h *tar.Header, in io.Reader) error {
 		return err
 	}
 	if h.Size < 0 || h.Size > u.left {
-		return invalid("more content than is allowed")
+		return invalid("content exceeds the limit")
 	}
 	u.left -= h.Size
 	for part := range strings.SplitSeq(name, "/") {
@@ -326,7 +326,7 @@ func (u *unpacker) hardLink(parent int, base, target string) error {
 		return err
 	}
 	if !u.made[name] {
-		return invalid("a hard link to %q, which the tar does not have before", target)
+		return invalid("a hard link to %q, which is no earlier entry of the tar", target)
 	}
 	dir, err := openBeneath(u.root, path.Dir(name), unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {

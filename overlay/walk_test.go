@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nest makes directories in each other and puts a file into the last.
+// nest creates depth nested directories and a file in the last one.
 func nest(tb testing.TB, top string, depth int) {
 	tb.Helper()
 	fd, err := unix.Open(top, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -40,7 +40,7 @@ func nest(tb testing.TB, top string, depth int) {
 	_, _ = unix.Close(file), unix.Close(fd)
 }
 
-// fewDescriptors lets the process open only some more files than it has.
+// fewDescriptors limits the process to a few more open files than it has.
 func fewDescriptors(tb testing.TB) {
 	tb.Helper()
 	var old unix.Rlimit
@@ -57,8 +57,8 @@ func fewDescriptors(tb testing.TB) {
 	tb.Cleanup(func() { _ = unix.Setrlimit(unix.RLIMIT_NOFILE, &old) })
 }
 
-// TestNestedDirectories: a container that nests directories deeper than a path can be long, or the
-// daemon can have descriptors, is measured and removed like any other.
+// TestNestedDirectories: a layer with directories nested deeper than PATH_MAX or the descriptor
+// limit is measured and removed like any other.
 func TestNestedDirectories(t *testing.T) {
 	const depth = 20_000
 	ctx := context.Background()
@@ -80,11 +80,11 @@ func TestNestedDirectories(t *testing.T) {
 		t.Errorf("Remove: %v", err)
 	}
 	if _, err := os.Lstat(s.paths.dir(rw.MountID)); !os.IsNotExist(err) {
-		t.Errorf("the layer is still there: %v", err)
+		t.Errorf("the layer still exists: %v", err)
 	}
 }
 
-// TestChangesOfNestedDirectories: what a tar can name is packed, with few descriptors.
+// TestChangesOfNestedDirectories: paths up to the tar's limit are packed, with few descriptors.
 func TestChangesOfNestedDirectories(t *testing.T) {
 	const depth = 2_000
 	dir := memoryDir(t)
@@ -106,7 +106,7 @@ func TestChangesOfNestedDirectories(t *testing.T) {
 	}
 }
 
-// TestFailedRemovalIsRetried: what a removal had to leave is removed by a later Prune.
+// TestFailedRemovalIsRetried: a later Prune removes what a failed removal left.
 func TestFailedRemovalIsRetried(t *testing.T) {
 	ctx := context.Background()
 	s := memoryStore(t)
@@ -131,7 +131,7 @@ func TestFailedRemovalIsRetried(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := os.Lstat(s.paths.dir(rw.MountID)); !os.IsNotExist(err) {
-		t.Errorf("the directory is still there: %v", err)
+		t.Errorf("the directory still exists: %v", err)
 	}
 }
 
