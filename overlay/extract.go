@@ -286,7 +286,7 @@ func (x *extractor) imply(parent *node, base string) (*node, error) {
 	return n, nil
 }
 
-// mkdir creates a directory unless it exists.
+// mkdir creates a directory where none exists, and replaces any other file.
 func (x *extractor) mkdir(p place) (*node, error) {
 	if err := errors.Join(x.budget.keep(keptDir+len(p.base)), x.budget.spend(costDir)); err != nil {
 		return nil, err

@@ -221,7 +221,7 @@ var hostileLayers = map[string]struct {
 		putZeros(w, "zeros", 30)
 		w.put(file("zeros", ""))
 	}},
-	"zeros behind the end": {"more work", func(w tarWriter) {
+	"zeros after the end": {"more work", func(w tarWriter) {
 		if _, err := w.raw.Write(make([]byte, 30<<20)); err != nil {
 			w.tb.Fatal(err)
 		}

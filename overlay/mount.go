@@ -23,7 +23,7 @@ const (
 	maxOptions  = 4095 // bytes of the options of mount(2): one page
 )
 
-// MountArgs says how to mount a writable layer.
+// MountArgs are the arguments of Mount.
 type MountArgs struct {
 	ID       string
 	Volatile bool   // omit all syncs of the upper directory (Linux 5.10); a power failure loses it

@@ -63,7 +63,7 @@ func TestOpenDeletesNoAbandonedDraft(t *testing.T) {
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
 	if err := s.Sweep(ended); !errors.Is(err, context.Canceled) {
-		t.Errorf("Sweep whose context has ended: %v", err)
+		t.Errorf("Sweep with an ended context: %v", err)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)

@@ -25,7 +25,7 @@ const (
 // directory, because the directory was empty at first and has no other writer. So paths are
 // resolved in this tree, without system calls, and the kernel cannot follow a link of the layer.
 //
-// A node of kindOther stands for many files.
+// Many files share one node of kindOther.
 type node struct {
 	kind     kind
 	hides    bool  // the same layer has a whiteout for the name, which hides the layers below
@@ -140,7 +140,7 @@ type walker struct {
 	links    int
 }
 
-// directory returns the directory that a clean relative path stands for.
+// directory returns the directory at a clean relative path.
 func (w *walker) directory(p string) (*node, error) {
 	at := w.root
 	todo := []string{p} // stack of paths, the next one last

@@ -360,8 +360,8 @@ func (u *unpacker) device(parent int, base string, h *tar.Header) error {
 	return nil
 }
 
-// whiteout deletes what the whiteout hides in a layer. In an opaque directory it deletes everything
-// that does not come from the tar.
+// whiteout deletes what it would hide in a layer: one name, or the content of an opaque directory.
+// Files that come from the tar stay.
 func (u *unpacker) whiteout(parent int, name string) error {
 	base := path.Base(name)
 	if strings.HasPrefix(base, aufsPrefix) && base != opaqueName {

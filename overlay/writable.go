@@ -33,7 +33,7 @@ type writable struct {
 	gone bool
 }
 
-// CreateArgs describes a new writable layer.
+// CreateArgs are the arguments of Create.
 type CreateArgs struct {
 	ID     string        // the container's ID, a file name of at most 128 bytes
 	Parent digest.Digest // top layer of the image, "" for an empty root
