@@ -498,7 +498,7 @@ func TestApplyRefused(t *testing.T) {
 		{"TruncatedBigFile", buildTar(t, file("big", strings.Repeat("x", 1<<20)))[:1<<19], "truncated"},
 		{"JunkInsteadOfSecondZeroBlock", append(good[:len(good)-512:len(good)-512], bytes.Repeat([]byte("j"), 512)...), "malformed"},
 		{"HugeSparseFile", sparseBomb(t), "sparse"},
-		{"SparseMapWithoutData", oldSparse(t, "00000000000\x0000000001000\x00", "00000010000\x00"), "add up"},
+		{"SparseMapWithoutData", oldSparse(t, "00000000000\x0000000001000\x00", "00000010000\x00"), "does not match its data"},
 		{"SparseMapBeyondTheEnd", oldSparse(t, "00000000000\x0000000001000\x00", "00000000100\x00"), "malformed"},
 		{"NameBomb", nameBomb(t), "bytes of names"},
 	} {
