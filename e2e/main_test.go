@@ -27,6 +27,8 @@ const (
 	runtimeEnv = "MICA_E2E_RUNTIME"
 	// binEnv names a directory of built binaries to test.
 	binEnv = "MICA_E2E_BIN"
+	// raceEnv builds the daemon with the race detector; `make race` sets it.
+	raceEnv = "MICA_E2E_RACE"
 )
 
 // suite is the data shared by all tests; none changes it.
@@ -89,7 +91,7 @@ func build(ctx context.Context, dir string) error {
 		return err
 	}
 	// `make race` sets the variable to build the daemon with the race detector too.
-	build := exec.CommandContext(ctx, "make", "-C", root, "build", "BIN="+dir, "RACE="+os.Getenv("MICA_E2E_RACE"))
+	build := exec.CommandContext(ctx, "make", "-C", root, "build", "BIN="+dir, "RACE="+os.Getenv(raceEnv))
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build binaries: %w: %s", err, out)
 	}

@@ -309,7 +309,7 @@ func TestHostileLayers(t *testing.T) {
 			case c.want != "" && (!errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), c.want)):
 				t.Errorf("got %v, want an invalid argument with %q", err, c.want)
 			}
-			if took.heap > 32<<20 {
+			if took.heap > 32<<20 && !raceDetector { // which delays the collector
 				t.Errorf("took %d MB of heap", took.heap>>20)
 			}
 			if err == nil {
