@@ -579,7 +579,7 @@ func TestPodsAndInit(t *testing.T) {
 	}
 }
 
-// The default parent is removed only by the owner for whom it was made, and while nothing is in it.
+// A daemon removes the default parent only if it has made it, and only while it is empty.
 func TestDefaultParentIsRemovedByItsMaker(t *testing.T) {
 	m, path := real(t)
 	m, err := New(m.mode, Options{DefaultParent: filepath.Join(path, "default")})
