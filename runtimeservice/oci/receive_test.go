@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/testdescriptors"
 )
 
 // Receiving a terminal without a free descriptor says so.
@@ -28,22 +30,9 @@ func TestReceiveWithoutDescriptors(t *testing.T) {
 	if _, _, err := ends[0].WriteMsgUnix([]byte("terminal"), unix.UnixRights(0), nil); err != nil {
 		t.Fatal(err)
 	}
-	var old unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
-		t.Fatal(err)
-	}
-	free, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = unix.Close(free)
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(free), Max: old.Max}); err != nil {
-		t.Fatal(err)
-	}
+	_, restore := testdescriptors.Leave(t, 0)
 	f, err := receiveFile(ends[1])
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
-		t.Fatal(err)
-	}
+	restore()
 	if f != nil || !errors.Is(err, unix.EMFILE) {
 		t.Errorf("receiveFile = %v, %v", f, err)
 	}

@@ -11,34 +11,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/micarun/mica/internal/testdescriptors"
 	"github.com/micarun/mica/runtimeservice/keeper/wire"
 )
-
-// noDescriptors prevents this process from opening descriptors until raise.
-func noDescriptors(t *testing.T) (raise func()) {
-	t.Helper()
-	var old unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
-		t.Fatal(err)
-	}
-	// Open returns the lowest free number.
-	free, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = unix.Close(free)
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(free), Max: old.Max}); err != nil {
-		t.Fatal(err)
-	}
-	raise = sync.OnceFunc(func() { _ = unix.Setrlimit(unix.RLIMIT_NOFILE, &old) })
-	t.Cleanup(raise)
-	return raise
-}
 
 func TestReserveIsLentAndTakenBack(t *testing.T) {
 	r := newReserve(2)
 	defer r.close()
-	raise := noDescriptors(t)
+	_, raise := testdescriptors.Leave(t, 0)
 	var got []int
 	take := func() error {
 		fd, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -92,7 +72,7 @@ func TestRunningProcessIsNotLostForWantOfADescriptor(t *testing.T) {
 	log.SetOutput(out)
 	defer log.SetOutput(os.Stderr)
 	s := &Server{spare: newReserve(0)}
-	raise := noDescriptors(t)
+	_, raise := testdescriptors.Leave(t, 0)
 	type result struct {
 		fd  int
 		err error
@@ -137,7 +117,7 @@ func TestStreamsWithoutDescriptorsLeaveNone(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.close()
-	raise := noDescriptors(t)
+	_, raise := testdescriptors.Leave(t, 0)
 	err = errors.New("pump did not answer")
 	_ = p.call(t.Context(), func() { _, err = newStdio(p, record{ID: "a"}, given) })
 	raise()

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/testdescriptors"
 )
 
 // Receive reports a message for whose descriptors no number is free, and the connection stays
@@ -38,20 +40,9 @@ func TestReceiveWithoutDescriptors(t *testing.T) {
 	send(Message{ID: 2, Op: OpGet})
 	send(Message{ID: 3, Op: OpAdopt, FDs: []string{FDPid}}, pair[0])
 
-	var old unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
-		t.Fatal(err)
-	}
-	free, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = unix.Close(free)
 	// There is room for one of two descriptors; Receive must keep neither.
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(free) + 1, Max: old.Max}); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = unix.Setrlimit(unix.RLIMIT_NOFILE, &old) }()
+	free, restore := testdescriptors.Leave(t, 1)
+	defer restore()
 	m, fds, err := to.Receive(nil)
 	if m.ID != 1 || len(fds) != 0 || !errors.Is(err, ErrDescriptors) || !Exhausted(err) {
 		t.Errorf("Receive = %+v, %v, %v", m, fds, err)
