@@ -172,7 +172,8 @@ func earlierMemory(old, set *specs.LinuxMemory) *specs.LinuxMemory {
 	return out
 }
 
-// earlier is old, or none if there was none; nil if nothing is set.
+// earlier returns the value that undoes set: old, or none if there was no limit before. It returns nil
+// if set is nil.
 func earlier[T any](set, old *T, none T) *T {
 	switch {
 	case set == nil:
