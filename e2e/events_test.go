@@ -108,6 +108,10 @@ func TestEventsNameTheStage(t *testing.T) {
 		_, err := f.Runtime.RunPodSandbox(f.ctx, config, "")
 		retried <- err
 	}()
+	f.eventually("the retry joins the creation", func() bool {
+		running := f.history("--running", "--pod", name)
+		return len(running) == 1 && running[0].Calls == 1
+	})
 	answer("no address left")
 	if err := <-retried; err == nil || !strings.Contains(err.Error(), "set up network: ") || !strings.Contains(err.Error(), "no address left") {
 		t.Errorf("retry = %v", err)

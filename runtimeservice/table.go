@@ -157,6 +157,7 @@ func (t *table[T]) create(ctx context.Context, identity string, limit time.Durat
 }
 
 func (f *flight[T]) wait(ctx context.Context, kind, identity string) (T, error) {
+	defer f.op.AddCall()()
 	select {
 	case <-f.done:
 		return f.obj, f.err

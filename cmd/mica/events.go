@@ -76,7 +76,7 @@ func line(e admin.Event) string {
 	}
 	switch {
 	case e.Running:
-		text += ": running for " + rounded(e.Seconds)
+		text += ": running for " + rounded(e.Seconds) + waiting(e.Calls)
 	case e.Error != "":
 		text += ": failed after " + rounded(e.Seconds)
 	case len(e.Stages) > 0:
@@ -91,6 +91,17 @@ func line(e admin.Event) string {
 		}
 	}
 	return text
+}
+
+// waiting says how many calls wait for the result, if any are known.
+func waiting(calls int) string {
+	switch calls {
+	case 0:
+		return ""
+	case 1:
+		return ", 1 call waits"
+	}
+	return fmt.Sprintf(", %d calls wait", calls)
 }
 
 func object(e admin.Event) string {

@@ -25,7 +25,7 @@ func (d *daemon) Events(ctx context.Context, args admin.EventsArgs, emit func(ad
 func asEvent(e operations.Entry) admin.Event {
 	event := admin.Event{
 		What: e.What, Pod: e.Pod, Container: e.Container, Image: e.Image, Name: e.Name,
-		Started: e.Started, Seconds: e.Took.Seconds(), Running: e.Running, Detail: e.Detail,
+		Started: e.Started, Seconds: e.Took.Seconds(), Running: e.Running, Calls: e.Calls, Detail: e.Detail,
 	}
 	for _, s := range e.Stages {
 		event.Stages = append(event.Stages, admin.Stage{Name: s.Name, Seconds: s.Took.Seconds()})

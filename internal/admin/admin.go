@@ -78,6 +78,7 @@ type Event struct {
 	Started time.Time `json:"started"`
 	Seconds float64   `json:"seconds"` // time so far, while the operation runs
 	Running bool      `json:"running,omitempty"`
+	Calls   int       `json:"calls,omitempty"` // that wait for the result of a running creation
 	Stages  []Stage   `json:"stages,omitempty"`
 	Detail  string    `json:"detail,omitempty"`
 	Error   string    `json:"error,omitempty"` // of a failed operation

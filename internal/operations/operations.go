@@ -55,7 +55,10 @@ type Entry struct {
 	Started time.Time
 	Took    time.Duration // time so far, while it runs
 	Running bool
-	Stages  []Stage
+	// Calls is the number of calls that wait for the result, while the operation runs. It is 0 if
+	// all have given up, and for an operation that counts none.
+	Calls  int
+	Stages []Stage
 	// Detail has more information, such as the progress of the operation.
 	Detail string
 	// Err is the error of a failed operation.
@@ -183,6 +186,21 @@ func (op *Operation) Current() (stage string, since time.Duration) {
 	return op.entry.Stages[n-1].Name, time.Since(op.entry.Stages[n-1].Started)
 }
 
+// AddCall counts one more call that waits for the operation's result. The caller runs done when the
+// call no longer waits.
+func (op *Operation) AddCall() (done func()) {
+	if op == nil {
+		return func() {}
+	}
+	count := func(by int) {
+		op.mu.Lock()
+		defer op.mu.Unlock()
+		op.entry.Calls += by
+	}
+	count(1)
+	return func() { count(-1) }
+}
+
 // What returns the kind of operation, such as "run pod".
 func (op *Operation) What() string {
 	if op == nil {
@@ -227,7 +245,7 @@ func (op *Operation) End(err error) {
 		return
 	}
 	e := op.snapshot()
-	e.Running, e.Err = false, err
+	e.Running, e.Calls, e.Err = false, 0, err
 	t := op.tracker
 	t.mu.Lock()
 	delete(t.running, e.ID)

@@ -35,6 +35,12 @@ func TestLifeOfAnOperation(t *testing.T) {
 	if stage, _ := op.Current(); stage != "set up network" {
 		t.Errorf("in stage %q", stage)
 	}
+	first, second := op.AddCall(), op.AddCall()
+	second()
+	if calls := tracker.Running()[0].Calls; calls != 1 {
+		t.Errorf("%d calls of one wait", calls)
+	}
+	defer first()
 	op.End(errors.New("set up network: no"))
 	if len(tracker.Running()) != 0 {
 		t.Error("still running")
@@ -44,7 +50,7 @@ func TestLifeOfAnOperation(t *testing.T) {
 		t.Fatalf("ended: %+v", ended)
 	}
 	e := ended[0]
-	if e.Running || e.Err == nil || e.What != "run pod" || !slices.Equal(names(e.Stages), []string{"make namespaces", "set up network"}) {
+	if e.Running || e.Calls != 0 || e.Err == nil || e.What != "run pod" || !slices.Equal(names(e.Stages), []string{"make namespaces", "set up network"}) {
 		t.Errorf("ended: %+v", e)
 	}
 	var sum time.Duration
