@@ -145,6 +145,10 @@ func (s *Service) tearDownContainer(ctx context.Context, c *Container) error {
 	if err := s.untilDead(ctx, dying{cgroup: s.containerCgroup(c)}, remove); err != nil {
 		return fmt.Errorf("delete container %s: %w", c.ID, err)
 	}
+	// The OCI runtime has removed the cgroup, unless it has lost its state of the container.
+	if err := s.removeCgroup(ctx, s.containerCgroup(c)); err != nil {
+		return fmt.Errorf("delete container %s: %w", c.ID, err)
+	}
 	operations.Enter(ctx, "unmount root filesystem")
 	bundle := s.bundle(c.ID)
 	if err := s.layers.Unmount(ctx, c.ID); err != nil {

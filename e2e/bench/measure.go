@@ -13,21 +13,28 @@ import (
 
 // row is one line of the table: a value for each peer, and the unit.
 type row struct {
-	what             string
-	unit             string
-	mica, containerd float64
+	what        string
+	unit        string
+	mica, other float64
 }
 
 // measure measures every row, alternating between the peers.
-func measure(ctx context.Context, s settings, mica, containerd *peer) ([]row, error) {
-	peers := []*peer{mica, containerd}
+func measure(ctx context.Context, s settings, mica, other *peer) ([]row, error) {
+	peers := []*peer{mica, other}
 	for _, p := range peers {
 		if _, err := p.images.PullImage(ctx, &runtimeapi.ImageSpec{Image: workload}, nil, nil); err != nil {
 			return nil, fmt.Errorf("%s: pull: %w", p.name, err)
 		}
 	}
 	var rows []row
-	for _, part := range []func(context.Context, settings, []*peer) ([]row, error){pulls, pods, execs, crowd} {
+	all := map[string]func(context.Context, settings, []*peer) ([]row, error){
+		"pulls": pulls, "pods": pods, "execs": execs, "crowd": crowd, "calls": calls, "stats": statistics,
+	}
+	for _, name := range s.parts {
+		part := all[name]
+		if part == nil {
+			return nil, fmt.Errorf("no part %q", name)
+		}
 		more, err := part(ctx, s, peers)
 		if err != nil {
 			return nil, err
@@ -177,8 +184,8 @@ func crowd(ctx context.Context, s settings, peers []*peer) ([]row, error) {
 				return nil, fmt.Errorf("%s: %w", p.name, err)
 			}
 		}
-		*[]*float64{&memory.mica, &memory.containerd}[n] = (at[1] - at[0]) / float64(s.pods-few)
-		*[]*float64{&base.mica, &base.containerd}[n] = at[1]
+		*[]*float64{&memory.mica, &memory.other}[n] = (at[1] - at[0]) / float64(s.pods-few)
+		*[]*float64{&base.mica, &base.other}[n] = at[1]
 	}
 	return []row{memory, base, pair(fmt.Sprintf("ready after kill -9 with %d pods, p50", s.pods), 0.5, restarted)}, nil
 }

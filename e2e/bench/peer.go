@@ -37,19 +37,28 @@ const (
 	python   = "registry.test/mica/python:latest"
 )
 
-func startMica(ctx context.Context, s *stage, bin string) (*peer, error) {
-	data, err := s.store(ctx, "mica")
+// micaArgs describes one Mica.
+type micaArgs struct {
+	name    string // of the column
+	bin     string
+	slot    *node.Slot
+	confDir string // "" for the embedded network
+	runtime string // OCI runtime, "" for the daemon's choice
+}
+
+func startMica(ctx context.Context, s *stage, a micaArgs) (*peer, error) {
+	data, err := s.store(ctx, a.slot.Name)
 	if err != nil {
 		return nil, err
 	}
 	n, err := node.Start(ctx, node.Options{
-		Bin: bin, Name: s.slot.Name, State: s.slot.State, Data: filepath.Join(data, "root"),
-		Subnet: s.slot.Subnet, Metrics: s.slot.Metrics, Mirror: s.registry.Addr, ConfDir: s.confDir,
+		Bin: a.bin, Name: a.slot.Name, State: a.slot.State, Data: filepath.Join(data, "root"), OCIRuntime: a.runtime,
+		Subnet: a.slot.Subnet, Metrics: a.slot.Metrics, Mirror: s.registry.Addr, ConfDir: a.confDir,
 	})
 	if err != nil {
 		return nil, err
 	}
-	p := &peer{name: "Mica", runtime: n.Runtime, images: n.Images, parent: n.CgroupParent(), logs: filepath.Join(s.work, "mica-logs")}
+	p := &peer{name: a.name, runtime: n.Runtime, images: n.Images, parent: n.CgroupParent(), logs: filepath.Join(s.work, a.slot.Name+"-logs")}
 	p.pids = func() ([]int, error) {
 		keeper, err := n.KeeperPid()
 		return []int{n.Pid(), keeper}, err
@@ -66,7 +75,7 @@ func startMica(ctx context.Context, s *stage, bin string) (*peer, error) {
 		_, err := p.runtime.ListPodSandbox(ctx, nil)
 		return time.Since(begin), err
 	}
-	p.stop = func(ctx context.Context) error { return errors.Join(n.Remove(ctx), removeCgroups(p.parent)) }
+	p.stop = func(ctx context.Context) error { return errors.Join(removeCgroups(p.parent), n.Remove(ctx)) }
 	return p, nil
 }
 
@@ -121,6 +130,14 @@ func removeCgroups(parent string) error {
 
 // startPod runs one pod with one sleeping container.
 func (p *peer) startPod(ctx context.Context) (pod, container string, err error) {
+	return p.startPodTimed(ctx, &starts{})
+}
+
+// starts are the times of the three calls that start a pod.
+type starts struct{ run, create, start samples }
+
+// startPodTimed is startPod, and adds the time of each call to t.
+func (p *peer) startPodTimed(ctx context.Context, t *starts) (pod, container string, err error) {
 	p.serial++
 	name := fmt.Sprintf("bench-%d", p.serial)
 	config := &runtimeapi.PodSandboxConfig{
@@ -128,22 +145,30 @@ func (p *peer) startPod(ctx context.Context) (pod, container string, err error) 
 		Hostname: name, LogDirectory: filepath.Join(p.logs, name),
 		Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: p.parent + "/" + name},
 	}
-	if pod, err = p.runtime.RunPodSandbox(ctx, config, ""); err != nil {
+	err = t.run.timed(func() (err error) {
+		pod, err = p.runtime.RunPodSandbox(ctx, config, "")
+		return err
+	})
+	if err != nil {
 		return "", "", fmt.Errorf("run pod: %w", err)
 	}
-	container, err = p.runtime.CreateContainer(ctx, pod, &runtimeapi.ContainerConfig{
-		Metadata: &runtimeapi.ContainerMetadata{Name: "sleep"},
-		Image:    &runtimeapi.ImageSpec{Image: workload},
-		Command:  []string{"sleep", "100000"},
-		LogPath:  "sleep.log",
-		Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
-			Seccomp: &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},
-		}},
-	}, config)
+	err = t.create.timed(func() (err error) {
+		container, err = p.runtime.CreateContainer(ctx, pod, &runtimeapi.ContainerConfig{
+			Metadata: &runtimeapi.ContainerMetadata{Name: "sleep"},
+			Image:    &runtimeapi.ImageSpec{Image: workload},
+			Command:  []string{"sleep", "100000"},
+			LogPath:  "sleep.log",
+			Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+				Seccomp:          &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},
+				NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
+			}},
+		}, config)
+		return err
+	})
 	if err != nil {
 		return "", "", fmt.Errorf("create container: %w", err)
 	}
-	if err := p.runtime.StartContainer(ctx, container); err != nil {
+	if err := t.start.timed(func() error { return p.runtime.StartContainer(ctx, container) }); err != nil {
 		return "", "", fmt.Errorf("start container: %w", err)
 	}
 	return pod, container, nil

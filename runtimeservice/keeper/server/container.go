@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -183,24 +182,6 @@ func (s *Server) launched(ctx context.Context, a wire.Create, subcommand ...stri
 	}
 	s.made(c)
 	return c, nil
-}
-
-// unmake cleans up after a failed creation.
-func (s *Server) unmake(ctx context.Context, c *container) error {
-	err := s.mustRun(context.WithoutCancel(ctx), command{rec: c.rec, args: []string{"delete", "--force", c.id()}})
-	s.forget(c)
-	c.unlock()
-	if err != nil && !absent(err) {
-		return err
-	}
-	return nil
-}
-
-// absent reports whether a runtime's error means that the container does not exist. Runtimes have
-// no exit code for it.
-func absent(err error) bool {
-	text := err.Error()
-	return strings.Contains(text, "does not exist") || strings.Contains(text, "No such file or directory") || strings.Contains(text, "error opening file")
 }
 
 // build runs the runtime's create or restore and takes over the container.
@@ -408,69 +389,6 @@ func (s *Server) kill(ctx context.Context, k wire.Kill) error {
 	return err
 }
 
-func (s *Server) remove(ctx context.Context, id string) error {
-	c, err := s.find(id)
-	if err != nil {
-		return nil // also while it is being created: the creator removes it after a failure
-	}
-	if err := c.lock(ctx); err != nil {
-		return err
-	}
-	defer c.unlock()
-	if s.isGone(c) {
-		return nil
-	}
-	if err := s.end(ctx, c); err != nil {
-		return err
-	}
-	if !c.rec.Init {
-		err := s.mustRun(ctx, command{rec: c.rec, args: []string{"delete", "--force", id}})
-		if err != nil && !absent(err) {
-			return err
-		}
-	}
-	s.forget(c)
-	return nil
-}
-
-func (s *Server) isGone(c *container) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.containers[c.id()] != c
-}
-
-// endTimeout bounds the wait for the death of a killed process.
-const endTimeout = 15 * time.Second
-
-// killAgain is the interval of SIGKILLs to a process that must end. Its pidfd may become known only
-// after the first one.
-const killAgain = 100 * time.Millisecond
-
-// end kills the container's init and waits for its exit record. The record needs the cgroup, which
-// the runtime's delete removes.
-func (s *Server) end(ctx context.Context, c *container) error {
-	t := time.NewTimer(endTimeout)
-	defer t.Stop()
-	again := time.NewTicker(killAgain)
-	defer again.Stop()
-	for {
-		c.mu.Lock()
-		if c.exit == nil && c.pidfd >= 0 {
-			_ = unix.PidfdSendSignal(c.pidfd, unix.SIGKILL, nil, 0)
-		}
-		c.mu.Unlock()
-		select {
-		case <-c.gone:
-			return nil
-		case <-again.C:
-		case <-t.C:
-			return wire.Errorf(wire.CodeDeadline, "delete container %s: its init does not exit after SIGKILL", c.id())
-		case <-ctx.Done():
-			return wire.Errorf(wire.CodeDeadline, "delete container %s: %v", c.id(), ctx.Err())
-		}
-	}
-}
-
 // copiesOf returns duplicates of a container's descriptors and its record.
 func (s *Server) copiesOf(c *container) (wire.Descriptors, wire.FDs, error) {
 	c.mu.Lock()
@@ -515,18 +433,4 @@ func (s *Server) copiesOf(c *container) (wire.Descriptors, wire.FDs, error) {
 		return wire.Descriptors{}, nil, fmt.Errorf("duplicate %s: %w", wire.FDPid, err)
 	}
 	return wire.Descriptors{ID: rec.ID, Record: raw}, fds, nil
-}
-
-// removeStale removes a container whose creation an earlier keeper did not finish.
-func (s *Server) removeStale(rec record) {
-	ctx, cancel := context.WithTimeout(context.Background(), defaultTimeout)
-	defer cancel()
-	if !rec.Init {
-		if err := s.mustRun(ctx, command{rec: rec, args: []string{"delete", "--force", rec.ID}}); err != nil && !absent(err) {
-			s.logf("container %s: remove half-made container: %v", rec.ID, err)
-		}
-	}
-	if err := os.RemoveAll(s.path(rec.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		s.logf("container %s: %v", rec.ID, err)
-	}
 }
