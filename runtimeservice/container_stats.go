@@ -36,7 +36,7 @@ func (s *Service) containerStats(ctx context.Context, c *Container) (*runtimeapi
 	if err := s.alive(c); err != nil {
 		return nil, err
 	}
-	st, err := s.cgroups.Stats(s.containerCgroup(c))
+	st, err := s.cgroups.Usage(s.containerCgroup(c))
 	if err != nil {
 		return nil, s.unreadable(c, err)
 	}

@@ -82,7 +82,7 @@ func (m metricsRun) container(ctx context.Context, p *Pod, c *Container) (*runti
 	if err != nil {
 		return nil, m.s.unreadable(c, err)
 	}
-	pids, err := m.s.cgroups.Pids(path)
+	pids, err := m.s.cgroups.Members(path)
 	if err != nil {
 		return nil, m.s.unreadable(c, err)
 	}

@@ -52,11 +52,11 @@ func (s *Service) podStats(ctx context.Context, p *Pod) (*runtimeapi.PodSandboxS
 }
 
 func (s *Service) linuxPodStats(ctx context.Context, p *Pod) (*runtimeapi.LinuxPodSandboxStats, error) {
-	st, err := s.cgroups.Stats(p.CgroupParent)
+	st, err := s.cgroups.Usage(p.CgroupParent)
 	if err != nil {
 		return nil, err
 	}
-	pids, err := s.cgroups.Pids(p.CgroupParent)
+	pids, err := s.cgroups.Members(p.CgroupParent)
 	if err != nil {
 		return nil, err
 	}

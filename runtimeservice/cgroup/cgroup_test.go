@@ -490,6 +490,14 @@ func BenchmarkStats(b *testing.B) {
 			}
 		}
 	})
+	b.Run("usage only", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := m.Usage(path); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 	b.Run("library", func(b *testing.B) {
 		library := libraryManager(b, m.mode, path)
 		b.ReportAllocs()

@@ -9,9 +9,18 @@ import (
 // supports (times(2)).
 const userHZ = 100
 
-func (m *Manager) statsV1(r *reader, path string, s *Stats) {
+func (m *Manager) usageV1(r *reader, path string, s *Stats) {
 	if r.open(m.mode.dir("cpuacct", path)) {
 		s.CPU.Usage, _ = r.number("cpuacct.usage")
+	}
+	if r.open(m.mode.dir("memory", path)) {
+		s.Memory = memoryV1(r)
+	}
+}
+
+func (m *Manager) statsV1(r *reader, path string, s *Stats) {
+	m.usageV1(r, path, s)
+	if r.open(m.mode.dir("cpuacct", path)) {
 		r.keyed("cpuacct.stat", func(key []byte, v uint64) {
 			switch string(key) {
 			case "user":
@@ -37,8 +46,8 @@ func (m *Manager) statsV1(r *reader, path string, s *Stats) {
 			}
 		})
 	}
-	if r.open(m.mode.dir("memory", path)) {
-		s.Memory = memoryV1(r)
+	if s.Memory != nil && r.open(m.mode.dir("memory", path)) {
+		memoryEventsV1(r, s.Memory)
 	}
 	if r.open(m.mode.dir("pids", path)) {
 		s.Pids = pidsStats(r)
@@ -58,9 +67,6 @@ func memoryV1(r *reader) *MemoryStats {
 	}
 	s := &MemoryStats{Usage: usage}
 	s.Limit, _ = r.limit("memory.limit_in_bytes")
-	s.MaxUsage, _ = r.number("memory.max_usage_in_bytes")
-	s.Failcnt, _ = r.number("memory.failcnt")
-	s.KernelUsage, _ = r.number("memory.kmem.usage_in_bytes")
 	var swap uint64
 	// Values with total_ include the cgroups below.
 	fields := map[string]*uint64{
@@ -74,11 +80,6 @@ func memoryV1(r *reader) *MemoryStats {
 		}
 	})
 	s.WorkingSet = workingSet(usage, s.InactiveFile)
-	r.keyed("memory.oom_control", func(key []byte, v uint64) {
-		if string(key) == "oom_kill" {
-			s.OOMKills = v
-		}
-	})
 	if both, ok := r.limit("memory.memsw.limit_in_bytes"); ok {
 		var limit uint64
 		if both > s.Limit && s.Limit > 0 {
@@ -87,6 +88,18 @@ func memoryV1(r *reader) *MemoryStats {
 		s.SwapUsage, s.SwapLimit = &swap, &limit
 	}
 	return s
+}
+
+// memoryEventsV1 reads the memory counters that Usage leaves out.
+func memoryEventsV1(r *reader, s *MemoryStats) {
+	s.MaxUsage, _ = r.number("memory.max_usage_in_bytes")
+	s.Failcnt, _ = r.number("memory.failcnt")
+	s.KernelUsage, _ = r.number("memory.kmem.usage_in_bytes")
+	r.keyed("memory.oom_control", func(key []byte, v uint64) {
+		if string(key) == "oom_kill" {
+			s.OOMKills = v
+		}
+	})
 }
 
 // pidsStats reads the same files on v1 and v2.

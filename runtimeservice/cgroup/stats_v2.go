@@ -2,9 +2,9 @@ package cgroup
 
 import "bytes"
 
-// statsV2 reads the interface files of the kernel's
+// usageV2 and statsV2 read the interface files of the kernel's
 // Documentation/admin-guide/cgroup-v2.rst.
-func (m *Manager) statsV2(r *reader, path string, s *Stats) {
+func (m *Manager) usageV2(r *reader, path string, s *Stats) {
 	r.open(m.mode.dir("", path))
 	cpu := map[string]*uint64{
 		"usage_usec": &s.CPU.Usage, "user_usec": &s.CPU.User, "system_usec": &s.CPU.System,
@@ -24,9 +24,16 @@ func (m *Manager) statsV2(r *reader, path string, s *Stats) {
 	})
 	s.CPU.Pressure = r.pressure("cpu.pressure")
 	s.Memory = memoryV2(r)
+	s.IOPressure = r.pressure("io.pressure")
+}
+
+func (m *Manager) statsV2(r *reader, path string, s *Stats) {
+	m.usageV2(r, path, s)
+	if s.Memory != nil {
+		memoryEventsV2(r, s.Memory)
+	}
 	s.Pids = pidsStats(r)
 	s.IO = ioV2(r)
-	s.IOPressure = r.pressure("io.pressure")
 	s.Hugetlb = hugetlbStats(r, m.mode.HugePageSizes, hugetlbFiles{usage: ".current"})
 }
 
@@ -37,7 +44,6 @@ func memoryV2(r *reader) *MemoryStats {
 	}
 	s := &MemoryStats{Usage: usage}
 	s.Limit, _ = r.limit("memory.max")
-	s.MaxUsage, _ = r.number("memory.peak") // Linux 5.19
 	fields := map[string]*uint64{
 		"inactive_file": &s.InactiveFile, "active_file": &s.ActiveFile, "file_dirty": &s.Dirty, "file_writeback": &s.Writeback,
 		"anon": &s.RSS, "file": &s.Cache, "file_mapped": &s.MappedFile, "kernel": &s.KernelUsage, // the last since Linux 5.18
@@ -49,6 +55,17 @@ func memoryV2(r *reader) *MemoryStats {
 		}
 	})
 	s.WorkingSet = workingSet(usage, s.InactiveFile)
+	if swap, ok := r.number("memory.swap.current"); ok {
+		limit, _ := r.limit("memory.swap.max")
+		s.SwapUsage, s.SwapLimit = &swap, &limit
+	}
+	s.Pressure = r.pressure("memory.pressure")
+	return s
+}
+
+// memoryEventsV2 reads the memory counters that Usage leaves out.
+func memoryEventsV2(r *reader, s *MemoryStats) {
+	s.MaxUsage, _ = r.number("memory.peak") // Linux 5.19
 	r.keyed("memory.events", func(key []byte, v uint64) {
 		switch string(key) {
 		case "max":
@@ -57,12 +74,6 @@ func memoryV2(r *reader) *MemoryStats {
 			s.OOMKills = v
 		}
 	})
-	if swap, ok := r.number("memory.swap.current"); ok {
-		limit, _ := r.limit("memory.swap.max")
-		s.SwapUsage, s.SwapLimit = &swap, &limit
-	}
-	s.Pressure = r.pressure("memory.pressure")
-	return s
 }
 
 // ioV2 reads lines such as "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6".

@@ -255,6 +255,55 @@ func (m *Manager) pids(path string) ([]int, error) {
 	return slices.Compact(out), nil
 }
 
+// Members returns the processes in a cgroup and below, sorted, as one hierarchy has them. For a
+// count it serves as well as Pids, and costs a fraction on v1. It returns ErrNotFound if the cgroup
+// does not exist.
+func (m *Manager) Members(path string) ([]int, error) {
+	for _, controller := range []string{"pids", "memory", "cpuacct"} {
+		dir := m.mode.dir(controller, path)
+		if dir == "" {
+			continue
+		}
+		pids, err := members(dir, nil)
+		if gone(err) {
+			err = errdefs.ErrNotFound
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list processes of cgroup %s: %w", path, err)
+		}
+		slices.Sort(pids)
+		return slices.Compact(pids), nil
+	}
+	return m.Pids(path)
+}
+
+// members appends the processes of a cgroup directory and those below to pids. A directory with two
+// links has none below it, so that it need not be listed.
+func members(dir string, pids []int) ([]int, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return pids, &fs.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	own, err := readPids(dir + "/cgroup.procs")
+	pids = append(pids, own...)
+	if err != nil || st.Nlink == 2 {
+		return pids, err
+	}
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
+		if pids, err = members(dir+"/"+e.Name(), pids); err != nil && !gone(err) {
+			return pids, err
+		}
+	}
+	if gone(err) {
+		err = nil
+	}
+	return pids, err
+}
+
 func readPids(file string) ([]int, error) {
 	text, err := os.ReadFile(file)
 	if gone(err) || errors.Is(err, unix.EOPNOTSUPP) { // the latter in a threaded v2 cgroup

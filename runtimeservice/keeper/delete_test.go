@@ -62,7 +62,7 @@ func ended(t *testing.T, runtime string, s spec) *deletion {
 	return d
 }
 
-// forced reports whether the runtime was told to delete by force.
+// forced reports whether the runtime was called to delete by force.
 func (d *deletion) forced() bool {
 	d.t.Helper()
 	calls, err := os.ReadFile(d.calls)

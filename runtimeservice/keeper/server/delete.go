@@ -13,8 +13,8 @@ import (
 )
 
 // deleteEnded has the runtime delete a container whose first process has exited: its cgroup, its
-// state and the processes that are left in the cgroup. runc from 1.2 on waits at least 100 ms for
-// the end of such a container if it is told to use force. Force is therefore only the second try.
+// state and the processes that are left in the cgroup. With --force, runc from 1.2 on waits at least
+// 100 ms for the end of such a container. Force is therefore only the second try.
 // It is needed if the runtime takes the container for running or paused, as in a frozen cgroup, if
 // the cgroup still has processes, or if the runtime's state is incomplete. A runtime that did not
 // end in time is not tried again.
