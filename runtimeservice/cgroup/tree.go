@@ -255,9 +255,9 @@ func (m *Manager) pids(path string) ([]int, error) {
 	return slices.Compact(out), nil
 }
 
-// Members returns the processes in a cgroup and below, sorted, as one hierarchy has them. For a
-// count it serves as well as Pids, and costs a fraction on v1. It returns ErrNotFound if the cgroup
-// does not exist.
+// Members returns the processes in a cgroup and below, sorted, as one hierarchy has them: the first
+// in which the cgroup exists. For a count it serves as well as Pids, and costs a fraction on v1. It
+// returns ErrNotFound if the cgroup does not exist.
 func (m *Manager) Members(path string) ([]int, error) {
 	for _, controller := range []string{"pids", "memory", "cpuacct"} {
 		dir := m.mode.dir(controller, path)
@@ -266,7 +266,7 @@ func (m *Manager) Members(path string) ([]int, error) {
 		}
 		pids, err := members(dir, nil)
 		if gone(err) {
-			err = errdefs.ErrNotFound
+			continue
 		}
 		if err != nil {
 			return nil, fmt.Errorf("list processes of cgroup %s: %w", path, err)

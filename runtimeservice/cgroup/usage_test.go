@@ -104,6 +104,17 @@ func TestMembers(t *testing.T) {
 	}
 }
 
+// A cgroup that only some hierarchies have is found there.
+func TestMembersOfAPartialCgroup(t *testing.T) {
+	m := onV1(t)
+	if err := os.Rename(filepath.Join(m.mode.Hierarchies["pids"], "pod"), filepath.Join(m.mode.Hierarchies["memory"], "pod", "moved")); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := m.Members("/pod"); err != nil || !slices.Equal(got, []int{11, 22, 33, 44}) {
+		t.Errorf("Members = %v, %v", got, err)
+	}
+}
+
 // In a real cgroup, Members and Pids agree at every depth.
 func TestMembersOfRealCgroups(t *testing.T) {
 	m, path := real(t)
