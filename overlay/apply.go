@@ -205,7 +205,7 @@ func (x *extractor) finish(ctx context.Context, d *Draft, split string) error {
 			return fmt.Errorf("write tar-split: %w", err)
 		}
 	}
-	if err := x.dropShadow(); err != nil {
+	if err := x.dropShadow(ctx); err != nil {
 		return fmt.Errorf("remove replaced files: %w", err)
 	}
 	d.Size = x.size

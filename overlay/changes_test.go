@@ -275,6 +275,55 @@ func TestUnpackKeeps(t *testing.T) {
 	}
 }
 
+// TestUnpackEndsWithItsContext: what a tar or a list deletes is kept if the call's context ends
+// before it is reached.
+func TestUnpackEndsWithItsContext(t *testing.T) {
+	needRoot(t)
+	for name, c := range map[string]struct {
+		entries []entry
+		deleted []string
+		rest    int // bytes of the tar that are not read yet when the context ends; its end has two blocks
+	}{
+		"whiteout":           {[]entry{file(".wh.old", "")}, nil, 2 * tarBlock},
+		"opaque directory":   {[]entry{file(".wh..wh..opq", "")}, nil, 2 * tarBlock},
+		"replaced by a file": {[]entry{file("old", "")}, nil, 2 * tarBlock},
+		"list":               {nil, []string{"old"}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			if err := os.MkdirAll(filepath.Join(root, "old/below"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			data := buildTar(t, c.entries...)
+			in := &callAfter{from: bytes.NewReader(data), left: len(data) - c.rest, call: cancel}
+			err := UnpackTree(ctx, root, UnpackArgs{Tar: in, Limit: 1 << 20, Deleted: c.deleted})
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("UnpackTree: %v", err)
+			}
+			if _, err := os.Stat(filepath.Join(root, "old/below")); err != nil {
+				t.Errorf("deleted after the end of the context: %v", err)
+			}
+		})
+	}
+}
+
+// callAfter calls a function when a number of bytes has been read.
+type callAfter struct {
+	from io.Reader
+	left int
+	call func()
+}
+
+func (r *callAfter) Read(p []byte) (int, error) {
+	n, err := r.from.Read(p)
+	if r.left -= n; r.left <= 0 {
+		r.call()
+	}
+	return n, err
+}
+
 // FuzzUnpack: for any bytes, nothing outside the directory changes.
 func FuzzUnpack(f *testing.F) {
 	needRoot(f)

@@ -42,6 +42,7 @@ func (d *Draft) Discard() error {
 	return d.discardLocked()
 }
 
+//nolint:contextcheck // a draft is removed also after the end of the call's context
 func (d *Draft) discardLocked() error {
 	if d.done {
 		return nil
@@ -173,7 +174,7 @@ func (s *Store) commitOnce(ctx context.Context, parent digest.Digest, drafts []*
 	if err := failpoint.Hit("overlay.commit.synced"); err != nil {
 		return nil, false, err
 	}
-	if again, err = s.publish(plan); err != nil || again {
+	if again, err = s.publish(ctx, plan); err != nil || again {
 		return nil, again, err
 	}
 	if err := atomicfile.SyncDir(s.paths.layers()); err != nil {
@@ -292,7 +293,7 @@ func (s *Store) syncData() error {
 }
 
 // publish renames the entries into layerdb, base first.
-func (s *Store) publish(plan []planned) (again bool, err error) {
+func (s *Store) publish(ctx context.Context, plan []planned) (again bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range plan {
@@ -304,7 +305,7 @@ func (s *Store) publish(plan []planned) (again bool, err error) {
 		if p.existing {
 			continue
 		}
-		if err := s.replaceDamagedLocked(p.ID); err != nil {
+		if err := s.replaceDamagedLocked(ctx, p.ID); err != nil {
 			return false, err
 		}
 		if err := os.Rename(s.paths.writeSet(p.CacheID), s.paths.layer(p.ID)); err != nil {
@@ -323,17 +324,18 @@ func (s *Store) publish(plan []planned) (again bool, err error) {
 
 // replaceDamagedLocked removes a damaged entry of the same chain ID, and its directory if nothing
 // needs it any more.
-func (s *Store) replaceDamagedLocked(chain digest.Digest) error {
+func (s *Store) replaceDamagedLocked(ctx context.Context, chain digest.Digest) error {
 	if _, ok := s.damaged[chain]; !ok {
 		return nil
 	}
-	if err := s.dropDamagedLocked(chain); err != nil {
+	if err := s.dropDamagedLocked(ctx, chain); err != nil {
 		return fmt.Errorf("replace damaged layer %s: %w", chain, err)
 	}
 	return nil
 }
 
-func (s *Store) dropDamagedLocked(chain digest.Digest) error {
+// dropDamagedLocked removes a damaged layer. After an error, Prune retries the rest.
+func (s *Store) dropDamagedLocked(ctx context.Context, chain digest.Digest) error {
 	old := s.damaged[chain]
 	set := s.paths.writeSet(newID())
 	if err := os.Rename(s.paths.layer(chain), set); err != nil {
@@ -341,8 +343,9 @@ func (s *Store) dropDamagedLocked(chain digest.Digest) error {
 	}
 	delete(s.damaged, chain)
 	if s.names.directory.MatchString(old.CacheID) && !s.claimedLocked(old.CacheID) {
-		if err := s.removeDirectory(context.Background(), old.CacheID); err != nil {
-			return err
+		if err := s.removeDirectory(ctx, old.CacheID); err != nil {
+			s.left[old.CacheID] = true
+			return errors.Join(err, os.RemoveAll(set))
 		}
 	}
 	return os.RemoveAll(set)

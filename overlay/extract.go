@@ -409,7 +409,7 @@ func (x *extractor) send(job *fileJob, c chunk) error {
 // keepContent records the content of the current entry as raw bytes and, with a job, also writes
 // the file.
 func (x *extractor) keepContent(job *fileJob) error {
-	send := func(c chunk) error {
+	send := func(c chunk) error { //nolint:unparam // the other send returns errors
 		x.writers.recycle(c)
 		return nil
 	}
@@ -708,11 +708,11 @@ func (x *extractor) openShadow() error {
 	return nil
 }
 
-func (x *extractor) dropShadow() error {
+func (x *extractor) dropShadow(ctx context.Context) error {
 	if x.shadow < 0 {
 		return nil
 	}
-	return removeTree(context.Background(), unix.AT_FDCWD, filepath.Join(x.dir, shadowName))
+	return removeTree(ctx, unix.AT_FDCWD, filepath.Join(x.dir, shadowName))
 }
 
 func (x *extractor) close() {

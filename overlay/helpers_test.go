@@ -72,7 +72,7 @@ func memoryStore(tb testing.TB) *Store {
 
 func memoryDir(tb testing.TB) string {
 	tb.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "mica-overlay-")
+	dir, err := os.MkdirTemp("/dev/shm", "mica-overlay-") //nolint:usetesting // a file system in memory
 	if err != nil {
 		return tb.TempDir()
 	}
@@ -108,6 +108,7 @@ func openStore(tb testing.TB, root string) *Store {
 	return s
 }
 
+//nolint:contextcheck // it also runs when the test has ended
 func sweep(tb testing.TB, s *Store) {
 	tb.Helper()
 	if err := s.Sweep(context.Background()); err != nil {

@@ -27,7 +27,7 @@ func (s *Store) Prune(ctx context.Context, live []digest.Digest) (Pruned, error)
 		return p, fmt.Errorf("prune layers: %w", err)
 	}
 	s.removeLeft(ctx)
-	if err := s.pruneDamaged(live); err != nil {
+	if err := s.pruneDamaged(ctx, live); err != nil {
 		return p, fmt.Errorf("prune layers: %w", err)
 	}
 	for {
@@ -51,7 +51,7 @@ func (s *Store) Prune(ctx context.Context, live []digest.Digest) (Pruned, error)
 	}
 }
 
-func (s *Store) pruneDamaged(live []digest.Digest) error {
+func (s *Store) pruneDamaged(ctx context.Context, live []digest.Digest) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	needed := s.markLocked(live)
@@ -59,7 +59,7 @@ func (s *Store) pruneDamaged(live []digest.Digest) error {
 		if needed[id] {
 			continue
 		}
-		if err := s.dropDamagedLocked(id); err != nil {
+		if err := s.dropDamagedLocked(ctx, id); err != nil {
 			return fmt.Errorf("damaged layer %s: %w", id, err)
 		}
 	}

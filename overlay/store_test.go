@@ -548,6 +548,31 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+// TestPruneDamagedEndsWithItsContext: a Prune removes the rest of a damaged layer if the context of
+// an earlier one ended while it removed the layer.
+func TestPruneDamagedEndsWithItsContext(t *testing.T) {
+	s := newStore(t)
+	l := register(t, s, "", buildTar(t, file("d/f", "1")))
+	if err := errors.Join(os.WriteFile(filepath.Join(s.paths.layer(l.ID), sizeName), nil, 0o644), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, s.paths.root)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.Prune(ended, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("Prune: %v", err)
+	}
+	if _, err := os.Stat(s.paths.dir(l.CacheID)); err != nil {
+		t.Errorf("removed after the end of the context: %v", err)
+	}
+	if _, err := s.Prune(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(s.paths.dir(l.CacheID)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the directory of the damaged layer: %v", err)
+	}
+}
+
 // TestPruneDamaged: Prune removes damaged entries, but no layer that a container uses, even if its
 // entry is damaged.
 func TestPruneDamaged(t *testing.T) {

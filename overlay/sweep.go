@@ -269,9 +269,10 @@ func (s *Store) removeDirectory(ctx context.Context, id string) error {
 }
 
 // RemoveTree is os.RemoveAll for a directory that a container has written to. The tree may have any
-// depth; the number of open descriptors is limited. A mount in the tree is an error.
-func RemoveTree(path string) error {
-	if err := removeTree(context.Background(), unix.AT_FDCWD, path); err != nil {
+// depth; the number of open descriptors is limited. A mount in the tree is an error. When ctx ends,
+// the rest stays.
+func RemoveTree(ctx context.Context, path string) error {
+	if err := removeTree(ctx, unix.AT_FDCWD, path); err != nil {
 		return fmt.Errorf("remove %s: %w", path, err)
 	}
 	return nil

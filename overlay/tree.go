@@ -153,10 +153,10 @@ func (w *walker) directory(p string) (*node, error) {
 		if err := w.budget.step(1); err != nil {
 			return nil, err
 		}
-		switch {
-		case name == "" || name == ".":
+		switch name {
+		case "", ".":
 			continue
-		case name == "..":
+		case "..":
 			if at.parent != nil {
 				at = at.parent
 			}

@@ -93,7 +93,7 @@ func unpack(ctx context.Context, dir string, a UnpackArgs) error {
 		return err
 	}
 	for _, p := range a.Deleted {
-		if err := u.delete(p); err != nil {
+		if err := u.delete(ctx, p); err != nil {
 			return fmt.Errorf("delete %q: %w", p, err)
 		}
 	}
@@ -116,7 +116,7 @@ func (u *unpacker) run(ctx context.Context, in *tar.Reader) error {
 		}
 		if err == nil {
 			last = h.Name
-			err = u.entry(h, in)
+			err = u.entry(ctx, h, in)
 		}
 		if cause := ctx.Err(); cause != nil {
 			return cause
@@ -127,7 +127,7 @@ func (u *unpacker) run(ctx context.Context, in *tar.Reader) error {
 	}
 }
 
-func (u *unpacker) entry(h *tar.Header, in io.Reader) error {
+func (u *unpacker) entry(ctx context.Context, h *tar.Header, in io.Reader) error {
 	if u.entries++; u.entries > maxEntries {
 		return invalid("more than %d entries", maxEntries)
 	}
@@ -163,7 +163,7 @@ func (u *unpacker) entry(h *tar.Header, in io.Reader) error {
 	defer func() { _ = unix.Close(parent) }()
 	base := path.Base(name)
 	if strings.HasPrefix(base, whiteoutPrefix) {
-		return u.whiteout(parent, name)
+		return u.whiteout(ctx, parent, name)
 	}
 	u.made[name] = true
 	m, err := newMeta(h)
@@ -173,7 +173,7 @@ func (u *unpacker) entry(h *tar.Header, in io.Reader) error {
 	if h.Typeflag == tar.TypeDir {
 		return u.directory(parent, name, m)
 	}
-	if err := removeTree(context.Background(), parent, base); err != nil {
+	if err := removeTree(ctx, parent, base); err != nil {
 		return fmt.Errorf("make room: %w", err)
 	}
 	switch h.Typeflag {
@@ -362,7 +362,7 @@ func (u *unpacker) device(parent int, base string, h *tar.Header) error {
 
 // whiteout deletes what it would hide in a layer: one name, or the content of an opaque directory.
 // Files that come from the tar stay.
-func (u *unpacker) whiteout(parent int, name string) error {
+func (u *unpacker) whiteout(ctx context.Context, parent int, name string) error {
 	base := path.Base(name)
 	if strings.HasPrefix(base, aufsPrefix) && base != opaqueName {
 		return nil // AUFS's own bookkeeping
@@ -375,7 +375,7 @@ func (u *unpacker) whiteout(parent int, name string) error {
 		if u.made[path.Join(path.Dir(name), hidden)] {
 			return nil
 		}
-		return removeTree(context.Background(), parent, hidden)
+		return removeTree(ctx, parent, hidden)
 	}
 	fd, err := openBeneath(parent, ".", unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
@@ -391,7 +391,7 @@ func (u *unpacker) whiteout(parent int, name string) error {
 		if u.made[path.Join(path.Dir(name), child)] {
 			continue
 		}
-		if err := removeTree(context.Background(), parent, child); err != nil {
+		if err := removeTree(ctx, parent, child); err != nil {
 			return err
 		}
 	}
@@ -399,7 +399,7 @@ func (u *unpacker) whiteout(parent int, name string) error {
 }
 
 // delete removes one path. It is no error if the path does not exist.
-func (u *unpacker) delete(p string) error {
+func (u *unpacker) delete(ctx context.Context, p string) error {
 	name, err := cleanName(p)
 	if err != nil {
 		return err
@@ -415,5 +415,5 @@ func (u *unpacker) delete(p string) error {
 		return u.refused(err)
 	}
 	defer func() { _ = unix.Close(parent) }()
-	return removeTree(context.Background(), parent, path.Base(name))
+	return removeTree(ctx, parent, path.Base(name))
 }

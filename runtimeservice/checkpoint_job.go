@@ -82,7 +82,7 @@ func (s *Service) beginJob(ctx context.Context, containers []*Container, files f
 		err = jsonfile.Write(filepath.Join(j.dir, jobFile), j.jobRecord)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("record checkpoint: %w", err), s.forgetJob(j))
+		return nil, errors.Join(fmt.Errorf("record checkpoint: %w", err), s.forgetJob(context.WithoutCancel(ctx), j))
 	}
 	return j, nil
 }
@@ -120,21 +120,21 @@ func (s *Service) thaw(j *job) error {
 // and removes the job's files.
 func (s *Service) endJob(ctx context.Context, j *job, failed bool) error {
 	defer j.unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.TeardownTimeout)
+	defer cancel()
 	var errs []error
 	if failed {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.TeardownTimeout)
-		defer cancel()
 		errs = append(errs, checkpoint.AwaitDumps(ctx, j.dir))
 	}
 	errs = append(errs, s.thaw(j))
 	if failed {
 		errs = append(errs, removeFiles(j.Files))
 	}
-	return errors.Join(append(errs, s.forgetJob(j))...)
+	return errors.Join(append(errs, s.forgetJob(ctx, j))...)
 }
 
-func (s *Service) forgetJob(j *job) error {
-	err := overlay.RemoveTree(j.dir)
+func (s *Service) forgetJob(ctx context.Context, j *job) error {
+	err := overlay.RemoveTree(ctx, j.dir)
 	if err == nil {
 		s.jobs.Delete(filepath.Base(j.dir))
 	}

@@ -53,7 +53,7 @@ func allowFewDescriptors(t *testing.T) {
 func TestNestedStateIsRemoved(t *testing.T) {
 	s := &Service{opts: Options{DataDir: t.TempDir()}}
 	removals := map[string]func(dir string) error{
-		"state directory without a record": clearDir,
+		"state directory without a record": func(dir string) error { return clearDir(t.Context(), dir) },
 		"record that was never whole": func(dir string) error {
 			if err := s.setAside(t.Context(), unusable{dir: dir, err: errNoRecord}); err != nil {
 				return err
@@ -64,8 +64,8 @@ func TestNestedStateIsRemoved(t *testing.T) {
 			}
 			return found[0].remove(t.Context())
 		},
-		"checkpoint under way":    func(dir string) error { return s.forgetJob(&job{dir: dir}) },
-		"checkpoint of a restore": func(dir string) error { return (&Container{dir: filepath.Dir(dir)}).dropCheckpoint() },
+		"checkpoint under way":    func(dir string) error { return s.forgetJob(t.Context(), &job{dir: dir}) },
+		"checkpoint of a restore": func(dir string) error { return (&Container{dir: filepath.Dir(dir)}).dropCheckpoint(t.Context()) },
 	}
 	for name, remove := range removals {
 		t.Run(name, func(t *testing.T) {

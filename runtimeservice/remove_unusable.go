@@ -155,7 +155,7 @@ func (s *Service) eraseUnusable(ctx context.Context, u unusable) error {
 	if err := erase(ctx, u); err != nil {
 		return fmt.Errorf("remove %s %s, whose record cannot be used: %w", u.kind, u.id, err)
 	}
-	if err := overlay.RemoveTree(u.dir); err != nil { // with a container's volumes
+	if err := overlay.RemoveTree(ctx, u.dir); err != nil { // with a container's volumes
 		return fmt.Errorf("remove unusable record of %s %s: %w", u.kind, u.id, err)
 	}
 	s.unusable.remove(u.id)
@@ -178,7 +178,7 @@ func (s *Service) eraseUnusableContainer(ctx context.Context, u unusable) error 
 		}
 	}
 	operations.Enter(ctx, "remove writable layer")
-	if err := clearDir(s.bundle(u.id)); err != nil {
+	if err := clearDir(ctx, s.bundle(u.id)); err != nil {
 		return fmt.Errorf("remove bundle: %w", err)
 	}
 	if u.container != nil {
@@ -205,7 +205,7 @@ func (s *Service) eraseUnusablePod(ctx context.Context, u unusable) error {
 		return err
 	}
 	operations.Enter(ctx, "remove namespaces and cgroup")
-	if err := clearDir(dir); err != nil {
+	if err := clearDir(ctx, dir); err != nil {
 		return fmt.Errorf("remove namespaces: %w", err)
 	}
 	if parent, ok := s.podCgroups()[u.id]; ok {

@@ -250,7 +250,7 @@ func (s *Service) unpackVolumes(ctx context.Context, c *Container) error {
 			continue
 		}
 		dir := filepath.Join(c.dir, volumesDir, v.Name())
-		if err := emptyDir(dir); err != nil {
+		if err := emptyDir(ctx, dir); err != nil {
 			return err
 		}
 		err := s.unpackTar(ctx, tarArgs{dir: from, name: name, into: func(a overlay.UnpackArgs) error {
@@ -264,10 +264,10 @@ func (s *Service) unpackVolumes(ctx context.Context, c *Container) error {
 }
 
 // emptyDir removes the content of a directory.
-func emptyDir(dir string) error {
+func emptyDir(ctx context.Context, dir string) error {
 	names, err := os.ReadDir(dir)
 	for _, n := range names {
-		err = errors.Join(err, overlay.RemoveTree(filepath.Join(dir, n.Name())))
+		err = errors.Join(err, overlay.RemoveTree(ctx, filepath.Join(dir, n.Name())))
 	}
 	return err
 }
@@ -359,8 +359,8 @@ func (s *Service) restoreProcesses(ctx context.Context, p *Pod, c *Container) (i
 }
 
 // dropCheckpoint removes the unpacked checkpoint.
-func (c *Container) dropCheckpoint() error {
-	return overlay.RemoveTree(filepath.Join(c.dir, checkpointDir))
+func (c *Container) dropCheckpoint(ctx context.Context) error {
+	return overlay.RemoveTree(ctx, filepath.Join(c.dir, checkpointDir))
 }
 
 func (c *Container) hasCheckpoint() bool { return exists(filepath.Join(c.dir, checkpointDir)) }

@@ -91,7 +91,7 @@ func (s *Service) startProcesses(ctx context.Context, pod *Pod, c *Container) (i
 	if err != nil {
 		return 0, err
 	}
-	if err := c.dropCheckpoint(); err != nil {
+	if err := c.dropCheckpoint(ctx); err != nil {
 		klog.FromContext(ctx).Error(err, "Removing the checkpoint of a restored container failed, the container's tear-down tries again", "container", c.ID)
 	}
 	return pid, nil

@@ -159,7 +159,7 @@ func (s *Service) leftoverJobs() ([]leftover, error) {
 	for _, d := range dirs {
 		dir := filepath.Join(s.jobsDir(), d.Name())
 		if _, ok := s.jobs.Load(d.Name()); !ok {
-			found = append(found, leftover{fileStage, "checkpoint", dir, func(context.Context) error { return overlay.RemoveTree(dir) }})
+			found = append(found, leftover{fileStage, "checkpoint", dir, func(ctx context.Context) error { return overlay.RemoveTree(ctx, dir) }})
 		}
 	}
 	return found, err
@@ -174,7 +174,7 @@ func (s *Service) discarded() ([]leftover, error) {
 	var found []leftover
 	for _, d := range dirs {
 		dir := filepath.Join(s.discardedDir(), d.Name())
-		found = append(found, leftover{fileStage, "record directory", dir, func(context.Context) error { return overlay.RemoveTree(dir) }})
+		found = append(found, leftover{fileStage, "record directory", dir, func(ctx context.Context) error { return overlay.RemoveTree(ctx, dir) }})
 	}
 	return found, err
 }
@@ -193,15 +193,15 @@ func (s *Service) clearStateDir(ctx context.Context, dir string) error {
 			return err
 		}
 	}
-	return clearDir(dir)
+	return clearDir(ctx, dir)
 }
 
 // clearDir removes a pod's or a container's state directory, and all mounts in it.
-func clearDir(dir string) error {
+func clearDir(ctx context.Context, dir string) error {
 	if err := errors.Join(podns.Unpin(dir), mounts.DetachBelow(dir)); err != nil {
 		return err
 	}
-	return overlay.RemoveTree(dir)
+	return overlay.RemoveTree(ctx, dir)
 }
 
 // leftoverCgroups finds cgroups with this daemon's mark whose pod does not exist.

@@ -42,7 +42,7 @@ func (s *Service) tearDownPod(ctx context.Context, p *Pod) error {
 	s.plugins.Unpinned(p.ID)
 	if errors.Join(errs...) == nil {
 		// Only now, because a retry of the steps above needs the directory.
-		errs = append(errs, overlay.RemoveTree(dir))
+		errs = append(errs, overlay.RemoveTree(ctx, dir))
 	}
 	errs = append(errs, s.cgroups.RemoveInit(ctx, p.CgroupParent))
 	if p.OwnCgroup {
@@ -83,7 +83,7 @@ func (s *Service) erasePod(ctx context.Context, p *Pod) error {
 	if err := s.tearDownPod(ctx, p); err != nil {
 		return err
 	}
-	if err := overlay.RemoveTree(p.dir); err != nil {
+	if err := overlay.RemoveTree(ctx, p.dir); err != nil {
 		return fmt.Errorf("remove record of pod %s: %w", p.ID, err)
 	}
 	s.plugins.RemovePod(ctx, p.ID)
@@ -161,10 +161,10 @@ func (s *Service) tearDownContainer(ctx context.Context, c *Container) error {
 		release()
 	}
 	c.held = nil
-	if err := overlay.RemoveTree(bundle); err != nil {
+	if err := overlay.RemoveTree(ctx, bundle); err != nil {
 		return fmt.Errorf("remove bundle of container %s: %w", c.ID, err)
 	}
-	if err := c.dropCheckpoint(); err != nil {
+	if err := c.dropCheckpoint(ctx); err != nil {
 		return fmt.Errorf("remove checkpoint of container %s: %w", c.ID, err)
 	}
 	return nil
@@ -242,7 +242,7 @@ func (s *Service) eraseContainer(ctx context.Context, c *Container) error {
 			return err
 		}
 	}
-	if err := overlay.RemoveTree(c.dir); err != nil { // with its volumes
+	if err := overlay.RemoveTree(ctx, c.dir); err != nil { // with its volumes
 		return fmt.Errorf("remove record of container %s: %w", c.ID, err)
 	}
 	s.plugins.RemoveContainer(ctx, c.ID)
