@@ -71,8 +71,9 @@ func mirrorOf(t reflect.Type, key string) (mirror reflect.Type, ok bool) {
 			return nil, false
 		}
 		return compose(t, elem), true
+	default:
+		return t, true
 	}
-	return t, true
 }
 
 func compose(t, elem reflect.Type) reflect.Type {
@@ -81,8 +82,9 @@ func compose(t, elem reflect.Type) reflect.Type {
 		return reflect.PointerTo(elem)
 	case reflect.Slice:
 		return reflect.SliceOf(elem)
+	default:
+		return reflect.MapOf(t.Key(), elem)
 	}
-	return reflect.MapOf(t.Key(), elem)
 }
 
 func mirrorStruct(t reflect.Type, key string) reflect.Type {
@@ -259,7 +261,7 @@ func keysOf(t reflect.Type, key string) []string {
 		return keysOf(t.Elem(), join(key, "*"))
 	case reflect.Struct:
 		if reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]()) {
-			break
+			return []string{key}
 		}
 		var keys []string
 		for i := range t.NumField() {
@@ -267,6 +269,7 @@ func keysOf(t reflect.Type, key string) []string {
 			keys = append(keys, keysOf(f.Type, join(key, keyOf(f)))...)
 		}
 		return keys
+	default:
+		return []string{key}
 	}
-	return []string{key}
 }

@@ -2,6 +2,7 @@ package cri
 
 import (
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -106,7 +107,7 @@ func (ws *channelConn) receive(log klog.Logger) {
 		ws.touch()
 		var message []byte
 		if err := websocket.Message.Receive(ws.conn, &message); err != nil {
-			if err != io.EOF {
+			if !errors.Is(err, io.EOF) {
 				log.Error(err, "WebSocket ended")
 				_ = ws.conn.Close() // it may be out of step with the client's frames
 			}

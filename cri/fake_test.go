@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -175,15 +176,10 @@ func (f *fakeRuntime) end(what string) {
 	f.ended = append(f.ended, what)
 }
 
-func (f *fakeRuntime) hasEnded(what string) bool {
+func (f *fakeRuntime) execHasEnded() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, e := range f.ended {
-		if e == what {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(f.ended, "exec")
 }
 
 // eventually polls ok for up to half a minute.

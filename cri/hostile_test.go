@@ -400,7 +400,7 @@ func TestFrameReaderKeepsData(t *testing.T) {
 	got, fins, opened := map[spdy.StreamId]int{}, 0, 0
 	for {
 		frame, err := received.ReadFrame()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
@@ -479,11 +479,11 @@ func TestClientsThatDieUnreadEndTheirSessions(t *testing.T) {
 	piece := dataFrame(3, make([]byte, 1<<20))
 	flood(f.conn, 64<<20, func(int) []byte { return piece })
 	time.Sleep(10 * 50 * time.Millisecond)
-	if e.runtime.hasEnded("exec") {
+	if e.runtime.execHasEnded() {
 		t.Error("the session ended while its client was there")
 	}
 	if err := errors.Join(f.conn.SetLinger(0), f.conn.Close()); err != nil {
 		t.Error(err)
 	}
-	eventually(t, "the end of the session", func() bool { return e.runtime.hasEnded("exec") })
+	eventually(t, "the end of the session", func() bool { return e.runtime.execHasEnded() })
 }

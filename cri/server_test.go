@@ -60,8 +60,7 @@ type env struct {
 
 func start(t *testing.T, change func(*Options)) *env {
 	t.Helper()
-	// t.TempDir contains the test's name, with characters that URLs do not allow.
-	dir, err := os.MkdirTemp("", "cri-")
+	dir, err := os.MkdirTemp("", "cri-") //nolint:usetesting // t.TempDir contains the test's name, with characters that URLs do not allow
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -246,7 +246,7 @@ func (c *takenConn) Close() error {
 	half, ok := c.Conn.(interface{ CloseWrite() error })
 	if !ok || half.CloseWrite() != nil {
 		_ = c.Conn.Close() // fails on a second call: it is closed already
-		return nil
+		return nil         //nolint:nilerr // without CloseWrite the connection is closed at once
 	}
 	_ = c.SetReadDeadline(time.Now().Add(sessionGrace))
 	return nil

@@ -158,7 +158,7 @@ func TestExecEndsWithItsClient(t *testing.T) {
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("client: %v", err)
 		}
-		eventually(t, "the end of the session", func() bool { return e.runtime.hasEnded("exec") })
+		eventually(t, "the end of the session", func() bool { return e.runtime.execHasEnded() })
 	})
 }
 
@@ -176,7 +176,7 @@ func TestExecEndsWithTheServer(t *testing.T) {
 		}()
 		<-started
 		e.stop()
-		if !e.runtime.hasEnded("exec") {
+		if !e.runtime.execHasEnded() {
 			t.Error("the session goes on")
 		}
 		select {

@@ -19,6 +19,8 @@ const normalClosure = 1000
 // serveTunnel forwards ports by SPDY inside WebSocket, the only protocol of crictl's WebSocket
 // transport and of current kubectl. In a cluster the API server unwraps it, but a client of this
 // socket connects directly.
+//
+//nolint:contextcheck // the context is the one of r
 func (s *streamServer) serveTunnel(w http.ResponseWriter, r *http.Request, request any) {
 	websocket.Server{Handshake: chooseTunnel, Handler: func(conn *websocket.Conn) {
 		conn.PayloadType = websocket.BinaryFrame

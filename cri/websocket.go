@@ -35,6 +35,8 @@ const (
 )
 
 // serveWebSocket runs a command for a client that speaks WebSocket.
+//
+//nolint:contextcheck // the context is the one of r
 func (s *streamServer) serveWebSocket(w http.ResponseWriter, r *http.Request, c command) {
 	inputs := make([]bool, channelCount)
 	inputs[channelStdin], inputs[channelResize] = c.want.stdin, c.want.tty
@@ -88,6 +90,8 @@ func (want streamsWanted) pick(channels []*channel) stdio {
 
 // forwardOverWebSocket serves the ports of a request by the older protocol: each port has a channel
 // for data and one for errors, which begin with the port's number.
+//
+//nolint:contextcheck // the context is the one of r
 func (s *streamServer) forwardOverWebSocket(w http.ResponseWriter, r *http.Request, q *runtimeapi.PortForwardRequest) {
 	if len(q.GetPort()) == 0 {
 		http.Error(w, "the request names no port, which this protocol needs", http.StatusBadRequest)

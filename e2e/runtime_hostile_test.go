@@ -318,7 +318,7 @@ func TestHostileRequests(t *testing.T) {
 				j.refusedOrGone(t, err, func() error {
 					_, err := rt.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: response.GetContainerId()})
 					j.refusedOrGone(t, err, func() error { return nil })
-					return j.Runtime.RemoveContainer(j.ctx, response.GetContainerId())
+					return j.Runtime.RemoveContainer(j.ctx, response.GetContainerId()) //nolint:contextcheck // also after ctx's deadline
 				})
 			})
 		}

@@ -42,7 +42,7 @@ func (s *Service) fetchLayer(ctx context.Context, a layerArgs) (*overlay.Draft, 
 		a.repository, a.allowances = a.repository.WithoutFirst(), a.allowances[1:]
 		bad := err
 		if draft, err = s.extract(ctx, a); err != nil {
-			err = fmt.Errorf("%w; before: %v", err, bad)
+			err = fmt.Errorf("%w; before: %s", err, bad.Error()) // bad does not determine the class
 		}
 	}
 	if err != nil {

@@ -62,7 +62,7 @@ func awaitFirst(ctx context.Context, a, b *layerCall) (*layerCall, error) {
 			first.release()
 			return second, nil
 		}
-		err = fmt.Errorf("%w; also: %v", err, other)
+		err = fmt.Errorf("%w; also: %s", err, other.Error()) // other does not determine the class
 	}
 	a.release()
 	b.release()

@@ -98,6 +98,7 @@ func (p *pullProgress) String() string {
 			there++
 		case LayerFetching:
 			fetching++
+		case LayerWaiting:
 		}
 		if l.State != LayerExists {
 			done, total = done+l.Done, total+l.Total

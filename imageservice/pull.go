@@ -181,7 +181,7 @@ func (s *Service) finishPull(ctx context.Context, j *pullJob, a imagestore.Recor
 func (s *Service) upToDate(ctx context.Context, repo *registry.Repository) (Image, bool, error) {
 	ref := repo.Reference()
 	if _, err := s.store.Get(ref.String()); err != nil {
-		return Image{}, false, nil
+		return Image{}, false, nil //nolint:nilerr // a full pull also repairs an unreadable image
 	}
 	d := repo.Probe(ctx)
 	if d == "" {

@@ -199,9 +199,9 @@ func TestConcurrentUse(t *testing.T) {
 			for ctx.Err() == nil && err == nil {
 				name := e.ref(fmt.Sprintf("app%d:v1", i%4))
 				if i < 4 {
-					_, err = e.service.Pull(t.Context(), PullArgs{Ref: name})
+					_, err = e.service.Pull(t.Context(), PullArgs{Ref: name}) //nolint:contextcheck // ctx ends the loop, not a call
 				} else {
-					err = e.service.Remove(t.Context(), ids[i%4].id.String())
+					err = e.service.Remove(t.Context(), ids[i%4].id.String()) //nolint:contextcheck // ctx ends the loop, not a call
 				}
 			}
 			done <- err

@@ -212,7 +212,7 @@ func (n *Network) detach(ctx context.Context, rec record) error {
 	switch {
 	case err != nil && missing != nil:
 		// A plugin that exists failed, so this must not be ErrPluginMissing.
-		return fmt.Errorf("%w; %v", err, missing)
+		return fmt.Errorf("%w; %s", err, missing.Error())
 	case err != nil:
 		return err
 	case missing != nil:

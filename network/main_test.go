@@ -251,13 +251,13 @@ func (n *node) attached(ports ...PortMapping) (Pod, netip.Addr) {
 	return pod, n.add(pod).IPs[0]
 }
 
-// serve accepts TCP connections on a port inside a namespace and answers each with its source
+// serve accepts TCP connections on port 80 inside a namespace and answers each with its source
 // address.
-func serve(t testing.TB, ns string, port int) {
+func serve(t testing.TB, ns string) {
 	t.Helper()
 	var listener net.Listener
 	must(t, podns.Do(ns, func() (err error) {
-		listener, err = net.Listen("tcp", fmt.Sprintf(":%d", port))
+		listener, err = net.Listen("tcp", ":80")
 		return err
 	}))
 	done := make(chan struct{})

@@ -79,8 +79,8 @@ func testTraffic(t *testing.T, n *node, dual bool) {
 	a.PortMappings = ports
 	result := n.add(a)
 	b, ipB := n.attached()
-	serve(t, a.NetNS, 80)
-	serve(t, outside, 80)
+	serve(t, a.NetNS)
+	serve(t, outside)
 
 	checks := []struct{ name, from, to, want string }{
 		{"pod to pod", b.NetNS, net.JoinHostPort(result.IPs[0].String(), "80"), ipB.String()},
@@ -152,7 +152,7 @@ func TestHostPortUDP(t *testing.T) {
 func TestMasqueradeIsRepaired(t *testing.T) {
 	n := newNode(t, nil)
 	outside := world(t)
-	serve(t, outside, 80)
+	serve(t, outside)
 	d := n.Network.opts.Default
 	ask := func() string {
 		t.Helper()
@@ -217,7 +217,7 @@ func TestManyPodsAtOnce(t *testing.T) {
 func TestStats(t *testing.T) {
 	n := newNode(t, nil)
 	pod, ip := n.attached()
-	serve(t, pod.NetNS, 80)
+	serve(t, pod.NetNS)
 	before, err := Stats(pod.NetNS)
 	must(t, err)
 	if len(before) != 1 || before[0].Name != "eth0" {

@@ -76,8 +76,8 @@ func (r root) copy(path string) string {
 
 // dpkg runs dpkg such that it installs all files of a package, including those that small images
 // omit.
-func dpkg(run func(...string) string, args ...string) string {
-	return run(append([]string{"dpkg", "--path-include=/usr/share/*", "--force-confold", "--force-unsafe-io"}, args...)...)
+func dpkg(run func(...string) string, args ...string) {
+	run(append([]string{"dpkg", "--path-include=/usr/share/*", "--force-confold", "--force-unsafe-io"}, args...)...)
 }
 
 // Without systemd: the package is unpacked and configured, and its programs run. An upgrade keeps a

@@ -105,7 +105,7 @@ func (a podCapture) files() []string {
 }
 
 func (s *Service) checkpointPod(ctx context.Context, a podCapture) (err error) {
-	if err := a.pod.require("checkpoint", PodReady); err != nil {
+	if err := a.pod.requireReady("checkpoint"); err != nil {
 		return err
 	}
 	by, err := s.prepareCheckpoint(ctx, a.containers[0])

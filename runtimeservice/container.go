@@ -240,8 +240,9 @@ func (ph Phase) cri() runtimeapi.ContainerState {
 		return runtimeapi.ContainerState_CONTAINER_RUNNING
 	case Exited:
 		return runtimeapi.ContainerState_CONTAINER_EXITED
+	default:
+		return runtimeapi.ContainerState_CONTAINER_UNKNOWN
 	}
-	return runtimeapi.ContainerState_CONTAINER_UNKNOWN
 }
 
 // image returns the image in the form of the CRI's answers.

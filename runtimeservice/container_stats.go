@@ -75,8 +75,7 @@ func (s *Service) layerUsage(ctx context.Context, c *Container) (stats.Layer, er
 
 // alive returns ErrNotFound for a container without a cgroup.
 func (s *Service) alive(c *Container) error {
-	switch c.phase() {
-	case Created, Running:
+	if p := c.phase(); p == Created || p == Running {
 		return nil
 	}
 	return fmt.Errorf("read usage of container %s: %s: %w", c.ID, c.phase(), errdefs.ErrNotFound)

@@ -145,7 +145,7 @@ func (s *Service) recordContainer(pod *Pod, cfg *runtimeapi.ContainerConfig, fro
 func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, from origin) error {
 	// A stop ends the pod's readiness before it lists containers, and this container is in the
 	// table: either the stop finds it, or it sees here that the pod is not ready.
-	if err := pod.require("create container in", PodReady); err != nil {
+	if err := pod.requireReady("create container in"); err != nil {
 		return err
 	}
 	bundle := s.bundle(c.ID)
@@ -392,6 +392,7 @@ func (s *Service) containerNamespaces(ctx context.Context, p *Pod, c *Container)
 		ns.PID, err = s.sharedPIDNamespace(ctx, p)
 	case runtimeapi.NamespaceMode_TARGET:
 		ns.PID, err = s.targetPIDNamespace(p, opts.GetTargetId())
+	case runtimeapi.NamespaceMode_CONTAINER: // a namespace of its own
 	}
 	return ns, err
 }

@@ -40,6 +40,7 @@ func checkRestore(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfi
 		reason = "it shares the node's process IDs, which may be taken by the time of a restore"
 	case runtimeapi.NamespaceMode_TARGET:
 		reason = "it shares another container's process IDs"
+	case runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_CONTAINER:
 	}
 	if spec.PodUserNamespace(pod) != nil {
 		reason = "its pod has a user namespace"

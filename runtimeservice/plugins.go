@@ -40,7 +40,7 @@ func (s *Service) livingContainer(c *Container) (nri.Container, error) {
 	st := c.snapshot()
 	pod, err := s.pods.get(c.PodID)
 	if err != nil || pod.snapshot().Phase != PodReady || (st.phase() != Created && st.phase() != Running) {
-		return nri.Container{}, nil
+		return nri.Container{}, nil //nolint:nilerr // without its pod, a container is not living
 	}
 	ociSpec, err := st.currentSpec(s.bundle(c.ID))
 	if err != nil {

@@ -124,9 +124,9 @@ func (p *Pod) update(f func(*PodState) error) error {
 	return nil
 }
 
-// require returns ErrFailedPrecondition unless the pod is in the phase.
-func (p *Pod) require(action string, phase PodPhase) error {
-	if got := p.snapshot().Phase; got != phase {
+// requireReady returns ErrFailedPrecondition unless the pod is ready.
+func (p *Pod) requireReady(action string) error {
+	if got := p.snapshot().Phase; got != PodReady {
 		return fmt.Errorf("cannot %s pod %q (%s): %s: %w", action, p.meta().GetName(), p.ID, got, errdefs.ErrFailedPrecondition)
 	}
 	return nil

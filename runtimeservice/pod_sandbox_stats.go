@@ -22,7 +22,7 @@ func (s *Service) PodSandboxStats(ctx context.Context, req *runtimeapi.PodSandbo
 	if err != nil {
 		return nil, fmt.Errorf("pod stats: %w", err)
 	}
-	if err := p.require("read usage of", PodReady); err != nil {
+	if err := p.requireReady("read usage of"); err != nil {
 		return nil, err
 	}
 	usage, err := s.podStats(ctx, p)

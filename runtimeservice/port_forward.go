@@ -55,5 +55,5 @@ func (s *Service) forwardedPod(id string) (*Pod, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot forward to a port of pod: %w", err)
 	}
-	return p, p.require("forward to a port of", PodReady)
+	return p, p.requireReady("forward to a port of")
 }

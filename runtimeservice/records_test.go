@@ -27,10 +27,10 @@ func TestUnusableRecords(t *testing.T) {
 		rec.Config.Msg = &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: id}}
 		return recordFor(t, filepath.Join(s.podsDir(), id), rec)
 	}
-	container := func(id, pod string) string {
+	container := func(id, pod string) {
 		rec := ContainerRecord{ID: id, PodID: pod}
 		rec.Config.Msg = &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: id}}
-		return recordFor(t, filepath.Join(s.containersDir(), id), rec)
+		recordFor(t, filepath.Join(s.containersDir(), id), rec)
 	}
 	pod("whole")
 	container("of-whole", "whole")

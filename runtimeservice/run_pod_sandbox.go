@@ -41,7 +41,7 @@ func (s *Service) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 		if !proto.Equal(p.config(), cfg) || p.Handler != req.GetRuntimeHandler() {
 			return fmt.Errorf("run pod: name %q is in use by pod %s with another config: %w", p.identity(), p.ID, errdefs.ErrAlreadyExists)
 		}
-		return p.require("run", PodReady)
+		return p.requireReady("run")
 	}
 	if earlier, ok := s.pods.named(podIdentity(cfg.GetMetadata())); ok {
 		if err := s.recoveries.wait(ctx, earlier.ID); err != nil {

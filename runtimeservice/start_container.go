@@ -40,7 +40,7 @@ func (s *Service) startContainer(ctx context.Context, c *Container) error {
 	if err != nil {
 		return fmt.Errorf("start container %s: %w", c.ID, err)
 	}
-	if err := pod.require("start container in", PodReady); err != nil {
+	if err := pod.requireReady("start container in"); err != nil {
 		return err
 	}
 	if err := c.require("start", Created); err != nil {

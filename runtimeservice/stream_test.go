@@ -2,6 +2,7 @@ package runtimeservice
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -88,7 +89,7 @@ func ids[M any](next func() (M, error), of func(M) []string) ([][]string, error)
 	var messages [][]string
 	for {
 		msg, err := next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return messages, nil
 		}
 		if err != nil {

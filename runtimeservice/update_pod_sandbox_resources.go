@@ -24,7 +24,7 @@ func (s *Service) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi
 		return nil, err
 	}
 	defer p.op.unlock()
-	if err := p.require("update", PodReady); err != nil {
+	if err := p.requireReady("update"); err != nil {
 		return nil, err
 	}
 	limits, err := s.podLimits(podResources(req.GetOverhead(), req.GetResources()))

@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -251,7 +250,7 @@ func (c *Cluster) Down(ctx context.Context) error {
 	}
 	if len(c.Nodes) > 0 && c.Nodes[0].host.lives() {
 		for _, program := range controlPlane() {
-			errs = append(errs, c.Nodes[0].host.end(ctx, program, syscall.SIGTERM, endTimeout))
+			errs = append(errs, c.Nodes[0].host.end(ctx, program))
 		}
 	}
 	for _, n := range c.Nodes {

@@ -25,6 +25,8 @@ func (n *Node) spawn(program string, arguments ...string) error {
 
 // spawnBy is spawn with a command line in front that prepares the environment and then executes the
 // program.
+//
+//nolint:contextcheck // the program outlives the call
 func (n *Node) spawnBy(by []string, program string, arguments ...string) error {
 	if err := os.MkdirAll(n.logs(), 0o711); err != nil {
 		return fmt.Errorf("start %s: %w", program, err)

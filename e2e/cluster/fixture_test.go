@@ -87,9 +87,11 @@ func (f *fixture) path(name string) string {
 }
 
 // kubectl runs kubectl in the namespace and returns its output.
+//
+//nolint:contextcheck // the context of a fixture is the test's
 func (f *fixture) kubectl(arguments ...string) string {
 	f.t.Helper()
-	out, err := f.try(arguments...)
+	out, err := f.try(f.ctx, arguments...)
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -97,8 +99,8 @@ func (f *fixture) kubectl(arguments ...string) string {
 }
 
 // try is kubectl for a command that may fail.
-func (f *fixture) try(arguments ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(f.ctx, patience)
+func (f *fixture) try(ctx context.Context, arguments ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	return f.Kubectl(ctx, append([]string{"--namespace", f.namespace}, arguments...)...)
 }
@@ -210,16 +212,15 @@ func (f *fixture) awaitPods(label string, count int) []corev1.Pod {
 }
 
 // awaitLog waits until the log of the pod's container has text.
-func (f *fixture) awaitLog(text, pod string, arguments ...string) string {
+func (f *fixture) awaitLog(text, pod string, arguments ...string) {
 	f.t.Helper()
-	var log string
-	f.await(fmt.Sprintf("%q in the log of %s", text, pod), func(context.Context) (err error) {
-		if log, err = f.try(append([]string{"logs", pod}, arguments...)...); err == nil && !strings.Contains(log, text) {
+	f.await(fmt.Sprintf("%q in the log of %s", text, pod), func(ctx context.Context) error {
+		log, err := f.try(ctx, append([]string{"logs", pod}, arguments...)...)
+		if err == nil && !strings.Contains(log, text) {
 			err = fmt.Errorf("the log is %q", log)
 		}
 		return err
 	})
-	return log
 }
 
 // exec runs a shell command in the pod's first container.

@@ -181,9 +181,9 @@ func (h *host) find(program string) ([]int, error) {
 	return pids, nil
 }
 
-// end signals the processes called program and waits until they have exited. After wait it kills
-// them and returns an error.
-func (h *host) end(ctx context.Context, program string, signal syscall.Signal, wait time.Duration) error {
+// end sends SIGTERM to the processes called program and waits until they have exited. After
+// endTimeout it kills them and returns an error.
+func (h *host) end(ctx context.Context, program string) error {
 	gone := func(context.Context) error {
 		pids, err := h.find(program)
 		if err == nil && len(pids) > 0 {
@@ -196,9 +196,9 @@ func (h *host) end(ctx context.Context, program string, signal syscall.Signal, w
 		return err
 	}
 	for _, pid := range pids {
-		_ = unix.Kill(pid, signal)
+		_ = unix.Kill(pid, unix.SIGTERM)
 	}
-	patience, cancel := context.WithTimeout(ctx, wait)
+	patience, cancel := context.WithTimeout(ctx, endTimeout)
 	defer cancel()
 	late := Await(patience, program+" to end", gone)
 	if late == nil {
@@ -207,7 +207,7 @@ func (h *host) end(ctx context.Context, program string, signal syscall.Signal, w
 	for _, pid := range pids {
 		_ = unix.Kill(pid, unix.SIGKILL)
 	}
-	patience, cancel = context.WithTimeout(ctx, wait)
+	patience, cancel = context.WithTimeout(ctx, endTimeout)
 	defer cancel()
 	return errors.Join(late, Await(patience, program+" to be killed", gone))
 }

@@ -81,7 +81,7 @@ func TestHostPort(t *testing.T) {
 	f.delete("main")
 	f.await("the host port to be closed", func(ctx context.Context) error {
 		if _, err := f.fetch(ctx, n, fmt.Sprintf("http://%s:28081/hostname", n.IP)); err != nil {
-			return nil
+			return nil //nolint:nilerr // the error is expected
 		}
 		return errors.New("the host port still answers")
 	})

@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -196,7 +195,7 @@ func (n *Node) StartKubelet() error {
 
 // StopKubelet ends the kubelet.
 func (n *Node) StopKubelet(ctx context.Context) error {
-	return n.host.end(ctx, "kubelet", syscall.SIGTERM, endTimeout)
+	return n.host.end(ctx, "kubelet")
 }
 
 func (n *Node) startProxy() error {
@@ -210,9 +209,9 @@ func (n *Node) stop(ctx context.Context) error {
 	}
 	var errs []error
 	for _, program := range []string{"kube-proxy", "kubelet"} {
-		errs = append(errs, n.host.end(ctx, program, syscall.SIGTERM, endTimeout))
+		errs = append(errs, n.host.end(ctx, program))
 	}
-	errs = append(errs, n.removeRuntime(ctx), n.host.end(ctx, "imagebox", syscall.SIGTERM, endTimeout))
+	errs = append(errs, n.removeRuntime(ctx), n.host.end(ctx, "imagebox"))
 	return errors.Join(errs...)
 }
 

@@ -37,8 +37,7 @@ const (
 // startLogind starts the bus and answers calls until the test ends.
 func startLogind(t *testing.T) *logind {
 	t.Helper()
-	// A socket's path must be short.
-	dir, err := os.MkdirTemp("/run", "mica-bus-")
+	dir, err := os.MkdirTemp("/run", "mica-bus-") //nolint:usetesting // a socket's path must be short
 	if err != nil {
 		t.Fatal(err)
 	}

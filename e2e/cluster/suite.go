@@ -178,7 +178,7 @@ func (s Suite) lookForLeaks(ctx context.Context, n *Node, baseline node.Census) 
 	defer cancel()
 	var errs []error
 	for _, program := range []string{"kubelet", suiteProgram} {
-		errs = append(errs, n.host.end(ctx, program, syscall.SIGTERM, endTimeout))
+		errs = append(errs, n.host.end(ctx, program))
 	}
 	errs = append(errs, n.reclaim(), n.Mica.Empty(ctx), n.Mica.RemoveImages(ctx))
 	leaks, err := n.Mica.AwaitClean(ctx, baseline, 30*time.Second)

@@ -67,8 +67,8 @@ func TestVolumes(t *testing.T) {
 		}
 	}
 	f.kubectl("patch", "configmap", "settings", "--patch", `{"data": {"color": "red"}}`)
-	f.await("the changed value", func(context.Context) error {
-		text, err := f.try("exec", "main", "--", "cat", "/settings/color", "/all/from/color")
+	f.await("the changed value", func(ctx context.Context) error {
+		text, err := f.try(ctx, "exec", "main", "--", "cat", "/settings/color", "/all/from/color")
 		if err == nil && text != "redred" {
 			err = fmt.Errorf("the value is %q", text)
 		}

@@ -94,8 +94,8 @@ func TestService(t *testing.T) {
 		t.Errorf("the environment has %q, want %s", host, service.Spec.ClusterIP)
 	}
 	seen := map[string]bool{}
-	f.await("an answer of every pod", func(context.Context) error {
-		name, err := f.try("exec", "client", "--", "sh", "-c", "wget -q -O- $WEB_SERVICE_HOST:$WEB_SERVICE_PORT/hostname")
+	f.await("an answer of every pod", func(ctx context.Context) error {
+		name, err := f.try(ctx, "exec", "client", "--", "sh", "-c", "wget -q -O- $WEB_SERVICE_HOST:$WEB_SERVICE_PORT/hostname")
 		if err != nil {
 			return err
 		}

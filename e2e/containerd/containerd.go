@@ -199,6 +199,8 @@ func (d *Daemon) Processes() ([]int, error) {
 }
 
 // End sends a signal to the daemon and waits until it has exited. Containers keep running.
+//
+//nolint:contextcheck // the clients are closed also after the end of the context
 func (d *Daemon) End(signal syscall.Signal) error {
 	if d.Runtime != nil {
 		// Errors of closing a dead daemon's clients do not matter.

@@ -176,7 +176,7 @@ func (n *Node) StartDaemon(ctx context.Context) (time.Duration, error) {
 		return 0, fmt.Errorf("open daemon log: %w", err)
 	}
 	defer log.Close()
-	daemon := n.command(context.Background(), filepath.Join(n.Bin, "micad"), "--config", n.Config())
+	daemon := n.command(context.Background(), filepath.Join(n.Bin, "micad"), "--config", n.Config()) //nolint:contextcheck // the daemon outlives the call
 	daemon.Env = append(os.Environ(), n.Env...)
 	daemon.Stdout, daemon.Stderr = log, log
 	daemon.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -285,6 +285,7 @@ func (n *Node) Kill() error { return n.endDaemon(syscall.SIGKILL) }
 // StopDaemon sends SIGTERM to the daemon and waits until it has exited. Containers keep running.
 func (n *Node) StopDaemon() error { return n.endDaemon(syscall.SIGTERM) }
 
+//nolint:contextcheck // the clients are closed also after the end of the context
 func (n *Node) endDaemon(signal syscall.Signal) error {
 	if n.pid == 0 {
 		return nil
@@ -309,6 +310,8 @@ func (n *Node) signalDaemon(signal syscall.Signal) error {
 
 // DumpGoroutines ends the daemon with SIGQUIT and returns the stacks of its goroutines. Containers
 // keep running.
+//
+//nolint:contextcheck // the clients are closed also after the end of the context
 func (n *Node) DumpGoroutines() (string, error) {
 	if err := n.signalDaemon(syscall.SIGQUIT); err != nil {
 		return "", err

@@ -106,13 +106,13 @@ func run(ctx context.Context, s settings) (code int, err error) {
 	return m.run(ctx)
 }
 
-// output runs a command on this machine and returns its output.
-func output(ctx context.Context, name string, arguments ...string) (string, error) {
+// runCommand runs a command on this machine. Errors contain its output.
+func runCommand(ctx context.Context, name string, arguments ...string) error {
 	cmd := exec.CommandContext(ctx, name, arguments...)
 	cmd.WaitDelay = 10 * time.Second // for the command's children
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		return "", fmt.Errorf("run %s %s: %w: %s", name, strings.Join(arguments, " "), err, out)
+		return fmt.Errorf("run %s %s: %w: %s", name, strings.Join(arguments, " "), err, out)
 	}
-	return string(out), nil
+	return nil
 }

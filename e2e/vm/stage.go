@@ -43,7 +43,7 @@ func stage(ctx context.Context, s settings, share string) (imageDir string, err 
 			return "", fmt.Errorf("make %s: %w", dir, err)
 		}
 	}
-	if _, err := output(ctx, "make", "-C", root, "build", "BIN="+bin); err != nil {
+	if err := runCommand(ctx, "make", "-C", root, "build", "BIN="+bin); err != nil {
 		return "", err
 	}
 	if err := os.CopyFS(filepath.Join(share, "systemd"), os.DirFS(filepath.Join(root, "packaging", "systemd"))); err != nil {
@@ -86,8 +86,7 @@ func (s settings) stageTests(ctx context.Context, root, tests, bin string) error
 	if err := build(ctx, root, "build", "-o", filepath.Join(bin, "critest-node"), "./e2e/cmd/critest"); err != nil {
 		return err
 	}
-	_, err := output(ctx, "cp", s.critest, filepath.Join(bin, "critest"))
-	return err
+	return runCommand(ctx, "cp", s.critest, filepath.Join(bin, "critest"))
 }
 
 // build runs a build command of Go for the machine, which does not have this machine's C library.

@@ -29,7 +29,7 @@ func (d *download) foreign(ctx context.Context, err error) error {
 			return nil
 		}
 		// The class remains the class of the registry's answer.
-		err = fmt.Errorf("%w; layer URL %s: %v", err, withoutQuery(u), failure)
+		err = fmt.Errorf("%w; layer URL %s: %s", err, withoutQuery(u), failure.Error())
 		if ctx.Err() != nil || errdefs.IsDataLoss(failure) {
 			break
 		}

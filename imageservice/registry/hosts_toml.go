@@ -105,6 +105,7 @@ func hostOrder(data []byte, hosts map[string]hostTable) []string {
 			add(table)
 		case unstable.KeyValue:
 			add(append(slices.Clone(table), keyParts(e)...))
+		default: // no key of a host
 		}
 	}
 	order = slices.DeleteFunc(order, func(name string) bool {

@@ -45,7 +45,7 @@ func TestLocalityOfNames(t *testing.T) {
 // A server may lead to addresses at its own distance or farther away. A public server may lead into
 // a private network only if the server there proves its name.
 func TestLedRoute(t *testing.T) {
-	h := testHost(t, hostConfig{}, "registry.example/app")
+	h := testHost(t, "registry.example/app")
 	for name, c := range map[string]struct {
 		url        string
 		from       locality
@@ -65,11 +65,9 @@ func TestLedRoute(t *testing.T) {
 	}
 }
 
-func testHost(t *testing.T, c hostConfig, name string) *host {
+func testHost(t *testing.T, name string) *host {
 	t.Helper()
-	if c.base.Host == "" {
-		c = defaultHost(reference.Domain(named(name)), hostTable{})
-	}
+	c := defaultHost(reference.Domain(named(name)), hostTable{})
 	h := must(newHost(c, named(name), credentialSource{}, time.Second))
 	t.Cleanup(h.close)
 	return h
@@ -80,7 +78,7 @@ func testHost(t *testing.T, c hostConfig, name string) *host {
 func TestAddressIsCheckedAtTheConnection(t *testing.T) {
 	server := record(t, "127.0.0.1:0", func(http.ResponseWriter, *http.Request) {})
 	server.Start()
-	h := testHost(t, hostConfig{}, "registry.example/app")
+	h := testHost(t, "registry.example/app")
 	for name, r := range map[string]route{"public": {nearest: public}, "private": {nearest: private}} {
 		req := must(http.NewRequestWithContext(t.Context(), http.MethodGet, strings.Replace(server.URL, "127.0.0.1", "localhost", 1), nil))
 		resp, _, err := h.transports.roundTrip(req, r)
@@ -119,7 +117,7 @@ func TestTokenServiceIsOfTheRegistry(t *testing.T) {
 		"listed, plain HTTP":        {"registry.example", "http://auth.corp/token", true, hostConfig{tokenHosts: []string{"http://auth.corp"}}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h := testHost(t, hostConfig{}, c.registry+"/app")
+			h := testHost(t, c.registry+"/app")
 			h.tokenHosts = c.config.tokenHosts
 			s, err := h.tokenService(target{url: h.url("/app"), tls: true}, public, must(url.Parse(c.realm)))
 			if err != nil || s.trusted != c.trusted {
@@ -127,7 +125,7 @@ func TestTokenServiceIsOfTheRegistry(t *testing.T) {
 			}
 		})
 	}
-	h := testHost(t, hostConfig{}, "registry.example/app")
+	h := testHost(t, "registry.example/app")
 	for _, realm := range []string{"http://registry.example/token", "file:///x", "//x/", "https:///x", "https://u:p@registry.example/", "gopher://registry.example/"} {
 		if _, err := h.tokenService(target{url: h.url("/app"), tls: true}, public, must(url.Parse(realm))); err == nil {
 			t.Errorf("%s may be asked", realm)

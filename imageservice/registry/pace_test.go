@@ -73,7 +73,7 @@ func TestPaceDoesNotCountTheConsumer(t *testing.T) {
 		buffer := make([]byte, 10)
 		for {
 			_, err := r.Read(buffer)
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				return
 			}
 			if err != nil {

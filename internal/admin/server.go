@@ -95,7 +95,7 @@ func streamEvents(ctx context.Context, d Daemon) http.Handler {
 		flush := http.NewResponseController(w).Flush
 		err := flush()
 		if err == nil {
-			err = d.Events(asked, EventsArgs{Follow: r.URL.Query().Has("follow")}, func(e Event) error {
+			err = d.Events(asked, EventsArgs{Follow: r.URL.Query().Has("follow")}, func(e Event) error { //nolint:contextcheck // asked ends with ctx
 				return errors.Join(out.Encode(message{Event: &e}), flush())
 			})
 		}

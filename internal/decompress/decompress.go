@@ -193,8 +193,9 @@ func NewReader(in io.Reader, maxWindow uint64) (io.ReadCloser, error) {
 			return nil, err
 		}
 		return z.IOReadCloser(), nil
+	default:
+		return io.NopCloser(buffered), nil
 	}
-	return io.NopCloser(buffered), nil
 }
 
 // named adds the format to errors.
@@ -208,7 +209,7 @@ func (n named) Read(p []byte) (int, error) {
 	if errors.Is(err, zstd.ErrWindowSizeExceeded) {
 		err = fmt.Errorf("a later frame: %w", err)
 	}
-	if err != nil && err != io.EOF {
+	if err != nil && err != io.EOF { //nolint:errorlint // a reader ends with io.EOF itself; a wrapped one is a failure
 		err = invalidStream(fmt.Errorf("decompress %s: %w", n.format, err))
 	}
 	return k, err

@@ -57,6 +57,7 @@ const probeVariable = "OSTHREAD_TEST_MAIN"
 
 var _ = mainThreadProbe()
 
+//nolint:unparam // a package-level variable needs a value
 func mainThreadProbe() struct{} {
 	if os.Getenv(probeVariable) == "" {
 		return struct{}{}

@@ -164,7 +164,7 @@ func (r *Reaper) Wait(ctx context.Context, pid int) (Status, error) {
 }
 
 func notChild(err error) error {
-	if err == unix.ESRCH {
+	if errors.Is(err, unix.ESRCH) {
 		return unix.ECHILD
 	}
 	return err

@@ -1,6 +1,7 @@
 package testcgroup
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -101,7 +102,7 @@ func TestExitStatusIsTheProgramsOwn(t *testing.T) {
 	hybrid(t)
 	args := Command("sh", "-c", "exit 7")
 	err := exec.CommandContext(t.Context(), args[0], args[1:]...).Run()
-	if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != 7 {
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 7 {
 		t.Errorf("exit: %v", err)
 	}
 }

@@ -261,8 +261,9 @@ func compressor(out io.Writer, c Compression) (io.WriteCloser, error) {
 		return zstd.NewWriter(out)
 	case Uncompressed:
 		return nopCloser{out}, nil
+	default:
+		return gzip.NewWriter(out), nil
 	}
-	return gzip.NewWriter(out), nil
 }
 
 type nopCloser struct{ io.Writer }

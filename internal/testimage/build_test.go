@@ -142,6 +142,7 @@ func unpack(t *testing.T, c Compression, blob []byte) []byte {
 		r, err = gzip.NewReader(r)
 	case Zstd:
 		r, err = zstd.NewReader(r)
+	case Uncompressed:
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -66,9 +66,9 @@ func (r *Registry) tokenCovers(token, scope string) bool {
 	if !ok {
 		return false
 	}
-	want, actions, _ := cutLast(scope, ":")
+	want, actions := cutLast(scope, ":")
 	for _, g := range strings.Fields(granted) {
-		object, has, _ := cutLast(g, ":")
+		object, has := cutLast(g, ":")
 		if object == want && containsAll(strings.Split(has, ","), strings.Split(actions, ",")) {
 			return true
 		}
@@ -89,12 +89,12 @@ func containsAll(have, want []string) bool {
 	return true
 }
 
-func cutLast(s, sep string) (before, after string, found bool) {
+func cutLast(s, sep string) (before, after string) {
 	i := strings.LastIndex(s, sep)
 	if i < 0 {
-		return s, "", false
+		return s, ""
 	}
-	return s[:i], s[i+len(sep):], true
+	return s[:i], s[i+len(sep):]
 }
 
 // serveToken issues tokens: GET with basic authentication, or POST with a password or refresh_token grant.

@@ -85,6 +85,7 @@ func (w *faultWriter) WriteHeader(code int) {
 			w.shorten()
 		case WrongType:
 			w.Header().Set("Content-Type", w.fault.MediaType)
+		default: // a fault of the body or before the handler
 		}
 	}
 	w.ResponseWriter.WriteHeader(code)
@@ -108,8 +109,9 @@ func (w *faultWriter) Write(p []byte) (int, error) {
 		return w.corrupt(p)
 	case Slow:
 		return w.slow(p)
+	default:
+		return w.ResponseWriter.Write(p)
 	}
-	return w.ResponseWriter.Write(p)
 }
 
 // writeUpTo writes the bytes up to offset At and then applies the fault.
@@ -133,6 +135,7 @@ func (w *faultWriter) writeUpTo(p []byte) (int, error) {
 		w.reset()
 	case Short:
 		return len(p), nil
+	default: // the connection ends here
 	}
 	panic(http.ErrAbortHandler)
 }

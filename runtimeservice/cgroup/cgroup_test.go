@@ -264,8 +264,7 @@ func TestSetResourcesRefuses(t *testing.T) {
 		"devices":  {Devices: []specs.LinuxDeviceCgroup{{}}},
 		"block":    {BlockIO: &specs.LinuxBlockIO{}},
 		"realtime": {CPU: &specs.LinuxCPU{RealtimeRuntime: &n}},
-		//lint:ignore SA1019 refused, not used
-		"kernel": {Memory: &specs.LinuxMemory{Kernel: &n}},
+		"kernel":   {Memory: &specs.LinuxMemory{Kernel: &n}}, //nolint:staticcheck // deprecated: refused, not used
 	} {
 		if err := m.SetResources(path, r); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: %v", name, err)

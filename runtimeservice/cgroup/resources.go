@@ -128,8 +128,7 @@ func convertMemory(out *cgroups.Resources, m *specs.LinuxMemory) error {
 	if m == nil {
 		return nil
 	}
-	//lint:ignore SA1019 refused, not used
-	if m.Kernel != nil || m.KernelTCP != nil || m.DisableOOMKiller != nil {
+	if m.Kernel != nil || m.KernelTCP != nil || m.DisableOOMKiller != nil { //nolint:staticcheck // deprecated: refused, not used
 		return fmt.Errorf("kernel memory and OOM killer settings: %w", errdefs.ErrInvalidArgument)
 	}
 	if m.Limit != nil {

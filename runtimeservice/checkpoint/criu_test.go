@@ -142,7 +142,7 @@ func TestWithLogErrors(t *testing.T) {
 	if got := WithLogErrors(failed, log); !errors.Is(got, failed) || got.Error() != want {
 		t.Errorf("error with a log = %q, want %q", got, want)
 	}
-	if got := WithLogErrors(failed, log+".none"); got != failed {
+	if got := WithLogErrors(failed, log+".none"); !errors.Is(got, failed) || got.Error() != "exit status 1" {
 		t.Errorf("error without a log = %q", got)
 	}
 	if got := WithLogErrors(nil, log); got != nil {

@@ -98,7 +98,7 @@ func (f file) checkHook() error {
 	}
 	if _, err := os.Stat(f.Hook.Path); err != nil {
 		// Not wrapped: ErrNotExist would mean that the hook file itself does not exist.
-		return fmt.Errorf("hook.path: %v", err)
+		return fmt.Errorf("hook.path: %s", err.Error())
 	}
 	return nil
 }
@@ -130,7 +130,7 @@ func (f file) conditions() (when, error) {
 }
 
 func (w when) matches(s *specs.Spec, c Container) bool {
-	if w.always != nil && !*w.always || w.bindMounts != nil && !(*w.bindMounts && c.BindMounts) {
+	if w.always != nil && !*w.always || w.bindMounts != nil && (!*w.bindMounts || !c.BindMounts) {
 		return false
 	}
 	for _, a := range w.annotations {
@@ -169,8 +169,7 @@ func (h hook) add(s *specs.Spec) {
 func stage(h *specs.Hooks, name string) *[]specs.Hook {
 	switch name {
 	case "prestart":
-		//lint:ignore SA1019 most hook files name this stage
-		return &h.Prestart
+		return &h.Prestart //nolint:staticcheck // deprecated: most hook files name this stage
 	case "createRuntime":
 		return &h.CreateRuntime
 	case "createContainer":

@@ -154,6 +154,8 @@ func (c *Client) run(l *link) {
 }
 
 // relink connects until a keeper answers. It returns nil once the client is closed.
+//
+//nolint:contextcheck // it runs until Close
 func (c *Client) relink() *link {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -210,7 +212,7 @@ func (c *Client) current(ctx context.Context) (*link, error) {
 		case <-ctx.Done():
 			err := fmt.Errorf("wait for the keeper: %w: %w", ctx.Err(), errdefs.ErrUnavailable)
 			if why != nil {
-				err = fmt.Errorf("%w: %v", err, why)
+				err = fmt.Errorf("%w: %s", err, why.Error())
 			}
 			return nil, err
 		}

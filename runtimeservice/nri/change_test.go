@@ -24,7 +24,7 @@ func injectMark(s *specs.Spec, devices []string) error {
 
 // Every mount at a path goes when a plugin removes the path.
 func TestAdjustRemovesEveryMount(t *testing.T) {
-	s := container("a", "p").Spec
+	s := container("a").Spec
 	s.Mounts = append(s.Mounts, s.Mounts...)
 	a := &api.ContainerAdjustment{}
 	a.RemoveMount("/data")
@@ -119,7 +119,7 @@ func TestAdjust(t *testing.T) {
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got, want := container("a", "p").Spec, container("a", "p").Spec
+			got, want := container("a").Spec, container("a").Spec
 			ask := &api.ContainerAdjustment{}
 			test.ask(ask)
 			test.want(want)
@@ -155,7 +155,7 @@ func TestAdjustRefusesWhatItCannotDo(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a := &api.ContainerAdjustment{}
 			ask(a)
-			err := adjust(container("a", "p").Spec, a, nil)
+			err := adjust(container("a").Spec, a, nil)
 			if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), name) {
 				t.Errorf("got %v", err)
 			}
@@ -164,7 +164,7 @@ func TestAdjustRefusesWhatItCannotDo(t *testing.T) {
 }
 
 func TestPluginsAdjustAndUpdate(t *testing.T) {
-	h := open(t, Options{}, State{Pods: []Pod{pod("p")}, Containers: []Container{container("old", "p"), container("gone", "p")}})
+	h := open(t, Options{}, State{Pods: []Pod{pod("p")}, Containers: []Container{container("old"), container("gone")}})
 	h.fail = func(id string) error {
 		if id == "gone" {
 			return errdefs.ErrNotFound
@@ -191,7 +191,7 @@ func TestPluginsAdjustAndUpdate(t *testing.T) {
 		return a, []*api.ContainerUpdate{old, gone}, nil
 	}}
 	h.join(r, "10")
-	c := container("new", "p")
+	c := container("new")
 	changed, err := h.CreateContainer(t.Context(), c)
 	h.no(err)
 	if env := c.Spec.Process.Env; env[len(env)-1] != "PLUGIN=was here" {
@@ -207,13 +207,13 @@ func TestPluginsAdjustAndUpdate(t *testing.T) {
 		t.Errorf("remembered %v", sent)
 	}
 	strict = true
-	if _, err := h.CreateContainer(t.Context(), container("new", "p")); !errdefs.IsNotFound(err) {
+	if _, err := h.CreateContainer(t.Context(), container("new")); !errdefs.IsNotFound(err) {
 		t.Errorf("an update that must not fail: %v", err)
 	}
 }
 
 func TestPluginsChangeAnUpdate(t *testing.T) {
-	h := open(t, Options{}, State{Pods: []Pod{pod("p")}, Containers: []Container{container("a", "p"), container("b", "p")}})
+	h := open(t, Options{}, State{Pods: []Pod{pod("p")}, Containers: []Container{container("a"), container("b")}})
 	asked := &runtimeapi.LinuxContainerResources{CpuShares: 10, MemoryLimitInBytes: 1 << 30, OomScoreAdj: 7}
 	r := &recorder{}
 	h.join(r, "10")
@@ -246,7 +246,7 @@ func TestPluginsChangeAnUpdate(t *testing.T) {
 
 // A plugin may request changes at any time, also while it answers an event.
 func TestUnsolicitedUpdates(t *testing.T) {
-	h := open(t, Options{}, State{Pods: []Pod{pod("p")}, Containers: []Container{container("a", "p")}})
+	h := open(t, Options{}, State{Pods: []Pod{pod("p")}, Containers: []Container{container("a")}})
 	h.fail = func(id string) error {
 		if id != "a" {
 			return errors.New("no such container")

@@ -231,9 +231,10 @@ func pod(id string) Pod {
 	}
 }
 
-func container(id, podID string) Container {
+// container is a container of the pod "p".
+func container(id string) Container {
 	return Container{
-		ID: id, PodID: podID, Created: time.Unix(1, 0),
+		ID: id, PodID: "p", Created: time.Unix(1, 0),
 		Config: &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: "name-" + id}},
 		Spec: &specs.Spec{
 			Process: &specs.Process{Args: []string{"sleep"}, Env: []string{"PATH=/bin", "OLD=1"}, Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 10, Soft: 5}}},

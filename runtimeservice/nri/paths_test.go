@@ -50,7 +50,7 @@ func TestPathsEndWithTheirNamespaces(t *testing.T) {
 	p := pod("p")
 	p.Namespaces = []specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: "/run/net"}}
 	h.no(h.RunPod(ctx, p))
-	c := container("c", "p")
+	c := container("c")
 	c.Spec.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: "/run/net"}, {Type: specs.PIDNamespace, Path: "/proc/7/ns/pid"}}
 	_, err := h.CreateContainer(ctx, c)
 	h.no(err)

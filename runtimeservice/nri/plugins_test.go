@@ -25,7 +25,7 @@ func TestOffDoesNothing(t *testing.T) {
 	p := New(Options{Socket: filepath.Join(t.TempDir(), "sock")})
 	ctx := t.Context()
 	asked := &runtimeapi.LinuxContainerResources{CpuShares: 7}
-	changed, createErr := p.CreateContainer(ctx, container("c", "p"))
+	changed, createErr := p.CreateContainer(ctx, container("c"))
 	u, updateErr := p.UpdateContainer(ctx, "c", asked)
 	if err := errors.Join(p.Start(ctx, State{}, Runtime{}), p.RunPod(ctx, pod("p")), p.UpdatePod(ctx, "p", nil, nil), createErr, p.StartContainer(ctx, "c"), updateErr); err != nil {
 		t.Error(err)
@@ -85,7 +85,7 @@ func TestEventsComeOnceAndInOrder(t *testing.T) {
 	h.no(h.UpdatePod(ctx, "p", nil, shares))
 	h.PostUpdatePod(ctx, "p", nil, shares)
 	for _, id := range []string{"a", "b"} {
-		_, err := h.CreateContainer(ctx, container(id, "p"))
+		_, err := h.CreateContainer(ctx, container(id))
 		h.no(err)
 	}
 	h.PostCreateContainer(ctx, "a")
@@ -127,7 +127,7 @@ func TestLatePluginsSeeEveryContainerOnce(t *testing.T) {
 		working.Go(func() {
 			for i := range each {
 				id := fmt.Sprintf("c%d-%d", w, i)
-				if _, err := h.CreateContainer(ctx, container(id, "p")); err != nil {
+				if _, err := h.CreateContainer(ctx, container(id)); err != nil {
 					t.Error(err)
 				}
 				if rand.IntN(2) == 0 {
@@ -173,9 +173,9 @@ func TestLatePluginsSeeEveryContainerOnce(t *testing.T) {
 }
 
 func TestWhatLivedBeforeIsSynchronized(t *testing.T) {
-	running := container("a", "p")
+	running := container("a")
 	running.Started, running.Pid = time.Unix(5, 0), 77
-	h := open(t, Options{}, State{Pods: []Pod{pod("p"), pod("q")}, Containers: []Container{running, container("b", "p"), container("c", "p")}})
+	h := open(t, Options{}, State{Pods: []Pod{pod("p"), pod("q")}, Containers: []Container{running, container("b"), container("c")}})
 	h.StopContainer(t.Context(), "c", Exit{})
 	h.StopPod(t.Context(), "q")
 	r := &recorder{sync: func(_ []*api.PodSandbox, containers []*api.Container) []*api.ContainerUpdate {
@@ -222,11 +222,11 @@ func TestRefusedIsTakenBack(t *testing.T) {
 	refusing = false
 	h.no(h.RunPod(ctx, pod("p")))
 	refusing = true
-	_, err := h.CreateContainer(ctx, container("a", "p"))
+	_, err := h.CreateContainer(ctx, container("a"))
 	says(err)
 	h.RemoveContainer(ctx, "a")
 	refusing = false
-	_, err = h.CreateContainer(ctx, container("b", "p"))
+	_, err = h.CreateContainer(ctx, container("b"))
 	h.no(err)
 	refusing = true
 	says(h.StartContainer(ctx, "b"))
@@ -249,7 +249,7 @@ func TestHangingPluginIsLeftBehind(t *testing.T) {
 	h.join(hanging, "10")
 	other := &recorder{}
 	h.join(other, "20")
-	_, err := h.CreateContainer(t.Context(), container("a", "p"))
+	_, err := h.CreateContainer(t.Context(), container("a"))
 	h.no(err)
 	close(release)
 	h.no(h.StartContainer(t.Context(), "a"))
@@ -282,7 +282,7 @@ func TestWaitingEndsWithTheContext(t *testing.T) {
 	<-reached
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := h.CreateContainer(ctx, container("a", "p")); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := h.CreateContainer(ctx, container("a")); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
 	// An event for an object that plugins do not know does not wait.

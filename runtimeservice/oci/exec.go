@@ -127,6 +127,8 @@ func (r *Runtime) Exec(ctx context.Context, a ExecArgs) (*ExecProcess, error) {
 }
 
 // abandon kills a process whose caller gets an error instead of the process.
+//
+//nolint:contextcheck // the context of Wait has ended, which makes it kill the process
 func (p *ExecProcess) abandon() error {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	cancel(nil)
@@ -226,6 +228,8 @@ func readPid(file string) (int, error) {
 }
 
 // reap waits for the process to end and stores its exit code.
+//
+//nolint:contextcheck // the process outlives the call
 func (p *ExecProcess) reap(r *Runtime, owned func()) {
 	defer owned()
 	defer close(p.exited)

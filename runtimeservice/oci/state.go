@@ -82,6 +82,7 @@ func (r *Runtime) awaitPaused(ctx context.Context, id string) error {
 			return nil
 		case specs.StateStopped:
 			return fmt.Errorf("pause container %s: it has ended: %w", id, errdefs.ErrFailedPrecondition)
+		default: // not frozen yet
 		}
 		select {
 		case <-ctx.Done():

@@ -199,8 +199,9 @@ func propagation(m *runtimeapi.Mount) string {
 		return "rshared"
 	case runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER:
 		return "rslave"
+	default:
+		return "rprivate"
 	}
-	return "rprivate"
 }
 
 // rootfsPropagation returns the widest propagation that any mount needs; "" means the OCI runtime's
@@ -208,10 +209,10 @@ func propagation(m *runtimeapi.Mount) string {
 func rootfsPropagation(mounts []*runtimeapi.Mount) string {
 	widest := ""
 	for _, m := range mounts {
-		switch p := propagation(m); {
-		case p == "rshared":
+		switch p := propagation(m); p {
+		case "rshared":
 			return p
-		case p == "rslave":
+		case "rslave":
 			widest = p
 		}
 	}

@@ -13,8 +13,7 @@ func TestPrivilegedIgnoresConfinement(t *testing.T) {
 	for name, change := range map[string]func(in *ContainerInput){
 		"missing seccomp profile":        func(in *ContainerInput) { security(in).Seccomp = profile(local, "/nonexistent/profile.json") },
 		"seccomp profile without a name": func(in *ContainerInput) { security(in).Seccomp = profile(local, "") },
-		//lint:ignore SA1019 older clients send only this
-		"old seccomp field": func(in *ContainerInput) { security(in).SeccompProfilePath = "localhost/profile.json" },
+		"old seccomp field":              func(in *ContainerInput) { security(in).SeccompProfilePath = "localhost/profile.json" }, //nolint:staticcheck // deprecated: older clients send only this
 		"seccomp on a kernel without it": func(in *ContainerInput) {
 			in.Host.Seccomp = false
 			security(in).Seccomp = profile(runtimeapi.SecurityProfile_RuntimeDefault, "")

@@ -87,8 +87,7 @@ func seccompProfile(sc *runtimeapi.LinuxContainerSecurityContext) (*runtimeapi.S
 	if p := sc.GetSeccomp(); p != nil {
 		return checkProfile("seccomp", p)
 	}
-	//lint:ignore SA1019 older clients send only this
-	return parseProfile("seccomp", sc.GetSeccompProfilePath())
+	return parseProfile("seccomp", sc.GetSeccompProfilePath()) //nolint:staticcheck // deprecated: older clients send only this
 }
 
 // SeccompFile returns the path of the Localhost seccomp profile that the security context requests,
@@ -110,8 +109,7 @@ func apparmorProfile(sc *runtimeapi.LinuxContainerSecurityContext) (*runtimeapi.
 	if p := sc.GetApparmor(); p != nil {
 		return checkProfile("apparmor", p)
 	}
-	//lint:ignore SA1019 older clients send only this
-	return parseProfile("apparmor", sc.GetApparmorProfile())
+	return parseProfile("apparmor", sc.GetApparmorProfile()) //nolint:staticcheck // deprecated: older clients send only this
 }
 
 // parseProfile parses the deprecated text form of a profile.

@@ -76,8 +76,7 @@ func TestContainerRefuses(t *testing.T) {
 			security(in).Seccomp = profile(runtimeapi.SecurityProfile_Localhost, "/a.json")
 			in.SeccompProfile = []byte("{}")
 		}, bad, "default action"},
-		//lint:ignore SA1019 older clients send only this
-		{"old seccomp field", func(in *ContainerInput) { security(in).SeccompProfilePath = "strange" }, bad, "strange"},
+		{"old seccomp field", func(in *ContainerInput) { security(in).SeccompProfilePath = "strange" }, bad, "strange"}, //nolint:staticcheck // deprecated: older clients send only this
 		{"AppArmor without name", func(in *ContainerInput) {
 			security(in).Apparmor = profile(runtimeapi.SecurityProfile_Localhost, "")
 		}, bad, "apparmor"},
@@ -289,12 +288,10 @@ func TestUnsetAndOldProfiles(t *testing.T) {
 			sc.Apparmor = profile(runtimeapi.SecurityProfile_Unconfined, "")
 		}, false, ""},
 		{"old default", func(sc *runtimeapi.LinuxContainerSecurityContext) {
-			//lint:ignore SA1019 older clients send only these
-			sc.SeccompProfilePath, sc.ApparmorProfile = "runtime/default", "runtime/default"
+			sc.SeccompProfilePath, sc.ApparmorProfile = "runtime/default", "runtime/default" //nolint:staticcheck // deprecated: older clients send only these
 		}, true, "default"},
 		{"old localhost", func(sc *runtimeapi.LinuxContainerSecurityContext) {
-			//lint:ignore SA1019 older clients send only these
-			sc.SeccompProfilePath, sc.ApparmorProfile = "unconfined", "localhost/mine"
+			sc.SeccompProfilePath, sc.ApparmorProfile = "unconfined", "localhost/mine" //nolint:staticcheck // deprecated: older clients send only these
 		}, false, "mine"},
 	} {
 		in := request()

@@ -125,6 +125,8 @@ func (s *Server) made(c *container) {
 }
 
 // forget removes the container's record, descriptors and table row.
+//
+//nolint:contextcheck // a container is removed also after the end of the request
 func (s *Server) forget(c *container) {
 	s.mu.Lock()
 	delete(s.containers, c.id())
@@ -375,7 +377,7 @@ func (s *Server) kill(ctx context.Context, k wire.Kill) error {
 	}
 	c.mu.Unlock()
 	switch {
-	case err == unix.ESRCH:
+	case errors.Is(err, unix.ESRCH):
 		return nil
 	case err != nil:
 		return fmt.Errorf("kill container %s: %w", k.ID, err)
@@ -390,6 +392,8 @@ func (s *Server) kill(ctx context.Context, k wire.Kill) error {
 }
 
 // copiesOf returns duplicates of a container's descriptors and its record.
+//
+//nolint:contextcheck // copies are sent for every session, not for one request
 func (s *Server) copiesOf(c *container) (wire.Descriptors, wire.FDs, error) {
 	c.mu.Lock()
 	rec, io, pidfd := c.rec, c.io, c.pidfd

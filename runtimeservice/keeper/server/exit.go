@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -91,6 +92,8 @@ func (w *watcher) forget(pidfd int) *container {
 }
 
 // ended handles the exit of a container's init.
+//
+//nolint:contextcheck // an exit is not part of a request
 func (s *Server) ended(c *container) {
 	c.mu.Lock()
 	rec, child, pidfd, io := c.rec, c.child, c.pidfd, c.io
@@ -111,6 +114,8 @@ func (s *Server) ended(c *container) {
 }
 
 // conclude records an exit and sends it to the clients.
+//
+//nolint:contextcheck // an exit is not part of a request
 func (s *Server) conclude(c *container, exit wire.Exit) {
 	if err := s.spare.lend(func() error { return writeFile(s.path(c.id(), exitName), exit) }); err != nil {
 		s.logf("container %s: record exit: %v", c.id(), err)
@@ -150,11 +155,14 @@ func exitStatus(pid, pidfd int, child bool) (reaper.Status, error) {
 		}
 		info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
 		err := unix.IoctlPidfdInfo(pidfd, &info)
-		if err == nil && info.Mask&unix.PIDFD_INFO_EXIT != 0 {
+		switch {
+		case err == nil && info.Mask&unix.PIDFD_INFO_EXIT != 0:
 			return reaper.StatusOf(unix.WaitStatus(info.Exit_code)), nil
+		case err == nil:
+			err = errors.New("no exit code")
 		}
 		if time.Now().After(end) {
-			return reaper.Status{}, fmt.Errorf("exit code unknown: the process's keeper died, and it has another parent now (pidfd info: %v)", err)
+			return reaper.Status{}, fmt.Errorf("exit code unknown: the process's keeper died, and it has another parent now (pidfd info: %w)", err)
 		}
 	}
 }

@@ -245,6 +245,7 @@ func (s *Server) settle() error {
 	return nil
 }
 
+//nolint:contextcheck // the pump always has a table
 func (s *Server) useTable(t *table) {
 	s.table = t
 	_ = s.pump.call(context.Background(), func() { s.pump.table = t })
@@ -325,7 +326,7 @@ func (s *Server) accept(raw syscall.RawConn) {
 				fd, _, err = unix.Accept4(int(l), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
 				return err
 			})
-			return aerr != unix.EAGAIN
+			return !errors.Is(aerr, unix.EAGAIN)
 		})
 		if err != nil {
 			return // closed

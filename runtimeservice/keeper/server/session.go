@@ -148,8 +148,8 @@ func (c *session) write() {
 	}
 }
 
-// flush waits until everything queued is sent. It returns false after timeout.
-func (c *session) flush(timeout time.Duration) bool {
+// flush waits until everything queued is sent, or timeout.
+func (c *session) flush(timeout time.Duration) {
 	timer := time.AfterFunc(timeout, c.filled.Broadcast)
 	defer timer.Stop()
 	end := time.Now().Add(timeout)
@@ -158,7 +158,6 @@ func (c *session) flush(timeout time.Duration) bool {
 	for len(c.queue) > 0 && !c.closed && time.Now().Before(end) {
 		c.filled.Wait()
 	}
-	return len(c.queue) == 0
 }
 
 func (c *session) read() {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"log"
 	"time"
 
@@ -49,9 +50,9 @@ func (s *stream) fill() (over bool) {
 		s.end += int64(n)
 		s.seen += uint64(n)
 		return false
-	case err == unix.EAGAIN || err == unix.EINTR:
+	case errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR):
 		return false
-	case err != nil && err != unix.EIO: // a terminal ends with EIO
+	case err != nil && !errors.Is(err, unix.EIO): // a terminal ends with EIO
 		log.Printf("container %s: read %s: %v", s.io.id, streamNames[s.index], err)
 	}
 	return true

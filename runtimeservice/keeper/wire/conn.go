@@ -134,7 +134,7 @@ func (c *Conn) Receive(s *Section) (Message, FDs, error) {
 		s.enter()
 		defer s.leave()
 		packet, fds, cut, rerr = receive(int(fd))
-		if rerr == unix.EAGAIN {
+		if errors.Is(rerr, unix.EAGAIN) {
 			return false
 		}
 		if rerr == nil {

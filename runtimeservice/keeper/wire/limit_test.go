@@ -63,7 +63,7 @@ func TestReceiveWithoutDescriptors(t *testing.T) {
 }
 
 func TestNameLimitLeavesOtherErrors(t *testing.T) {
-	if err := NameLimit(os.ErrExist, "a", "b"); err != os.ErrExist {
+	if err := NameLimit(os.ErrExist, "a", "b"); !errors.Is(err, os.ErrExist) || err.Error() != os.ErrExist.Error() {
 		t.Error(err)
 	}
 	if NameLimit(nil, "a", "b") != nil {

@@ -106,7 +106,7 @@ func TestCheckID(t *testing.T) {
 	}
 }
 
-func socketPair(t *testing.T) (*Conn, *Conn, [2]int) {
+func socketPair(t *testing.T) (*Conn, *Conn) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -121,11 +121,11 @@ func socketPair(t *testing.T) (*Conn, *Conn, [2]int) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = a.Close(); _ = b.Close() })
-	return a, b, fds
+	return a, b
 }
 
 func TestConnPassesDescriptors(t *testing.T) {
-	a, b, _ := socketPair(t)
+	a, b := socketPair(t)
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -151,7 +151,7 @@ func TestConnPassesDescriptors(t *testing.T) {
 		t.Errorf("%q, %v", data, err)
 	}
 	_ = a.Close()
-	if _, _, err := b.Receive(nil); err != io.EOF {
+	if _, _, err := b.Receive(nil); !errors.Is(err, io.EOF) {
 		t.Errorf("after close: %v", err)
 	}
 }
@@ -172,7 +172,7 @@ func TestConnRefuses(t *testing.T) {
 		"body of another type": {[]byte(`{"op":1}`), 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a, b, _ := socketPair(t)
+			a, b := socketPair(t)
 			before := countFDs(t)
 			fds := make([]int, tc.fds)
 			for i := range fds {
@@ -201,7 +201,7 @@ func countFDs(t *testing.T) int {
 }
 
 func TestSendTimesOut(t *testing.T) {
-	a, _, _ := socketPair(t)
+	a, _ := socketPair(t)
 	packet, err := Encode(Message{Op: "x"}, strings.Repeat("a", MaxMessage/2))
 	if err != nil {
 		t.Fatal(err)

@@ -13,10 +13,11 @@ import (
 	"github.com/micarun/mica/internal/testcost"
 )
 
-func groupsOf(user string, n int) string {
+// groupsOfApp is an /etc/group that lists the user app n times.
+func groupsOfApp(n int) string {
 	var b strings.Builder
 	for i := range n {
-		fmt.Fprintf(&b, "g%d:x:%d:%s\n", i, i+1, user)
+		fmt.Fprintf(&b, "g%d:x:%d:app\n", i, i+1)
 	}
 	return b.String()
 }
@@ -27,12 +28,12 @@ func TestUserInManyGroups(t *testing.T) {
 	in := func(group string) string {
 		return rootfs(t, map[string]string{"etc/passwd": passwd, "etc/group": group})
 	}
-	most := in(groupsOf("app", maxGroups-1))
+	most := in(groupsOfApp(maxGroups - 1))
 	u, err := ResolveUser(t.Context(), most, nil, "app:0")
 	if err != nil || len(u.Additional) != maxGroups {
 		t.Fatalf("%d groups, %v", len(u.Additional), err)
 	}
-	more := in(groupsOf("app", 100_000))
+	more := in(groupsOfApp(100_000))
 	strict := &runtimeapi.LinuxContainerSecurityContext{SupplementalGroupsPolicy: runtimeapi.SupplementalGroupsPolicy_Strict}
 	if u, err := ResolveUser(t.Context(), more, strict, "app"); err != nil || len(u.Additional) != 1 {
 		t.Errorf("strictly: %d groups, %v", len(u.Additional), err)
@@ -48,7 +49,7 @@ func TestUserInManyGroups(t *testing.T) {
 	roots := map[int]string{}
 	const n = 60_000
 	for _, n := range []int{n, n / 16} {
-		roots[n] = in(groupsOf("app", n))
+		roots[n] = in(groupsOfApp(n))
 	}
 	testcost.Linear(t, "groups", n, func(n int) {
 		if _, err := ResolveUser(t.Context(), roots[n], nil, "app"); err != nil {
@@ -74,7 +75,7 @@ func TestUserInManyGroups(t *testing.T) {
 func TestUserLookUpEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	n := 0
-	err := eachEntry(ctx, []byte(groupsOf("app", 50_000)), 5, func([]string) bool {
+	err := eachEntry(ctx, []byte(groupsOfApp(50_000)), 5, func([]string) bool {
 		if n++; n == 10 {
 			cancel()
 		}
