@@ -133,6 +133,44 @@ func TestEventsNameTheStage(t *testing.T) {
 	}
 }
 
+// A call with another config does not join the creation of a pod; one with the same config does.
+func TestRunPodSandboxJoinsItsOwnConfigOnly(t *testing.T) {
+	f, answer := gatedNetwork(t)
+	config := f.podConfig()
+	name := config.GetMetadata().GetNamespace() + "/" + config.GetMetadata().GetName()
+	type result struct {
+		id  string
+		err error
+	}
+	made := make(chan result, 2)
+	for calls := range int64(2) {
+		go func() {
+			id, err := f.Runtime.RunPodSandbox(f.ctx, config, "")
+			made <- result{id, err}
+		}()
+		f.eventually("the call waits for the network", func() bool {
+			running := f.history("--running", "--pod", name)
+			return len(running) == 1 && running[0].Calls == int(calls)+1 && running[0].Stages[len(running[0].Stages)-1].Name == "set up network"
+		})
+	}
+	other := f.podConfig()
+	other.Metadata, other.Labels = config.GetMetadata(), map[string]string{"another": "config"}
+	if _, err := f.Runtime.RunPodSandbox(f.ctx, other, ""); status.Code(err) != codes.AlreadyExists {
+		t.Errorf("RunPodSandbox with another config, during the creation = %v", err)
+	}
+	answer("ok")
+	first, second := <-made, <-made
+	f.no(errors.Join(first.err, second.err))
+	if first.id != second.id {
+		t.Errorf("two pods %s and %s of one identity", first.id, second.id)
+	}
+	if _, err := f.Runtime.RunPodSandbox(f.ctx, other, ""); status.Code(err) != codes.AlreadyExists {
+		t.Errorf("RunPodSandbox with another config, after the creation = %v", err)
+	}
+	f.no(f.Runtime.StopPodSandbox(f.ctx, first.id))
+	f.no(f.Runtime.RemovePodSandbox(f.ctx, first.id))
+}
+
 // follower is a running `mica events --follow`.
 type follower struct {
 	lines *bufio.Scanner

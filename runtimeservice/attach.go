@@ -34,25 +34,25 @@ func (s *Service) ServeAttach(ctx context.Context, containerID string, in io.Rea
 		return err
 	}
 	defer streams.CloseAll(out, errs)
-	cfg := c.config()
-	att, err := s.keeper.Attach(ctx, c.ID, keeper.AttachArgs{Stdin: in != nil, Stdout: out != nil, Stderr: errs != nil && !cfg.GetTty()})
+	cfg := c.Config()
+	att, err := s.keeper.Attach(ctx, c.ID(), keeper.AttachArgs{Stdin: in != nil, Stdout: out != nil, Stderr: errs != nil && !cfg.GetTty()})
 	if err != nil {
-		return fmt.Errorf("attach to container %s: %w", c.ID, err)
+		return fmt.Errorf("attach to container %s: %w", c.ID(), err)
 	}
 	defer func() { _ = att.Close() }()
 	ended := make(chan struct{})
 	defer close(ended)
 	if resize != nil && cfg.GetTty() {
 		go streams.FollowSize(ended, resize, func(size remotecommand.TerminalSize) {
-			if err := s.keeper.Resize(ctx, c.ID, size.Width, size.Height); err != nil {
-				klog.FromContext(ctx).V(2).Info("Resizing terminal failed", "container", c.ID, "err", err)
+			if err := s.keeper.Resize(ctx, c.ID(), size.Width, size.Height); err != nil {
+				klog.FromContext(ctx).V(2).Info("Resizing terminal failed", "container", c.ID(), "err", err)
 			}
 		})
 	}
 	streams.Attach(ctx, streams.AttachArgs{
 		In: in, Out: out, Err: errs,
 		Stdin: att.Stdin, Stdout: att.Stdout, Stderr: att.Stderr,
-		Exited: c.exited, OutliveInput: cfg.GetStdinOnce() && !cfg.GetTty(),
+		Exited: c.Exited(), OutliveInput: cfg.GetStdinOnce() && !cfg.GetTty(),
 	})
 	return nil
 }

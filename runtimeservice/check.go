@@ -11,6 +11,7 @@ import (
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/cgroup"
 	"github.com/micarun/mica/runtimeservice/keeper"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // releaseGrace is how long the resources of an exited container may exist before Check reports
@@ -43,9 +44,9 @@ func (s *Service) Check(ctx context.Context) ([]overlay.Problem, error) {
 	for _, u := range s.unusable.all() {
 		problems = append(problems, overlay.Problem{Path: u.dir, What: "record cannot be used: " + u.err.Error()})
 	}
-	for _, c := range s.containers.all() {
-		if st := alive[c.ID]; c.phase() == Running && !st.Running {
-			problems = append(problems, overlay.Problem{Path: c.dir, What: "container is recorded as running, but the keeper does not report it as running"})
+	for _, c := range s.containers.All() {
+		if st := alive[c.ID()]; c.Phase() == state.Running && !st.Running {
+			problems = append(problems, overlay.Problem{Path: c.Dir(), What: "container is recorded as running, but the keeper does not report it as running"})
 		}
 	}
 	problems = append(problems, s.unsettled(alive)...)
@@ -58,12 +59,12 @@ func (s *Service) Check(ctx context.Context) ([]overlay.Problem, error) {
 // lacking finds ready pods that lack something that the next start restores.
 func (s *Service) lacking() []overlay.Problem {
 	var problems []overlay.Problem
-	for _, p := range s.pods.all() {
-		if p.snapshot().Phase != PodReady {
+	for _, p := range s.pods.All() {
+		if p.State().Phase != state.PodReady {
 			continue
 		}
 		if what := s.podLacks(p); what != "" {
-			problems = append(problems, overlay.Problem{Path: p.dir, What: "pod is ready but lacks its " + what})
+			problems = append(problems, overlay.Problem{Path: p.Dir(), What: "pod is ready but lacks its " + what})
 		}
 	}
 	return problems
@@ -96,12 +97,10 @@ type CheckArgs struct {
 // returns an error if the records cannot be listed, and what it found together with the error if
 // another source cannot be read.
 func CheckRecords(ctx context.Context, a CheckArgs) ([]overlay.Problem, error) {
-	s := &Service{
-		opts: a.Options.withDefaults(), layers: a.Layers, cgroups: a.Cgroups,
-		pods: newTable[*Pod](podKind), containers: newTable[*Container](containerKind),
-	}
+	v := newInventory(a.Options.paths(), nil)
+	v.layers, v.cgroups = a.Layers, a.Cgroups
 	var err error
-	if s.bootID, err = readBootID(); err != nil {
+	if v.bootID, err = readBootID(); err != nil {
 		return nil, err
 	}
 	var problems []overlay.Problem
@@ -109,41 +108,41 @@ func CheckRecords(ctx context.Context, a CheckArgs) ([]overlay.Problem, error) {
 		problems = append(problems, overlay.Problem{Path: u.dir, What: "record cannot be used: " + u.err.Error()})
 		return nil
 	}
-	for _, load := range []func(context.Context, unusableFunc) error{s.loadPods, s.loadContainers} {
+	for _, load := range []func(context.Context, unusableFunc) error{v.loadPods, v.loadContainers} {
 		if err := load(ctx, bad); err != nil && !errors.Is(err, fs.ErrNotExist) { // none on a new node
 			return nil, fmt.Errorf("check records: %w", err)
 		}
 	}
-	found, err := s.leftovers(nil)
+	found, err := v.leftovers(nil)
 	problems = append(problems, problemsOf(found)...)
-	problems = append(problems, s.incomplete()...)
+	problems = append(problems, v.incomplete()...)
 	// The keeper is not asked, so the processes that it supervises count as alive.
 	alive := map[string]keeper.State{}
-	for _, p := range s.pods.all() {
-		alive[p.ID] = keeper.State{Running: true}
+	for _, p := range v.pods.All() {
+		alive[p.ID()] = keeper.State{Running: true}
 	}
-	problems = append(problems, s.unsettled(alive)...)
-	left, leftErr := a.Network.Leftovers(s.networked())
+	problems = append(problems, v.unsettled(alive)...)
+	left, leftErr := a.Network.Leftovers(v.networked())
 	return append(problems, networkProblems(left)...), errors.Join(err, leftErr)
 }
 
 // incomplete finds half-made pods and containers, and containers that lack their writable layer.
-func (s *Service) incomplete() []overlay.Problem {
+func (v *inventory) incomplete() []overlay.Problem {
 	var problems []overlay.Problem
-	for _, p := range s.pods.all() {
-		if p.snapshot().Phase == PodCreating {
-			problems = append(problems, overlay.Problem{Path: p.dir, What: "pod is half made"})
+	for _, p := range v.pods.All() {
+		if p.State().Phase == state.PodCreating {
+			problems = append(problems, overlay.Problem{Path: p.Dir(), What: "pod is half made"})
 		}
 	}
 	writable := map[string]bool{}
-	for _, rw := range s.layers.RWs() {
+	for _, rw := range v.layers.RWs() {
 		writable[rw.ID] = true
 	}
-	for _, c := range s.containers.all() {
-		if c.phase() == Creating {
-			problems = append(problems, overlay.Problem{Path: c.dir, What: "container is half made"})
-		} else if !writable[c.ID] {
-			problems = append(problems, overlay.Problem{Path: c.dir, What: "container without its writable layer"})
+	for _, c := range v.containers.All() {
+		if c.Phase() == state.Creating {
+			problems = append(problems, overlay.Problem{Path: c.Dir(), What: "container is half made"})
+		} else if !writable[c.ID()] {
+			problems = append(problems, overlay.Problem{Path: c.Dir(), What: "container without its writable layer"})
 		}
 	}
 	return problems
@@ -151,32 +150,32 @@ func (s *Service) incomplete() []overlay.Problem {
 
 // unsettled finds stopped pods and exited containers that still have resources, and ready pods that
 // lack some. It ignores ready pods of an earlier boot, which the next start stops.
-func (s *Service) unsettled(alive map[string]keeper.State) []overlay.Problem {
+func (v *inventory) unsettled(alive map[string]keeper.State) []overlay.Problem {
 	var problems []overlay.Problem
-	for _, c := range s.containers.all() {
-		st := c.snapshot()
-		if st.phase() == Exited && time.Since(st.Finished) > releaseGrace && exists(s.bundle(c.ID)) {
-			problems = append(problems, overlay.Problem{Path: s.bundle(c.ID), What: "bundle of an exited container"})
+	for _, c := range v.containers.All() {
+		st := c.State()
+		if st.Phase() == state.Exited && time.Since(st.Finished) > releaseGrace && exists(v.paths.Bundle(c.ID())) {
+			problems = append(problems, overlay.Problem{Path: v.paths.Bundle(c.ID()), What: "bundle of an exited container"})
 		}
 	}
-	for _, p := range s.pods.all() {
-		st := p.snapshot()
+	for _, p := range v.pods.All() {
+		st := p.State()
 		switch {
-		case st.Phase == PodReady && st.BootID == s.bootID && !s.podStands(p, alive):
-			problems = append(problems, overlay.Problem{Path: p.dir, What: "pod is recorded as ready, but its namespaces or its shared memory are missing"})
-		case st.Phase == PodNotReady && exists(s.podStateDir(p.ID)):
-			problems = append(problems, overlay.Problem{Path: s.podStateDir(p.ID), What: "state directory of a stopped pod"})
+		case st.Phase == state.PodReady && st.BootID == v.bootID && !v.podStands(p, alive):
+			problems = append(problems, overlay.Problem{Path: p.Dir(), What: "pod is recorded as ready, but its namespaces or its shared memory are missing"})
+		case st.Phase == state.PodNotReady && exists(v.paths.PodState(p.ID())):
+			problems = append(problems, overlay.Problem{Path: v.paths.PodState(p.ID()), What: "state directory of a stopped pod"})
 		}
 	}
 	return problems
 }
 
 // networked returns the pods that may have a network.
-func (s *Service) networked() []string {
+func (v *inventory) networked() []string {
 	var ids []string
-	for _, p := range s.pods.all() {
-		if p.snapshot().Phase != PodNotReady && !p.hostNetwork() {
-			ids = append(ids, p.ID)
+	for _, p := range v.pods.All() {
+		if p.State().Phase != state.PodNotReady && !p.hostNetwork() {
+			ids = append(ids, p.ID())
 		}
 	}
 	return ids
@@ -185,7 +184,7 @@ func (s *Service) networked() []string {
 func problemsOf(found []leftover) []overlay.Problem {
 	var problems []overlay.Problem
 	for _, l := range found {
-		problems = append(problems, overlay.Problem{Path: l.where, What: l.what + " without a record"})
+		problems = append(problems, overlay.Problem{Path: l.where, What: string(l.kind) + " without a record"})
 	}
 	return problems
 }

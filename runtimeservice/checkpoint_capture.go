@@ -51,7 +51,7 @@ func (s *Service) capture(ctx context.Context, a captureArgs) error {
 	} {
 		operations.Enter(ctx, step.what)
 		if err := step.do(ctx, a); err != nil {
-			return fmt.Errorf("%s of %s: %w", step.what, a.c.ID, err)
+			return fmt.Errorf("%s of %s: %w", step.what, a.c.ID(), err)
 		}
 	}
 	return nil
@@ -59,7 +59,7 @@ func (s *Service) capture(ctx context.Context, a captureArgs) error {
 
 func (s *Service) dumpProcesses(ctx context.Context, a captureArgs) error {
 	err := a.by.Checkpoint(ctx, oci.CheckpointArgs{
-		ID: a.c.ID, Images: filepath.Join(a.dir, checkpoint.ImagesDir), Work: a.dir, Env: a.by.criu.Environment(),
+		ID: a.c.ID(), Images: filepath.Join(a.dir, checkpoint.ImagesDir), Work: a.dir, Env: a.by.criu.Environment(),
 	})
 	return checkpoint.WithLogErrors(err, filepath.Join(a.dir, checkpoint.DumpLog))
 }
@@ -67,7 +67,7 @@ func (s *Service) dumpProcesses(ctx context.Context, a captureArgs) error {
 func (s *Service) saveRootfs(ctx context.Context, a captureArgs) error {
 	var deleted []string
 	err := s.saveFile(filepath.Join(a.dir, checkpoint.RootfsDiffFile), func(w io.Writer) (err error) {
-		deleted, err = s.layers.Changes(ctx, a.c.ID, w)
+		deleted, err = s.layers.Changes(ctx, a.c.ID(), w)
 		return err
 	})
 	if err != nil || len(deleted) == 0 {
@@ -78,7 +78,7 @@ func (s *Service) saveRootfs(ctx context.Context, a captureArgs) error {
 
 // saveVolumes saves the volumes that the image declares, under the numbers of their directories.
 func (s *Service) saveVolumes(ctx context.Context, a captureArgs) error {
-	from := filepath.Join(a.c.dir, volumesDir)
+	from := filepath.Join(a.c.Dir(), volumesDir)
 	volumes, err := os.ReadDir(from)
 	if errors.Is(err, fs.ErrNotExist) || len(volumes) == 0 {
 		return nil
@@ -105,7 +105,7 @@ func (s *Service) saveShm(ctx context.Context, a captureArgs) error {
 	if !a.shm {
 		return nil
 	}
-	return s.packShm(ctx, a.c.PodID, filepath.Join(a.dir, checkpoint.ShmFile))
+	return s.packShm(ctx, a.c.PodID(), filepath.Join(a.dir, checkpoint.ShmFile))
 }
 
 // saveFile writes a file of a checkpoint, at most as large as the data root has room for.
@@ -121,11 +121,11 @@ func (s *Service) saveFile(path string, write func(io.Writer) error) error {
 func (s *Service) room() (int64, error) { return checkpoint.Room(s.opts.DataDir) }
 
 func (s *Service) saveLog(ctx context.Context, a captureArgs) error {
-	if a.c.LogPath == "" {
+	if a.c.Record().LogPath == "" {
 		return nil
 	}
-	if err := s.keeper.Flush(ctx, a.c.ID); errdefs.IsInvalidArgument(err) {
-		klog.FromContext(ctx).Info("Keeper of an older build cannot flush, the log may lack some lines", "container", a.c.ID)
+	if err := s.keeper.Flush(ctx, a.c.ID()); errdefs.IsInvalidArgument(err) {
+		klog.FromContext(ctx).Info("Keeper of an older build cannot flush, the log may lack some lines", "container", a.c.ID())
 	} else if err != nil {
 		return err
 	}
@@ -145,12 +145,12 @@ func (s *Service) saveLog(ctx context.Context, a captureArgs) error {
 
 // describe writes the descriptions of the container that the supported engines read.
 func (s *Service) describe(_ context.Context, a captureArgs) error {
-	c, st := a.c, a.c.snapshot()
-	pod, err := s.pods.get(c.PodID)
+	c, st := a.c, a.c.State()
+	pod, err := s.pods.Get(c.PodID())
 	if err != nil {
 		return err
 	}
-	ociSpec, err := st.currentSpec(s.bundle(c.ID))
+	ociSpec, err := currentSpec(st, s.paths.Bundle(c.ID()))
 	if err != nil {
 		return err
 	}
@@ -159,12 +159,12 @@ func (s *Service) describe(_ context.Context, a captureArgs) error {
 	}
 	for name, value := range map[string]any{
 		checkpoint.ConfigFile: checkpoint.Config{
-			ID: c.ID, Name: c.config().GetMetadata().GetName(), OCIRuntime: a.by.Handler().Type,
-			RootfsImage: c.image().GetImage(), RootfsImageName: c.image().GetImage(), RootfsImageRef: c.ImageRef,
-			CreatedTime: c.Created, CheckpointedAt: time.Now(), Restored: c.Restored != nil,
+			ID: c.ID(), Name: c.Config().GetMetadata().GetName(), OCIRuntime: a.by.Handler().Type,
+			RootfsImage: c.image().GetImage(), RootfsImageName: c.image().GetImage(), RootfsImageRef: c.Record().ImageRef,
+			CreatedTime: c.Record().Created, CheckpointedAt: time.Now(), Restored: c.Record().Restored != nil,
 		},
 		checkpoint.SpecFile:       ociSpec,
-		checkpoint.StatusFile:     checkpoint.Status{CreatedAt: c.Created.UnixNano(), StartedAt: st.Started.UnixNano(), Pid: uint32(st.Pid)},
+		checkpoint.StatusFile:     checkpoint.Status{CreatedAt: c.Record().Created.UnixNano(), StartedAt: st.Started.UnixNano(), Pid: uint32(st.Pid)},
 		checkpoint.StatusDumpFile: c.status(),
 	} {
 		if err := jsonfile.Write(filepath.Join(a.dir, name), value); err != nil {
@@ -176,7 +176,7 @@ func (s *Service) describe(_ context.Context, a captureArgs) error {
 
 // annotate adds the annotations that CRI-O requires in an archive's specification.
 func annotate(ociSpec *specs.Spec, pod *Pod, c *Container) error {
-	cfg := c.config()
+	cfg := c.Config()
 	annotations, err := json.Marshal(cfg.GetAnnotations())
 	if err != nil {
 		return err
@@ -187,9 +187,9 @@ func annotate(ociSpec *specs.Spec, pod *Pod, c *Container) error {
 	for key, value := range map[string]string{
 		"io.kubernetes.cri-o.Annotations":      string(annotations),
 		"io.kubernetes.container.name":         cfg.GetMetadata().GetName(),
-		"io.kubernetes.pod.name":               pod.meta().GetName(),
-		"io.kubernetes.pod.namespace":          pod.meta().GetNamespace(),
-		"io.kubernetes.pod.uid":                pod.meta().GetUid(),
+		"io.kubernetes.pod.name":               pod.Metadata().GetName(),
+		"io.kubernetes.pod.namespace":          pod.Metadata().GetNamespace(),
+		"io.kubernetes.pod.uid":                pod.Metadata().GetUid(),
 		"io.kubernetes.container.restartCount": strconv.FormatUint(uint64(cfg.GetMetadata().GetAttempt()), 10),
 	} {
 		ociSpec.Annotations[key] = value

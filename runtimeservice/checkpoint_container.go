@@ -14,6 +14,7 @@ import (
 	"github.com/micarun/mica/internal/failpoint"
 	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/runtimeservice/checkpoint"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // CheckpointContainer writes an archive with the state of a running container to the request's
@@ -22,15 +23,15 @@ import (
 // Errors: ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition (not running, or this node cannot
 // checkpoint it), the end of ctx or of the request's timeout, and those of CRIU.
 func (s *Service) CheckpointContainer(ctx context.Context, req *runtimeapi.CheckpointContainerRequest) (*runtimeapi.CheckpointContainerResponse, error) {
-	c, err := s.containers.get(req.GetContainerId())
+	c, err := s.containers.Get(req.GetContainerId())
 	if err != nil {
 		return nil, fmt.Errorf("checkpoint container: %w", err)
 	}
 	if req.GetTimeout() < 0 {
-		return nil, fmt.Errorf("checkpoint container %s: timeout %d: %w", c.ID, req.GetTimeout(), errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("checkpoint container %s: timeout %d: %w", c.ID(), req.GetTimeout(), errdefs.ErrInvalidArgument)
 	}
 	if err := checkpoint.CheckLocation(req.GetLocation()); err != nil {
-		return nil, fmt.Errorf("checkpoint container %s: %w", c.ID, err)
+		return nil, fmt.Errorf("checkpoint container %s: %w", c.ID(), err)
 	}
 	limit := cmp.Or(time.Duration(req.GetTimeout())*time.Second, s.opts.CheckpointTimeout)
 	ctx, cancel := context.WithTimeout(ctx, limit)
@@ -39,7 +40,7 @@ func (s *Service) CheckpointContainer(ctx context.Context, req *runtimeapi.Check
 		return s.checkpointContainer(ctx, c, req.GetLocation())
 	})
 	if err != nil {
-		return nil, fmt.Errorf("checkpoint container %s: %w", c.ID, err)
+		return nil, fmt.Errorf("checkpoint container %s: %w", c.ID(), err)
 	}
 	return &runtimeapi.CheckpointContainerResponse{}, nil
 }
@@ -72,7 +73,7 @@ func (s *Service) checkpointContainer(ctx context.Context, c *Container, locatio
 	if err := s.freeze(ctx, j); err != nil {
 		return err
 	}
-	dir := filepath.Join(j.dir, c.ID)
+	dir := filepath.Join(j.dir, c.ID())
 	if err := s.capture(ctx, captureArgs{c: c, by: by, dir: dir, shm: true}); err != nil {
 		return err
 	}
@@ -88,8 +89,8 @@ func (s *Service) checkpointContainer(ctx context.Context, c *Container, locatio
 
 // prepareCheckpoint returns what can checkpoint the container, or why nothing can.
 func (s *Service) prepareCheckpoint(ctx context.Context, c *Container) (checkpointer, error) {
-	if err := c.require("checkpoint", Running); err != nil {
+	if err := c.Require("checkpoint", state.Running); err != nil {
 		return checkpointer{}, err
 	}
-	return s.checkpointer(ctx, c.Handler)
+	return s.checkpointer(ctx, c.Record().Handler)
 }

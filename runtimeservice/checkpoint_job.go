@@ -19,6 +19,7 @@ import (
 	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/checkpoint"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 const jobFile = "job.json"
@@ -41,35 +42,33 @@ type job struct {
 	containers []*Container
 }
 
-func (s *Service) jobsDir() string { return filepath.Join(s.opts.DataDir, "cri", "checkpoints") }
-
 // beginJob locks the containers, which must be running, and makes the job's directory. files
 // returns the files that will be written, for the name of the job.
 func (s *Service) beginJob(ctx context.Context, containers []*Container, files func(name string) []string) (_ *job, err error) {
-	j := &job{dir: filepath.Join(s.jobsDir(), newID()[:16])}
+	j := &job{dir: filepath.Join(s.paths.Checkpoints(), newID()[:16])}
 	defer func() {
 		if err != nil {
 			j.unlock()
 		}
 	}()
 	// Always in the same order, so that two jobs cannot deadlock.
-	ordered := slices.SortedFunc(slices.Values(containers), func(a, b *Container) int { return cmp.Compare(a.ID, b.ID) })
+	ordered := slices.SortedFunc(slices.Values(containers), func(a, b *Container) int { return cmp.Compare(a.ID(), b.ID()) })
 	for _, c := range ordered {
-		if err := c.op.lock(ctx, "checkpoint container "+c.ID); err != nil {
+		if err := c.op.Lock(ctx, "checkpoint container "+c.ID()); err != nil {
 			return nil, err
 		}
 		j.containers = append(j.containers, c)
-		j.Containers = append(j.Containers, c.ID)
+		j.Containers = append(j.Containers, c.ID())
 		j.Cgroups = append(j.Cgroups, s.containerCgroup(c))
-		if err := c.require("checkpoint", Running); err != nil {
+		if err := c.Require("checkpoint", state.Running); err != nil {
 			return nil, err
 		}
-		if err := checkpoint.AwaitExec(ctx, c.snapshot().Pid, c.waiter); err != nil {
+		if err := checkpoint.AwaitExec(ctx, c.State().Pid, c.waiter); err != nil {
 			return nil, err
 		}
 		frozen, err := s.cgroups.Frozen(s.containerCgroup(c))
 		if err == nil && frozen {
-			err = fmt.Errorf("container %q (%s) is paused: %w", c.config().GetMetadata().GetName(), c.ID, errdefs.ErrFailedPrecondition)
+			err = fmt.Errorf("container %q (%s) is paused: %w", c.Config().GetMetadata().GetName(), c.ID(), errdefs.ErrFailedPrecondition)
 		}
 		if err != nil {
 			return nil, err
@@ -89,7 +88,7 @@ func (s *Service) beginJob(ctx context.Context, containers []*Container, files f
 
 func (j *job) unlock() {
 	for _, c := range j.containers {
-		c.op.unlock()
+		c.op.Unlock()
 	}
 	j.containers = nil
 }
@@ -156,20 +155,20 @@ func removeFiles(files []string) error {
 // recovery looks at them, since a frozen container cannot even be killed. It ends the checkpoints
 // in the background, because a CRIU may still run.
 func (s *Service) recoverJobs(ctx context.Context) error {
-	entries, err := os.ReadDir(s.jobsDir())
+	entries, err := os.ReadDir(s.paths.Checkpoints())
 	if err != nil {
 		return fmt.Errorf("read running checkpoints: %w", err)
 	}
 	log := klog.FromContext(ctx)
 	for _, e := range entries {
-		j := &job{dir: filepath.Join(s.jobsDir(), e.Name())}
+		j := &job{dir: filepath.Join(s.paths.Checkpoints(), e.Name())}
 		if err := jsonfile.Read(filepath.Join(j.dir, jobFile), &j.jobRecord); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			log.Error(err, "Cannot read record of a checkpoint", "directory", j.dir)
 		}
 		log.Info("Ending a checkpoint of the previous daemon", "containers", j.Containers)
 		s.jobs.Store(e.Name(), true)
 		for _, id := range j.Containers {
-			if c, err := s.containers.get(id); err == nil && c.op.lock(ctx, "recover container "+id) == nil {
+			if c, err := s.containers.Get(id); err == nil && c.op.Lock(ctx, "recover container "+id) == nil {
 				j.containers = append(j.containers, c)
 			}
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/checkpoint"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // captureWorkers is how many frozen containers are captured at the same time.
@@ -30,7 +31,7 @@ const captureWorkers = 4
 // There are no options. Errors: ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition (not ready,
 // not running, or this node cannot checkpoint them), the end of ctx, and those of CRIU.
 func (s *Service) CheckpointPod(ctx context.Context, req *runtimeapi.CheckpointPodRequest) (*runtimeapi.CheckpointPodResponse, error) {
-	p, err := s.pods.get(req.GetPodSandboxId())
+	p, err := s.pods.Get(req.GetPodSandboxId())
 	if err != nil {
 		return nil, fmt.Errorf("checkpoint pod: %w", err)
 	}
@@ -39,20 +40,20 @@ func (s *Service) CheckpointPod(ctx context.Context, req *runtimeapi.CheckpointP
 		err = checkpoint.RefuseOptions(req.GetOptions())
 	}
 	if err != nil {
-		return nil, fmt.Errorf("checkpoint pod %s: %w", p.ID, err)
+		return nil, fmt.Errorf("checkpoint pod %s: %w", p.ID(), err)
 	}
 	output, err := checkpoint.ClaimOutput(req.GetOutputPath())
 	if err != nil {
-		return nil, fmt.Errorf("checkpoint pod %s: %w", p.ID, err)
+		return nil, fmt.Errorf("checkpoint pod %s: %w", p.ID(), err)
 	}
 	defer func() { _ = output.Close() }() // opened for its lock only
 	ctx, cancel := context.WithTimeout(ctx, s.opts.CheckpointTimeout)
 	defer cancel()
-	err = s.whole(ctx, operation{"checkpoint pod", p.subject()}, func(ctx context.Context) error {
+	err = s.whole(ctx, operation{"checkpoint pod", p.Subject()}, func(ctx context.Context) error {
 		return s.checkpointPod(ctx, podCapture{pod: p, containers: containers, output: req.GetOutputPath()})
 	})
 	if err != nil {
-		return nil, fmt.Errorf("checkpoint pod %s: %w", p.ID, err)
+		return nil, fmt.Errorf("checkpoint pod %s: %w", p.ID(), err)
 	}
 	return &runtimeapi.CheckpointPodResponse{}, nil
 }
@@ -65,16 +66,16 @@ func (s *Service) selected(p *Pod, ids []string) ([]*Container, error) {
 	byName := map[string]*Container{}
 	var containers []*Container
 	for _, id := range ids {
-		c, err := s.containers.get(id)
+		c, err := s.containers.Get(id)
 		if err != nil {
 			return nil, err
 		}
-		name := c.config().GetMetadata().GetName()
+		name := c.Config().GetMetadata().GetName()
 		switch other := byName[name]; {
-		case c.PodID != p.ID:
-			return nil, fmt.Errorf("container %s is in pod %s: %w", c.ID, c.PodID, errdefs.ErrInvalidArgument)
+		case c.PodID() != p.ID():
+			return nil, fmt.Errorf("container %s is in pod %s: %w", c.ID(), c.PodID(), errdefs.ErrInvalidArgument)
 		case other != nil:
-			return nil, fmt.Errorf("containers %s and %s are both called %q: %w", other.ID, c.ID, name, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("containers %s and %s are both called %q: %w", other.ID(), c.ID(), name, errdefs.ErrInvalidArgument)
 		}
 		byName[name] = c
 		containers = append(containers, c)
@@ -96,7 +97,7 @@ func archiveOf(dir, id string) string { return filepath.Join(dir, id+".tar") }
 func (a podCapture) files() []string {
 	var files []string
 	for _, c := range a.containers {
-		files = append(files, archiveOf(a.output, c.ID))
+		files = append(files, archiveOf(a.output, c.ID()))
 	}
 	for _, name := range []string{checkpoint.ShmFile, checkpoint.PodDumpFile, checkpoint.PodOptionsFile} {
 		files = append(files, filepath.Join(a.output, name))
@@ -105,7 +106,7 @@ func (a podCapture) files() []string {
 }
 
 func (s *Service) checkpointPod(ctx context.Context, a podCapture) (err error) {
-	if err := a.pod.requireReady("checkpoint"); err != nil {
+	if err := a.pod.RequireReady("checkpoint"); err != nil {
 		return err
 	}
 	by, err := s.prepareCheckpoint(ctx, a.containers[0])
@@ -113,7 +114,7 @@ func (s *Service) checkpointPod(ctx context.Context, a podCapture) (err error) {
 		return err
 	}
 	for _, c := range a.containers {
-		if err := errors.Join(c.require("checkpoint", Running), checkRestore(a.pod.config(), c.config())); err != nil {
+		if err := errors.Join(c.Require("checkpoint", state.Running), checkRestore(a.pod.Config(), c.Config())); err != nil {
 			return err
 		}
 	}
@@ -150,7 +151,7 @@ func (s *Service) captureAll(ctx context.Context, j *job, a podCapture, by check
 	for _, c := range a.containers {
 		group.Go(func() error {
 			work, op := s.operations.Begin(parallel, "capture container", s.subject(c))
-			err := s.capture(work, captureArgs{c: c, by: by, dir: filepath.Join(j.dir, c.ID)})
+			err := s.capture(work, captureArgs{c: c, by: by, dir: filepath.Join(j.dir, c.ID())})
 			op.End(err)
 			return err
 		})
@@ -158,7 +159,7 @@ func (s *Service) captureAll(ctx context.Context, j *job, a podCapture, by check
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	if err := s.packShm(ctx, a.pod.ID, filepath.Join(j.dir, checkpoint.ShmFile)); err != nil {
+	if err := s.packShm(ctx, a.pod.ID(), filepath.Join(j.dir, checkpoint.ShmFile)); err != nil {
 		return fmt.Errorf("save shared memory: %w", err)
 	}
 	return nil
@@ -173,12 +174,12 @@ type writePodArgs struct {
 // files that the job lists are written there, so that the clean-up finds all of them.
 func (s *Service) writePod(ctx context.Context, j *job, a podCapture, w writePodArgs) error {
 	for _, c := range a.containers {
-		args := checkpoint.WriteArgs{From: filepath.Join(j.dir, c.ID), Temp: w.temp, Location: archiveOf(a.output, c.ID)}
+		args := checkpoint.WriteArgs{From: filepath.Join(j.dir, c.ID()), Temp: w.temp, Location: archiveOf(a.output, c.ID())}
 		if err := checkpoint.Write(ctx, args); err != nil {
 			return err
 		}
 	}
-	dump, err := protojson.Marshal(a.pod.config())
+	dump, err := protojson.Marshal(a.pod.Config())
 	if err == nil {
 		err = os.WriteFile(filepath.Join(j.dir, checkpoint.PodDumpFile), dump, 0o600)
 	}
@@ -202,23 +203,23 @@ func (s *Service) writePod(ctx context.Context, j *job, a podCapture, w writePod
 }
 
 func (s *Service) podOptions(a podCapture, by checkpointer) checkpoint.PodOptions {
-	meta := a.pod.meta()
+	meta := a.pod.Metadata()
 	o := checkpoint.PodOptions{
 		Version: checkpoint.PodVersion, Containers: map[string]string{},
 		Annotations: checkpoint.PodAnnotations(checkpoint.PodFacts{
-			Engine: "mica", EngineVersion: s.opts.Version, Name: meta.GetName(), Namespace: meta.GetNamespace(), UID: meta.GetUid(), ID: a.pod.ID,
+			Engine: "mica", EngineVersion: s.opts.Version, Name: meta.GetName(), Namespace: meta.GetNamespace(), UID: meta.GetUid(), ID: a.pod.ID(),
 			Runtime: by.Handler().Type, Criu: by.criu.Version, Arch: runtime.GOARCH, Kernel: kernelRelease(),
 		}),
 	}
 	for _, c := range a.containers {
-		o.Containers[c.config().GetMetadata().GetName()] = c.ID
+		o.Containers[c.Config().GetMetadata().GetName()] = c.ID()
 	}
 	return o
 }
 
 // packShm saves the pod's /dev/shm unless it is empty.
 func (s *Service) packShm(ctx context.Context, podID, to string) error {
-	from := filepath.Join(s.podStateDir(podID), shmDir)
+	from := filepath.Join(s.paths.PodState(podID), shmDir)
 	names, err := os.ReadDir(from)
 	if errors.Is(err, os.ErrNotExist) || err == nil && len(names) == 0 {
 		return nil // a pod in the host IPC namespace uses the node's shared memory

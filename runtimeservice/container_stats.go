@@ -10,13 +10,14 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/overlay"
+	"github.com/micarun/mica/runtimeservice/state"
 	"github.com/micarun/mica/runtimeservice/stats"
 )
 
 // ContainerStats returns the resource usage of a container. After its exit that is only the
 // writable layer. Errors: ErrNotFound, ErrInvalidArgument.
 func (s *Service) ContainerStats(ctx context.Context, req *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
-	c, err := s.containers.get(req.GetContainerId())
+	c, err := s.containers.Get(req.GetContainerId())
 	if err != nil {
 		return nil, fmt.Errorf("container stats: %w", err)
 	}
@@ -44,7 +45,7 @@ func (s *Service) containerStats(ctx context.Context, c *Container) (*runtimeapi
 	if err != nil {
 		return nil, s.unreadable(c, err)
 	}
-	start := cmp.Or(c.snapshot().Started, c.Created)
+	start := cmp.Or(c.State().Started, c.Record().Created)
 	usage.Cpu = stats.CPU(st, c.usage.Rate(st.Time, st.CPU.Usage, start))
 	usage.Memory, usage.Swap, usage.Io = stats.Memory(st), stats.Swap(st), stats.IO(st)
 	return usage, nil
@@ -54,12 +55,12 @@ func (s *Service) containerStats(ctx context.Context, c *Container) (*runtimeapi
 func (s *Service) endedStats(ctx context.Context, c *Container) (*runtimeapi.ContainerStats, error) {
 	layer, err := s.layerUsage(ctx, c)
 	if err != nil {
-		return nil, fmt.Errorf("read usage of container %s: %w", c.ID, err)
+		return nil, fmt.Errorf("read usage of container %s: %w", c.ID(), err)
 	}
-	cfg := c.config()
+	cfg := c.Config()
 	return &runtimeapi.ContainerStats{
 		Attributes: &runtimeapi.ContainerAttributes{
-			Id:          c.ID,
+			Id:          c.ID(),
 			Metadata:    cfg.GetMetadata(),
 			Labels:      maps.Clone(cfg.GetLabels()),
 			Annotations: maps.Clone(cfg.GetAnnotations()),
@@ -70,15 +71,15 @@ func (s *Service) endedStats(ctx context.Context, c *Container) (*runtimeapi.Con
 
 // layerUsage returns the size of the container's writable layer, measured some seconds ago.
 func (s *Service) layerUsage(ctx context.Context, c *Container) (stats.Layer, error) {
-	return c.usage.Layer(ctx, func(ctx context.Context) (overlay.Usage, error) { return s.layers.Usage(ctx, c.ID) })
+	return c.usage.Layer(ctx, func(ctx context.Context) (overlay.Usage, error) { return s.layers.Usage(ctx, c.ID()) })
 }
 
 // alive returns ErrNotFound for a container without a cgroup.
 func (s *Service) alive(c *Container) error {
-	if p := c.phase(); p == Created || p == Running {
+	if p := c.Phase(); p == state.Created || p == state.Running {
 		return nil
 	}
-	return fmt.Errorf("read usage of container %s: %s: %w", c.ID, c.phase(), errdefs.ErrNotFound)
+	return fmt.Errorf("read usage of container %s: %s: %w", c.ID(), c.Phase(), errdefs.ErrNotFound)
 }
 
 // unreadable converts the error of reading a container: to ErrNotFound if the container exited
@@ -87,5 +88,5 @@ func (s *Service) unreadable(c *Container, cause error) error {
 	if err := s.alive(c); err != nil {
 		return err
 	}
-	return fmt.Errorf("read usage of container %s: %w", c.ID, cause)
+	return fmt.Errorf("read usage of container %s: %w", c.ID(), cause)
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/micarun/mica/runtimeservice/podns"
 	"github.com/micarun/mica/runtimeservice/spec"
 	"github.com/micarun/mica/runtimeservice/spec/lookup"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 const specFile = "config.json"
@@ -41,58 +42,66 @@ const specFile = "config.json"
 // checkpoint), ErrAlreadyExists, ErrFailedPrecondition (pod not ready, no checkpoints on this node,
 // a checkpoint that does not fit), and those of the stage that failed.
 func (s *Service) CreateContainer(ctx context.Context, req *runtimeapi.CreateContainerRequest) (*runtimeapi.CreateContainerResponse, error) {
-	pod, err := s.pods.get(req.GetPodSandboxId())
+	pod, err := s.pods.Get(req.GetPodSandboxId())
 	if err != nil {
 		return nil, fmt.Errorf("create container: %w", err)
 	}
 	cfg := req.GetConfig()
-	if err := spec.ValidateContainer(cfg, pod.config()); err != nil {
+	if err := spec.ValidateContainer(cfg, pod.Config()); err != nil {
 		return nil, fmt.Errorf("create container: %w", err)
 	}
-	reuse := func(c *Container) error {
-		if err := c.require("create", Created); err != nil {
-			return errors.Join(err, errdefs.ErrAlreadyExists)
-		}
-		return nil
-	}
-	if earlier, ok := s.containers.named(containerIdentity(pod.ID, cfg.GetMetadata())); ok {
-		if err := s.recoveries.wait(ctx, earlier.ID); err != nil {
+	if earlier, ok := s.containers.Named(state.ContainerIdentity(pod.ID(), cfg.GetMetadata())); ok {
+		if err := s.recoveries.wait(ctx, earlier.ID()); err != nil {
 			return nil, fmt.Errorf("create container: %w", err)
 		}
 	}
-	c, err := s.containers.create(ctx, containerIdentity(pod.ID, cfg.GetMetadata()), s.opts.ContainerTimeout, reuse, func(ctx context.Context) (*Container, error) {
-		from, err := s.openOrigin(ctx, pod, cfg)
-		if err != nil {
-			return nil, fmt.Errorf("create container %q in pod %s: %w", cfg.GetMetadata().GetName(), pod.ID, err)
-		}
-		defer from.close(ctx)
-		if err := spec.ValidateImage(from.img.Config.Config, cfg.GetMounts()); err != nil {
-			return nil, fmt.Errorf("create container %q in pod %s of image %s: %w", cfg.GetMetadata().GetName(), pod.ID, from.img.ID, err)
-		}
-		return s.createContainer(ctx, pod, cfg, from)
+	c, err := s.containers.Create(ctx, state.Creation[*Container]{
+		Operation: "create container", Identity: state.ContainerIdentity(pod.ID(), cfg.GetMetadata()), Limit: s.opts.ContainerTimeout,
+		// A kubelet repeats the identity and puts a new path of the termination log into the config.
+		Fits: func(*Container) error { return nil },
+		Reuse: func(c *Container) error {
+			if err := c.Require("create", state.Created); err != nil {
+				return errors.Join(err, errdefs.ErrAlreadyExists)
+			}
+			return nil
+		},
+		Build: func(ctx context.Context) (*Container, error) { return s.createFrom(ctx, pod, cfg) },
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.CreateContainerResponse{ContainerId: c.ID}, nil
+	return &runtimeapi.CreateContainerResponse{ContainerId: c.ID()}, nil
+}
+
+// createFrom makes the container from the image or checkpoint that its config names.
+func (s *Service) createFrom(ctx context.Context, pod *Pod, cfg *runtimeapi.ContainerConfig) (*Container, error) {
+	from, err := s.openOrigin(ctx, pod, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("create container %q in pod %s: %w", cfg.GetMetadata().GetName(), pod.ID(), err)
+	}
+	defer from.close(ctx)
+	if err := spec.ValidateImage(from.img.Config.Config, cfg.GetMounts()); err != nil {
+		return nil, fmt.Errorf("create container %q in pod %s of image %s: %w", cfg.GetMetadata().GetName(), pod.ID(), from.img.ID, err)
+	}
+	return s.createContainer(ctx, pod, cfg, from)
 }
 
 // createContainer makes the container. If a step fails, it removes the container again.
 func (s *Service) createContainer(ctx context.Context, pod *Pod, cfg *runtimeapi.ContainerConfig, from origin) (*Container, error) {
 	fail := func(err error) (*Container, error) {
-		return nil, fmt.Errorf("create container %q in pod %s: %w", cfg.GetMetadata().GetName(), pod.ID, err)
+		return nil, fmt.Errorf("create container %q in pod %s: %w", cfg.GetMetadata().GetName(), pod.ID(), err)
 	}
 	c, err := s.recordContainer(pod, cfg, from)
 	if err != nil {
 		return fail(err)
 	}
 	operations.About(ctx, s.subject(c))
-	if err := c.op.lock(ctx, "create container"); err != nil {
+	if err := c.op.Lock(ctx, "create container"); err != nil {
 		return fail(err)
 	}
-	defer c.op.unlock()
-	if err := s.containers.add(c); err != nil {
-		_ = os.RemoveAll(c.dir)
+	defer c.op.Unlock()
+	if err := s.containers.Add(c); err != nil {
+		_ = os.RemoveAll(c.Dir())
 		return fail(err)
 	}
 	if err := s.buildContainer(ctx, pod, c, from); err != nil {
@@ -101,11 +110,11 @@ func (s *Service) createContainer(ctx context.Context, pod *Pod, cfg *runtimeapi
 		clean, op := s.operations.Begin(clean, "remove failed container", s.subject(c))
 		downErr := s.eraseContainer(clean, c)
 		if op.End(downErr); downErr != nil {
-			klog.FromContext(ctx).Error(downErr, "Removing a container whose creation failed, failed too; the pod's removal tries again", "container", c.ID)
+			klog.FromContext(ctx).Error(downErr, "Removing a container whose creation failed, failed too; the pod's removal tries again", "container", c.ID())
 		}
 		return fail(err)
 	}
-	s.plugins.PostCreateContainer(ctx, c.ID)
+	s.plugins.PostCreateContainer(ctx, c.ID())
 	return c, nil
 }
 
@@ -115,29 +124,25 @@ func (s *Service) recordContainer(pod *Pod, cfg *runtimeapi.ContainerConfig, fro
 	if from.from != nil {
 		cfg = restoredConfig(cfg, from.from)
 	}
-	rec := ContainerRecord{
-		ID: newID(), PodID: pod.ID, Handler: pod.Handler, Created: time.Now(),
+	rec := state.ContainerRecord{
+		ID: newID(), PodID: pod.ID(), Handler: pod.Record().Handler, Created: time.Now(),
 		ImageID: img.ID.String(), ImageRef: img.ID.String(),
 		StopSignal:   stopSignal(cfg, img),
-		CgroupParent: pod.CgroupParent,
+		CgroupParent: pod.CgroupParent(),
 		Restored:     restorationOf(from.from),
 	}
 	rec.Config.Msg = cfg
 	if len(img.Digests) > 0 {
 		rec.ImageRef = img.Digests[0]
 	}
-	if dir, file := pod.config().GetLogDirectory(), cfg.GetLogPath(); dir != "" && file != "" {
+	if dir, file := pod.Config().GetLogDirectory(), cfg.GetLogPath(); dir != "" && file != "" {
 		rec.LogPath, rec.LogDir = filepath.Join(dir, file), dir
 	}
-	c := newContainer(filepath.Join(s.containersDir(), rec.ID), rec)
-	if err := os.Mkdir(c.dir, 0o700); err != nil {
-		return nil, fmt.Errorf("record container: %w", err)
+	c, err := state.RecordContainer(s.paths.ContainerRecords(), rec)
+	if err != nil {
+		return nil, err
 	}
-	if err := jsonfile.Write(filepath.Join(c.dir, recordFile), rec); err != nil {
-		_ = os.RemoveAll(c.dir)
-		return nil, fmt.Errorf("record container: %w", err)
-	}
-	return c, failpoint.Hit("container-recorded")
+	return newContainer(c), failpoint.Hit("container-recorded")
 }
 
 // buildContainer makes a created container from its record. After an error, the caller calls
@@ -145,10 +150,10 @@ func (s *Service) recordContainer(pod *Pod, cfg *runtimeapi.ContainerConfig, fro
 func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, from origin) error {
 	// A stop ends the pod's readiness before it lists containers, and this container is in the
 	// table: either the stop finds it, or it sees here that the pod is not ready.
-	if err := pod.requireReady("create container in"); err != nil {
+	if err := pod.RequireReady("create container in"); err != nil {
 		return err
 	}
-	bundle := s.bundle(c.ID)
+	bundle := s.paths.Bundle(c.ID())
 	operations.Enter(ctx, "make bundle")
 	if err := s.makeBundle(pod, c); err != nil {
 		return fmt.Errorf("make bundle: %w", err)
@@ -172,7 +177,7 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, fr
 		return err
 	}
 	operations.Enter(ctx, "resolve user")
-	user, err := lookup.ResolveUser(ctx, rootfs, c.config().GetLinux().GetSecurityContext(), from.img.Config.Config.User)
+	user, err := lookup.ResolveUser(ctx, rootfs, c.Config().GetLinux().GetSecurityContext(), from.img.Config.Config.User)
 	if err != nil {
 		return fmt.Errorf("resolve user: %w", err)
 	}
@@ -182,7 +187,7 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, fr
 		return fmt.Errorf("make specification: %w", err)
 	}
 	// The bundle is removed when the container exits; the copy beside the record stays for reading.
-	for _, dir := range []string{bundle, c.dir} {
+	for _, dir := range []string{bundle, c.Dir()} {
 		if err := jsonfile.Write(filepath.Join(dir, specFile), ociSpec); err != nil {
 			return fmt.Errorf("write specification: %w", err)
 		}
@@ -196,15 +201,15 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, fr
 	}
 	c.publishing.Lock()
 	defer c.publishing.Unlock()
-	err = c.update(func(st *ContainerState) error {
+	err = c.Update(func(st *state.ContainerState) error {
 		st.BootID, st.Ready, st.Pid = s.bootID, true, pid
 		st.MountedImages, st.MountedLayers = c.mounted, c.layers
 		st.Resources.Msg = resources
-		st.User = containerUser(ociSpec.Process.User)
+		st.User = state.UserOf(ociSpec.Process.User)
 		return nil
 	})
 	if err == nil {
-		s.emit(c.ID, pod, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+		s.emit(c.ID(), pod, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
 	}
 	return err
 }
@@ -219,12 +224,12 @@ type rootfsArgs struct {
 
 // mountRootfs makes the writable layer and mounts the root filesystem.
 func (s *Service) mountRootfs(ctx context.Context, a rootfsArgs) (string, error) {
-	if _, err := s.layers.Create(ctx, overlay.CreateArgs{ID: a.c.ID, Parent: a.img.Top()}); err != nil {
+	if _, err := s.layers.Create(ctx, overlay.CreateArgs{ID: a.c.ID(), Parent: a.img.Top()}); err != nil {
 		return "", err
 	}
 	// Volatile: a container does not survive a reboot, so nothing reads a layer that a power cut
 	// has damaged.
-	rootfs, err := s.layers.Mount(ctx, overlay.MountArgs{ID: a.c.ID, Volatile: true, Label: a.label, Owners: s.owners(a.pod)})
+	rootfs, err := s.layers.Mount(ctx, overlay.MountArgs{ID: a.c.ID(), Volatile: true, Label: a.label, Owners: s.owners(a.pod)})
 	if err != nil || a.pod.userNamespace() == nil {
 		return rootfs, err
 	}
@@ -234,17 +239,17 @@ func (s *Service) mountRootfs(ctx context.Context, a rootfsArgs) (string, error)
 // createProcess has the keeper create the container from its bundle, and returns its PID. A
 // container that continues a checkpoint has no process before its start; its PID is 0.
 func (s *Service) createProcess(ctx context.Context, p *Pod, c *Container) (int, error) {
-	if c.Restored != nil {
+	if c.Record().Restored != nil {
 		if err := continueLog(c); err != nil {
 			return 0, fmt.Errorf("restore log: %w", err)
 		}
 		return 0, nil
 	}
-	h, err := s.handler(c.Handler)
+	h, err := s.handler(c.Record().Handler)
 	if err != nil {
 		return 0, err
 	}
-	if c.LogPath != "" {
+	if c.Record().LogPath != "" {
 		if err := c.log().MakeDir(); err != nil {
 			return 0, fmt.Errorf("make log directory: %w", err)
 		}
@@ -267,10 +272,10 @@ func (s *Service) createProcess(ctx context.Context, p *Pod, c *Container) (int,
 
 // createArgs returns the arguments of the keeper for a container.
 func (s *Service) createArgs(p *Pod, c *Container, h handler) keeper.CreateArgs {
-	cfg := c.config()
+	cfg := c.Config()
 	uid, gid := p.root()
 	return keeper.CreateArgs{
-		ID: c.ID, Runtime: h.Args(), Bundle: s.bundle(c.ID), LogPath: c.LogPath, LogDir: c.LogDir,
+		ID: c.ID(), Runtime: h.Args(), Bundle: s.paths.Bundle(c.ID()), LogPath: c.Record().LogPath, LogDir: c.Record().LogDir,
 		Terminal: cfg.GetTty(), Stdin: cfg.GetStdin(), StdinOnce: cfg.GetStdinOnce(),
 		MemoryCgroup: s.cgroups.MemoryDir(s.containerCgroup(c)),
 		Timeout:      s.opts.ContainerTimeout,
@@ -291,19 +296,19 @@ type specArgs struct {
 // containerSpec looks up the inputs of spec.Container, and generates the specification. It also
 // returns the resources in it.
 func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, *runtimeapi.LinuxContainerResources, error) {
-	cfg, podCfg := a.c.config(), a.pod.config()
+	cfg, podCfg := a.c.Config(), a.pod.Config()
 	if a.from.from != nil {
 		cfg = a.from.from.processConfig(cfg)
 	}
 	sc := cfg.GetLinux().GetSecurityContext()
-	h, err := s.handler(a.c.Handler)
+	h, err := s.handler(a.c.Record().Handler)
 	if err != nil {
 		return nil, nil, err
 	}
 	in := spec.ContainerInput{
-		ID: a.c.ID, PodID: a.pod.ID, Config: cfg, Pod: podCfg, Image: a.from.img.Config.Config, Host: s.host,
+		ID: a.c.ID(), PodID: a.pod.ID(), Config: cfg, Pod: podCfg, Image: a.from.img.Config.Config, Host: s.host,
 		Features: &h.features.oci, RootfsPath: a.rootfs, User: a.user,
-		CgroupsPath:  s.cgroups.ContainerPath(a.c.CgroupParent, a.c.ID),
+		CgroupsPath:  s.cgroups.ContainerPath(a.c.CgroupParent(), a.c.ID()),
 		ProcessLabel: a.labels.process, MountLabel: a.labels.mount,
 		Mounts: s.podMounts(a.pod, sc.GetReadonlyRootfs()), Rlimits: s.ulimits,
 	}
@@ -365,17 +370,17 @@ func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, *
 // same annotation, the pod's wins.
 func hookable(p *Pod, c *Container) hooks.Container {
 	annotations := map[string]string{}
-	maps.Copy(annotations, c.config().GetAnnotations())
-	maps.Copy(annotations, p.config().GetAnnotations())
+	maps.Copy(annotations, c.Config().GetAnnotations())
+	maps.Copy(annotations, p.Config().GetAnnotations())
 	return hooks.Container{
 		Annotations: annotations,
-		BindMounts:  slices.ContainsFunc(c.config().GetMounts(), func(m *runtimeapi.Mount) bool { return m.GetHostPath() != "" }),
+		BindMounts:  slices.ContainsFunc(c.Config().GetMounts(), func(m *runtimeapi.Mount) bool { return m.GetHostPath() != "" }),
 	}
 }
 
 // containerNamespaces returns the namespaces that the container joins.
 func (s *Service) containerNamespaces(ctx context.Context, p *Pod, c *Container) (spec.Namespaces, error) {
-	dir := s.podStateDir(p.ID)
+	dir := s.paths.PodState(p.ID())
 	ns := spec.Namespaces{User: s.userNamespace(p), Net: filepath.Join(dir, podns.Net), UTS: filepath.Join(dir, podns.UTS), IPC: filepath.Join(dir, podns.IPC)}
 	if p.hostNetwork() {
 		ns.Net, ns.UTS = spec.HostNamespace, spec.HostNamespace
@@ -384,7 +389,7 @@ func (s *Service) containerNamespaces(ctx context.Context, p *Pod, c *Container)
 		ns.IPC = spec.HostNamespace
 	}
 	var err error
-	opts := c.config().GetLinux().GetSecurityContext().GetNamespaceOptions()
+	opts := c.Config().GetLinux().GetSecurityContext().GetNamespaceOptions()
 	switch opts.GetPid() {
 	case runtimeapi.NamespaceMode_NODE:
 		ns.PID = spec.HostNamespace
@@ -399,40 +404,40 @@ func (s *Service) containerNamespaces(ctx context.Context, p *Pod, c *Container)
 
 // targetPIDNamespace returns the PID namespace of another container of the pod.
 func (s *Service) targetPIDNamespace(p *Pod, targetID string) (string, error) {
-	target, err := s.containers.get(targetID)
+	target, err := s.containers.Get(targetID)
 	if err != nil {
 		return "", fmt.Errorf("join the PID namespace of the target: %w", err)
 	}
-	if target.PodID != p.ID {
-		return "", fmt.Errorf("join the PID namespace of container %s: it is in another pod: %w", target.ID, errdefs.ErrInvalidArgument)
+	if target.PodID() != p.ID() {
+		return "", fmt.Errorf("join the PID namespace of container %s: it is in another pod: %w", target.ID(), errdefs.ErrInvalidArgument)
 	}
-	if err := target.require("join the PID namespace of", Running); err != nil {
+	if err := target.Require("join the PID namespace of", state.Running); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("/proc/%d/ns/pid", target.snapshot().Pid), nil
+	return fmt.Sprintf("/proc/%d/ns/pid", target.State().Pid), nil
 }
 
 // sharedPIDNamespace returns the PID namespace that containers of the pod share. It starts the init
 // for the first container that needs it, so a pod without such containers has no process of its
 // own.
 func (s *Service) sharedPIDNamespace(ctx context.Context, p *Pod) (string, error) {
-	if err := p.initOp.lock(ctx, "start init of pod "+p.ID); err != nil {
+	if err := p.initOp.Lock(ctx, "start init of pod "+p.ID()); err != nil {
 		return "", err
 	}
-	defer p.initOp.unlock()
-	dir := s.podStateDir(p.ID)
+	defer p.initOp.Unlock()
+	dir := s.paths.PodState(p.ID())
 	pin := filepath.Join(dir, podns.PID)
-	if p.snapshot().InitPid != 0 {
+	if p.State().InitPid != 0 {
 		return pin, nil
 	}
 	if err := os.WriteFile(pin, nil, 0o444); err != nil {
 		return "", fmt.Errorf("make the pin of the shared PID namespace: %w", err)
 	}
-	procs, err := s.cgroups.MakeInit(p.CgroupParent)
+	procs, err := s.cgroups.MakeInit(p.CgroupParent())
 	if err != nil {
 		return "", err
 	}
-	args := keeper.InitArgs{ID: p.ID, Binary: s.opts.InitBinary, UserNS: s.userNamespace(p), PIDNSPin: pin, CgroupProcs: procs}
+	args := keeper.InitArgs{ID: p.ID(), Binary: s.opts.InitBinary, UserNS: s.userNamespace(p), PIDNSPin: pin, CgroupProcs: procs}
 	if !p.hostNetwork() {
 		args.NetNS, args.UTSNS = filepath.Join(dir, podns.Net), filepath.Join(dir, podns.UTS)
 	}
@@ -443,5 +448,5 @@ func (s *Service) sharedPIDNamespace(ctx context.Context, p *Pod) (string, error
 	if err != nil {
 		return "", fmt.Errorf("start init of the shared PID namespace: %w", err)
 	}
-	return pin, p.update(func(st *PodState) error { st.InitPid = pid; return nil })
+	return pin, p.Update(func(st *state.PodState) error { st.InitPid = pid; return nil })
 }

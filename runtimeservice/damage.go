@@ -15,6 +15,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/operations"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // recoverStateless handles a container in Creating that the keeper knows. If its process was
@@ -33,15 +34,15 @@ func (s *Service) suspects(c *Container) string {
 	if c.unstarted() {
 		return ""
 	}
-	h, err := s.handler(c.Handler)
+	h, err := s.handler(c.Record().Handler)
 	switch {
-	case !s.layers.Intact(c.ID):
+	case !s.layers.Intact(c.ID()):
 		return "its writable layer is lost"
 	case s.leftCgroup(c):
 		return "its cgroup is lost"
-	case err == nil && h.Handler().Root != "" && !exists(filepath.Join(h.Handler().Root, c.ID)):
+	case err == nil && h.Handler().Root != "" && !exists(filepath.Join(h.Handler().Root, c.ID())):
 		return "the OCI runtime's state is lost"
-	case !exists(filepath.Join(s.bundle(c.ID), specFile)):
+	case !exists(filepath.Join(s.paths.Bundle(c.ID()), specFile)):
 		return "its bundle is lost"
 	}
 	return ""
@@ -52,16 +53,16 @@ func (s *Service) leftCgroup(c *Container) bool {
 	if dir := s.cgroups.MemoryDir(s.containerCgroup(c)); dir == "" || exists(dir) {
 		return false
 	}
-	groups, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(c.snapshot().Pid), "cgroup"))
-	return err == nil && !strings.Contains(string(groups), c.ID)
+	groups, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(c.State().Pid), "cgroup"))
+	return err == nil && !strings.Contains(string(groups), c.ID())
 }
 
 // recoverDamaged repairs a container that lacks something, or ends it. The caller holds c.op.
 func (s *Service) recoverDamaged(ctx context.Context, c *Container) error {
-	if c.phase() == Exited {
+	if c.Phase() == state.Exited {
 		return s.tearDownContainer(ctx, c)
 	}
-	if !exists(filepath.Join(s.bundle(c.ID), specFile)) {
+	if !exists(filepath.Join(s.paths.Bundle(c.ID()), specFile)) {
 		if err := s.repairBundle(ctx, c); err != nil {
 			return errors.Join(err, s.endDamaged(ctx, c, "its bundle is lost"))
 		}
@@ -74,27 +75,27 @@ func (s *Service) recoverDamaged(ctx context.Context, c *Container) error {
 		return s.endDamaged(ctx, c, lost)
 	case err != nil:
 		return err
-	case started && c.phase() == Created:
-		return s.recoverStart(ctx, c, c.snapshot().Pid)
+	case started && c.Phase() == state.Created:
+		return s.recoverStart(ctx, c, c.State().Pid)
 	}
 	return nil
 }
 
 // repairBundle writes the bundle's specification again, from the copy beside the record.
 func (s *Service) repairBundle(ctx context.Context, c *Container) error {
-	pod, err := s.pods.get(c.PodID)
+	pod, err := s.pods.Get(c.PodID())
 	if err != nil {
 		return err
 	}
-	text, err := os.ReadFile(filepath.Join(c.dir, specFile))
+	text, err := os.ReadFile(filepath.Join(c.Dir(), specFile))
 	if err != nil {
-		return fmt.Errorf("repair bundle of container %s: %w", c.ID, err)
+		return fmt.Errorf("repair bundle of container %s: %w", c.ID(), err)
 	}
 	if err := s.makeBundle(pod, c); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("repair bundle of container %s: %w", c.ID, err)
+		return fmt.Errorf("repair bundle of container %s: %w", c.ID(), err)
 	}
-	if err := os.WriteFile(filepath.Join(s.bundle(c.ID), specFile), text, 0o600); err != nil {
-		return fmt.Errorf("repair bundle of container %s: %w", c.ID, err)
+	if err := os.WriteFile(filepath.Join(s.paths.Bundle(c.ID()), specFile), text, 0o600); err != nil {
+		return fmt.Errorf("repair bundle of container %s: %w", c.ID(), err)
 	}
 	s.reportRepair(ctx, s.subject(c), "its bundle was lost, and is written again")
 	return nil
@@ -102,11 +103,11 @@ func (s *Service) repairBundle(ctx context.Context, c *Container) error {
 
 // endDamaged ends a container that cannot continue. The caller holds c.op.
 func (s *Service) endDamaged(ctx context.Context, c *Container, why string) error {
-	klog.FromContext(ctx).Info("Ending a damaged container", "container", c.ID, "reason", why)
+	klog.FromContext(ctx).Info("Ending a damaged container", "container", c.ID(), "reason", why)
 	s.operations.Note("end damaged container", s.subject(c), why)
-	if c.phase() == Creating {
+	if c.Phase() == state.Creating {
 		// The container was ready, since it was started.
-		if err := c.update(func(st *ContainerState) error { st.Ready, st.BootID = true, s.bootID; return nil }); err != nil {
+		if err := c.Update(func(st *state.ContainerState) error { st.Ready, st.BootID = true, s.bootID; return nil }); err != nil {
 			return err
 		}
 	}
@@ -114,8 +115,8 @@ func (s *Service) endDamaged(ctx context.Context, c *Container, why string) erro
 		return err
 	}
 	// The tear-down does not kill a container whose exit is recorded.
-	if err := s.keeper.Kill(ctx, c.ID, sigKill, false); err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("kill container %s: %w", c.ID, err)
+	if err := s.keeper.Kill(ctx, c.ID(), sigKill, false); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("kill container %s: %w", c.ID(), err)
 	}
 	return errors.Join(c.recordUndelivered(), s.tearDownContainer(ctx, c))
 }
@@ -123,7 +124,7 @@ func (s *Service) endDamaged(ctx context.Context, c *Container, why string) erro
 // podLacks describes what a ready pod lacks and repairPod can restore; "" for nothing. podStands
 // must be true of the pod.
 func (s *Service) podLacks(p *Pod) string {
-	dir := filepath.Join(s.podStateDir(p.ID), filesDir)
+	dir := filepath.Join(s.paths.PodState(p.ID()), filesDir)
 	if !isMountPoint(dir) {
 		return "directory of files under /etc"
 	}
@@ -132,11 +133,11 @@ func (s *Service) podLacks(p *Pod) string {
 			return name
 		}
 	}
-	if dir := s.cgroups.MemoryDir(p.CgroupParent); p.OwnCgroup && dir != "" && !exists(dir) {
+	if dir := s.cgroups.MemoryDir(p.CgroupParent()); p.Record().OwnCgroup && dir != "" && !exists(dir) {
 		return "cgroup"
 	}
 	if !p.hostNetwork() {
-		return s.network.Lacks(p.ID)
+		return s.network.Lacks(p.ID())
 	}
 	return ""
 }
@@ -145,10 +146,10 @@ func (s *Service) podLacks(p *Pod) string {
 // caller holds p.op.
 func (s *Service) repairPod(ctx context.Context, p *Pod) error {
 	if what := s.podLacks(p); what != "" {
-		s.reportRepair(ctx, p.subject(), "lost and made again: "+what)
+		s.reportRepair(ctx, p.Subject(), "lost and made again: "+what)
 	}
 	operations.Enter(ctx, "make cgroup")
-	if _, err := s.cgroups.EnsureParent(ctx, p.CgroupParent); err != nil {
+	if _, err := s.cgroups.EnsureParent(ctx, p.CgroupParent()); err != nil {
 		return fmt.Errorf("make cgroup: %w", err)
 	}
 	operations.Enter(ctx, "repair network")
@@ -158,13 +159,13 @@ func (s *Service) repairPod(ctx context.Context, p *Pod) error {
 		}
 	}
 	operations.Enter(ctx, "write pod files")
-	return s.writeMissingFiles(p, p.snapshot().IPs)
+	return s.writeMissingFiles(p, p.State().IPs)
 }
 
 // recoverPodState writes the lost state of a pod of which podStands is true. The caller holds p.op.
 func (s *Service) recoverPodState(ctx context.Context, p *Pod) error {
-	s.reportRepair(ctx, p.subject(), "its state file was lost, and is written again")
-	state := PodState{Phase: PodReady, BootID: s.bootID}
+	s.reportRepair(ctx, p.Subject(), "its state file was lost, and is written again")
+	ready := state.PodState{Phase: state.PodReady, BootID: s.bootID}
 	if !p.hostNetwork() {
 		operations.Enter(ctx, "repair network")
 		result, err := s.network.Repair(ctx, s.networkPod(p))
@@ -172,20 +173,20 @@ func (s *Service) recoverPodState(ctx context.Context, p *Pod) error {
 			return errors.Join(fmt.Errorf("repair network: %w", err), s.stopDamagedPod(ctx, p))
 		}
 		for _, ip := range result.IPs {
-			state.IPs = append(state.IPs, ip.String())
+			ready.IPs = append(ready.IPs, ip.String())
 		}
 	}
-	linux := p.config().GetLinux()
-	state.Overhead.Msg, state.Resources.Msg = linux.GetOverhead(), linux.GetResources()
-	return p.update(func(st *PodState) error { *st = state; return nil })
+	linux := p.Config().GetLinux()
+	ready.Overhead.Msg, ready.Resources.Msg = linux.GetOverhead(), linux.GetResources()
+	return p.Update(func(st *state.PodState) error { *st = ready; return nil })
 }
 
 // stopDamagedPod tears down a pod that cannot be repaired. The caller holds p.op.
 func (s *Service) stopDamagedPod(ctx context.Context, p *Pod) error {
-	if err := p.update(func(st *PodState) error { st.Phase, st.InitPid = PodNotReady, 0; return nil }); err != nil {
+	if err := p.Update(func(st *state.PodState) error { st.Phase, st.InitPid = state.PodNotReady, 0; return nil }); err != nil {
 		return err
 	}
-	s.emit(p.ID, p, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	s.emit(p.ID(), p, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	return s.tearDownPod(ctx, p)
 }
 

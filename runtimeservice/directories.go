@@ -22,9 +22,8 @@ const (
 // prepareDirectories makes the directories of the service, and takes from those
 // that are there what an older build or a umask let other users do.
 func (s *Service) prepareDirectories() error {
-	data := filepath.Join(s.opts.DataDir, "cri")
-	private := []string{data, s.podsDir(), s.containersDir(), s.jobsDir(), s.statePods()}
-	for dir, mode := range map[string]fs.FileMode{s.opts.StateDir: searchMode, s.bundles(): searchMode} {
+	private := []string{s.paths.Records(), s.paths.PodRecords(), s.paths.ContainerRecords(), s.paths.Checkpoints(), s.paths.PodStates()}
+	for dir, mode := range map[string]fs.FileMode{s.paths.StateDir: searchMode, s.paths.Bundles(): searchMode} {
 		if err := makeDir(dir, mode); err != nil {
 			return err
 		}
@@ -34,11 +33,11 @@ func (s *Service) prepareDirectories() error {
 			return err
 		}
 	}
-	if err := tightenBelow(s.statePods(), 0o077); err != nil {
+	if err := tightenBelow(s.paths.PodStates(), 0o077); err != nil {
 		return err
 	}
 	// A bundle's group is root, or the one that is 0 in its pod and needs search permission.
-	return tightenBelow(s.bundles(), 0o067)
+	return tightenBelow(s.paths.Bundles(), 0o067)
 }
 
 // makeDir makes the directory with this mode, whatever the umask, or gives it to

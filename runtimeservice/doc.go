@@ -1,6 +1,8 @@
 // Package runtimeservice implements the CRI RuntimeService: the life cycle of pods and containers.
 // Only the calls that return the URL of a streaming connection are elsewhere.
 //
+// Package state has the records and the states; here is the work on them, under one lock order.
+//
 // It is not a runtime itself. Images come from imageservice, root filesystems
 // from overlay, namespaces from podns, addresses from network, cgroups from
 // cgroup; processes are children of the keeper, which outlives this process. Package nri sends
@@ -17,13 +19,12 @@
 //
 // # Invariants
 //
-//   - An object in memory has a record on disk, and its state there is at
-//     least as new as any answer to a client.
 //   - A creation adds its container to the table before it checks that the pod
 //     is ready. A stop makes the pod not ready before it lists the containers.
 //     So no container outlives the stop of its pod.
-//   - The exit of a container is on stable storage before its phase is Exited
-//     for any caller, and before the keeper forgets it.
+//   - The exit of a container is on stable storage before the keeper forgets it.
+//   - Locks are taken in this order: a pod's op, a container's op, the pod's
+//     initOp, a container's publishing, the mutex of a state.
 //
 // # On disk
 //

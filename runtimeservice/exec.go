@@ -17,6 +17,7 @@ import (
 	"github.com/micarun/mica/runtimeservice/keeper/wire"
 	"github.com/micarun/mica/runtimeservice/oci"
 	"github.com/micarun/mica/runtimeservice/spec"
+	"github.com/micarun/mica/runtimeservice/state"
 	"github.com/micarun/mica/runtimeservice/streams"
 )
 
@@ -49,7 +50,7 @@ func (s *Service) ServeExec(ctx context.Context, containerID string, cmd []strin
 		return err
 	}
 	defer streams.CloseAll(out, errs)
-	run := execRun{cmd: cmd, tty: tty, resize: resize, stdin: in, outputUntil: c.exited}
+	run := execRun{cmd: cmd, tty: tty, resize: resize, stdin: in, outputUntil: c.Exited()}
 	// A nil stream must not become an interface that holds a nil.
 	if out != nil {
 		run.stdout = out
@@ -59,7 +60,7 @@ func (s *Service) ServeExec(ctx context.Context, containerID string, cmd []strin
 	}
 	code, err := s.exec(ctx, c, run)
 	if err != nil {
-		return fmt.Errorf("exec %q in container %s: %w", cmd, c.ID, err)
+		return fmt.Errorf("exec %q in container %s: %w", cmd, c.ID(), err)
 	}
 	if code != 0 {
 		return exitError{code: code}
@@ -80,7 +81,7 @@ type execRun struct {
 // exec runs a command in a running container and returns its exit code once
 // its output is written.
 func (s *Service) exec(ctx context.Context, c *Container, run execRun) (int, error) {
-	h, err := s.handler(c.Handler)
+	h, err := s.handler(c.Record().Handler)
 	if err != nil {
 		return 0, err
 	}
@@ -92,7 +93,7 @@ func (s *Service) exec(ctx context.Context, c *Container, run execRun) (int, err
 	start, cancel := context.WithTimeout(ctx, s.opts.ContainerTimeout)
 	defer cancel()
 	p, err := h.Exec(start, oci.ExecArgs{
-		ID: c.ID, Process: process, UID: uid, GID: gid,
+		ID: c.ID(), Process: process, UID: uid, GID: gid,
 		Stdin: run.stdin, Stdout: run.stdout, Stderr: run.stderr, OutputUntil: run.outputUntil,
 	})
 	if err != nil {
@@ -103,7 +104,7 @@ func (s *Service) exec(ctx context.Context, c *Container, run execRun) (int, err
 	if run.resize != nil {
 		go streams.FollowSize(ended, run.resize, func(size remotecommand.TerminalSize) {
 			if err := p.Resize(size.Width, size.Height); err != nil {
-				klog.FromContext(ctx).V(2).Info("Resizing exec terminal failed", "container", c.ID, "err", err)
+				klog.FromContext(ctx).V(2).Info("Resizing exec terminal failed", "container", c.ID(), "err", err)
 			}
 		})
 	}
@@ -112,7 +113,7 @@ func (s *Service) exec(ctx context.Context, c *Container, run execRun) (int, err
 
 // execProcess is what the container's own process is, with another command line.
 func (s *Service) execProcess(c *Container, run execRun) (*specs.Process, error) {
-	data, err := os.ReadFile(filepath.Join(s.bundle(c.ID), specFile))
+	data, err := os.ReadFile(filepath.Join(s.paths.Bundle(c.ID()), specFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("the container has just ended: %w", errdefs.ErrFailedPrecondition)
 	}
@@ -132,9 +133,9 @@ func (s *Service) execProcess(c *Container, run execRun) (*specs.Process, error)
 // runningContainer finds a container. It returns ErrFailedPrecondition, with the action, unless the
 // container is running.
 func (s *Service) runningContainer(action, id string) (*Container, error) {
-	c, err := s.containers.get(id)
+	c, err := s.containers.Get(id)
 	if err != nil {
 		return nil, fmt.Errorf("cannot %s container: %w", action, err)
 	}
-	return c, c.require(action, Running)
+	return c, c.Require(action, state.Running)
 }

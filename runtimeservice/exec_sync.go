@@ -38,7 +38,7 @@ func (s *Service) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest)
 	}
 	call, limit := ctx, time.Duration(req.GetTimeout())*time.Second
 	if limit < 0 {
-		return nil, fmt.Errorf("exec in container %s: negative timeout: %w", c.ID, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("exec in container %s: negative timeout: %w", c.ID(), errdefs.ErrInvalidArgument)
 	}
 	if limit > 0 {
 		var cancel context.CancelFunc
@@ -51,14 +51,14 @@ func (s *Service) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest)
 	code, err := s.exec(ctx, c, execRun{cmd: req.GetCmd(), stdout: stdout, stderr: stderr})
 	if err != nil {
 		if ctx.Err() != nil && errors.Is(context.Cause(ctx), errExecTimeout) {
-			return nil, fmt.Errorf("exec in container %s: command %q timed out: timeout of %s exceeded: %w", c.ID, req.GetCmd(), limit, context.DeadlineExceeded)
+			return nil, fmt.Errorf("exec in container %s: command %q timed out: timeout of %s exceeded: %w", c.ID(), req.GetCmd(), limit, context.DeadlineExceeded)
 		}
-		return nil, fmt.Errorf("exec %q in container %s: %w", req.GetCmd(), c.ID, err)
+		return nil, fmt.Errorf("exec %q in container %s: %w", req.GetCmd(), c.ID(), err)
 	}
 	resp := &runtimeapi.ExecSyncResponse{ExitCode: int32(code)}
 	if stdout.Len()+stderr.Len() > largeOutput {
 		if err := s.awaitLargeAnswer(call); err != nil {
-			return nil, fmt.Errorf("exec in container %s: wait for the answers of other calls: %w", c.ID, err)
+			return nil, fmt.Errorf("exec in container %s: wait for the answers of other calls: %w", c.ID(), err)
 		}
 	}
 	out, errs := streams.Fit(stdout.End(), stderr.End(), maxExecSyncOutput)
@@ -66,7 +66,7 @@ func (s *Service) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest)
 		resp.Stderr, err = stderr.Take(errs)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("exec in container %s: read output: %w", c.ID, err)
+		return nil, fmt.Errorf("exec in container %s: read output: %w", c.ID(), err)
 	}
 	return resp, nil
 }

@@ -12,24 +12,22 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // inPhases is a service with one container, named after its phase, of each phase.
 func inPhases(t *testing.T) *Service {
 	t.Helper()
-	s := &Service{
-		opts: Options{StateDir: t.TempDir()}.withDefaults(), handlers: map[string]handler{"": {}},
-		pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"),
-	}
+	opts := Options{StateDir: t.TempDir()}.withDefaults()
+	s := &Service{inventory: newInventory(opts.paths(), nil), opts: opts, handlers: map[string]handler{"": {}}}
 	now := time.Now()
-	for phase, st := range map[Phase]ContainerState{
-		Created: {Ready: true}, Running: {Ready: true, Started: now}, Exited: {Ready: true, Started: now, Finished: now},
+	for phase, st := range map[state.Phase]state.ContainerState{
+		state.Created: {Ready: true}, state.Running: {Ready: true, Started: now}, state.Exited: {Ready: true, Started: now, Finished: now},
 	} {
-		rec := ContainerRecord{ID: string(phase), PodID: "pod"}
+		rec := state.ContainerRecord{ID: string(phase), PodID: "pod"}
 		rec.Config.Msg = &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: string(phase)}}
-		c := newContainer(t.TempDir(), rec)
-		c.state = st
-		if err := s.containers.add(c); err != nil {
+		if err := s.containers.Add(recordedContainer(t, rec, st)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -56,7 +54,7 @@ func TestOnlyRunningContainersAreTalkedTo(t *testing.T) {
 	}
 	for name, call := range calls {
 		t.Run(name, func(t *testing.T) {
-			for _, phase := range []Phase{Created, Exited} {
+			for _, phase := range []state.Phase{state.Created, state.Exited} {
 				if err := call(t.Context(), string(phase)); !errdefs.IsFailedPrecondition(err) {
 					t.Errorf("%s container: %v, want that it must be running", phase, err)
 				}
@@ -70,7 +68,7 @@ func TestOnlyRunningContainersAreTalkedTo(t *testing.T) {
 		})
 	}
 	for _, name := range []string{"CheckExec", "CheckAttach", "ReopenContainerLog"} { // the last has no log
-		if err := calls[name](t.Context(), string(Running)); err != nil {
+		if err := calls[name](t.Context(), string(state.Running)); err != nil {
 			t.Errorf("%s of a running container: %v", name, err)
 		}
 	}
@@ -78,12 +76,12 @@ func TestOnlyRunningContainersAreTalkedTo(t *testing.T) {
 
 func TestExecSyncRefuses(t *testing.T) {
 	s := inPhases(t)
-	_, err := s.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: string(Running), Cmd: []string{"true"}, Timeout: -1})
+	_, err := s.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: string(state.Running), Cmd: []string{"true"}, Timeout: -1})
 	if !errdefs.IsInvalidArgument(err) {
 		t.Errorf("negative timeout: %v", err)
 	}
 	// The exit of the container is not recorded yet, but its bundle has gone.
-	_, err = s.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: string(Running), Cmd: []string{"true"}})
+	_, err = s.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: string(state.Running), Cmd: []string{"true"}})
 	if !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("container that has just ended: %v", err)
 	}
@@ -91,11 +89,11 @@ func TestExecSyncRefuses(t *testing.T) {
 
 func TestExecProcess(t *testing.T) {
 	s := inPhases(t)
-	c, err := s.containers.get(string(Running))
+	c, err := s.containers.Get(string(state.Running))
 	if err != nil {
 		t.Fatal(err)
 	}
-	bundle := s.bundle(c.ID)
+	bundle := s.paths.Bundle(c.ID())
 	if err := os.MkdirAll(bundle, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -138,18 +136,18 @@ func TestUpdateNeedsALivingContainer(t *testing.T) {
 		return err
 	}
 	change := &runtimeapi.UpdateContainerResourcesRequest{Linux: &limits{CpuShares: -1}}
-	if err := update(string(Exited), change); !errdefs.IsFailedPrecondition(err) {
+	if err := update(string(state.Exited), change); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("ended container: %v", err)
 	}
 	if err := update("nobody", change); !errdefs.IsNotFound(err) {
 		t.Errorf("unknown container: %v", err)
 	}
-	for _, phase := range []Phase{Created, Running} {
+	for _, phase := range []state.Phase{state.Created, state.Running} {
 		if err := update(string(phase), change); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("negative shares of a %s container: %v", phase, err)
 		}
 	}
-	if err := update(string(Running), &runtimeapi.UpdateContainerResourcesRequest{Windows: &runtimeapi.WindowsContainerResources{}}); !errdefs.IsInvalidArgument(err) {
+	if err := update(string(state.Running), &runtimeapi.UpdateContainerResourcesRequest{Windows: &runtimeapi.WindowsContainerResources{}}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("resources of Windows: %v", err)
 	}
 }

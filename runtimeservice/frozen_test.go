@@ -22,7 +22,7 @@ func TestDeadlineNamesWhatDoesNotDie(t *testing.T) {
 		<-ctx.Done()
 		return fmt.Errorf("wait for its exit: %w", ctx.Err())
 	})
-	want := fmt.Sprintf("process %d (", c.state.Pid)
+	want := fmt.Sprintf("process %d (", c.State().Pid)
 	if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "is in state") {
 		t.Errorf("error %v does not name %q and its state", err, want)
 	}

@@ -11,6 +11,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/chunks"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 const (
@@ -25,7 +26,7 @@ const (
 // gather reads every item and returns the readings in the items' order. It omits items that ended
 // meanwhile (ErrNotFound). It also omits items that cannot be read, and logs why: the other
 // readings are still useful. It returns only the error of ctx.
-func gather[T object, R any](ctx context.Context, items []T, read func(context.Context, T) (R, error)) ([]R, error) {
+func gather[T state.Object, R any](ctx context.Context, items []T, read func(context.Context, T) (R, error)) ([]R, error) {
 	readings, errs := make([]R, len(items)), make([]error, len(items))
 	var group errgroup.Group
 	group.SetLimit(gatherers)
@@ -47,7 +48,7 @@ func gather[T object, R any](ctx context.Context, items []T, read func(context.C
 		case errs[i] == nil:
 			kept = append(kept, readings[i])
 		case !errdefs.IsNotFound(errs[i]):
-			klog.FromContext(ctx).Error(errs[i], "Omitting object from list of usage", "id", item.id())
+			klog.FromContext(ctx).Error(errs[i], "Omitting object from list of usage", "id", item.ID())
 		}
 	}
 	return kept, nil
@@ -55,7 +56,7 @@ func gather[T object, R any](ctx context.Context, items []T, read func(context.C
 
 // gatherAndSend reads the items like gather and sends the readings in chunks of bounded size, one
 // batch of items after the other.
-func gatherAndSend[T object, R proto.Message](ctx context.Context, items []T, read func(context.Context, T) (R, error), send func([]R) error) error {
+func gatherAndSend[T state.Object, R proto.Message](ctx context.Context, items []T, read func(context.Context, T) (R, error), send func([]R) error) error {
 	for batch := range slices.Chunk(items, sendBatch) {
 		readings, err := gather(ctx, batch, read)
 		if err != nil {

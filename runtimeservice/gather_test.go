@@ -8,21 +8,23 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 func TestGather(t *testing.T) {
 	var items []*Container
 	for i := range 20 {
-		items = append(items, &Container{ContainerRecord: ContainerRecord{ID: fmt.Sprint(i)}})
+		items = append(items, recordedContainer(t, state.ContainerRecord{ID: fmt.Sprint(i)}, state.ContainerState{}))
 	}
 	read := func(_ context.Context, c *Container) (string, error) {
-		switch c.ID {
+		switch c.ID() {
 		case "3":
 			return "", fmt.Errorf("ended: %w", errdefs.ErrNotFound)
 		case "7":
 			return "", errors.New("unreadable")
 		}
-		return c.ID, nil
+		return c.ID(), nil
 	}
 	got, err := gather(t.Context(), items, read)
 	want := []string{"0", "1", "2", "4", "5", "6", "8", "9", "10", "11", "12", "13", "14", "15", "16", "17", "18", "19"}

@@ -18,6 +18,7 @@ import (
 	"github.com/micarun/mica/runtimeservice/cgroup"
 	"github.com/micarun/mica/runtimeservice/podns"
 	"github.com/micarun/mica/runtimeservice/spec/lookup"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 func needRoot(t testing.TB) {
@@ -64,10 +65,38 @@ func newMeasured(t *testing.T) *measured {
 	if err != nil {
 		t.Fatal(err)
 	}
+	opts := Options{DataDir: dir, StateDir: t.TempDir()}.withDefaults()
+	inventory := newInventory(opts.paths(), nil)
+	inventory.layers, inventory.cgroups = layers, cgroups
 	return &measured{t: t, parent: parent, Service: &Service{
-		opts: Options{DataDir: dir, StateDir: t.TempDir()}.withDefaults(), cgroups: cgroups, layers: layers, host: host,
-		pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"),
+		inventory: inventory, opts: opts, host: host,
 	}}
+}
+
+// recordedPod returns a pod with a record and a state on disk.
+func recordedPod(t testing.TB, rec state.PodRecord, st state.PodState) *Pod {
+	t.Helper()
+	p, err := state.RecordPod(t.TempDir(), rec)
+	if err == nil {
+		err = p.Update(func(now *state.PodState) error { *now = st; return nil })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newPod(p)
+}
+
+// recordedContainer returns a container with a record and a state on disk.
+func recordedContainer(t testing.TB, rec state.ContainerRecord, st state.ContainerState) *Container {
+	t.Helper()
+	c, err := state.RecordContainer(t.TempDir(), rec)
+	if err == nil {
+		err = c.Update(func(now *state.ContainerState) error { *now = st; return nil })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newContainer(c)
 }
 
 // no ends the test on an error.
@@ -81,18 +110,23 @@ func (m *measured) no(err error) {
 // pod adds a ready pod with a cgroup and a network namespace of its own.
 func (m *measured) pod(labels map[string]string) *Pod {
 	m.t.Helper()
+	return m.podWith(state.PodRecord{OwnCgroup: true}, labels)
+}
+
+// podWith adds a ready pod like pod, with a record that continues rec.
+func (m *measured) podWith(rec state.PodRecord, labels map[string]string) *Pod {
+	m.t.Helper()
 	name := fmt.Sprintf("pod%d", m.serial.Add(1))
-	rec := PodRecord{ID: newID(), Created: time.Now(), OwnCgroup: true}
+	rec.ID, rec.Created = newID(), time.Now()
 	rec.Config.Msg = &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "test"}, Labels: labels}
 	var err error
 	rec.CgroupParent, err = m.cgroups.PodParent("", rec.ID)
 	m.no(err)
 	_, err = m.cgroups.EnsureParent(m.t.Context(), rec.CgroupParent)
 	m.no(err)
-	p := newPod(m.t.TempDir(), rec)
-	p.state.Phase = PodReady
-	m.no(m.pods.add(p))
-	dir := m.podStateDir(p.ID)
+	p := recordedPod(m.t, rec, state.PodState{Phase: state.PodReady})
+	m.no(m.pods.Add(p))
+	dir := m.paths.PodState(p.ID())
 	m.no(podns.Pin(m.t.Context(), podns.Args{Dir: dir, Net: true}))
 	m.t.Cleanup(func() {
 		if err := podns.Unpin(dir); err != nil {
@@ -107,7 +141,7 @@ func (m *measured) pod(labels map[string]string) *Pod {
 func (m *measured) container(p *Pod, labels map[string]string) *Container {
 	m.t.Helper()
 	name := fmt.Sprintf("container%d", m.serial.Add(1))
-	rec := ContainerRecord{ID: newID(), PodID: p.ID, Created: time.Now(), CgroupParent: p.CgroupParent}
+	rec := state.ContainerRecord{ID: newID(), PodID: p.ID(), Created: time.Now(), CgroupParent: p.CgroupParent()}
 	rec.Config.Msg = &runtimeapi.ContainerConfig{
 		Metadata: &runtimeapi.ContainerMetadata{Name: name}, Image: &runtimeapi.ImageSpec{Image: "example.org/" + name}, Labels: labels,
 	}
@@ -121,9 +155,8 @@ func (m *measured) container(p *Pod, labels map[string]string) *Container {
 		}
 	})
 	m.no(os.WriteFile(filepath.Join(root, "file"), make([]byte, 64<<10), 0o600))
-	c := newContainer(m.t.TempDir(), rec)
-	c.state = ContainerState{Ready: true, Started: time.Now(), Pid: m.process(m.cgroups.ContainerDir(rec.CgroupParent, rec.ID))}
-	m.no(m.containers.add(c))
+	c := recordedContainer(m.t, rec, state.ContainerState{Ready: true, Started: time.Now(), Pid: m.process(m.cgroups.ContainerDir(rec.CgroupParent, rec.ID))})
+	m.no(m.containers.Add(c))
 	return c
 }
 

@@ -9,41 +9,36 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
-// updatedLimits are the limits that updates have set, as in an OCI specification. The container's
-// specification on disk has those of its creation.
-type updatedLimits struct {
-	Resources   *specs.LinuxResources `json:",omitempty"`
-	OOMScoreAdj *int                  `json:",omitempty"`
-}
-
-// with is u, nil before the first update, with what another update has set. u is not changed.
-func (u *updatedLimits) with(set updatedLimits) *updatedLimits {
-	if u == nil {
+// addLimits returns old, nil before the first update, with what another update has set. It modifies
+// neither.
+func addLimits(old *state.Limits, set state.Limits) *state.Limits {
+	if old == nil {
 		return &set
 	}
-	return &updatedLimits{
-		Resources:   withLimits(u.Resources, set.Resources),
-		OOMScoreAdj: cmp.Or(set.OOMScoreAdj, u.OOMScoreAdj),
+	return &state.Limits{
+		Resources:   withLimits(old.Resources, set.Resources),
+		OOMScoreAdj: cmp.Or(set.OOMScoreAdj, old.OOMScoreAdj),
 	}
 }
 
-// currentSpec reads the container's specification from a directory and puts the limits into it
-// that are in force.
-func (s ContainerState) currentSpec(dir string) (*specs.Spec, error) {
+// currentSpec reads a container's specification from a directory and puts the limits into it that
+// are in force.
+func currentSpec(st state.ContainerState, dir string) (*specs.Spec, error) {
 	spec := new(specs.Spec)
 	if err := jsonfile.Read(filepath.Join(dir, specFile), spec); err != nil {
 		return nil, fmt.Errorf("read specification: %w", err)
 	}
-	if s.Limits == nil {
+	if st.Limits == nil {
 		return spec, nil
 	}
-	if score := s.Limits.OOMScoreAdj; score != nil && spec.Process != nil {
+	if score := st.Limits.OOMScoreAdj; score != nil && spec.Process != nil {
 		spec.Process.OOMScoreAdj = score
 	}
 	if spec.Linux != nil {
-		spec.Linux.Resources = withLimits(spec.Linux.Resources, s.Limits.Resources)
+		spec.Linux.Resources = withLimits(spec.Linux.Resources, st.Limits.Resources)
 	}
 	return spec, nil
 }

@@ -8,6 +8,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/micarun/mica/internal/jsonfile"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // What the specification on disk has no update for stays, and what updates have set is as if it
@@ -26,23 +27,23 @@ func TestCurrentSpec(t *testing.T) {
 	if err := jsonfile.Write(filepath.Join(dir, specFile), created); err != nil {
 		t.Fatal(err)
 	}
-	st := ContainerState{}
+	st := state.ContainerState{}
 	for range 2 { // before an update, and with one that sets nothing
-		if got, err := st.currentSpec(dir); err != nil || cmp.Diff(created, got) != "" {
+		if got, err := currentSpec(st, dir); err != nil || cmp.Diff(created, got) != "" {
 			t.Fatalf("%v, (-want +got):\n%s", err, cmp.Diff(created, got))
 		}
-		st.Limits = st.Limits.with(updatedLimits{Resources: &specs.LinuxResources{}})
+		st.Limits = addLimits(st.Limits, state.Limits{Resources: &specs.LinuxResources{}})
 	}
 	quota, half, few := int64(5000), int64(32<<20), int64(9)
-	st.Limits = st.Limits.with(updatedLimits{OOMScoreAdj: &later, Resources: &specs.LinuxResources{
+	st.Limits = addLimits(st.Limits, state.Limits{OOMScoreAdj: &later, Resources: &specs.LinuxResources{
 		CPU: &specs.LinuxCPU{Quota: &quota}, Pids: &specs.LinuxPids{Limit: &few}, Unified: map[string]string{"c.d": "2"},
 	}})
 	before := *st.Limits
-	st.Limits = st.Limits.with(updatedLimits{Resources: &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &half}}})
+	st.Limits = addLimits(st.Limits, state.Limits{Resources: &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &half}}})
 	if before.Resources.Memory != nil {
 		t.Error("an update changed the state that it came after")
 	}
-	got, err := st.currentSpec(dir)
+	got, err := currentSpec(st, dir)
 	if err != nil {
 		t.Fatal(err)
 	}

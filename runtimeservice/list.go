@@ -4,14 +4,16 @@ import (
 	"iter"
 	"slices"
 	"strings"
+
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // filterContainers yields the created containers that match the prefixes of their ID and their
 // pod's ID, and the labels.
 func (s *Service) filterContainers(id, podID string, labels map[string]string) iter.Seq[*Container] {
 	return func(yield func(*Container) bool) {
-		for _, c := range s.containers.all() {
-			if c.phase() == Creating || !strings.HasPrefix(c.ID, id) || !strings.HasPrefix(c.PodID, podID) || !hasLabels(c.config().GetLabels(), labels) {
+		for _, c := range s.containers.All() {
+			if c.Phase() == state.Creating || !strings.HasPrefix(c.ID(), id) || !strings.HasPrefix(c.PodID(), podID) || !hasLabels(c.Config().GetLabels(), labels) {
 				continue
 			}
 			if !yield(c) {
@@ -33,11 +35,11 @@ func hasLabels(labels, want map[string]string) bool {
 // containersOf returns all containers of a pod, also those that are being created, oldest first.
 func (s *Service) containersOf(podID string) []*Container {
 	var of []*Container
-	for _, c := range s.containers.all() {
-		if c.PodID == podID {
+	for _, c := range s.containers.All() {
+		if c.PodID() == podID {
 			of = append(of, c)
 		}
 	}
-	slices.SortFunc(of, func(a, b *Container) int { return a.Created.Compare(b.Created) })
+	slices.SortFunc(of, func(a, b *Container) int { return a.Record().Created.Compare(b.Record().Created) })
 	return of
 }

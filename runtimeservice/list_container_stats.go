@@ -28,6 +28,6 @@ func (s *Service) StreamContainerStats(req *runtimeapi.StreamContainerStatsReque
 // measuredContainers returns the containers that match the filter, newest first.
 func (s *Service) measuredContainers(f *runtimeapi.ContainerStatsFilter) []*Container {
 	containers := slices.Collect(s.filterContainers(f.GetId(), f.GetPodSandboxId(), f.GetLabelSelector()))
-	slices.SortFunc(containers, func(a, b *Container) int { return b.Created.Compare(a.Created) })
+	slices.SortFunc(containers, func(a, b *Container) int { return b.Record().Created.Compare(a.Record().Created) })
 	return containers
 }

@@ -9,6 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/internal/chunks"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // ListPodSandbox returns the pods that match the filter, newest first.
@@ -25,9 +26,9 @@ func (s *Service) StreamPodSandboxes(req *runtimeapi.StreamPodSandboxesRequest, 
 
 func (s *Service) listPods(f *runtimeapi.PodSandboxFilter) []*runtimeapi.PodSandbox {
 	var items []*runtimeapi.PodSandbox
-	for _, p := range s.pods.all() {
+	for _, p := range s.pods.All() {
 		// A pod is listed only after its creation.
-		if p.snapshot().Phase == PodCreating || !strings.HasPrefix(p.ID, f.GetId()) || !hasLabels(p.config().GetLabels(), f.GetLabelSelector()) {
+		if p.State().Phase == state.PodCreating || !strings.HasPrefix(p.ID(), f.GetId()) || !hasLabels(p.Config().GetLabels(), f.GetLabelSelector()) {
 			continue
 		}
 		item := p.listed()

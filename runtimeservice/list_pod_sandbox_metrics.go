@@ -52,7 +52,7 @@ func (s *Service) newMetricsRun() (metricsRun, error) {
 
 // pod reads the metrics of a ready pod. It returns ErrNotFound for a pod that stops meanwhile.
 func (m metricsRun) pod(ctx context.Context, p *Pod) (*runtimeapi.PodSandboxMetrics, error) {
-	counters, err := m.s.cgroups.Stats(p.CgroupParent)
+	counters, err := m.s.cgroups.Stats(p.CgroupParent())
 	if err != nil {
 		return nil, unreadablePod(p, err)
 	}
@@ -60,12 +60,12 @@ func (m metricsRun) pod(ctx context.Context, p *Pod) (*runtimeapi.PodSandboxMetr
 	if err != nil {
 		return nil, unreadablePod(p, err)
 	}
-	out := &runtimeapi.PodSandboxMetrics{PodSandboxId: p.ID}
-	whole := &stats.Reading{Stats: &counters, Limits: p.snapshot().Resources.Msg, Created: p.Created, Seen: counters.Time}
+	out := &runtimeapi.PodSandboxMetrics{PodSandboxId: p.ID()}
+	whole := &stats.Reading{Stats: &counters, Limits: p.State().Resources.Msg, Created: p.Record().Created, Seen: counters.Time}
 	out.Metrics = m.metrics.Samples(whole, podLabels(p, "", ""))
 	wires := &stats.Reading{Interfaces: interfaces}
-	out.Metrics = append(out.Metrics, m.metrics.Samples(wires, podLabels(p, p.ID, podNetwork))...)
-	out.ContainerMetrics, err = gather(ctx, m.s.containersOf(p.ID), func(ctx context.Context, c *Container) (*runtimeapi.ContainerMetrics, error) {
+	out.Metrics = append(out.Metrics, m.metrics.Samples(wires, podLabels(p, p.ID(), podNetwork))...)
+	out.ContainerMetrics, err = gather(ctx, m.s.containersOf(p.ID()), func(ctx context.Context, c *Container) (*runtimeapi.ContainerMetrics, error) {
 		return m.container(ctx, p, c)
 	})
 	return out, err
@@ -90,9 +90,9 @@ func (m metricsRun) container(ctx context.Context, p *Pod, c *Container) (*runti
 	if err != nil {
 		return nil, m.s.unreadable(c, err)
 	}
-	st := c.snapshot()
+	st := c.State()
 	r := &stats.Reading{
-		Stats: &counters, Limits: st.Resources.Msg, Created: c.Created, Started: st.Started, Seen: counters.Time, Leaf: true,
+		Stats: &counters, Limits: st.Resources.Msg, Created: c.Record().Created, Started: st.Started, Seen: counters.Time, Leaf: true,
 		Disk:      &stats.Disk{Filesystem: m.filesystem, Layer: layer},
 		Processes: stats.ReadProcesses(pids, st.Pid),
 	}
@@ -100,15 +100,15 @@ func (m metricsRun) container(ctx context.Context, p *Pod, c *Container) (*runti
 		r.Limits = &runtimeapi.LinuxContainerResources{} // the defaults
 	}
 	labels := stats.Labels{
-		Cgroup: path, Name: c.ID, Image: c.image().GetImage(), Container: c.config().GetMetadata().GetName(),
-		Pod: p.meta().GetName(), Namespace: p.meta().GetNamespace(),
+		Cgroup: path, Name: c.ID(), Image: c.image().GetImage(), Container: c.Config().GetMetadata().GetName(),
+		Pod: p.Metadata().GetName(), Namespace: p.Metadata().GetNamespace(),
 	}
-	return &runtimeapi.ContainerMetrics{ContainerId: c.ID, Metrics: m.metrics.Samples(r, labels)}, nil
+	return &runtimeapi.ContainerMetrics{ContainerId: c.ID(), Metrics: m.metrics.Samples(r, labels)}, nil
 }
 
 // podLabels returns the labels of metrics of a whole pod.
 func podLabels(p *Pod, name, container string) stats.Labels {
 	return stats.Labels{
-		Cgroup: p.CgroupParent, Name: name, Container: container, Pod: p.meta().GetName(), Namespace: p.meta().GetNamespace(),
+		Cgroup: p.CgroupParent(), Name: name, Container: container, Pod: p.Metadata().GetName(), Namespace: p.Metadata().GetNamespace(),
 	}
 }

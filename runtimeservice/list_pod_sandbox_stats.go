@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // ListPodSandboxStats returns the usage of ready pods that match the filter, newest first.
@@ -29,9 +31,9 @@ func (s *Service) StreamPodSandboxStats(req *runtimeapi.StreamPodSandboxStatsReq
 
 // readyPods returns the ready pods that match the ID prefix and the labels, newest first.
 func (s *Service) readyPods(id string, labels map[string]string) []*Pod {
-	pods := slices.DeleteFunc(s.pods.all(), func(p *Pod) bool {
-		return p.snapshot().Phase != PodReady || !strings.HasPrefix(p.ID, id) || !hasLabels(p.config().GetLabels(), labels)
+	pods := slices.DeleteFunc(s.pods.All(), func(p *Pod) bool {
+		return p.State().Phase != state.PodReady || !strings.HasPrefix(p.ID(), id) || !hasLabels(p.Config().GetLabels(), labels)
 	})
-	slices.SortFunc(pods, func(a, b *Pod) int { return b.Created.Compare(a.Created) })
+	slices.SortFunc(pods, func(a, b *Pod) int { return b.Record().Created.Compare(a.Record().Created) })
 	return pods
 }

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // nestDirectories makes n directories within each other below dir, which no path can name.
@@ -51,21 +53,21 @@ func allowFewDescriptors(t *testing.T) {
 // TestNestedStateIsRemoved: directories of containers, pods and checkpoints go however deep what is
 // in them is nested.
 func TestNestedStateIsRemoved(t *testing.T) {
-	s := &Service{opts: Options{DataDir: t.TempDir()}}
+	s := &Service{inventory: newInventory(state.Paths{DataDir: t.TempDir()}, nil)}
 	removals := map[string]func(dir string) error{
 		"state directory without a record": func(dir string) error { return clearDir(t.Context(), dir) },
 		"record that was never whole": func(dir string) error {
-			if err := s.setAside(t.Context(), unusable{dir: dir, err: errNoRecord}); err != nil {
+			if err := s.setAside(t.Context(), unusable{dir: dir, err: state.ErrNoRecord}); err != nil {
 				return err
 			}
 			found, err := s.discarded()
 			if err != nil || len(found) != 1 {
 				return fmt.Errorf("discarded: %d directories: %w", len(found), err)
 			}
-			return found[0].remove(t.Context())
+			return s.removeLeftover(t.Context(), found[0])
 		},
 		"checkpoint under way":    func(dir string) error { return s.forgetJob(t.Context(), &job{dir: dir}) },
-		"checkpoint of a restore": func(dir string) error { return (&Container{dir: filepath.Dir(dir)}).dropCheckpoint(t.Context()) },
+		"checkpoint of a restore": func(dir string) error { return dropCheckpoint(t.Context(), filepath.Dir(dir)) },
 	}
 	for name, remove := range removals {
 		t.Run(name, func(t *testing.T) {

@@ -20,7 +20,7 @@ const oomScorePasses = 10
 // the same value. Processes that chose another value keep it. If the host does not let the daemon
 // lower scores, a lower one has no effect, as at the container's creation.
 func (s *Service) adjustOOMScore(c *Container, score int) error {
-	old, err := readOOMScore(c.snapshot().Pid)
+	old, err := readOOMScore(c.State().Pid)
 	if err != nil || old == score {
 		return err
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/micarun/mica/internal/jsonfile"
 )
@@ -14,12 +13,10 @@ import (
 // another data root and the same default parent does not touch them.
 type ownerRecord struct{ ID string }
 
-func (s *Service) ownerFile() string { return filepath.Join(s.opts.DataDir, "cri", "owner.json") }
-
 // owner returns the ID of the data root, "" if no daemon has used it yet.
-func (s *Service) owner() (string, error) {
+func (v *inventory) owner() (string, error) {
 	var rec ownerRecord
-	err := jsonfile.Read(s.ownerFile(), &rec)
+	err := jsonfile.Read(v.paths.Owner(), &rec)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return "", fmt.Errorf("read ID of the data root: %w", err)
 	}
@@ -32,7 +29,7 @@ func (s *Service) makeOwner() error {
 	if id, err := s.owner(); err == nil && id != "" {
 		return nil
 	}
-	if err := jsonfile.WriteSync(s.ownerFile(), ownerRecord{ID: newID()[:32]}); err != nil {
+	if err := jsonfile.WriteSync(s.paths.Owner(), ownerRecord{ID: newID()[:32]}); err != nil {
 		return fmt.Errorf("write ID of the data root: %w", err)
 	}
 	return nil
@@ -41,8 +38,8 @@ func (s *Service) makeOwner() error {
 // makePodCgroup makes the pod's cgroup, and marks it if the service manages it. If the daemon dies
 // in between, the pod's record identifies the cgroup.
 func (s *Service) makePodCgroup(ctx context.Context, p *Pod) error {
-	if !p.OwnCgroup {
-		_, err := s.cgroups.EnsureParent(ctx, p.CgroupParent)
+	if !p.Record().OwnCgroup {
+		_, err := s.cgroups.EnsureParent(ctx, p.CgroupParent())
 		return err
 	}
 	owner, err := s.owner()
@@ -52,10 +49,10 @@ func (s *Service) makePodCgroup(ctx context.Context, p *Pod) error {
 	if err := s.cgroups.EnsureDefault(ctx, owner); err != nil {
 		return err
 	}
-	if _, err := s.cgroups.EnsureParent(ctx, p.CgroupParent); err != nil {
+	if _, err := s.cgroups.EnsureParent(ctx, p.CgroupParent()); err != nil {
 		return err
 	}
-	return s.cgroups.Mark(p.CgroupParent, owner)
+	return s.cgroups.Mark(p.CgroupParent(), owner)
 }
 
 // removeDefaultCgroup removes the default parent of pods' cgroups, unless another daemon or other

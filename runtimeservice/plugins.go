@@ -9,6 +9,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/runtimeservice/nri"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // startPlugins lets NRI plugins connect. It sends them the ready pods, with the containers in these
@@ -17,32 +18,32 @@ func (s *Service) startPlugins(ctx context.Context) error {
 	if s.plugins == nil {
 		return nil
 	}
-	var state nri.State
-	for _, p := range s.pods.all() {
-		if st := p.snapshot(); st.Phase == PodReady {
-			state.Pods = append(state.Pods, s.pluginPod(p, st))
+	var present nri.State
+	for _, p := range s.pods.All() {
+		if st := p.State(); st.Phase == state.PodReady {
+			present.Pods = append(present.Pods, s.pluginPod(p, st))
 		}
 	}
-	for _, c := range s.containers.all() {
+	for _, c := range s.containers.All() {
 		out, err := s.livingContainer(c)
 		if err != nil {
-			klog.FromContext(ctx).Error(err, "Container is not shown to NRI plugins", "container", c.ID)
+			klog.FromContext(ctx).Error(err, "Container is not shown to NRI plugins", "container", c.ID())
 		} else if out.Spec != nil {
-			state.Containers = append(state.Containers, out)
+			present.Containers = append(present.Containers, out)
 		}
 	}
-	return s.plugins.Start(ctx, state, nri.Runtime{Update: s.updateForPlugin, Evict: s.evict, InjectCDI: s.injectCDI})
+	return s.plugins.Start(ctx, present, nri.Runtime{Update: s.updateForPlugin, Evict: s.evict, InjectCDI: s.injectCDI})
 }
 
 // livingContainer describes a container of an earlier run of the daemon for plugins. Spec is nil if
 // plugins do not need the container, because it has exited or its pod is not ready.
 func (s *Service) livingContainer(c *Container) (nri.Container, error) {
-	st := c.snapshot()
-	pod, err := s.pods.get(c.PodID)
-	if err != nil || pod.snapshot().Phase != PodReady || (st.phase() != Created && st.phase() != Running) {
+	st := c.State()
+	pod, err := s.pods.Get(c.PodID())
+	if err != nil || pod.State().Phase != state.PodReady || (st.Phase() != state.Created && st.Phase() != state.Running) {
 		return nri.Container{}, nil //nolint:nilerr // without its pod, a container is not living
 	}
-	ociSpec, err := st.currentSpec(s.bundle(c.ID))
+	ociSpec, err := currentSpec(st, s.paths.Bundle(c.ID()))
 	if err != nil {
 		return nri.Container{}, err
 	}
@@ -52,26 +53,26 @@ func (s *Service) livingContainer(c *Container) (nri.Container, error) {
 }
 
 // pluginPod describes a pod in the given state for plugins.
-func (s *Service) pluginPod(p *Pod, st PodState) nri.Pod {
+func (s *Service) pluginPod(p *Pod, st state.PodState) nri.Pod {
 	return nri.Pod{
-		ID: p.ID, Config: p.config(), Handler: p.Handler, IPs: st.IPs, CgroupParent: p.CgroupParent,
+		ID: p.ID(), Config: p.Config(), Handler: p.Record().Handler, IPs: st.IPs, CgroupParent: p.CgroupParent(),
 		Overhead: st.Overhead.Msg, Resources: st.Resources.Msg, Namespaces: s.namespaces(p),
 	}
 }
 
 // pluginContainer describes a container under creation for plugins.
 func pluginContainer(c *Container, ociSpec *specs.Spec) nri.Container {
-	image := nri.Image{Name: c.image().GetImage(), ConfigDigest: c.ImageID}
-	if _, digest, ok := strings.Cut(c.ImageRef, "@"); ok {
+	image := nri.Image{Name: c.image().GetImage(), ConfigDigest: c.Record().ImageID}
+	if _, digest, ok := strings.Cut(c.Record().ImageRef, "@"); ok {
 		image.Digest = digest
 	}
-	return nri.Container{ID: c.ID, PodID: c.PodID, Config: c.config(), Spec: ociSpec, Image: image, Created: c.Created}
+	return nri.Container{ID: c.ID(), PodID: c.PodID(), Config: c.Config(), Spec: ociSpec, Image: image, Created: c.Record().Created}
 }
 
 // adjustByPlugins lets plugins change the container's specification. It returns the requested
 // resources, merged with the plugins' changes.
 func (s *Service) adjustByPlugins(ctx context.Context, c *Container, ociSpec *specs.Spec) (*runtimeapi.LinuxContainerResources, error) {
-	asked := c.config().GetLinux().GetResources()
+	asked := c.Config().GetLinux().GetResources()
 	changed, err := s.plugins.CreateContainer(ctx, pluginContainer(c, ociSpec))
 	if err != nil || changed == nil {
 		return asked, err
@@ -81,13 +82,13 @@ func (s *Service) adjustByPlugins(ctx context.Context, c *Container, ociSpec *sp
 
 // notifyExit sends the container's exit to plugins.
 func (s *Service) notifyExit(ctx context.Context, c *Container) {
-	st := c.snapshot()
-	s.plugins.StopContainer(ctx, c.ID, nri.Exit{At: st.Finished, Code: st.ExitCode, Reason: st.Reason, Message: st.Message})
+	st := c.State()
+	s.plugins.StopContainer(ctx, c.ID(), nri.Exit{At: st.Finished, Code: st.ExitCode, Reason: st.Reason, Message: st.Message})
 }
 
 // updateForPlugin changes a container's limits at a plugin's request.
 func (s *Service) updateForPlugin(ctx context.Context, u nri.Update) error {
-	c, err := s.containers.get(u.ID)
+	c, err := s.containers.Get(u.ID)
 	if err != nil {
 		return err
 	}
@@ -97,7 +98,7 @@ func (s *Service) updateForPlugin(ctx context.Context, u nri.Update) error {
 // evict kills a container at a plugin's request. It returns before the container has exited.
 func (s *Service) evict(ctx context.Context, id, reason string) {
 	log := klog.FromContext(ctx).WithValues("container", id, "reason", reason)
-	c, err := s.containers.get(id)
+	c, err := s.containers.Get(id)
 	if err != nil {
 		log.Error(err, "Container is not evicted")
 		return

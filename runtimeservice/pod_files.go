@@ -38,7 +38,7 @@ func (s *Service) writePodFiles(p *Pod, ips []string) error {
 		return nil
 	}
 	uid, gid := p.root()
-	shm := filepath.Join(s.podStateDir(p.ID), shmDir)
+	shm := filepath.Join(s.paths.PodState(p.ID()), shmDir)
 	if err := os.Mkdir(shm, 0o1777); err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func (s *Service) writeMissingFiles(p *Pod, ips []string) error {
 // writeBounded writes the files that are not there to a small tmpfs of the pod's own:
 // what containers write there cannot fill the state directory.
 func (s *Service) writeBounded(p *Pod, files map[string]string) error {
-	dir := filepath.Join(s.podStateDir(p.ID), filesDir)
+	dir := filepath.Join(s.paths.PodState(p.ID()), filesDir)
 	if err := os.Mkdir(dir, privateMode); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
@@ -108,7 +108,7 @@ func mountBounded(dir string, files map[string]string) error {
 }
 
 func podHostname(p *Pod) (string, error) {
-	if name := p.config().GetHostname(); name != "" && !p.hostNetwork() {
+	if name := p.Config().GetHostname(); name != "" && !p.hostNetwork() {
 		return name, nil
 	}
 	return os.Hostname()
@@ -136,7 +136,7 @@ func podHosts(p *Pod, hostname string, ips []string) (string, error) {
 // podResolvConf is the pod's DNS configuration, or the node's where the pod
 // has none.
 func podResolvConf(p *Pod) (string, error) {
-	dns := p.config().GetDnsConfig()
+	dns := p.Config().GetDnsConfig()
 	if dns == nil {
 		data, err := os.ReadFile("/etc/resolv.conf")
 		if errors.Is(err, os.ErrNotExist) {
@@ -159,7 +159,7 @@ func podResolvConf(p *Pod) (string, error) {
 
 // podMounts returns the mounts of the pod's files and shared memory in a container.
 func (s *Service) podMounts(p *Pod, readonlyRootfs bool) []spec.Mount {
-	dir := s.podStateDir(p.ID)
+	dir := s.paths.PodState(p.ID())
 	files := filepath.Join(dir, filesDir)
 	if !exists(files) {
 		files = dir // of a pod that an older build has made

@@ -12,17 +12,18 @@ import (
 
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/runtimeservice/podns"
+	"github.com/micarun/mica/runtimeservice/state"
 	"github.com/micarun/mica/runtimeservice/stats"
 )
 
 // PodSandboxStats returns the resource usage of a pod and its containers. Errors: ErrNotFound,
 // ErrInvalidArgument, ErrFailedPrecondition (not ready).
 func (s *Service) PodSandboxStats(ctx context.Context, req *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
-	p, err := s.pods.get(req.GetPodSandboxId())
+	p, err := s.pods.Get(req.GetPodSandboxId())
 	if err != nil {
 		return nil, fmt.Errorf("pod stats: %w", err)
 	}
-	if err := p.requireReady("read usage of"); err != nil {
+	if err := p.RequireReady("read usage of"); err != nil {
 		return nil, err
 	}
 	usage, err := s.podStats(ctx, p)
@@ -39,10 +40,10 @@ func (s *Service) podStats(ctx context.Context, p *Pod) (*runtimeapi.PodSandboxS
 	if err != nil {
 		return nil, unreadablePod(p, err)
 	}
-	cfg := p.config()
+	cfg := p.Config()
 	return &runtimeapi.PodSandboxStats{
 		Attributes: &runtimeapi.PodSandboxAttributes{
-			Id:          p.ID,
+			Id:          p.ID(),
 			Metadata:    cfg.GetMetadata(),
 			Labels:      maps.Clone(cfg.GetLabels()),
 			Annotations: maps.Clone(cfg.GetAnnotations()),
@@ -52,16 +53,16 @@ func (s *Service) podStats(ctx context.Context, p *Pod) (*runtimeapi.PodSandboxS
 }
 
 func (s *Service) linuxPodStats(ctx context.Context, p *Pod) (*runtimeapi.LinuxPodSandboxStats, error) {
-	st, err := s.cgroups.Usage(p.CgroupParent)
+	st, err := s.cgroups.Usage(p.CgroupParent())
 	if err != nil {
 		return nil, err
 	}
-	pids, err := s.cgroups.Members(p.CgroupParent)
+	pids, err := s.cgroups.Members(p.CgroupParent())
 	if err != nil {
 		return nil, err
 	}
 	out := &runtimeapi.LinuxPodSandboxStats{
-		Cpu:     stats.CPU(st, p.usage.Rate(st.Time, st.CPU.Usage, p.Created)),
+		Cpu:     stats.CPU(st, p.usage.Rate(st.Time, st.CPU.Usage, p.Record().Created)),
 		Memory:  stats.Memory(st),
 		Io:      stats.IO(st),
 		Process: stats.ProcessCount(st, pids),
@@ -73,7 +74,7 @@ func (s *Service) linuxPodStats(ctx context.Context, p *Pod) (*runtimeapi.LinuxP
 		}
 		out.Network = stats.Network(time.Now(), counters)
 	}
-	out.Containers, err = gather(ctx, s.containersOf(p.ID), s.containerStats)
+	out.Containers, err = gather(ctx, s.containersOf(p.ID()), s.containerStats)
 	return out, err
 }
 
@@ -82,14 +83,14 @@ func (s *Service) podInterfaces(p *Pod) ([]network.InterfaceStats, error) {
 	if p.hostNetwork() {
 		return nil, nil
 	}
-	return network.Stats(filepath.Join(s.podStateDir(p.ID), podns.Net))
+	return network.Stats(filepath.Join(s.paths.PodState(p.ID()), podns.Net))
 }
 
 // unreadablePod converts the error of reading a pod: to ErrNotFound if the pod stopped meanwhile,
 // because then cause is a consequence of the stop.
 func unreadablePod(p *Pod, cause error) error {
-	if ph := p.snapshot().Phase; ph != PodReady {
-		return fmt.Errorf("read usage of pod %s: %s: %w", p.ID, ph, errdefs.ErrNotFound)
+	if ph := p.State().Phase; ph != state.PodReady {
+		return fmt.Errorf("read usage of pod %s: %s: %w", p.ID(), ph, errdefs.ErrNotFound)
 	}
-	return fmt.Errorf("read usage of pod %s: %w", p.ID, cause)
+	return fmt.Errorf("read usage of pod %s: %w", p.ID(), cause)
 }

@@ -14,13 +14,14 @@ import (
 
 	"github.com/micarun/mica/runtimeservice/podns"
 	"github.com/micarun/mica/runtimeservice/spec"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // PodSandboxStatus returns the status of one pod and all its containers. A pod whose record cannot
 // be used is not ready. Errors: ErrNotFound, ErrInvalidArgument.
 func (s *Service) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
-	pod, err := s.pods.get(req.GetPodSandboxId())
-	if u, ok := s.unusable.instead(err, podKind, req.GetPodSandboxId()); ok {
+	pod, err := s.pods.Get(req.GetPodSandboxId())
+	if u, ok := s.unusable.instead(err, state.PodKind, req.GetPodSandboxId()); ok {
 		return u.podStatus(req.GetVerbose())
 	}
 	if err != nil {
@@ -28,7 +29,7 @@ func (s *Service) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandbox
 	}
 	// Taken first, because the kubelet's event cache needs a time before any change that the status
 	// may lack.
-	resp := &runtimeapi.PodSandboxStatusResponse{Timestamp: time.Now().UnixNano(), Status: pod.status(), ContainersStatuses: s.statusesOf(pod.ID)}
+	resp := &runtimeapi.PodSandboxStatusResponse{Timestamp: time.Now().UnixNano(), Status: pod.status(), ContainersStatuses: s.statusesOf(pod.ID())}
 	if req.GetVerbose() {
 		resp.Info, err = s.podInfo(pod)
 	}
@@ -40,7 +41,7 @@ func (s *Service) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandbox
 func (s *Service) statusesOf(podID string) []*runtimeapi.ContainerStatus {
 	var statuses []*runtimeapi.ContainerStatus
 	for _, c := range slices.Backward(s.containersOf(podID)) {
-		if c.phase() != Creating {
+		if c.Phase() != state.Creating {
 			statuses = append(statuses, c.status())
 		}
 	}
@@ -50,20 +51,20 @@ func (s *Service) statusesOf(podID string) []*runtimeapi.ContainerStatus {
 // podInfo returns the verbose information, with the fields that tools read from other runtimes:
 // pid, config, cniResult, and the pod's namespaces as in an OCI specification.
 func (s *Service) podInfo(p *Pod) (map[string]string, error) {
-	st := p.snapshot()
+	st := p.State()
 	info := map[string]any{
 		"pid":            s.pidOf(p, st),
 		"phase":          st.Phase,
-		"runtimeHandler": p.Handler,
-		"runtimeType":    s.runtimeType(p.Handler),
-		"cgroupParent":   p.CgroupParent,
+		"runtimeHandler": p.Record().Handler,
+		"runtimeType":    s.runtimeType(p.Record().Handler),
+		"cgroupParent":   p.CgroupParent(),
 		"config":         p.currentConfig(st),
 		"runtimeSpec":    s.podSpec(p, st),
 	}
 	if p.hostNetwork() {
 		return infoJSON(info)
 	}
-	result, err := s.network.Attachment(p.ID)
+	result, err := s.network.Attachment(p.ID())
 	if err != nil {
 		return nil, fmt.Errorf("pod status: %w", err)
 	}
@@ -85,12 +86,12 @@ func (s *Service) runtimeType(handler string) string {
 
 // pidOf returns the PID of a process in the pod's namespaces, which tools use to enter them. It is
 // the init of a shared PID namespace, or else the oldest running container's process, or 0.
-func (s *Service) pidOf(p *Pod, st PodState) int {
+func (s *Service) pidOf(p *Pod, st state.PodState) int {
 	if st.InitPid != 0 {
 		return st.InitPid
 	}
-	for _, c := range s.containersOf(p.ID) {
-		if st := c.snapshot(); st.phase() == Running {
+	for _, c := range s.containersOf(p.ID()) {
+		if st := c.State(); st.Phase() == state.Running {
 			return st.Pid
 		}
 	}
@@ -98,10 +99,10 @@ func (s *Service) pidOf(p *Pod, st PodState) int {
 }
 
 // podSpec returns the pod in the form of an OCI specification.
-func (s *Service) podSpec(p *Pod, st PodState) *specs.Spec {
-	linux := &specs.Linux{CgroupsPath: p.CgroupParent, Sysctl: p.config().GetLinux().GetSysctls(), Namespaces: s.namespaces(p)}
+func (s *Service) podSpec(p *Pod, st state.PodState) *specs.Spec {
+	linux := &specs.Linux{CgroupsPath: p.CgroupParent(), Sysctl: p.Config().GetLinux().GetSysctls(), Namespaces: s.namespaces(p)}
 	if st.InitPid != 0 {
-		linux.Namespaces = append(linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace, Path: filepath.Join(s.podStateDir(p.ID), podns.PID)})
+		linux.Namespaces = append(linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace, Path: filepath.Join(s.paths.PodState(p.ID()), podns.PID)})
 	}
 	// As in the pod's cgroup: what cannot be said of this host was never set.
 	if limits, err := s.podLimits(podResources(st.Overhead.Msg, st.Resources.Msg)); err == nil && (st.Overhead.Msg != nil || st.Resources.Msg != nil) {
@@ -110,12 +111,12 @@ func (s *Service) podSpec(p *Pod, st PodState) *specs.Spec {
 	if users := s.userNamespace(p); users != "" {
 		linux.Namespaces = append(linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: users})
 	}
-	return &specs.Spec{Version: specs.Version, Hostname: p.config().GetHostname(), Annotations: spec.PodAnnotations(p.ID, p.config()), Linux: linux}
+	return &specs.Spec{Version: specs.Version, Hostname: p.Config().GetHostname(), Annotations: spec.PodAnnotations(p.ID(), p.Config()), Linux: linux}
 }
 
 // namespaces returns the namespaces that every container of the pod joins.
 func (s *Service) namespaces(p *Pod) []specs.LinuxNamespace {
-	dir := s.podStateDir(p.ID)
+	dir := s.paths.PodState(p.ID())
 	var ns []specs.LinuxNamespace
 	if !p.hostNetwork() {
 		ns = append(ns,
@@ -129,11 +130,11 @@ func (s *Service) namespaces(p *Pod) []specs.LinuxNamespace {
 }
 
 // currentConfig is the pod's config with the resources that were set last.
-func (p *Pod) currentConfig(st PodState) *runtimeapi.PodSandboxConfig {
+func (p *Pod) currentConfig(st state.PodState) *runtimeapi.PodSandboxConfig {
 	if st.Overhead.Msg == nil && st.Resources.Msg == nil {
-		return p.config()
+		return p.Config()
 	}
-	config := proto.CloneOf(p.config())
+	config := proto.CloneOf(p.Config())
 	if config.Linux == nil {
 		config.Linux = &runtimeapi.LinuxPodSandboxConfig{}
 	}

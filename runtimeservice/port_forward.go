@@ -32,9 +32,9 @@ func (s *Service) ServePortForward(ctx context.Context, podID string, port int32
 		return err
 	}
 	if port < 1 || port > 65535 {
-		return fmt.Errorf("forward to pod %s: port %d: %w", p.ID, port, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("forward to pod %s: port %d: %w", p.ID(), port, errdefs.ErrInvalidArgument)
 	}
-	netns := filepath.Join(s.podStateDir(p.ID), podns.Net)
+	netns := filepath.Join(s.paths.PodState(p.ID()), podns.Net)
 	if p.hostNetwork() {
 		netns = ""
 	}
@@ -42,18 +42,18 @@ func (s *Service) ServePortForward(ctx context.Context, podID string, port int32
 	defer cancel()
 	conn, err := podns.DialTCP(dial, netns, uint16(port))
 	if err != nil {
-		return fmt.Errorf("forward to pod %s: %w", p.ID, err)
+		return fmt.Errorf("forward to pod %s: %w", p.ID(), err)
 	}
 	if err := streams.Relay(ctx, conn, stream); err != nil {
-		return fmt.Errorf("forward to pod %s: %w", p.ID, err)
+		return fmt.Errorf("forward to pod %s: %w", p.ID(), err)
 	}
 	return nil
 }
 
 func (s *Service) forwardedPod(id string) (*Pod, error) {
-	p, err := s.pods.get(id)
+	p, err := s.pods.Get(id)
 	if err != nil {
 		return nil, fmt.Errorf("cannot forward to a port of pod: %w", err)
 	}
-	return p, p.requireReady("forward to a port of")
+	return p, p.RequireReady("forward to a port of")
 }

@@ -13,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/runtimeservice/podns"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // halfCloser is the server's end of a client's stream: Close ends only its own direction.
@@ -42,29 +43,29 @@ func tcpPair(t *testing.T) (*net.TCPConn, *net.TCPConn) {
 
 func forwardingService(t *testing.T, p *Pod) *Service {
 	t.Helper()
-	s := &Service{opts: Options{StateDir: t.TempDir()}.withDefaults(), pods: newTable[*Pod]("pod")}
-	if err := s.pods.add(p); err != nil {
+	opts := Options{StateDir: t.TempDir()}.withDefaults()
+	s := &Service{inventory: newInventory(opts.paths(), nil), opts: opts}
+	if err := s.pods.Add(p); err != nil {
 		t.Fatal(err)
 	}
 	return s
 }
 
-func testPod(phase PodPhase, net runtimeapi.NamespaceMode) *Pod {
-	rec := PodRecord{ID: "podforwarded", Created: time.Now()}
+func testPod(t *testing.T, phase state.PodPhase, net runtimeapi.NamespaceMode) *Pod {
+	t.Helper()
+	rec := state.PodRecord{ID: "podforwarded", Created: time.Now()}
 	rec.Config.Msg = &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: "web"},
 		Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
 			NamespaceOptions: &runtimeapi.NamespaceOption{Network: net},
 		}},
 	}
-	p := newPod("", rec)
-	p.state.Phase = phase
-	return p
+	return recordedPod(t, rec, state.PodState{Phase: phase})
 }
 
 func TestPortForwardIsRefused(t *testing.T) {
-	ready := forwardingService(t, testPod(PodReady, runtimeapi.NamespaceMode_NODE))
-	ended := forwardingService(t, testPod(PodNotReady, runtimeapi.NamespaceMode_NODE))
+	ready := forwardingService(t, testPod(t, state.PodReady, runtimeapi.NamespaceMode_NODE))
+	ended := forwardingService(t, testPod(t, state.PodNotReady, runtimeapi.NamespaceMode_NODE))
 	client, server := tcpPair(t)
 	_ = client.Close()
 	tests := map[string]struct {
@@ -99,11 +100,11 @@ func TestPortForwardReachesThePod(t *testing.T) {
 	needRoot(t)
 	for name, mode := range map[string]runtimeapi.NamespaceMode{"pod": runtimeapi.NamespaceMode_POD, "node": runtimeapi.NamespaceMode_NODE} {
 		t.Run(name, func(t *testing.T) {
-			p := testPod(PodReady, mode)
+			p := testPod(t, state.PodReady, mode)
 			s := forwardingService(t, p)
 			netns := ""
 			if mode == runtimeapi.NamespaceMode_POD {
-				dir := s.podStateDir(p.ID)
+				dir := s.paths.PodState(p.ID())
 				if err := podns.Pin(t.Context(), podns.Args{Dir: dir, Net: true}); err != nil {
 					t.Fatal(err)
 				}
@@ -117,7 +118,7 @@ func TestPortForwardReachesThePod(t *testing.T) {
 			port := serveOnce(t, netns)
 			client, server := tcpPair(t)
 			done := make(chan error, 1)
-			go func() { done <- s.ServePortForward(t.Context(), p.ID, port, halfCloser{server}) }()
+			go func() { done <- s.ServePortForward(t.Context(), p.ID(), port, halfCloser{server}) }()
 			if _, err := io.WriteString(client, "ping"); err != nil {
 				t.Fatal(err)
 			}

@@ -13,24 +13,25 @@ import (
 	"github.com/micarun/mica/internal/jsonfile"
 	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/runtimeservice/cgroup"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // TestUnusableRecords holds that a record which is there and cannot be used keeps its files,
 // with those of the pod's containers, while one that was never whole goes; the others load.
 func TestUnusableRecords(t *testing.T) {
 	s := &Service{
-		opts: Options{DataDir: t.TempDir()}, pods: newTable[*Pod]("pod"), containers: newTable[*Container]("container"),
-		unusable: newUnusables(), recoveries: newRecoveries(), cgroups: new(cgroup.Manager),
+		inventory: newInventory(state.Paths{DataDir: t.TempDir()}, nil), recoveries: newRecoveries(),
 	}
+	s.cgroups = new(cgroup.Manager)
 	pod := func(id string) string {
-		rec := PodRecord{ID: id}
+		rec := state.PodRecord{ID: id}
 		rec.Config.Msg = &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: id}}
-		return recordFor(t, filepath.Join(s.podsDir(), id), rec)
+		return recordFor(t, filepath.Join(s.paths.PodRecords(), id), rec)
 	}
 	container := func(id, pod string) {
-		rec := ContainerRecord{ID: id, PodID: pod}
+		rec := state.ContainerRecord{ID: id, PodID: pod}
 		rec.Config.Msg = &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: id}}
-		recordFor(t, filepath.Join(s.containersDir(), id), rec)
+		recordFor(t, filepath.Join(s.paths.ContainerRecords(), id), rec)
 	}
 	pod("whole")
 	container("of-whole", "whole")
@@ -68,19 +69,19 @@ func TestUnusableRecords(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.containers.get("of-whole"); err != nil || len(s.pods.all()) != 1 || len(s.containers.all()) != 1 {
-		t.Errorf("loaded: %d pods and %d containers, %v", len(s.pods.all()), len(s.containers.all()), err)
+	if _, err := s.containers.Get("of-whole"); err != nil || len(s.pods.All()) != 1 || len(s.containers.All()) != 1 {
+		t.Errorf("loaded: %d pods and %d containers, %v", len(s.pods.All()), len(s.containers.All()), err)
 	}
 	for id := range damaged {
-		for name, kind := range map[string]string{id: podKind, "of-" + id: containerKind} {
-			dir := filepath.Join(s.opts.DataDir, "cri", kind+"s")
+		for name, kind := range map[string]string{id: state.PodKind, "of-" + id: state.ContainerKind} {
+			dir := filepath.Join(s.paths.Records(), kind+"s")
 			if _, aside := s.unusable.get(kind, name); !aside || !exists(filepath.Join(dir, name, "kept")) {
 				t.Errorf("%s: set aside is %v, its files are there is %v", name, aside, exists(filepath.Join(dir, name, "kept")))
 			}
 		}
 	}
 	for id := range gone {
-		if exists(filepath.Join(s.podsDir(), id)) || exists(filepath.Join(s.containersDir(), "of-"+id)) {
+		if exists(filepath.Join(s.paths.PodRecords(), id)) || exists(filepath.Join(s.paths.ContainerRecords(), "of-"+id)) {
 			t.Errorf("%s: what was never whole is there", id)
 		}
 	}
@@ -93,7 +94,7 @@ func TestUnusableRecords(t *testing.T) {
 		if !exists(filepath.Join(l.where, "kept")) {
 			t.Errorf("%s was emptied before the sweep", l.where)
 		}
-		if err := l.remove(t.Context()); err != nil || exists(l.where) {
+		if err := s.removeLeftover(t.Context(), l); err != nil || exists(l.where) {
 			t.Errorf("%s is there after its removal: %v", l.where, err)
 		}
 	}
@@ -105,7 +106,7 @@ func TestUnusableRecords(t *testing.T) {
 // recordFor writes a record with a file beside it.
 func recordFor(t *testing.T, dir string, rec any) (path string) {
 	t.Helper()
-	path = filepath.Join(dir, recordFile)
+	path = filepath.Join(dir, state.RecordFile)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -122,10 +123,10 @@ func recordFor(t *testing.T, dir string, rec any) (path string) {
 // lock, and its stage.
 func TestWaitNamesTheRecovery(t *testing.T) {
 	j := operations.New()
-	l := newOpLock()
+	l := state.NewLock()
 	holder, op := j.Begin(t.Context(), "recover pod", operations.Subject{})
 	defer op.End(nil)
-	if err := l.lock(holder, "recover pod x"); err != nil {
+	if err := l.Lock(holder, "recover pod x"); err != nil {
 		t.Fatal(err)
 	}
 	operations.Enter(holder, "delete network")
@@ -133,7 +134,7 @@ func TestWaitNamesTheRecovery(t *testing.T) {
 	end := r.begin("x", op)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	for name, err := range map[string]error{"lock": l.lock(ctx, "stop pod x"), "same name": r.wait(ctx, "x")} {
+	for name, err := range map[string]error{"lock": l.Lock(ctx, "stop pod x"), "same name": r.wait(ctx, "x")} {
 		if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "delete network for ") {
 			t.Errorf("%s: %v, want the stage of the recovery", name, err)
 		}

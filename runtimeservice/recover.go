@@ -16,7 +16,7 @@ import (
 
 	"github.com/micarun/mica/runtimeservice/keeper"
 	"github.com/micarun/mica/runtimeservice/oci"
-	"github.com/micarun/mica/runtimeservice/podns"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // settleWorkers limits how many objects are settled, or leftovers removed, at the same time.
@@ -35,7 +35,7 @@ type facts struct {
 // the object's lock, concurrently with requests.
 type recovery struct {
 	id   string
-	lock *opLock
+	lock *state.Lock
 	on   operation
 	do   func(context.Context) error
 }
@@ -62,11 +62,11 @@ func (s *Service) recover(ctx context.Context) ([]recovery, []leftover, error) {
 	if err := s.recoverJobs(ctx); err != nil {
 		return nil, nil, err
 	}
-	if len(s.pods.all()) > 0 {
+	if len(s.pods.All()) > 0 {
 		s.events.OpenGap()
 	}
 	// Containers first: a pod's tear-down waits for its containers' recoveries.
-	todo := append(settleAll(ctx, s.containers.all(), f, s.settleContainer), settleAll(ctx, s.pods.all(), f, s.settlePod)...)
+	todo := append(settleAll(ctx, s.containers.All(), f, s.settleContainer), settleAll(ctx, s.pods.All(), f, s.settlePod)...)
 	found, err := s.leftovers(f.alive)
 	if err != nil {
 		klog.FromContext(ctx).Error(err, "Search for leftovers is incomplete")
@@ -75,7 +75,7 @@ func (s *Service) recover(ctx context.Context) ([]recovery, []leftover, error) {
 }
 
 // settleAll settles objects concurrently, and returns the remaining work.
-func settleAll[T object](ctx context.Context, objects []T, f facts, settle func(T, facts) (*recovery, error)) []recovery {
+func settleAll[T state.Object](ctx context.Context, objects []T, f facts, settle func(T, facts) (*recovery, error)) []recovery {
 	found := make([]*recovery, len(objects))
 	var group errgroup.Group
 	group.SetLimit(settleWorkers)
@@ -83,7 +83,7 @@ func settleAll[T object](ctx context.Context, objects []T, f facts, settle func(
 		group.Go(func() error {
 			var err error
 			if found[i], err = settle(obj, f); err != nil {
-				klog.FromContext(ctx).Error(err, "Updating the recorded state failed; the removal tries again", "id", obj.id())
+				klog.FromContext(ctx).Error(err, "Updating the recorded state failed; the removal tries again", "id", obj.ID())
 			}
 			return nil
 		})
@@ -101,22 +101,22 @@ func settleAll[T object](ctx context.Context, objects []T, f facts, settle func(
 // settleContainer updates the container's state from the keeper. Exits that the keeper has are sent
 // as events too; by then they are recorded.
 func (s *Service) settleContainer(c *Container, f facts) (*recovery, error) {
-	st, known := f.alive[c.ID]
+	st, known := f.alive[c.ID()]
 	var err error
-	switch phase := c.phase(); {
-	case phase == Creating && known:
+	switch phase := c.Phase(); {
+	case phase == state.Creating && known:
 		return s.recoveryOf(c, s.recoverStateless), nil
-	case phase == Creating:
+	case phase == state.Creating:
 		return s.recoveryOf(c, s.eraseContainer), nil
-	case phase == Exited:
+	case phase == state.Exited:
 		// The daemon publishes the event before it deletes the container from the keeper.
-		if st := c.snapshot(); known || st.Undelivered && time.Since(st.Finished) < republishAge {
+		if st := c.State(); known || st.Undelivered && time.Since(st.Finished) < republishAge {
 			s.republishExit(c)
 		}
-	case c.snapshot().BootID != s.bootID:
+	case c.State().BootID != s.bootID:
 		err = s.recordExit(c, keeper.Exit{Code: exitUnknown, At: time.Now(), Reason: "the node was restarted while the container ran"})
 		if err == nil {
-			err = c.update(func(st *ContainerState) error { st.Reason = reasonRebooted; return nil })
+			err = c.Update(func(st *state.ContainerState) error { st.Reason = reasonRebooted; return nil })
 		}
 	case !known && c.unstarted(): // the keeper gets it when it starts
 		return nil, nil
@@ -126,10 +126,10 @@ func (s *Service) settleContainer(c *Container, f facts) (*recovery, error) {
 		err = s.recordExit(c, *st.Exit)
 	case s.suspects(c) != "":
 		return s.recoveryOf(c, s.recoverDamaged), nil
-	case phase == Created:
+	case phase == state.Created:
 		return s.recoveryOf(c, func(ctx context.Context, c *Container) error { return s.recoverStart(ctx, c, st.Pid) }), nil
 	}
-	if err != nil || c.phase() != Exited || !known && !exists(s.bundle(c.ID)) && !c.snapshot().Undelivered && !c.hasCheckpoint() {
+	if err != nil || c.Phase() != state.Exited || !known && !exists(s.paths.Bundle(c.ID())) && !c.State().Undelivered && !c.hasCheckpoint() {
 		return nil, err
 	}
 	return s.recoveryOf(c, func(ctx context.Context, c *Container) error {
@@ -139,14 +139,16 @@ func (s *Service) settleContainer(c *Container, f facts) (*recovery, error) {
 
 func (s *Service) recoveryOf(c *Container, do func(context.Context, *Container) error) *recovery {
 	return &recovery{
-		id: c.ID, lock: c.op, on: operation{"recover container", s.subject(c)},
+		id: c.ID(), lock: c.op, on: operation{"recover container", s.subject(c)},
 		do: func(ctx context.Context) error { return do(ctx, c) },
 	}
 }
 
 // republishExit publishes an exit again: the previous daemon may have died before it did.
 func (s *Service) republishExit(c *Container) {
-	if pod, err := s.pods.get(c.PodID); err == nil {
+	if pod, err := s.pods.Get(c.PodID()); err == nil {
+		c.publishing.Lock()
+		defer c.publishing.Unlock()
 		s.publishStopped(c, pod)
 	}
 }
@@ -155,32 +157,32 @@ func (s *Service) republishExit(c *Container) {
 // before recording it. The caller holds c.op.
 func (s *Service) recoverStart(ctx context.Context, c *Container, pid int) error {
 	started, err := s.hasStarted(ctx, c)
-	if err != nil || !started || c.phase() != Created {
+	if err != nil || !started || c.Phase() != state.Created {
 		return err
 	}
-	if err := c.update(func(st *ContainerState) error { st.Started, st.Pid = time.Now(), pid; return nil }); err != nil {
+	if err := c.Update(func(st *state.ContainerState) error { st.Started, st.Pid = time.Now(), pid; return nil }); err != nil {
 		return err
 	}
-	if pod, err := s.pods.get(c.PodID); err == nil {
-		s.emit(c.ID, pod, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	if pod, err := s.pods.Get(c.PodID()); err == nil {
+		s.emit(c.ID(), pod, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 	}
 	return nil
 }
 
 // hasStarted asks the OCI runtime whether the container's process was started.
 func (s *Service) hasStarted(ctx context.Context, c *Container) (bool, error) {
-	h, err := s.handler(c.Handler)
+	h, err := s.handler(c.Record().Handler)
 	if err != nil {
 		return false, err
 	}
-	state, err := h.State(ctx, c.ID)
+	status, err := h.State(ctx, c.ID())
 	if err != nil {
-		return false, fmt.Errorf("ask for the state of container %s: %w", c.ID, err)
+		return false, fmt.Errorf("ask for the state of container %s: %w", c.ID(), err)
 	}
-	if state.Status == oci.StatePaused {
-		return wasLetGo(h.Handler().Root, c.ID), nil
+	if status.Status == oci.StatePaused {
+		return wasLetGo(h.Handler().Root, c.ID()), nil
 	}
-	return state.Status == specs.StateRunning, nil
+	return status.Status == specs.StateRunning, nil
 }
 
 // wasLetGo reports whether a container was started, from its directory below the OCI runtime's
@@ -193,54 +195,33 @@ func wasLetGo(root, id string) bool {
 // settlePod updates the pod's state from the keeper and the disk. The pod's containers must be
 // settled.
 func (s *Service) settlePod(p *Pod, f facts) (*recovery, error) {
-	st := p.snapshot()
+	st := p.State()
 	recover := func(do func(context.Context, *Pod) error) *recovery {
-		return &recovery{id: p.ID, lock: p.op, on: operation{"recover pod", p.subject()}, do: func(ctx context.Context) error { return do(ctx, p) }}
+		return &recovery{id: p.ID(), lock: p.op, on: operation{"recover pod", p.Subject()}, do: func(ctx context.Context) error { return do(ctx, p) }}
 	}
 	stands := s.podStands(p, f.alive)
 	switch {
-	case p.RestoredFrom != "" && !st.Restored:
+	case p.Record().RestoredFrom != "" && !st.Restored:
 		return recover(s.erasePod), nil
-	case st.Phase == PodCreating && stands && len(s.containersOf(p.ID)) > 0:
+	case st.Phase == state.PodCreating && stands && len(s.containersOf(p.ID())) > 0:
 		// The pod was ready, since it has containers, and its state file is lost.
 		return recover(s.recoverPodState), nil
-	case st.Phase == PodCreating:
+	case st.Phase == state.PodCreating:
 		return recover(s.erasePod), nil
-	case st.Phase == PodReady && st.BootID == s.bootID && stands:
+	case st.Phase == state.PodReady && st.BootID == s.bootID && stands:
 		if s.podLacks(p) == "" {
 			return nil, nil
 		}
 		return recover(s.repairPod), nil
-	case st.Phase == PodNotReady && !exists(s.podStateDir(p.ID)):
+	case st.Phase == state.PodNotReady && !exists(s.paths.PodState(p.ID())):
 		return nil, nil
 	}
-	if err := p.update(func(st *PodState) error { st.Phase, st.InitPid = PodNotReady, 0; return nil }); err != nil {
+	if err := p.Update(func(st *state.PodState) error { st.Phase, st.InitPid = state.PodNotReady, 0; return nil }); err != nil {
 		return nil, err
 	}
 	// The daemon may have died in a stop, before it published the event.
-	s.emit(p.ID, p, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	s.emit(p.ID(), p, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	return recover(s.tearDownPod), nil
-}
-
-// podStands reports whether everything that a ready pod needs still exists: its namespaces,
-// /dev/shm, and the init of a shared PID namespace.
-func (s *Service) podStands(p *Pod, alive map[string]keeper.State) bool {
-	dir := s.podStateDir(p.ID)
-	if !exists(dir) {
-		return false
-	}
-	st := p.snapshot()
-	for name, promised := range map[string]bool{
-		podns.User: p.userNamespace() != nil, podns.Net: !p.hostNetwork(), podns.UTS: !p.hostNetwork(), podns.IPC: !p.hostIPC(), podns.PID: st.InitPid != 0,
-	} {
-		if promised && !isNamespace(filepath.Join(dir, name)) {
-			return false
-		}
-	}
-	if !p.hostIPC() && !isMountPoint(filepath.Join(dir, shmDir)) {
-		return false
-	}
-	return st.InitPid == 0 || alive[p.ID].Running
 }
 
 func exists(path string) bool {

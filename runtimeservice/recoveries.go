@@ -60,7 +60,7 @@ func (r *recoveries) wait(ctx context.Context, id string) error {
 	case <-u.done:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("wait until %s is recovered%s: %w", id, where(u.op), ctx.Err())
+		return fmt.Errorf("wait until %s is recovered%s: %w", id, u.op.Where(), ctx.Err())
 	}
 }
 
@@ -74,7 +74,7 @@ func (r *recoveries) unfinished() map[string]string {
 	r.mu.Unlock()
 	stages := make(map[string]string, len(running))
 	for id, u := range running {
-		stages[id] = u.op.What() + where(u.op)
+		stages[id] = u.op.What() + u.op.Where()
 	}
 	return stages
 }
@@ -102,7 +102,7 @@ func (s *Service) finishStart(run context.Context, todo []recovery, found []left
 	var parts sync.WaitGroup
 	for _, r := range todo {
 		ctx, op := s.operations.Begin(run, r.on.what, r.on.on)
-		locked := r.lock.try(ctx) // else the recovery of a checkpoint holds it
+		locked := r.lock.Try(ctx) // else the recovery of a checkpoint holds it
 		end := s.recoveries.begin(r.id, op)
 		parts.Go(func() {
 			defer end()
@@ -124,11 +124,11 @@ func (s *Service) finishStart(run context.Context, todo []recovery, found []left
 // is held.
 func (s *Service) runRecovery(ctx context.Context, r recovery, locked bool) error {
 	if !locked {
-		if err := r.lock.lock(ctx, r.on.String()); err != nil {
+		if err := r.lock.Lock(ctx, r.on.String()); err != nil {
 			return err
 		}
 	}
-	defer r.lock.unlock()
+	defer r.lock.Unlock()
 	done, err := s.slots.acquire(ctx, recoverStep)
 	if err != nil {
 		return err

@@ -12,7 +12,7 @@ import (
 // container first. The log file stays, because the kubelet manages it. An unknown container is no
 // error.
 func (s *Service) RemoveContainer(ctx context.Context, req *runtimeapi.RemoveContainerRequest) (*runtimeapi.RemoveContainerResponse, error) {
-	c, err := s.containers.get(req.GetContainerId())
+	c, err := s.containers.Get(req.GetContainerId())
 	if errdefs.IsNotFound(err) {
 		return &runtimeapi.RemoveContainerResponse{}, s.removeUnusableContainer(ctx, req.GetContainerId())
 	}
@@ -29,18 +29,18 @@ func (s *Service) RemoveContainer(ctx context.Context, req *runtimeapi.RemoveCon
 }
 
 func (s *Service) removeContainer(ctx context.Context, c *Container) error {
-	if err := c.op.lock(ctx, "remove container "+c.ID); err != nil {
+	if err := c.op.Lock(ctx, "remove container "+c.ID()); err != nil {
 		return err
 	}
-	defer c.op.unlock()
-	if _, err := s.containers.get(c.ID); err != nil {
+	defer c.op.Unlock()
+	if _, err := s.containers.Get(c.ID()); err != nil {
 		return nil // the call before this one has removed it
 	}
 	if err := s.eraseContainer(ctx, c); err != nil {
-		return fmt.Errorf("remove container %q: %w", c.config().GetMetadata().GetName(), err)
+		return fmt.Errorf("remove container %q: %w", c.Config().GetMetadata().GetName(), err)
 	}
-	if pod, err := s.pods.get(c.PodID); err == nil {
-		s.emit(c.ID, pod, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
+	if pod, err := s.pods.Get(c.PodID()); err == nil {
+		s.emit(c.ID(), pod, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
 	}
 	return nil
 }

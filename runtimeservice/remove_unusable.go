@@ -16,6 +16,7 @@ import (
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/podns"
 	"github.com/micarun/mica/runtimeservice/spec"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // containerPlace is what is known of a container whose record cannot be used. Every field
@@ -30,9 +31,9 @@ type containerPlace struct {
 // bundles and cgroups.
 func (s *Service) placeOf(u unusable) containerPlace {
 	if u.container != nil {
-		return containerPlace{podID: u.container.PodID, cgroup: s.containerCgroup(u.container)}
+		return containerPlace{podID: u.container.PodID(), cgroup: s.containerCgroup(u.container)}
 	}
-	for _, dir := range []string{u.dir, s.bundle(u.id)} {
+	for _, dir := range []string{u.dir, s.paths.Bundle(u.id)} {
 		var ociSpec specs.Spec
 		if err := jsonfile.Read(filepath.Join(dir, specFile), &ociSpec); err != nil {
 			continue
@@ -80,8 +81,8 @@ func (s *Service) podCgroups() map[string]string {
 			parents = marked
 		}
 	}
-	for _, p := range s.pods.all() {
-		parents[p.ID] = p.CgroupParent
+	for _, p := range s.pods.All() {
+		parents[p.ID()] = p.CgroupParent()
 	}
 	return parents
 }
@@ -89,7 +90,7 @@ func (s *Service) podCgroups() map[string]string {
 // removeUnusableContainer removes a container whose record cannot be used. An unknown ID
 // is no error.
 func (s *Service) removeUnusableContainer(ctx context.Context, id string) error {
-	u, ok := s.unusable.get(containerKind, id)
+	u, ok := s.unusable.get(state.ContainerKind, id)
 	if !ok {
 		return nil
 	}
@@ -101,7 +102,7 @@ func (s *Service) removeUnusableContainer(ctx context.Context, id string) error 
 // removeUnusablePod removes a pod whose record cannot be used, with its containers. An
 // unknown ID is no error.
 func (s *Service) removeUnusablePod(ctx context.Context, id string) error {
-	u, ok := s.unusable.get(podKind, id)
+	u, ok := s.unusable.get(state.PodKind, id)
 	if !ok {
 		return nil
 	}
@@ -114,7 +115,7 @@ func (s *Service) removeUnusablePod(ctx context.Context, id string) error {
 }
 
 func (u unusable) subject() operations.Subject {
-	if u.kind == podKind {
+	if u.kind == state.PodKind {
 		return operations.Subject{Pod: u.id}
 	}
 	return operations.Subject{Pod: u.place.podID, Container: u.id}
@@ -123,7 +124,7 @@ func (u unusable) subject() operations.Subject {
 // eraseUnusableOf erases the containers of a pod whose records cannot be used.
 func (s *Service) eraseUnusableOf(ctx context.Context, podID string) error {
 	for _, u := range s.unusable.all() {
-		if u.kind == containerKind && u.place.podID == podID {
+		if u.kind == state.ContainerKind && u.place.podID == podID {
 			if err := s.eraseUnusable(ctx, u); err != nil {
 				return err
 			}
@@ -141,15 +142,15 @@ func (s *Service) eraseUnusable(ctx context.Context, u unusable) error {
 	case <-ctx.Done():
 		return fmt.Errorf("remove %s %s: wait for the end of the start's sweep: %w", u.kind, u.id, ctx.Err())
 	}
-	if err := u.op.lock(ctx, "remove "+u.kind+" "+u.id); err != nil {
+	if err := u.op.Lock(ctx, "remove "+u.kind+" "+u.id); err != nil {
 		return err
 	}
-	defer u.op.unlock()
+	defer u.op.Unlock()
 	if _, ok := s.unusable.get(u.kind, u.id); !ok {
 		return nil // the call before this one has removed it
 	}
 	erase := s.eraseUnusableContainer
-	if u.kind == podKind {
+	if u.kind == state.PodKind {
 		erase = s.eraseUnusablePod
 	}
 	if err := erase(ctx, u); err != nil {
@@ -178,7 +179,7 @@ func (s *Service) eraseUnusableContainer(ctx context.Context, u unusable) error 
 		}
 	}
 	operations.Enter(ctx, "remove writable layer")
-	if err := clearDir(ctx, s.bundle(u.id)); err != nil {
+	if err := clearDir(ctx, s.paths.Bundle(u.id)); err != nil {
 		return fmt.Errorf("remove bundle: %w", err)
 	}
 	if u.container != nil {
@@ -200,7 +201,7 @@ func (s *Service) eraseUnusablePod(ctx context.Context, u unusable) error {
 		return fmt.Errorf("end init: %w", err)
 	}
 	operations.Enter(ctx, "delete network")
-	dir := s.podStateDir(u.id)
+	dir := s.paths.PodState(u.id)
 	if err := s.network.Del(ctx, network.Pod{ID: u.id, NetNS: filepath.Join(dir, podns.Net)}); err != nil && !errors.Is(err, network.ErrPluginMissing) {
 		return err
 	}
@@ -212,7 +213,7 @@ func (s *Service) eraseUnusablePod(ctx context.Context, u unusable) error {
 		return s.removeCgroup(ctx, parent)
 	}
 	if u.pod != nil { // the pod's cgroup itself is the kubelet's
-		return s.cgroups.RemoveInit(ctx, u.pod.CgroupParent)
+		return s.cgroups.RemoveInit(ctx, u.pod.CgroupParent())
 	}
 	return nil
 }

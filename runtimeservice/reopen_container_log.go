@@ -15,9 +15,9 @@ func (s *Service) ReopenContainerLog(ctx context.Context, req *runtimeapi.Reopen
 	if err != nil {
 		return nil, err
 	}
-	if c.LogPath != "" {
-		if err := s.keeper.ReopenLog(ctx, c.ID); err != nil {
-			return nil, fmt.Errorf("reopen log of container %s: %w", c.ID, err)
+	if c.Record().LogPath != "" {
+		if err := s.keeper.ReopenLog(ctx, c.ID()); err != nil {
+			return nil, fmt.Errorf("reopen log of container %s: %w", c.ID(), err)
 		}
 	}
 	return &runtimeapi.ReopenContainerLogResponse{}, nil

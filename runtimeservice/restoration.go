@@ -23,6 +23,7 @@ import (
 	"github.com/micarun/mica/runtimeservice/checkpoint"
 	"github.com/micarun/mica/runtimeservice/keeper"
 	"github.com/micarun/mica/runtimeservice/oci"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 const (
@@ -101,9 +102,9 @@ func (s *Service) openImage(img imageservice.Image) (*checkpoint.Archive, error)
 
 // originOf reads the description of the checkpoint and finds its image.
 func (s *Service) originOf(ctx context.Context, pod *Pod, cfg *runtimeapi.ContainerConfig, from *source) (origin, error) {
-	by, err := s.checkpointer(ctx, pod.Handler)
+	by, err := s.checkpointer(ctx, pod.Record().Handler)
 	if err == nil {
-		err = checkRestore(pod.config(), cfg)
+		err = checkRestore(pod.Config(), cfg)
 	}
 	if err == nil {
 		from.Description, err = from.Describe(ctx)
@@ -169,7 +170,7 @@ func (f *source) processConfig(cfg *runtimeapi.ContainerConfig) *runtimeapi.Cont
 // unpackCheckpoint unpacks the checkpoint: the images of CRIU and the volumes into the container's
 // directory, the rest into the mounted root filesystem and the pod's shared memory.
 func (s *Service) unpackCheckpoint(ctx context.Context, c *Container, from *source) error {
-	dir := filepath.Join(c.dir, checkpointDir)
+	dir := filepath.Join(c.Dir(), checkpointDir)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
@@ -186,12 +187,12 @@ func (s *Service) unpackCheckpoint(ctx context.Context, c *Container, from *sour
 	}
 	err = s.unpackTar(ctx, tarArgs{dir: dir, name: checkpoint.RootfsDiffFile, into: func(a overlay.UnpackArgs) error {
 		a.Deleted = deleted
-		return s.layers.ApplyChanges(ctx, c.ID, a)
+		return s.layers.ApplyChanges(ctx, c.ID(), a)
 	}})
 	if err != nil {
 		return fmt.Errorf("restore root filesystem: %w", err)
 	}
-	if err := s.unpackShm(ctx, c.PodID, dir); err != nil {
+	if err := s.unpackShm(ctx, c.PodID(), dir); err != nil {
 		return err
 	}
 	return failpoint.Hit("restore-unpacked")
@@ -226,7 +227,7 @@ func (s *Service) unpackShm(ctx context.Context, podID, dir string) error {
 	if !exists(filepath.Join(dir, checkpoint.ShmFile)) {
 		return nil
 	}
-	shm := filepath.Join(s.podStateDir(podID), shmDir)
+	shm := filepath.Join(s.paths.PodState(podID), shmDir)
 	err := s.unpackTar(ctx, tarArgs{dir: dir, name: checkpoint.ShmFile, into: func(a overlay.UnpackArgs) error {
 		a.Keep = true
 		return overlay.UnpackTree(ctx, shm, a)
@@ -239,17 +240,17 @@ func (s *Service) unpackShm(ctx context.Context, podID, dir string) error {
 
 // unpackVolumes replaces the content of the image's volumes by the checkpoint's.
 func (s *Service) unpackVolumes(ctx context.Context, c *Container) error {
-	volumes, err := os.ReadDir(filepath.Join(c.dir, volumesDir))
+	volumes, err := os.ReadDir(filepath.Join(c.Dir(), volumesDir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	from := filepath.Join(c.dir, checkpointDir)
+	from := filepath.Join(c.Dir(), checkpointDir)
 	for _, v := range volumes {
 		name := filepath.Join(checkpoint.VolumesDir, v.Name()+".tar")
 		if !exists(filepath.Join(from, name)) {
 			continue
 		}
-		dir := filepath.Join(c.dir, volumesDir, v.Name())
+		dir := filepath.Join(c.Dir(), volumesDir, v.Name())
 		if err := emptyDir(ctx, dir); err != nil {
 			return err
 		}
@@ -274,11 +275,11 @@ func emptyDir(ctx context.Context, dir string) error {
 
 // restoreSpec changes the specification to the checkpointed process, if that process fits.
 func (s *Service) restoreSpec(c *Container, from *source, now *specs.Spec) error {
-	streams, err := checkpoint.ReadStreams(filepath.Join(c.dir, checkpointDir))
+	streams, err := checkpoint.ReadStreams(filepath.Join(c.Dir(), checkpointDir))
 	if err != nil {
 		return err
 	}
-	err = checkpoint.CheckFit(checkpoint.Fit{Was: &from.Spec, Now: now, Exact: from.exact, Config: c.config(), Streams: streams})
+	err = checkpoint.CheckFit(checkpoint.Fit{Was: &from.Spec, Now: now, Exact: from.exact, Config: c.Config(), Streams: streams})
 	if err != nil {
 		return err
 	}
@@ -287,19 +288,19 @@ func (s *Service) restoreSpec(c *Container, from *source, now *specs.Spec) error
 	if now.Annotations == nil {
 		now.Annotations = map[string]string{}
 	}
-	h, err := s.handler(c.Handler)
+	h, err := s.handler(c.Record().Handler)
 	if err != nil {
 		return err
 	}
-	conf := filepath.Join(s.bundle(c.ID), criuConfigFile)
+	conf := filepath.Join(s.paths.Bundle(c.ID()), criuConfigFile)
 	now.Annotations[checkpoint.CriuConfigAnnotation] = conf
 	return os.WriteFile(conf, []byte(checkpoint.CriuOptions(h.Handler().Type, h.Handler().Root)), 0o600)
 }
 
 // continueLog starts the container's log with the log of the checkpoint, unless the log exists.
 func continueLog(c *Container) error {
-	was := filepath.Join(c.dir, checkpointDir, checkpoint.LogFile)
-	if c.LogPath == "" || !exists(was) {
+	was := filepath.Join(c.Dir(), checkpointDir, checkpoint.LogFile)
+	if c.Record().LogPath == "" || !exists(was) {
 		return nil
 	}
 	if err := c.log().MakeDir(); err != nil {
@@ -327,11 +328,11 @@ const alreadyRestoring = 50 * time.Millisecond
 // restoreProcesses makes the keeper restore the processes of a container that was made from a
 // checkpoint, and returns the PID of the first one.
 func (s *Service) restoreProcesses(ctx context.Context, p *Pod, c *Container) (int, error) {
-	by, err := s.checkpointer(ctx, c.Handler)
+	by, err := s.checkpointer(ctx, c.Record().Handler)
 	if err != nil {
 		return 0, err
 	}
-	dir := filepath.Join(c.dir, checkpointDir)
+	dir := filepath.Join(c.Dir(), checkpointDir)
 	args := keeper.RestoreArgs{
 		CreateArgs: s.createArgs(p, c, by.handler),
 		Images:     filepath.Join(dir, checkpoint.ImagesDir), Work: dir, Flags: oci.CheckpointFlags(),
@@ -339,7 +340,7 @@ func (s *Service) restoreProcesses(ctx context.Context, p *Pod, c *Container) (i
 	args.Env = by.criu.Environment()
 	pid, err := s.keeper.Restore(ctx, args)
 	for errdefs.IsAlreadyExists(err) {
-		st, gerr := s.keeper.Get(ctx, c.ID)
+		st, gerr := s.keeper.Get(ctx, c.ID())
 		if gerr == nil {
 			pid, err = st.Pid, nil
 			break
@@ -353,25 +354,25 @@ func (s *Service) restoreProcesses(ctx context.Context, p *Pod, c *Container) (i
 	}
 	if err != nil {
 		err = checkpoint.WithLogErrors(err, filepath.Join(dir, checkpoint.RestoreLog))
-		return 0, fmt.Errorf("restore from %s: %w", c.Restored.Source, err)
+		return 0, fmt.Errorf("restore from %s: %w", c.Record().Restored.Source, err)
 	}
 	return pid, failpoint.Hit("restore-restored")
 }
 
-// dropCheckpoint removes the unpacked checkpoint.
-func (c *Container) dropCheckpoint(ctx context.Context) error {
-	return overlay.RemoveTree(ctx, filepath.Join(c.dir, checkpointDir))
+// dropCheckpoint removes the unpacked checkpoint from a container's directory.
+func dropCheckpoint(ctx context.Context, dir string) error {
+	return overlay.RemoveTree(ctx, filepath.Join(dir, checkpointDir))
 }
 
-func (c *Container) hasCheckpoint() bool { return exists(filepath.Join(c.dir, checkpointDir)) }
+func (c *Container) hasCheckpoint() bool { return exists(filepath.Join(c.Dir(), checkpointDir)) }
 
-func restorationOf(from *source) *Restoration {
+func restorationOf(from *source) *state.Restoration {
 	if from == nil {
 		return nil
 	}
-	return &Restoration{Source: from.Name(), CheckpointedAt: from.Config.CheckpointedAt}
+	return &state.Restoration{Source: from.Name(), CheckpointedAt: from.Config.CheckpointedAt}
 }
 
 // unstarted reports whether the container waits for the restore of its processes. Until then
 // neither keeper nor OCI runtime know it.
-func (c *Container) unstarted() bool { return c.Restored != nil && c.phase() == Created }
+func (c *Container) unstarted() bool { return c.Record().Restored != nil && c.Phase() == state.Created }

@@ -11,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/runtimeservice/checkpoint"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 func TestCheckRestore(t *testing.T) {
@@ -61,12 +62,12 @@ func TestProcessConfig(t *testing.T) {
 
 func TestAnnotate(t *testing.T) {
 	s := new(specs.Spec)
-	p := testPod(PodReady, runtimeapi.NamespaceMode_POD)
+	p := testPod(t, state.PodReady, runtimeapi.NamespaceMode_POD)
 	c := testContainer(t)
 	if err := annotate(s, p, c); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(p.meta().GetName(), s.Annotations["io.kubernetes.pod.name"]); diff != "" || s.Annotations["io.kubernetes.cri-o.Annotations"] == "" {
+	if diff := cmp.Diff(p.Metadata().GetName(), s.Annotations["io.kubernetes.pod.name"]); diff != "" || s.Annotations["io.kubernetes.cri-o.Annotations"] == "" {
 		t.Errorf("annotations = %v", s.Annotations)
 	}
 }
@@ -80,7 +81,7 @@ func TestMatchContainers(t *testing.T) {
 			}},
 		}
 	}
-	pod := testPod(PodReady, runtimeapi.NamespaceMode_POD).config()
+	pod := testPod(t, state.PodReady, runtimeapi.NamespaceMode_POD).Config()
 	archives := map[string]string{"a": "1.tar", "b": "2.tar"}
 	for says, configs := range map[string][]*runtimeapi.ContainerConfig{
 		"":                                {config("b"), config("a")},

@@ -15,6 +15,7 @@ import (
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/checkpoint"
 	"github.com/micarun/mica/runtimeservice/spec"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // RestorePod makes a pod and its containers from a checkpoint of CheckpointPod, which it does not
@@ -30,13 +31,15 @@ func (s *Service) RestorePod(ctx context.Context, req *runtimeapi.RestorePodRequ
 	if err != nil {
 		return nil, fmt.Errorf("restore pod %q: %w", name, err)
 	}
-	taken := func(p *Pod) error {
-		return fmt.Errorf("restore pod: name %q is in use by pod %s: %w", p.identity(), p.ID, errdefs.ErrAlreadyExists)
+	taken := func(p *Pod) error { // also by a call that is still under way
+		return fmt.Errorf("restore pod: name %q is in use by pod %s: %w", p.Identity(), p.ID(), errdefs.ErrAlreadyExists)
 	}
 	var restored []*runtimeapi.RestoredContainer
 	// The end of ctx ends the work, but RestorePod returns only when everything is removed.
-	pod, err := s.pods.create(context.WithoutCancel(ctx), podIdentity(cfg.GetMetadata()), s.opts.CheckpointTimeout, taken,
-		func(work context.Context) (*Pod, error) {
+	pod, err := s.pods.Create(context.WithoutCancel(ctx), state.Creation[*Pod]{
+		Operation: runPod, Identity: state.PodIdentity(cfg.GetMetadata()), Limit: s.opts.CheckpointTimeout,
+		Fits: taken, Reuse: taken,
+		Build: func(work context.Context) (*Pod, error) {
 			work, cancel := context.WithCancel(work)
 			defer cancel()
 			defer context.AfterFunc(ctx, cancel)()
@@ -46,14 +49,12 @@ func (s *Service) RestorePod(ctx context.Context, req *runtimeapi.RestorePodRequ
 			}
 			restored = containers
 			return pod, err
-		})
+		},
+	})
 	if err != nil {
 		return nil, fmt.Errorf("restore pod %q from %s: %w", name, req.GetCheckpointPath(), err)
 	}
-	if restored == nil { // another call has made the pod of that name
-		return nil, taken(pod)
-	}
-	return &runtimeapi.RestorePodResponse{PodSandboxId: pod.ID, RestoredContainers: restored}, nil
+	return &runtimeapi.RestorePodResponse{PodSandboxId: pod.ID(), RestoredContainers: restored}, nil
 }
 
 // checkRestorePod checks the request as far as possible without reading archives, and returns the
@@ -120,7 +121,7 @@ func (s *Service) restorePod(ctx context.Context, req *runtimeapi.RestorePodRequ
 	}
 	containers, err := s.restoreInto(ctx, pod, req, archives)
 	if err == nil {
-		err = pod.update(func(st *PodState) error { st.Restored = true; return nil })
+		err = pod.Update(func(st *state.PodState) error { st.Restored = true; return nil })
 	}
 	if err == nil {
 		return pod, containers, nil
@@ -133,7 +134,7 @@ func (s *Service) restorePod(ctx context.Context, req *runtimeapi.RestorePodRequ
 func (s *Service) restoreInto(ctx context.Context, pod *Pod, req *runtimeapi.RestorePodRequest, archives map[string]string) ([]*runtimeapi.RestoredContainer, error) {
 	operations.Enter(ctx, "restore shared memory")
 	dir := req.GetCheckpointPath()
-	if err := s.addShm(ctx, pod.ID, dir); err != nil {
+	if err := s.addShm(ctx, pod.ID(), dir); err != nil {
 		return nil, err
 	}
 	if err := failpoint.Hit("restore-pod-made"); err != nil {
@@ -147,7 +148,7 @@ func (s *Service) restoreInto(ctx context.Context, pod *Pod, req *runtimeapi.Res
 		if err != nil {
 			return nil, err
 		}
-		restored = append(restored, &runtimeapi.RestoredContainer{Name: name, ContainerId: c.ID})
+		restored = append(restored, &runtimeapi.RestoredContainer{Name: name, ContainerId: c.ID()})
 	}
 	return restored, failpoint.Hit("restore-pod-created")
 }
@@ -171,7 +172,7 @@ func (s *Service) restoreContainer(ctx context.Context, pod *Pod, cfg *runtimeap
 	if err != nil {
 		return nil, fmt.Errorf("restore container %q: %w", name, err)
 	}
-	ctx, op := s.operations.Begin(ctx, "create container", operations.Subject{Pod: pod.ID, Name: pod.subject().Name + "/" + name})
+	ctx, op := s.operations.Begin(ctx, "create container", operations.Subject{Pod: pod.ID(), Name: pod.Subject().Name + "/" + name})
 	c, err := s.createContainer(ctx, pod, cfg, o)
 	op.End(err)
 	return c, err
@@ -182,7 +183,7 @@ func (s *Service) addShm(ctx context.Context, podID, dir string) error {
 	if !exists(filepath.Join(dir, checkpoint.ShmFile)) {
 		return nil
 	}
-	shm := filepath.Join(s.podStateDir(podID), shmDir)
+	shm := filepath.Join(s.paths.PodState(podID), shmDir)
 	if !exists(shm) {
 		return fmt.Errorf("restore shared memory: the pod shares the node's: %w", errdefs.ErrFailedPrecondition)
 	}
@@ -205,9 +206,9 @@ func (s *Service) addShm(ctx context.Context, podID, dir string) error {
 func (s *Service) undoRestore(ctx context.Context, pod *Pod) {
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.TeardownTimeout)
 	defer cancel()
-	clean, op := s.operations.Begin(clean, "remove failed pod", pod.subject())
+	clean, op := s.operations.Begin(clean, "remove failed pod", pod.Subject())
 	err := s.removePod(clean, pod)
 	if op.End(err); err != nil {
-		klog.FromContext(ctx).Error(err, "Tear-down of a partly restored pod failed, the next start tries again", "pod", pod.ID)
+		klog.FromContext(ctx).Error(err, "Tear-down of a partly restored pod failed, the next start tries again", "pod", pod.ID())
 	}
 }

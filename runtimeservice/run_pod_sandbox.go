@@ -13,13 +13,16 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/failpoint"
-	"github.com/micarun/mica/internal/jsonfile"
 	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/runtimeservice/podns"
 	"github.com/micarun/mica/runtimeservice/spec"
 	"github.com/micarun/mica/runtimeservice/spec/lookup"
+	"github.com/micarun/mica/runtimeservice/state"
 )
+
+// runPod is the name of the operation that makes a pod.
+const runPod = "run pod"
 
 // RunPodSandbox makes a pod: its namespaces, its network and its cgroup. If an earlier call for the
 // same pod is under way, or has made it from the same config, the answer is that pod. Errors:
@@ -37,24 +40,28 @@ func (s *Service) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 	if err := s.checkPodNamespaces(cfg, h); err != nil {
 		return nil, fmt.Errorf("run pod: %w", err)
 	}
-	reuse := func(p *Pod) error {
-		if !proto.Equal(p.config(), cfg) || p.Handler != req.GetRuntimeHandler() {
-			return fmt.Errorf("run pod: name %q is in use by pod %s with another config: %w", p.identity(), p.ID, errdefs.ErrAlreadyExists)
-		}
-		return p.requireReady("run")
-	}
-	if earlier, ok := s.pods.named(podIdentity(cfg.GetMetadata())); ok {
-		if err := s.recoveries.wait(ctx, earlier.ID); err != nil {
+	if earlier, ok := s.pods.Named(state.PodIdentity(cfg.GetMetadata())); ok {
+		if err := s.recoveries.wait(ctx, earlier.ID()); err != nil {
 			return nil, fmt.Errorf("run pod: %w", err)
 		}
 	}
-	pod, err := s.pods.create(ctx, podIdentity(cfg.GetMetadata()), s.opts.PodTimeout, reuse, func(ctx context.Context) (*Pod, error) {
-		return s.createPod(ctx, podRequest{config: cfg, handler: req.GetRuntimeHandler()})
+	pod, err := s.pods.Create(ctx, state.Creation[*Pod]{
+		Operation: runPod, Identity: state.PodIdentity(cfg.GetMetadata()), Limit: s.opts.PodTimeout,
+		Fits: func(p *Pod) error {
+			if !proto.Equal(p.Config(), cfg) || p.Record().Handler != req.GetRuntimeHandler() {
+				return fmt.Errorf("run pod: name %q is in use by pod %s with another config: %w", p.Identity(), p.ID(), errdefs.ErrAlreadyExists)
+			}
+			return nil
+		},
+		Reuse: func(p *Pod) error { return p.RequireReady("run") },
+		Build: func(ctx context.Context) (*Pod, error) {
+			return s.createPod(ctx, podRequest{config: cfg, handler: req.GetRuntimeHandler()})
+		},
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: pod.ID}, nil
+	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: pod.ID()}, nil
 }
 
 // checkPodNamespaces refuses user namespaces and sysctls that the pod cannot have.
@@ -81,35 +88,35 @@ func (s *Service) createPod(ctx context.Context, r podRequest) (*Pod, error) {
 	if err != nil {
 		return nil, err
 	}
-	operations.About(ctx, pod.subject())
-	if err := pod.op.lock(ctx, "run pod"); err != nil {
+	operations.About(ctx, pod.Subject())
+	if err := pod.op.Lock(ctx, "run pod"); err != nil {
 		return nil, err
 	}
-	defer pod.op.unlock()
-	if err := s.pods.add(pod); err != nil {
-		lookup.ReleaseSELinux(pod.SELinux)
-		_ = os.RemoveAll(pod.dir)
+	defer pod.op.Unlock()
+	if err := s.pods.Add(pod); err != nil {
+		lookup.ReleaseSELinux(pod.Record().SELinux)
+		_ = os.RemoveAll(pod.Dir())
 		return nil, err
 	}
 	if err := s.buildPod(ctx, pod); err != nil {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.TeardownTimeout)
 		defer cancel()
-		clean, op := s.operations.Begin(clean, "remove failed pod", pod.subject())
+		clean, op := s.operations.Begin(clean, "remove failed pod", pod.Subject())
 		downErr := s.erasePod(clean, pod)
 		if op.End(downErr); downErr != nil {
-			klog.FromContext(ctx).Error(downErr, "Removing a pod whose creation failed, failed too; the next start tries again", "pod", pod.ID)
+			klog.FromContext(ctx).Error(downErr, "Removing a pod whose creation failed, failed too; the next start tries again", "pod", pod.ID())
 		}
 		return nil, fmt.Errorf("run pod %q: %w", cfg.GetMetadata().GetName(), err)
 	}
-	s.emit(pod.ID, pod, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
-	s.emit(pod.ID, pod, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	s.emit(pod.ID(), pod, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+	s.emit(pod.ID(), pod, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 	return pod, nil
 }
 
 // recordPod writes the record of the pod, before any other side effect.
 func (s *Service) recordPod(r podRequest) (*Pod, error) {
 	cfg := r.config
-	rec := PodRecord{ID: newID(), Handler: r.handler, Created: time.Now(), RestoredFrom: r.restoredFrom}
+	rec := state.PodRecord{ID: newID(), Handler: r.handler, Created: time.Now(), RestoredFrom: r.restoredFrom}
 	rec.Config.Msg = cfg
 	criParent := cfg.GetLinux().GetCgroupParent()
 	parent, err := s.cgroups.PodParent(criParent, rec.ID)
@@ -120,17 +127,12 @@ func (s *Service) recordPod(r podRequest) (*Pod, error) {
 	if rec.SELinux, err = podLabel(cfg); err != nil {
 		return nil, fmt.Errorf("run pod: %w", err)
 	}
-	pod := newPod(filepath.Join(s.podsDir(), rec.ID), rec)
-	if err := os.Mkdir(pod.dir, 0o700); err != nil {
+	pod, err := state.RecordPod(s.paths.PodRecords(), rec)
+	if err != nil {
 		lookup.ReleaseSELinux(rec.SELinux)
-		return nil, fmt.Errorf("record pod: %w", err)
+		return nil, err
 	}
-	if err := jsonfile.Write(filepath.Join(pod.dir, recordFile), rec); err != nil {
-		lookup.ReleaseSELinux(rec.SELinux)
-		_ = os.RemoveAll(pod.dir)
-		return nil, fmt.Errorf("record pod: %w", err)
-	}
-	return pod, failpoint.Hit("pod-recorded")
+	return newPod(pod), failpoint.Hit("pod-recorded")
 }
 
 // buildPod makes a ready pod from its record. After an error, the caller calls erasePod.
@@ -139,7 +141,7 @@ func (s *Service) buildPod(ctx context.Context, p *Pod) error {
 	if err := s.makePodCgroup(ctx, p); err != nil {
 		return fmt.Errorf("make cgroup: %w", err)
 	}
-	if err := os.Mkdir(s.podStateDir(p.ID), privateMode); err != nil {
+	if err := os.Mkdir(s.paths.PodState(p.ID()), privateMode); err != nil {
 		return fmt.Errorf("make state directory: %w", err)
 	}
 	ips, err := s.isolatePod(ctx, p)
@@ -153,14 +155,14 @@ func (s *Service) buildPod(ctx context.Context, p *Pod) error {
 	if err := failpoint.Hit("pod-built"); err != nil {
 		return err
 	}
-	linux := p.config().GetLinux()
-	ready := PodState{Phase: PodReady, BootID: s.bootID, IPs: ips}
+	linux := p.Config().GetLinux()
+	ready := state.PodState{Phase: state.PodReady, BootID: s.bootID, IPs: ips}
 	ready.Overhead.Msg, ready.Resources.Msg = linux.GetOverhead(), linux.GetResources()
 	operations.Enter(ctx, "notify plugins")
 	if err := s.plugins.RunPod(ctx, s.pluginPod(p, ready)); err != nil {
 		return err
 	}
-	return p.update(func(st *PodState) error { *st = ready; return nil })
+	return p.Update(func(st *state.PodState) error { *st = ready; return nil })
 }
 
 // isolatePod makes the pod's namespaces and network, and returns its addresses.
@@ -171,7 +173,7 @@ func (s *Service) isolatePod(ctx context.Context, p *Pod) ([]string, error) {
 	}
 	defer done()
 	operations.Enter(ctx, "make namespaces")
-	if err := podns.Pin(ctx, s.podNamespaces(p.config(), s.podStateDir(p.ID))); err != nil {
+	if err := podns.Pin(ctx, s.podNamespaces(p.Config(), s.paths.PodState(p.ID()))); err != nil {
 		return nil, fmt.Errorf("make namespaces: %w", err)
 	}
 	if err := failpoint.Hit("pod-pinned"); err != nil {
@@ -182,11 +184,11 @@ func (s *Service) isolatePod(ctx context.Context, p *Pod) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set up network: %w", err)
 	}
-	if len(p.config().GetLinux().GetSysctls()) == 0 {
+	if len(p.Config().GetLinux().GetSysctls()) == 0 {
 		return ips, nil
 	}
 	operations.Enter(ctx, "set sysctls of interfaces")
-	if err := podns.SetInterfaceSysctls(s.podNamespaces(p.config(), s.podStateDir(p.ID))); err != nil {
+	if err := podns.SetInterfaceSysctls(s.podNamespaces(p.Config(), s.paths.PodState(p.ID()))); err != nil {
 		return nil, fmt.Errorf("set sysctls of interfaces: %w", err)
 	}
 	return ips, nil
@@ -223,15 +225,15 @@ func (s *Service) attachPod(ctx context.Context, p *Pod) ([]string, error) {
 }
 
 func (s *Service) networkPod(p *Pod) network.Pod {
-	cfg := p.config()
+	cfg := p.Config()
 	pod := network.Pod{
-		ID:           p.ID,
-		Name:         p.meta().GetName(),
-		Namespace:    p.meta().GetNamespace(),
-		UID:          p.meta().GetUid(),
-		NetNS:        filepath.Join(s.podStateDir(p.ID), podns.Net),
+		ID:           p.ID(),
+		Name:         p.Metadata().GetName(),
+		Namespace:    p.Metadata().GetNamespace(),
+		UID:          p.Metadata().GetUid(),
+		NetNS:        filepath.Join(s.paths.PodState(p.ID()), podns.Net),
 		Annotations:  cfg.GetAnnotations(),
-		CgroupParent: p.CgroupParent,
+		CgroupParent: p.CgroupParent(),
 		DNS: network.DNS{
 			Servers: cfg.GetDnsConfig().GetServers(), Searches: cfg.GetDnsConfig().GetSearches(), Options: cfg.GetDnsConfig().GetOptions(),
 		},

@@ -4,6 +4,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/runtimeservice/spec/lookup"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // labels are the SELinux labels of a container; "" on a node without SELinux.
@@ -19,13 +20,13 @@ func podLabel(cfg *runtimeapi.PodSandboxConfig) (string, error) {
 // containerLabels returns the labels for a container, and persists them before their first use.
 // They have the pod's level unless the container names another.
 func (s *Service) containerLabels(p *Pod, c *Container) (labels, error) {
-	options := lookup.ShareLevel(c.config().GetLinux().GetSecurityContext().GetSelinuxOptions(),
-		p.config().GetLinux().GetSecurityContext().GetSelinuxOptions(), p.SELinux)
+	options := lookup.ShareLevel(c.Config().GetLinux().GetSecurityContext().GetSelinuxOptions(),
+		p.Config().GetLinux().GetSecurityContext().GetSelinuxOptions(), p.Record().SELinux)
 	process, mount, err := lookup.SELinuxLabels(options, nil)
 	if err != nil || process == "" {
 		return labels{mount: mount}, err
 	}
-	err = c.update(func(st *ContainerState) error { st.SELinux = process; return nil })
+	err = c.Update(func(st *state.ContainerState) error { st.SELinux = process; return nil })
 	if err != nil {
 		lookup.ReleaseSELinux(process)
 	}
@@ -34,8 +35,8 @@ func (s *Service) containerLabels(p *Pod, c *Container) (labels, error) {
 
 // releaseLabel releases the level of a removed container if it differs from the pod's.
 func (s *Service) releaseLabel(c *Container) {
-	label := c.snapshot().SELinux
-	if pod, err := s.pods.get(c.PodID); err == nil && lookup.SELinuxLevel(pod.SELinux) == lookup.SELinuxLevel(label) {
+	label := c.State().SELinux
+	if pod, err := s.pods.Get(c.PodID()); err == nil && lookup.SELinuxLevel(pod.Record().SELinux) == lookup.SELinuxLevel(label) {
 		return
 	}
 	lookup.ReleaseSELinux(label)

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -31,11 +30,7 @@ import (
 	"github.com/micarun/mica/runtimeservice/oci"
 	"github.com/micarun/mica/runtimeservice/podns"
 	"github.com/micarun/mica/runtimeservice/spec"
-)
-
-const (
-	recordFile = "record.json"
-	stateFile  = "state.json"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // Options say where a Service keeps its files and how long its work may take. The zero value of a
@@ -103,6 +98,8 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
+func (o Options) paths() state.Paths { return state.Paths{DataDir: o.DataDir, StateDir: o.StateDir} }
+
 // Deps are the components that a Service uses. It closes none of them.
 type Deps struct {
 	Images  *imageservice.Service
@@ -130,13 +127,13 @@ type Deps struct {
 type Service struct {
 	runtimeapi.UnimplementedRuntimeServiceServer
 
+	*inventory
+
 	opts       Options
 	ulimits    []specs.POSIXRlimit
 	images     *imageservice.Service
-	layers     *overlay.Store
 	network    *network.Network
 	keeper     *keeper.Client
-	cgroups    *cgroup.Manager
 	host       spec.Host
 	handlers   map[string]handler
 	plugins    *nri.Plugins
@@ -147,11 +144,6 @@ type Service struct {
 	// noUserNS is the reason why this node cannot run pods with user namespaces, or nil.
 	noUserNS   error
 	criu       *checkpoint.Criu
-	jobs       sync.Map // names of directories of checkpoints under way
-	bootID     string
-	pods       *table[*Pod]
-	containers *table[*Container]
-	unusable   *unusables
 	recoveries *recoveries
 	events     *events.Broadcaster
 	slots      *prioritySemaphore
@@ -173,14 +165,13 @@ type Service struct {
 // with ctx, but with [Service.Close].
 func Open(ctx context.Context, o Options, d Deps) (*Service, error) {
 	s := &Service{
-		opts: o.withDefaults(), images: d.Images, layers: d.Layers, network: d.Network, keeper: d.Keeper,
-		cgroups: d.Cgroups, host: d.Host, plugins: d.Plugins, injectCDI: d.InjectCDI, hooks: d.Hooks, settings: d.Settings,
-		operations: d.Operations, criu: checkpoint.NewCriu(o.Criu),
-		pods: newTable[*Pod](podKind), containers: newTable[*Container](containerKind), unusable: newUnusables(), recoveries: newRecoveries(),
+		inventory: newInventory(o.paths(), d.Operations),
+		opts:      o.withDefaults(), images: d.Images, network: d.Network, keeper: d.Keeper,
+		host: d.Host, plugins: d.Plugins, injectCDI: d.InjectCDI, hooks: d.Hooks, settings: d.Settings,
+		operations: d.Operations, criu: checkpoint.NewCriu(o.Criu), recoveries: newRecoveries(),
 		events: events.NewBroadcaster(), slots: newPrioritySemaphore(), largeAnswer: make(chan struct{}, 1),
 	}
-	s.pods.operations, s.pods.making = d.Operations, "run pod"
-	s.containers.operations, s.containers.making = d.Operations, "create container"
+	s.layers, s.cgroups = d.Layers, d.Cgroups
 	var err error
 	if s.ulimits, err = spec.ParseUlimits(o.Ulimits); err != nil {
 		return nil, fmt.Errorf("open runtime service: %w", err)
@@ -222,7 +213,7 @@ func (s *Service) prepare(ctx context.Context, runtimes map[string]*oci.Runtime)
 		return err
 	}
 	// Namespaces pinned here must propagate to the mount namespaces that containers are made in.
-	if err := podns.Share(s.statePods()); err != nil {
+	if err := podns.Share(s.paths.PodStates()); err != nil {
 		return err
 	}
 	var err error
@@ -257,10 +248,10 @@ func (s *Service) Close(ctx context.Context) error {
 		s.background.Wait()
 		close(done)
 	}()
-	if err := s.pods.drain(ctx); err != nil {
+	if err := s.pods.Drain(ctx); err != nil {
 		return err
 	}
-	if err := s.containers.drain(ctx); err != nil {
+	if err := s.containers.Drain(ctx); err != nil {
 		return err
 	}
 	select {
@@ -275,21 +266,8 @@ func (s *Service) Close(ctx context.Context) error {
 // pinned namespaces, and the default parent cgroup of pods if the service made it. There must be no
 // pods.
 func (s *Service) RemoveShared() error {
-	return errors.Join(podns.Unshare(s.statePods()), s.removeDefaultCgroup())
+	return errors.Join(podns.Unshare(s.paths.PodStates()), s.removeDefaultCgroup())
 }
-
-func (s *Service) podsDir() string       { return filepath.Join(s.opts.DataDir, "cri", "pods") }
-func (s *Service) containersDir() string { return filepath.Join(s.opts.DataDir, "cri", "containers") }
-
-func (s *Service) discardedDir() string { return filepath.Join(s.opts.DataDir, "cri", "discarded") }
-func (s *Service) statePods() string    { return filepath.Join(s.opts.StateDir, "pods") }
-func (s *Service) bundles() string      { return filepath.Join(s.opts.StateDir, "containers") }
-
-// podStateDir is the directory of the pod's pinned namespaces and of its files under /etc.
-func (s *Service) podStateDir(id string) string { return filepath.Join(s.statePods(), id) }
-
-// bundle is the OCI bundle of a container.
-func (s *Service) bundle(id string) string { return filepath.Join(s.bundles(), id) }
 
 func (s *Service) handler(name string) (handler, error) {
 	h, ok := s.handlers[name]
@@ -324,7 +302,7 @@ func (s *Service) detached(ctx context.Context, limit time.Duration, o operation
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		return fmt.Errorf("%s: still under way%s: %w", o, where(op), ctx.Err())
+		return fmt.Errorf("%s: still under way%s: %w", o, op.Where(), ctx.Err())
 	}
 }
 

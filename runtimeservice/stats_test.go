@@ -11,21 +11,23 @@ import (
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // end makes a container look as it does when its exit is recorded.
 func (m *measured) end(c *Container) {
 	m.t.Helper()
-	m.no(c.update(func(st *ContainerState) error { st.Finished = time.Now(); return nil }))
+	m.no(c.Update(func(st *state.ContainerState) error { st.Finished = time.Now(); return nil }))
 }
 
 func TestContainerStats(t *testing.T) {
 	m := newMeasured(t)
 	c := m.container(m.pod(nil), nil)
-	resp, err := m.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: c.ID})
+	resp, err := m.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: c.ID()})
 	m.no(err)
 	s := resp.GetStats()
-	if s.GetAttributes().GetId() != c.ID || s.GetAttributes().GetMetadata().GetName() != c.config().GetMetadata().GetName() {
+	if s.GetAttributes().GetId() != c.ID() || s.GetAttributes().GetMetadata().GetName() != c.Config().GetMetadata().GetName() {
 		t.Errorf("attributes are %v", s.GetAttributes())
 	}
 	if s.GetCpu().GetTimestamp() == 0 || s.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 || s.GetCpu().GetUsageNanoCores().GetValue() == 0 {
@@ -39,7 +41,7 @@ func TestContainerStats(t *testing.T) {
 	}
 
 	m.end(c)
-	resp, err = m.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: c.ID})
+	resp, err = m.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: c.ID()})
 	m.no(err)
 	if s := resp.GetStats(); s.GetCpu() != nil || s.GetMemory() != nil || s.GetWritableLayer().GetUsedBytes().GetValue() < 64<<10 {
 		t.Errorf("an ended container uses %v, want its writable layer only", s)
@@ -64,10 +66,10 @@ func TestListContainerStats(t *testing.T) {
 		want   []*Container
 	}{
 		"all, the newest first": {nil, []*Container{other, db, web}},
-		"by ID":                 {&runtimeapi.ContainerStatsFilter{Id: db.ID[:20]}, []*Container{db}},
-		"by pod":                {&runtimeapi.ContainerStatsFilter{PodSandboxId: q.ID}, []*Container{other}},
+		"by ID":                 {&runtimeapi.ContainerStatsFilter{Id: db.ID()[:20]}, []*Container{db}},
+		"by pod":                {&runtimeapi.ContainerStatsFilter{PodSandboxId: q.ID()}, []*Container{other}},
 		"by label":              {&runtimeapi.ContainerStatsFilter{LabelSelector: map[string]string{"app": "web"}}, []*Container{other, web}},
-		"by all of them":        {&runtimeapi.ContainerStatsFilter{Id: web.ID, PodSandboxId: q.ID}, nil},
+		"by all of them":        {&runtimeapi.ContainerStatsFilter{Id: web.ID(), PodSandboxId: q.ID()}, nil},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -81,7 +83,7 @@ func TestListContainerStats(t *testing.T) {
 			}
 			var want []string
 			for _, c := range tt.want {
-				want = append(want, c.ID)
+				want = append(want, c.ID())
 			}
 			for how, stats := range map[string][]*runtimeapi.ContainerStats{"list": resp.GetStats(), "stream": streamed} {
 				var got []string
@@ -112,9 +114,9 @@ func TestPodStats(t *testing.T) {
 	c := m.container(p, nil)
 	m.container(p, nil)
 	m.end(m.container(p, nil))
-	m.no(ended.update(func(st *PodState) error { st.Phase = PodNotReady; return nil }))
+	m.no(ended.Update(func(st *state.PodState) error { st.Phase = state.PodNotReady; return nil }))
 
-	resp, err := m.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: p.ID})
+	resp, err := m.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: p.ID()})
 	m.no(err)
 	linux := resp.GetStats().GetLinux()
 	if got := linux.GetProcess().GetProcessCount().GetValue(); got != 3 {
@@ -123,16 +125,16 @@ func TestPodStats(t *testing.T) {
 	if linux.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 || linux.GetMemory().GetUsageBytes().GetValue() == 0 {
 		t.Errorf("pod uses %v", linux)
 	}
-	if got := linux.GetContainers(); len(got) != 2 || got[0].GetAttributes().GetId() != c.ID {
+	if got := linux.GetContainers(); len(got) != 2 || got[0].GetAttributes().GetId() != c.ID() {
 		t.Errorf("stats of %d containers, want of the 2 that run", len(got))
 	}
-	if _, err := m.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: ended.ID}); !errdefs.IsFailedPrecondition(err) {
+	if _, err := m.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: ended.ID()}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("stats of an ended pod: %v", err)
 	}
-	for name, f := range map[string]*runtimeapi.PodSandboxStatsFilter{"all": nil, "ID": {Id: p.ID[:20]}, "label": {LabelSelector: map[string]string{"app": "web"}}} {
+	for name, f := range map[string]*runtimeapi.PodSandboxStatsFilter{"all": nil, "ID": {Id: p.ID()[:20]}, "label": {LabelSelector: map[string]string{"app": "web"}}} {
 		list, err := m.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{Filter: f})
 		m.no(err)
-		if got := list.GetStats(); len(got) != 1 || got[0].GetAttributes().GetId() != p.ID {
+		if got := list.GetStats(); len(got) != 1 || got[0].GetAttributes().GetId() != p.ID() {
 			t.Errorf("filter by %s has %d pods, want the ready one", name, len(got))
 		}
 		stream := &sent[runtimeapi.StreamPodSandboxStatsResponse]{ctx: t.Context()}
@@ -141,7 +143,7 @@ func TestPodStats(t *testing.T) {
 			t.Errorf("filter by %s streams %v", name, stream.messages)
 		}
 	}
-	none, err := m.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{Id: ended.ID}})
+	none, err := m.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{Id: ended.ID()}})
 	if err != nil || len(none.GetStats()) != 0 {
 		t.Errorf("stats of the ended pod: %v, %v", none, err)
 	}
@@ -158,7 +160,7 @@ func TestPodMetrics(t *testing.T) {
 		t.Fatalf("metrics of pods and containers: %v, want one of each", resp)
 	}
 	container := resp.GetPodMetrics()[0].GetContainerMetrics()[0]
-	wantLabels := []string{m.containerCgroup(c), c.ID, c.image().GetImage(), c.config().GetMetadata().GetName(), p.meta().GetName(), "test"}
+	wantLabels := []string{m.containerCgroup(c), c.ID(), c.image().GetImage(), c.Config().GetMetadata().GetName(), p.Metadata().GetName(), "test"}
 	values := map[string]uint64{}
 	for _, metric := range container.GetMetrics() {
 		values[metric.GetName()] = metric.GetValue().GetValue()
@@ -186,12 +188,11 @@ func TestPodMetrics(t *testing.T) {
 
 func TestUpdatePodResources(t *testing.T) {
 	m := newMeasured(t)
-	own, lent := m.pod(nil), m.pod(nil)
-	lent.OwnCgroup = false
+	own, lent := m.pod(nil), m.podWith(state.PodRecord{}, nil)
 	m.container(own, nil) // makes the memory cgroup one that is in use
 	read := func(p *Pod, v1, v2 string) string {
 		for _, file := range []string{v1, v2} {
-			data, err := os.ReadFile(filepath.Join(m.cgroups.MemoryDir(p.CgroupParent), file))
+			data, err := os.ReadFile(filepath.Join(m.cgroups.MemoryDir(p.CgroupParent()), file))
 			if err == nil {
 				return string(data)
 			}
@@ -202,13 +203,13 @@ func TestUpdatePodResources(t *testing.T) {
 		swap := func() string { return read(p, "memory.memsw.limit_in_bytes", "memory.swap.max") }
 		before := swap()
 		_, err := m.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{
-			PodSandboxId: p.ID, Overhead: &limits{MemoryLimitInBytes: 16 << 20}, Resources: &limits{MemoryLimitInBytes: 64 << 20},
+			PodSandboxId: p.ID(), Overhead: &limits{MemoryLimitInBytes: 16 << 20}, Resources: &limits{MemoryLimitInBytes: 64 << 20},
 		})
 		m.no(err)
-		if got := p.snapshot().Resources.Msg.GetMemoryLimitInBytes(); got != 64<<20 {
+		if got := p.State().Resources.Msg.GetMemoryLimitInBytes(); got != 64<<20 {
 			t.Errorf("%s: noted memory limit is %d, want 64 MiB", name, got)
 		}
-		if got := p.snapshot().Overhead.Msg.GetMemoryLimitInBytes(); got != 16<<20 {
+		if got := p.State().Overhead.Msg.GetMemoryLimitInBytes(); got != 16<<20 {
 			t.Errorf("%s: noted overhead is %d, want 16 MiB", name, got)
 		}
 		if got := read(p, "memory.limit_in_bytes", "memory.max"); got != "83886080\n" {
@@ -218,11 +219,11 @@ func TestUpdatePodResources(t *testing.T) {
 			t.Errorf("%s: limit of swap is %q, was %q", name, got, before)
 		}
 	}
-	if _, err := m.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: own.ID, Resources: &limits{MemoryLimitInBytes: -7}}); !errdefs.IsInvalidArgument(err) {
+	if _, err := m.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: own.ID(), Resources: &limits{MemoryLimitInBytes: -7}}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("negative limit: %v", err)
 	}
-	m.no(own.update(func(st *PodState) error { st.Phase = PodNotReady; return nil }))
-	if _, err := m.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: own.ID}); !errdefs.IsFailedPrecondition(err) {
+	m.no(own.Update(func(st *state.PodState) error { st.Phase = state.PodNotReady; return nil }))
+	if _, err := m.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: own.ID()}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("update of an ended pod: %v", err)
 	}
 }

@@ -9,13 +9,14 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/internal/operations"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // StopContainer sends the container's stop signal, and SIGKILL after the grace period. It returns
 // when the exit is recorded. A container that is unknown or not running is no error. The stop
 // continues if the caller gives up. It is safe for concurrent use.
 func (s *Service) StopContainer(ctx context.Context, req *runtimeapi.StopContainerRequest) (*runtimeapi.StopContainerResponse, error) {
-	c, err := s.containers.get(req.GetContainerId())
+	c, err := s.containers.Get(req.GetContainerId())
 	if errdefs.IsNotFound(err) {
 		return &runtimeapi.StopContainerResponse{}, nil
 	}
@@ -35,26 +36,26 @@ func (s *Service) StopContainer(ctx context.Context, req *runtimeapi.StopContain
 func (s *Service) stopContainer(ctx context.Context, c *Container, grace time.Duration) error {
 	// The lock waits for a start under way. It is released before the wait for the exit, so that
 	// another stop can have a shorter grace period.
-	if err := c.op.lock(ctx, "stop container "+c.ID); err != nil {
+	if err := c.op.Lock(ctx, "stop container "+c.ID()); err != nil {
 		return err
 	}
-	c.op.unlock()
-	if c.phase() != Running {
+	c.op.Unlock()
+	if c.Phase() != state.Running {
 		return nil
 	}
 	if grace > 0 {
-		if err := s.keeper.Kill(ctx, c.ID, signalNumber(c.StopSignal), false); err != nil && !errdefs.IsNotFound(err) {
-			return fmt.Errorf("stop container %s: send %s: %w", c.ID, c.StopSignal, err)
+		if err := s.keeper.Kill(ctx, c.ID(), signalNumber(c.Record().StopSignal), false); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("stop container %s: send %s: %w", c.ID(), c.Record().StopSignal, err)
 		}
 		operations.Enter(ctx, "wait for its end")
 		patience := time.NewTimer(grace)
 		defer patience.Stop()
 		select {
-		case <-c.exited:
+		case <-c.Exited():
 			return nil
 		case <-patience.C:
 		case <-ctx.Done():
-			return fmt.Errorf("stop container %s: wait for its end: %w", c.ID, ctx.Err())
+			return fmt.Errorf("stop container %s: wait for its end: %w", c.ID(), ctx.Err())
 		}
 	}
 	return s.killContainer(ctx, c)

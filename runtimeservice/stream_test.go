@@ -18,6 +18,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/overlay"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // crowd is the number of pods, each with one container, in tests of streams. crowdLabel is the
@@ -38,29 +39,28 @@ func slowMeasurement(context.Context) (overlay.Usage, error) {
 // writable layer, and nothing else that could be measured.
 func (m *measured) addCrowd() {
 	m.t.Helper()
-	dir := m.t.TempDir()
 	_, err := m.cgroups.EnsureParent(m.t.Context(), m.parent)
 	m.no(err)
 	labels := map[string]string{"large": strings.Repeat("x", crowdLabel)}
 	var measuring sync.WaitGroup
 	defer measuring.Wait()
 	for i := range crowd {
-		p := newPod(dir, PodRecord{ID: newID(), Created: time.Now()})
-		p.CgroupParent, err = m.cgroups.PodParent("", p.ID)
+		of := state.PodRecord{ID: newID(), Created: time.Now()}
+		of.CgroupParent, err = m.cgroups.PodParent("", of.ID)
 		m.no(err)
-		p.Config.Msg = &runtimeapi.PodSandboxConfig{
+		of.Config.Msg = &runtimeapi.PodSandboxConfig{
 			Metadata: &runtimeapi.PodSandboxMetadata{Name: fmt.Sprint(i)}, Labels: labels,
 			Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
 				NamespaceOptions: &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE},
 			}},
 		}
-		p.state.Phase = PodReady
-		c := newContainer(p.dir, ContainerRecord{ID: newID(), PodID: p.ID, Created: time.Now(), CgroupParent: p.CgroupParent})
-		c.Config.Msg = &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: fmt.Sprint(i)}, Labels: labels}
-		c.state = ContainerState{Ready: true, Started: time.Now()}
+		p := recordedPod(m.t, of, state.PodState{Phase: state.PodReady})
+		rec := state.ContainerRecord{ID: newID(), PodID: p.ID(), Created: time.Now(), CgroupParent: p.CgroupParent()}
+		rec.Config.Msg = &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: fmt.Sprint(i)}, Labels: labels}
+		c := recordedContainer(m.t, rec, state.ContainerState{Ready: true, Started: time.Now()})
 		measuring.Go(func() { _, _ = c.usage.Layer(m.t.Context(), slowMeasurement) })
-		m.no(m.pods.add(p))
-		m.no(m.containers.add(c))
+		m.no(m.pods.Add(p))
+		m.no(m.containers.Add(c))
 		m.no(os.MkdirAll(m.cgroups.MemoryDir(m.containerCgroup(c)), 0o755))
 	}
 }

@@ -16,7 +16,7 @@ import (
 // submounts binds the mounts below the sources of the container's mounts to paths below the bundle.
 // It does so only for OCI runtimes that omit them when they bind the sources in a user namespace.
 func (s *Service) submounts(p *Pod, c *Container, sources []string) ([]spec.Submount, error) {
-	h, err := s.handler(c.Handler)
+	h, err := s.handler(c.Record().Handler)
 	if err != nil || !h.features.shallowBinds || p.userNamespace() == nil {
 		return nil, err
 	}
@@ -25,7 +25,7 @@ func (s *Service) submounts(p *Pod, c *Container, sources []string) ([]spec.Subm
 		return nil, fmt.Errorf("list mounts: %w", err)
 	}
 	var out []spec.Submount
-	for i, m := range c.config().GetMounts() {
+	for i, m := range c.Config().GetMounts() {
 		source, err := filepath.EvalSymlinks(sources[i])
 		if err != nil {
 			return nil, fmt.Errorf("resolve source of mount %s: %w", m.GetContainerPath(), err)
@@ -36,7 +36,7 @@ func (s *Service) submounts(p *Pod, c *Container, sources []string) ([]spec.Subm
 			return nil, fmt.Errorf("mount %s: bidirectional propagation of a source with mounts below it needs crun 1.9 or runc in a user namespace: %w", m.GetContainerPath(), errdefs.ErrFailedPrecondition)
 		}
 		for _, path := range below {
-			target := filepath.Join(s.bundle(c.ID), "submounts", fmt.Sprintf("%d-%d", i, len(out)))
+			target := filepath.Join(s.paths.Bundle(c.ID()), "submounts", fmt.Sprintf("%d-%d", i, len(out)))
 			err := mounts.BindBelow(source, path, target, propagationBetween(m))
 			switch {
 			case err == nil:

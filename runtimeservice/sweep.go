@@ -3,7 +3,6 @@ package runtimeservice
 import (
 	"context"
 	"errors"
-	"os"
 	"path/filepath"
 
 	"golang.org/x/sync/errgroup"
@@ -13,23 +12,8 @@ import (
 	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/overlay"
-	"github.com/micarun/mica/runtimeservice/keeper"
 	"github.com/micarun/mica/runtimeservice/podns"
-)
-
-// leftover is something on the node whose pod or container does not exist.
-type leftover struct {
-	stage       sweepStage
-	what, where string
-	remove      func(context.Context) error
-}
-
-// sweepStage orders the removals.
-type sweepStage int
-
-const (
-	processStage sweepStage = iota // processes
-	fileStage                      // files, mounts and cgroups
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // sweep removes the leftovers that recover found, and those of the layer store and the network. It
@@ -39,11 +23,11 @@ const (
 func (s *Service) sweep(ctx context.Context, found []leftover) {
 	ctx, op := s.operations.Begin(ctx, "sweep", operations.Subject{})
 	operations.Enter(ctx, "remove processes")
-	s.removeLeftovers(ctx, found, processStage)
+	s.removeLeftovers(ctx, found, func(k leftoverKind) bool { return k == leftProcess })
 	operations.Enter(ctx, "collect networks")
 	networkErr := s.bounded(ctx, func(ctx context.Context) error { return s.network.GC(ctx, s.mayHaveNetwork()) })
 	operations.Enter(ctx, "remove files and cgroups")
-	s.removeLeftovers(ctx, found, fileStage)
+	s.removeLeftovers(ctx, found, func(k leftoverKind) bool { return k != leftProcess })
 	operations.Enter(ctx, "collect layers")
 	err := errors.Join(networkErr, s.bounded(ctx, s.images.Sweep))
 	if op.End(err); err != nil && ctx.Err() == nil {
@@ -72,22 +56,22 @@ func (s *Service) bounded(ctx context.Context, f func(context.Context) error) er
 	return f(ctx)
 }
 
-// removeLeftovers removes the leftovers of one stage concurrently, each under its own deadline.
-func (s *Service) removeLeftovers(ctx context.Context, found []leftover, stage sweepStage) {
+// removeLeftovers removes the leftovers of some kinds concurrently, each under its own deadline.
+func (s *Service) removeLeftovers(ctx context.Context, found []leftover, of func(leftoverKind) bool) {
 	log := klog.FromContext(ctx)
 	var group errgroup.Group
 	group.SetLimit(settleWorkers)
 	for _, l := range found {
-		if l.stage != stage {
+		if !of(l.kind) {
 			continue
 		}
-		log.Info("Removing leftover without a record", "what", l.what, "where", l.where)
-		s.operations.Note("remove leftover", operations.Subject{}, l.what+" "+l.where)
+		log.Info("Removing leftover without a record", "what", string(l.kind), "where", l.where)
+		s.operations.Note("remove leftover", operations.Subject{}, string(l.kind)+" "+l.where)
 		group.Go(func() error {
 			ctx, cancel := context.WithTimeout(ctx, s.opts.TeardownTimeout)
 			defer cancel()
-			if err := l.remove(ctx); err != nil {
-				log.Error(err, "Removing leftover failed, the next start tries again", "what", l.what, "where", l.where)
+			if err := s.removeLeftover(ctx, l); err != nil {
+				log.Error(err, "Removing leftover failed, the next start tries again", "what", string(l.kind), "where", l.where)
 			}
 			return nil
 		})
@@ -100,89 +84,29 @@ func (s *Service) removeLeftovers(ctx context.Context, found []leftover, stage s
 func (s *Service) mayHaveNetwork() []string {
 	unfinished := s.recoveries.unfinished()
 	var ids []string
-	for _, p := range s.pods.all() {
-		_, recovering := unfinished[p.ID]
-		if (p.snapshot().Phase != PodNotReady || recovering) && !p.hostNetwork() {
-			ids = append(ids, p.ID)
+	for _, p := range s.pods.All() {
+		_, recovering := unfinished[p.ID()]
+		if (p.State().Phase != state.PodNotReady || recovering) && !p.hostNetwork() {
+			ids = append(ids, p.ID())
 		}
 	}
 	return ids
 }
 
-// leftovers finds what has no record: processes of the keeper, writable layers, state directories
-// with their mounts and namespaces, checkpoints, discarded records, cgroups.
-func (s *Service) leftovers(alive map[string]keeper.State) ([]leftover, error) {
-	var found []leftover
-	for id := range alive {
-		if !s.claimed(id) {
-			found = append(found, leftover{processStage, "process", id, func(ctx context.Context) error { return s.keeper.Delete(ctx, id) }})
-		}
+// removeLeftover removes what leftovers found.
+func (s *Service) removeLeftover(ctx context.Context, l leftover) error {
+	switch l.kind {
+	case leftProcess:
+		return s.keeper.Delete(ctx, l.where)
+	case leftLayer:
+		return s.layers.Remove(ctx, l.where)
+	case leftStateDir:
+		return s.clearStateDir(ctx, l.where)
+	case leftCgroup:
+		return errors.Join(s.cgroups.KillAll(ctx, l.where), s.cgroups.RemoveParent(ctx, l.where))
+	default: // leftJob, leftDiscarded
+		return overlay.RemoveTree(ctx, l.where)
 	}
-	for _, rw := range s.layers.RWs() {
-		// In a data root taken over from dockerd, its containers have layers too.
-		_, err := s.containers.get(rw.ID)
-		_, aside := s.unusable.get(containerKind, rw.ID)
-		if err != nil && !aside && !exists(filepath.Join(s.opts.DataDir, "containers", rw.ID)) {
-			found = append(found, leftover{fileStage, "writable layer", rw.ID, func(ctx context.Context) error { return s.layers.Remove(ctx, rw.ID) }})
-		}
-	}
-	var errs []error
-	for _, kind := range []string{"pods", "containers"} {
-		dirs, err := os.ReadDir(filepath.Join(s.opts.StateDir, kind))
-		if !errors.Is(err, os.ErrNotExist) { // as before the first start after a boot
-			errs = append(errs, err)
-		}
-		for _, d := range dirs {
-			dir := filepath.Join(s.opts.StateDir, kind, d.Name())
-			if !s.claimed(d.Name()) {
-				found = append(found, leftover{fileStage, "state directory", dir, func(ctx context.Context) error { return s.clearStateDir(ctx, dir) }})
-			}
-		}
-	}
-	jobs, err := s.leftoverJobs()
-	found = append(found, jobs...)
-	errs = append(errs, err)
-	discarded, err := s.discarded()
-	found = append(found, discarded...)
-	errs = append(errs, err)
-	cgroups, err := s.leftoverCgroups()
-	return append(found, cgroups...), errors.Join(append(errs, err)...)
-}
-
-// leftoverJobs finds directories of checkpoints that are not under way.
-func (s *Service) leftoverJobs() ([]leftover, error) {
-	dirs, err := os.ReadDir(s.jobsDir())
-	if errors.Is(err, os.ErrNotExist) { // as before the first start
-		return nil, nil
-	}
-	var found []leftover
-	for _, d := range dirs {
-		dir := filepath.Join(s.jobsDir(), d.Name())
-		if _, ok := s.jobs.Load(d.Name()); !ok {
-			found = append(found, leftover{fileStage, "checkpoint", dir, func(ctx context.Context) error { return overlay.RemoveTree(ctx, dir) }})
-		}
-	}
-	return found, err
-}
-
-// discarded finds the record directories that setAside moved away, in this start or an earlier one.
-func (s *Service) discarded() ([]leftover, error) {
-	dirs, err := os.ReadDir(s.discardedDir())
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	var found []leftover
-	for _, d := range dirs {
-		dir := filepath.Join(s.discardedDir(), d.Name())
-		found = append(found, leftover{fileStage, "record directory", dir, func(ctx context.Context) error { return overlay.RemoveTree(ctx, dir) }})
-	}
-	return found, err
-}
-
-func (s *Service) claimed(id string) bool {
-	_, podErr := s.pods.get(id)
-	_, containerErr := s.containers.get(id)
-	return podErr == nil || containerErr == nil
 }
 
 // clearStateDir removes a state directory without a record. If it has a network namespace, it first
@@ -202,22 +126,4 @@ func clearDir(ctx context.Context, dir string) error {
 		return err
 	}
 	return overlay.RemoveTree(ctx, dir)
-}
-
-// leftoverCgroups finds cgroups with this daemon's mark whose pod does not exist.
-func (s *Service) leftoverCgroups() ([]leftover, error) {
-	owner, err := s.owner()
-	if err != nil {
-		return nil, err
-	}
-	paths, err := s.cgroups.ListPods(owner)
-	var found []leftover
-	for id, path := range paths {
-		if _, getErr := s.pods.get(id); getErr != nil {
-			found = append(found, leftover{fileStage, "cgroup", path, func(ctx context.Context) error {
-				return errors.Join(s.cgroups.KillAll(ctx, path), s.cgroups.RemoveParent(ctx, path))
-			}})
-		}
-	}
-	return found, err
 }

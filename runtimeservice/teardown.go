@@ -17,6 +17,7 @@ import (
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/podns"
 	"github.com/micarun/mica/runtimeservice/spec/lookup"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // tearDownPod removes all resources of a pod except its record: processes, network, namespaces,
@@ -27,7 +28,7 @@ func (s *Service) tearDownPod(ctx context.Context, p *Pod) error {
 	errs := []error{s.stopAllContainers(ctx, p)}
 	operations.Enter(ctx, "end init")
 	if errs[0] == nil {
-		s.plugins.StopPod(ctx, p.ID)
+		s.plugins.StopPod(ctx, p.ID())
 	}
 	if err := s.endInit(ctx, p); err != nil {
 		errs = append(errs, fmt.Errorf("end init: %w", err))
@@ -37,24 +38,24 @@ func (s *Service) tearDownPod(ctx context.Context, p *Pod) error {
 	errs = append(errs, s.deleteNetwork(ctx, p))
 	errs = append(errs, failpoint.Hit("pod-network-down"))
 	operations.Enter(ctx, "remove namespaces and cgroup")
-	dir := s.podStateDir(p.ID)
+	dir := s.paths.PodState(p.ID())
 	errs = append(errs, podns.Unpin(dir), mounts.Detach(filepath.Join(dir, shmDir)), mounts.Detach(filepath.Join(dir, filesDir)))
-	s.plugins.Unpinned(p.ID)
+	s.plugins.Unpinned(p.ID())
 	if errors.Join(errs...) == nil {
 		// Only now, because a retry of the steps above needs the directory.
 		errs = append(errs, overlay.RemoveTree(ctx, dir))
 	}
-	errs = append(errs, s.cgroups.RemoveInit(ctx, p.CgroupParent))
-	if p.OwnCgroup {
-		errs = append(errs, s.cgroups.RemoveParent(ctx, p.CgroupParent))
+	errs = append(errs, s.cgroups.RemoveInit(ctx, p.CgroupParent()))
+	if p.Record().OwnCgroup {
+		errs = append(errs, s.cgroups.RemoveParent(ctx, p.CgroupParent()))
 	}
 	return errors.Join(errs...)
 }
 
 // endInit ends the init of a shared PID namespace, and with it all processes of the namespace.
 func (s *Service) endInit(ctx context.Context, p *Pod) error {
-	init := dying{cgroup: s.cgroups.InitDir(p.CgroupParent), pid: p.snapshot().InitPid}
-	return s.untilDead(ctx, init, func(ctx context.Context) error { return s.keeper.Delete(ctx, p.ID) })
+	init := dying{cgroup: s.cgroups.InitDir(p.CgroupParent()), pid: p.State().InitPid}
+	return s.untilDead(ctx, init, func(ctx context.Context) error { return s.keeper.Delete(ctx, p.ID()) })
 }
 
 // deleteNetwork detaches the pod from its network. A missing CNI plugin does not stop the removal:
@@ -74,7 +75,7 @@ func (s *Service) deleteNetwork(ctx context.Context, p *Pod) error {
 // erasePod tears the pod down, and removes it and its containers with their records. The caller
 // holds p.op.
 func (s *Service) erasePod(ctx context.Context, p *Pod) error {
-	if err := p.update(func(st *PodState) error { st.Phase = PodNotReady; return nil }); err != nil {
+	if err := p.Update(func(st *state.PodState) error { st.Phase = state.PodNotReady; return nil }); err != nil {
 		return err
 	}
 	if err := s.removeAllContainers(ctx, p); err != nil {
@@ -83,12 +84,12 @@ func (s *Service) erasePod(ctx context.Context, p *Pod) error {
 	if err := s.tearDownPod(ctx, p); err != nil {
 		return err
 	}
-	if err := overlay.RemoveTree(ctx, p.dir); err != nil {
-		return fmt.Errorf("remove record of pod %s: %w", p.ID, err)
+	if err := overlay.RemoveTree(ctx, p.Dir()); err != nil {
+		return fmt.Errorf("remove record of pod %s: %w", p.ID(), err)
 	}
-	s.plugins.RemovePod(ctx, p.ID)
-	s.pods.remove(p)
-	lookup.ReleaseSELinux(p.SELinux)
+	s.plugins.RemovePod(ctx, p.ID())
+	s.pods.Remove(p)
+	lookup.ReleaseSELinux(p.Record().SELinux)
 	return nil
 }
 
@@ -101,10 +102,10 @@ func (s *Service) removeAllContainers(ctx context.Context, p *Pod) error {
 // creations under way.
 func (s *Service) stopAllContainers(ctx context.Context, p *Pod) error {
 	return s.eachContainer(ctx, p, "stop container", func(ctx context.Context, c *Container) error {
-		if err := c.op.lock(ctx, "stop container "+c.ID); err != nil {
+		if err := c.op.Lock(ctx, "stop container "+c.ID()); err != nil {
 			return err
 		}
-		defer c.op.unlock()
+		defer c.op.Unlock()
 		return s.tearDownContainer(ctx, c)
 	})
 }
@@ -112,7 +113,7 @@ func (s *Service) stopAllContainers(ctx context.Context, p *Pod) error {
 // eachContainer calls f for all containers of a pod concurrently, each call as an operation named
 // what.
 func (s *Service) eachContainer(ctx context.Context, p *Pod, what string, f func(context.Context, *Container) error) error {
-	containers := s.containersOf(p.ID)
+	containers := s.containersOf(p.ID())
 	if len(containers) > 0 {
 		operations.Enter(ctx, "end containers")
 	}
@@ -141,31 +142,31 @@ func (s *Service) tearDownContainer(ctx context.Context, c *Container) error {
 	if err := failpoint.Hit("container-killed"); err != nil {
 		return err
 	}
-	remove := func(ctx context.Context) error { return s.keeper.Delete(ctx, c.ID) }
+	remove := func(ctx context.Context) error { return s.keeper.Delete(ctx, c.ID()) }
 	if err := s.untilDead(ctx, dying{cgroup: s.containerCgroup(c)}, remove); err != nil {
-		return fmt.Errorf("delete container %s: %w", c.ID, err)
+		return fmt.Errorf("delete container %s: %w", c.ID(), err)
 	}
 	// The OCI runtime has removed the cgroup, unless it has lost its state of the container.
 	if err := s.removeCgroup(ctx, s.containerCgroup(c)); err != nil {
-		return fmt.Errorf("delete container %s: %w", c.ID, err)
+		return fmt.Errorf("delete container %s: %w", c.ID(), err)
 	}
 	operations.Enter(ctx, "unmount root filesystem")
-	bundle := s.bundle(c.ID)
-	if err := s.layers.Unmount(ctx, c.ID); err != nil {
-		return fmt.Errorf("unmount root filesystem of container %s: %w", c.ID, err)
+	bundle := s.paths.Bundle(c.ID())
+	if err := s.layers.Unmount(ctx, c.ID()); err != nil {
+		return fmt.Errorf("unmount root filesystem of container %s: %w", c.ID(), err)
 	}
 	if err := mounts.DetachBelow(bundle); err != nil {
-		return fmt.Errorf("unmount volumes of container %s: %w", c.ID, err)
+		return fmt.Errorf("unmount volumes of container %s: %w", c.ID(), err)
 	}
 	for _, release := range c.held {
 		release()
 	}
 	c.held = nil
 	if err := overlay.RemoveTree(ctx, bundle); err != nil {
-		return fmt.Errorf("remove bundle of container %s: %w", c.ID, err)
+		return fmt.Errorf("remove bundle of container %s: %w", c.ID(), err)
 	}
-	if err := c.dropCheckpoint(ctx); err != nil {
-		return fmt.Errorf("remove checkpoint of container %s: %w", c.ID, err)
+	if err := dropCheckpoint(ctx, c.Dir()); err != nil {
+		return fmt.Errorf("remove checkpoint of container %s: %w", c.ID(), err)
 	}
 	return nil
 }
@@ -173,14 +174,14 @@ func (s *Service) tearDownContainer(ctx context.Context, c *Container) error {
 // killContainer kills every process of the container and returns when its exit is recorded. Also
 // for a container that is created but not started.
 func (s *Service) killContainer(ctx context.Context, c *Container) error {
-	switch c.phase() {
-	case Created, Running:
+	switch c.Phase() {
+	case state.Created, state.Running:
 	default:
 		return s.killCgroup(ctx, c)
 	}
 	d := dying{cgroup: s.containerCgroup(c)}
 	if ownPIDNamespace(c) {
-		d.pid = c.snapshot().Pid
+		d.pid = c.State().Pid
 	}
 	if err := s.untilDead(ctx, d, func(ctx context.Context) error { return s.killAndWait(ctx, c) }); err != nil {
 		return err
@@ -194,10 +195,10 @@ func (s *Service) killAndWait(ctx context.Context, c *Container) error {
 	}
 	operations.Enter(ctx, "wait for its exit")
 	select {
-	case <-c.exited:
+	case <-c.Exited():
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("kill container %s: wait for its exit: %w", c.ID, ctx.Err())
+		return fmt.Errorf("kill container %s: wait for its exit: %w", c.ID(), ctx.Err())
 	}
 }
 
@@ -208,19 +209,19 @@ func (s *Service) killCgroup(ctx context.Context, c *Container) error {
 		return nil // the kernel kills the namespace's processes when its first one exits
 	}
 	if err := s.cgroups.KillAll(ctx, s.containerCgroup(c)); err != nil {
-		return fmt.Errorf("kill processes left by container %s: %w", c.ID, err)
+		return fmt.Errorf("kill processes left by container %s: %w", c.ID(), err)
 	}
 	return nil
 }
 
 func ownPIDNamespace(c *Container) bool {
-	ns := c.config().GetLinux().GetSecurityContext().GetNamespaceOptions()
+	ns := c.Config().GetLinux().GetSecurityContext().GetNamespaceOptions()
 	return ns.GetPid() == runtimeapi.NamespaceMode_CONTAINER
 }
 
 // containerCgroup returns the container's cgroup in the form that package cgroup takes.
 func (s *Service) containerCgroup(c *Container) string {
-	return s.cgroups.ContainerDir(c.CgroupParent, c.ID)
+	return s.cgroups.ContainerDir(c.CgroupParent(), c.ID())
 }
 
 // eraseContainer tears the container down and removes its writable layer and its record. The caller
@@ -230,8 +231,8 @@ func (s *Service) eraseContainer(ctx context.Context, c *Container) error {
 		return err
 	}
 	operations.Enter(ctx, "remove writable layer")
-	if err := s.layers.Remove(ctx, c.ID); err != nil {
-		return fmt.Errorf("remove writable layer of container %s: %w", c.ID, err)
+	if err := s.layers.Remove(ctx, c.ID()); err != nil {
+		return fmt.Errorf("remove writable layer of container %s: %w", c.ID(), err)
 	}
 	if err := failpoint.Hit("container-layer-removed"); err != nil {
 		return err
@@ -242,11 +243,11 @@ func (s *Service) eraseContainer(ctx context.Context, c *Container) error {
 			return err
 		}
 	}
-	if err := overlay.RemoveTree(ctx, c.dir); err != nil { // with its volumes
-		return fmt.Errorf("remove record of container %s: %w", c.ID, err)
+	if err := overlay.RemoveTree(ctx, c.Dir()); err != nil { // with its volumes
+		return fmt.Errorf("remove record of container %s: %w", c.ID(), err)
 	}
-	s.plugins.RemoveContainer(ctx, c.ID)
-	s.containers.remove(c)
+	s.plugins.RemoveContainer(ctx, c.ID())
+	s.containers.Remove(c)
 	s.releaseLabel(c)
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/micarun/mica/internal/jsonfile"
 	"github.com/micarun/mica/runtimeservice/nri"
 	"github.com/micarun/mica/runtimeservice/oci"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 func of[T any](v T) *T { return &v }
@@ -64,10 +65,11 @@ func TestFailedUpdateIsUndone(t *testing.T) {
 	runtime := filepath.Join(t.TempDir(), "runc")
 	m.no(os.WriteFile(runtime, []byte("#!/bin/sh\ncat >>"+log+"; echo >>"+log+"\n"), 0o755))
 	m.handlers = map[string]handler{"": {Runtime: oci.New(oci.Handler{Path: runtime}, oci.Options{})}}
-	c := newContainer(t.TempDir(), ContainerRecord{ID: newID(), CgroupParent: "/mica-test-absent"}) // so that the second step fails
-	c.state = ContainerState{Ready: true, Started: c.Created.AddDate(2000, 0, 0), Pid: os.Getpid()}
-	c.state.Resources.Msg = &runtimeapi.LinuxContainerResources{CpuShares: 111}
-	bundle := m.bundle(c.ID)
+	rec := state.ContainerRecord{ID: newID(), CgroupParent: "/mica-test-absent"} // so that the second step fails
+	st := state.ContainerState{Ready: true, Started: rec.Created.AddDate(2000, 0, 0), Pid: os.Getpid()}
+	st.Resources.Msg = &runtimeapi.LinuxContainerResources{CpuShares: 111}
+	c := recordedContainer(t, rec, st)
+	bundle := m.paths.Bundle(c.ID())
 	m.no(os.MkdirAll(bundle, 0o700))
 	m.no(jsonfile.Write(filepath.Join(bundle, specFile), &specs.Spec{Linux: &specs.Linux{Resources: &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: of[uint64](111)}}}}))
 	err := m.limitContainer(context.Background(), c, nri.Update{Resources: &runtimeapi.LinuxContainerResources{CpuShares: 222}})
@@ -80,7 +82,7 @@ func TestFailedUpdateIsUndone(t *testing.T) {
 	if len(lines) != 2 || !strings.Contains(lines[0], `"shares":222`) || !strings.Contains(lines[1], `"shares":111`) {
 		t.Errorf("the OCI runtime was run with %q", lines)
 	}
-	if got := c.snapshot().Resources.Msg.GetCpuShares(); got != 111 {
+	if got := c.State().Resources.Msg.GetCpuShares(); got != 111 {
 		t.Errorf("the recorded state has %d shares", got)
 	}
 }

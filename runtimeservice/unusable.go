@@ -16,6 +16,8 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
+
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // reasonUnusable is the reason of conditions and statuses that report an unusable record.
@@ -36,7 +38,7 @@ type unusable struct {
 	container *Container
 
 	place containerPlace // of a container, as far as known
-	op    *opLock        // held by the removal
+	op    *state.Lock    // held by the removal
 }
 
 // unusableFunc handles a record that cannot be loaded. Its error ends the loading.
@@ -115,7 +117,7 @@ func (s *Service) UnusableRecords() int { return len(s.unusable.all()) }
 // to repair.
 func (s *Service) setAside(ctx context.Context, u unusable) error {
 	log := klog.FromContext(ctx)
-	if errors.Is(u.err, errNoRecord) {
+	if errors.Is(u.err, state.ErrNoRecord) {
 		log.Info("Removing directory without a record", "directory", u.dir, "reason", u.err.Error())
 		if err := s.discard(u.dir); err != nil {
 			return fmt.Errorf("remove %s: %w", u.dir, err)
@@ -123,12 +125,20 @@ func (s *Service) setAside(ctx context.Context, u unusable) error {
 		return nil
 	}
 	log.Error(u.err, "Record cannot be used: its processes are ended, its files stay until it is removed", "record", u.dir)
-	u.op = newOpLock()
-	if u.kind == containerKind {
+	u.op = state.NewLock()
+	if u.kind == state.ContainerKind {
 		u.place = s.placeOf(u)
 	}
 	s.unusable.add(u)
 	return nil
+}
+
+// discard moves a directory to the discarded ones, which the sweep deletes.
+func (s *Service) discard(dir string) error {
+	if err := makeDir(s.paths.Discarded(), privateMode); err != nil {
+		return err
+	}
+	return os.Rename(dir, filepath.Join(s.paths.Discarded(), newID()[:16]))
 }
 
 // containerStatus returns what is known of the container.
@@ -173,7 +183,7 @@ func (u unusable) podStatus(verbose bool) (*runtimeapi.PodSandboxStatusResponse,
 // writtenAt returns when the record was last written. It replaces the time of creation, which only
 // the record has.
 func (u unusable) writtenAt() int64 {
-	info, err := os.Lstat(filepath.Join(u.dir, recordFile))
+	info, err := os.Lstat(filepath.Join(u.dir, state.RecordFile))
 	if err != nil {
 		return time.Now().UnixNano() // clients refuse 0
 	}
@@ -182,12 +192,12 @@ func (u unusable) writtenAt() int64 {
 
 // message names the record and the error.
 func (u unusable) message() string {
-	return fmt.Sprintf("record %s cannot be used: %v", filepath.Join(u.dir, recordFile), u.err)
+	return fmt.Sprintf("record %s cannot be used: %v", filepath.Join(u.dir, state.RecordFile), u.err)
 }
 
 func (u unusable) info() (map[string]string, error) {
 	info := map[string]any{"reason": reasonUnusable, "message": u.message()}
-	if u.kind == containerKind {
+	if u.kind == state.ContainerKind {
 		info["sandboxID"] = u.place.podID
 	}
 	return infoJSON(info)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/micarun/mica/runtimeservice/nri"
 	"github.com/micarun/mica/runtimeservice/spec"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // UpdateContainerResources changes the limits of a created or running container. A zero field of
@@ -23,12 +24,12 @@ import (
 // update the old ones. Errors: ErrNotFound, ErrInvalidArgument, ErrFailedPrecondition (exited), and
 // the OCI runtime's, for example for a memory limit below the usage.
 func (s *Service) UpdateContainerResources(ctx context.Context, req *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
-	c, err := s.containers.get(req.GetContainerId())
+	c, err := s.containers.Get(req.GetContainerId())
 	if err != nil {
 		return nil, fmt.Errorf("update container: %w", err)
 	}
 	if req.GetWindows() != nil {
-		return nil, fmt.Errorf("update container %s: resources of Windows: %w", c.ID, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("update container %s: resources of Windows: %w", c.ID(), errdefs.ErrInvalidArgument)
 	}
 	err = s.detached(ctx, s.opts.ContainerTimeout, operation{"update container", s.subject(c)}, func(ctx context.Context) error {
 		return s.updateContainer(ctx, c, req.GetLinux())
@@ -40,46 +41,46 @@ func (s *Service) UpdateContainerResources(ctx context.Context, req *runtimeapi.
 }
 
 func (s *Service) updateContainer(ctx context.Context, c *Container, change *runtimeapi.LinuxContainerResources) error {
-	if err := c.require("update", Created, Running); err != nil {
+	if err := c.Require("update", state.Created, state.Running); err != nil {
 		return err
 	}
 	// Without the lock, to avoid a deadlock: plugins may first update other containers, whose
 	// updates may change this one.
-	wanted, err := s.plugins.UpdateContainer(ctx, c.ID, change)
+	wanted, err := s.plugins.UpdateContainer(ctx, c.ID(), change)
 	if err != nil {
-		return fmt.Errorf("update container %s: %w", c.ID, err)
+		return fmt.Errorf("update container %s: %w", c.ID(), err)
 	}
 	if err := s.limitContainer(ctx, c, wanted); err != nil {
 		return err
 	}
-	s.plugins.PostUpdateContainer(ctx, c.ID)
+	s.plugins.PostUpdateContainer(ctx, c.ID())
 	return nil
 }
 
 // limitContainer sets new limits of the container. If a step fails, it restores the old ones.
 func (s *Service) limitContainer(ctx context.Context, c *Container, wanted nri.Update) error {
-	if err := c.op.lock(ctx, "update container "+c.ID); err != nil {
+	if err := c.op.Lock(ctx, "update container "+c.ID()); err != nil {
 		return err
 	}
-	defer c.op.unlock()
-	if err := c.require("update", Created, Running); err != nil {
+	defer c.op.Unlock()
+	if err := c.Require("update", state.Created, state.Running); err != nil {
 		return err
 	}
 	if c.unstarted() {
-		return fmt.Errorf("update container %s: without a cgroup until its processes are restored: %w", c.ID, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("update container %s: without a cgroup until its processes are restored: %w", c.ID(), errdefs.ErrFailedPrecondition)
 	}
-	h, err := s.handler(c.Handler)
+	h, err := s.handler(c.Record().Handler)
 	if err != nil {
-		return fmt.Errorf("update container %s: %w", c.ID, err)
+		return fmt.Errorf("update container %s: %w", c.ID(), err)
 	}
-	next := mergeResources(c.snapshot().Resources.Msg, wanted.Resources)
+	next := mergeResources(c.State().Resources.Msg, wanted.Resources)
 	limits, err := spec.Resources(next, s.host)
 	if err != nil {
-		return fmt.Errorf("update container %s: %w", c.ID, err)
+		return fmt.Errorf("update container %s: %w", c.ID(), err)
 	}
 	score, err := spec.OOMScoreAdj(wanted.Resources, s.host)
 	if err != nil {
-		return fmt.Errorf("update container %s: %w", c.ID, err)
+		return fmt.Errorf("update container %s: %w", c.ID(), err)
 	}
 	// OCI runtimes set CPU and memory limits; some ignore the others.
 	direct := &specs.LinuxResources{HugepageLimits: limits.HugepageLimits, Unified: limits.Unified}
@@ -94,14 +95,14 @@ func (s *Service) limitContainer(ctx context.Context, c *Container, wanted nri.U
 		steps.score = &score
 	}
 	if err := s.applyLimits(ctx, c, h, steps); err != nil {
-		return fmt.Errorf("update container %s: %w", c.ID, errors.Join(err, s.undoLimits(ctx, c, h, steps)))
+		return fmt.Errorf("update container %s: %w", c.ID(), errors.Join(err, s.undoLimits(ctx, c, h, steps)))
 	}
-	s.plugins.Limited(c.ID, &complete)
-	set := updatedLimits{Resources: withLimits(&complete, &specs.LinuxResources{Memory: direct.Memory})}
+	s.plugins.Limited(c.ID(), &complete)
+	set := state.Limits{Resources: withLimits(&complete, &specs.LinuxResources{Memory: direct.Memory})}
 	set.OOMScoreAdj = steps.score
-	return c.update(func(st *ContainerState) error {
+	return c.Update(func(st *state.ContainerState) error {
 		st.Resources.Msg = next
-		st.Limits = st.Limits.with(set)
+		st.Limits = addLimits(st.Limits, set)
 		return nil
 	})
 }
@@ -114,7 +115,7 @@ type limitSteps struct {
 }
 
 func (s *Service) applyLimits(ctx context.Context, c *Container, h handler, l limitSteps) error {
-	if err := h.Update(ctx, c.ID, l.byRuntime); err != nil {
+	if err := h.Update(ctx, c.ID(), l.byRuntime); err != nil {
 		return err
 	}
 	if err := s.cgroups.SetResources(s.containerCgroup(c), l.direct); err != nil {
@@ -135,7 +136,7 @@ const undoTimeout = 30 * time.Second
 func (s *Service) undoLimits(ctx context.Context, c *Container, h handler, failed limitSteps) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	before, err := c.snapshot().currentSpec(s.bundle(c.ID))
+	before, err := currentSpec(c.State(), s.paths.Bundle(c.ID()))
 	if err != nil {
 		return fmt.Errorf("restore limits: %w", err)
 	}
@@ -144,7 +145,7 @@ func (s *Service) undoLimits(ctx context.Context, c *Container, h handler, faile
 		old = before.Linux.Resources
 	}
 	errs := []error{
-		h.Update(ctx, c.ID, earlierLimits(old, failed.byRuntime)),
+		h.Update(ctx, c.ID(), earlierLimits(old, failed.byRuntime)),
 		s.cgroups.SetResources(s.containerCgroup(c), earlierLimits(old, failed.direct)),
 	}
 	if failed.score != nil && before.Process != nil && before.Process.OOMScoreAdj != nil {

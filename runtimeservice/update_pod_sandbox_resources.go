@@ -9,6 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/runtimeservice/spec"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // UpdatePodSandboxResources records the resources of the whole pod for verbose status and metrics,
@@ -16,28 +17,28 @@ import (
 // the write is a no-op: the kubelet sends what it has written. Errors: ErrNotFound,
 // ErrInvalidArgument, ErrFailedPrecondition (not ready), and the cgroup's.
 func (s *Service) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
-	p, err := s.pods.get(req.GetPodSandboxId())
+	p, err := s.pods.Get(req.GetPodSandboxId())
 	if err != nil {
 		return nil, fmt.Errorf("update pod: %w", err)
 	}
-	if err := p.op.lock(ctx, "update pod "+p.ID); err != nil {
+	if err := p.op.Lock(ctx, "update pod "+p.ID()); err != nil {
 		return nil, err
 	}
-	defer p.op.unlock()
-	if err := p.requireReady("update"); err != nil {
+	defer p.op.Unlock()
+	if err := p.RequireReady("update"); err != nil {
 		return nil, err
 	}
 	limits, err := s.podLimits(podResources(req.GetOverhead(), req.GetResources()))
 	if err != nil {
-		return nil, fmt.Errorf("update pod %s: %w", p.ID, err)
+		return nil, fmt.Errorf("update pod %s: %w", p.ID(), err)
 	}
-	if err := s.plugins.UpdatePod(ctx, p.ID, req.GetOverhead(), req.GetResources()); err != nil {
-		return nil, fmt.Errorf("update pod %s: %w", p.ID, err)
+	if err := s.plugins.UpdatePod(ctx, p.ID(), req.GetOverhead(), req.GetResources()); err != nil {
+		return nil, fmt.Errorf("update pod %s: %w", p.ID(), err)
 	}
-	if err := s.cgroups.SetResources(p.CgroupParent, limits); err != nil {
-		return nil, fmt.Errorf("update pod %s: %w", p.ID, err)
+	if err := s.cgroups.SetResources(p.CgroupParent(), limits); err != nil {
+		return nil, fmt.Errorf("update pod %s: %w", p.ID(), err)
 	}
-	err = p.update(func(st *PodState) error {
+	err = p.Update(func(st *state.PodState) error {
 		if req.GetOverhead() != nil {
 			st.Overhead.Msg = req.GetOverhead()
 		}
@@ -49,8 +50,8 @@ func (s *Service) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi
 	if err != nil {
 		return nil, err
 	}
-	st := p.snapshot()
-	s.plugins.PostUpdatePod(ctx, p.ID, st.Overhead.Msg, st.Resources.Msg)
+	st := p.State()
+	s.plugins.PostUpdatePod(ctx, p.ID(), st.Overhead.Msg, st.Resources.Msg)
 	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil
 }
 

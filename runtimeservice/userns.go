@@ -22,7 +22,7 @@ import (
 	"github.com/micarun/mica/runtimeservice/spec"
 )
 
-func (p *Pod) userNamespace() *runtimeapi.UserNamespace { return spec.PodUserNamespace(p.config()) }
+func (p *Pod) userNamespace() *runtimeapi.UserNamespace { return spec.PodUserNamespace(p.Config()) }
 
 // root returns the host's IDs of the user and the group that are 0 in the pod.
 func (p *Pod) root() (uid, gid int) {
@@ -41,7 +41,7 @@ func hostRoot(maps []*runtimeapi.IDMapping) int {
 
 // rootOf returns the root of the container's pod, as Pod.root does.
 func (s *Service) rootOf(c *Container) (uid, gid int) {
-	pod, err := s.pods.get(c.PodID)
+	pod, err := s.pods.Get(c.PodID())
 	if err != nil {
 		return 0, 0 // the pod has just been removed, with the container
 	}
@@ -53,7 +53,7 @@ func (s *Service) userNamespace(p *Pod) string {
 	if p.userNamespace() == nil {
 		return ""
 	}
-	return filepath.Join(s.podStateDir(p.ID), podns.User)
+	return filepath.Join(s.paths.PodState(p.ID()), podns.User)
 }
 
 // owners returns the ID mappings of the pod's root filesystems; nil if the pod uses the host's user
@@ -130,7 +130,7 @@ func (s *Service) probeUserNamespaces(ctx context.Context) error {
 // makeBundle makes the bundle's directory. Root in a user namespace needs search permission for the
 // root filesystem; no other user does.
 func (s *Service) makeBundle(p *Pod, c *Container) error {
-	dir := s.bundle(c.ID)
+	dir := s.paths.Bundle(c.ID())
 	if err := os.Mkdir(dir, privateMode); err != nil || p.userNamespace() == nil {
 		return err
 	}
@@ -144,7 +144,7 @@ func (s *Service) makeBundle(p *Pod, c *Container) error {
 // exposeRootfs bind-mounts the root filesystem in the bundle, where root in the pod's user
 // namespace can reach it. The layer store's directories admit only the host's root.
 func (s *Service) exposeRootfs(c *Container, rootfs string) (string, error) {
-	target := filepath.Join(s.bundle(c.ID), "rootfs")
+	target := filepath.Join(s.paths.Bundle(c.ID()), "rootfs")
 	if err := os.Mkdir(target, privateMode); err != nil {
 		return "", err
 	}
@@ -166,7 +166,7 @@ func (s *Service) mapVolume(ctx context.Context, p *Pod, v volume) (string, erro
 		return "", fmt.Errorf("id-mapped mount with bidirectional propagation: %w", errdefs.ErrInvalidArgument)
 	}
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Propagation: propagationBetween(v.m)}
-	base := filepath.Join(s.bundle(v.c.ID), "volumes")
+	base := filepath.Join(s.paths.Bundle(v.c.ID()), "volumes")
 	if err := os.MkdirAll(base, privateMode); err != nil {
 		return "", err
 	}

@@ -17,7 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	crierrors "k8s.io/cri-api/pkg/errors"
-	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/runtimeservice/spec"
 	"github.com/micarun/mica/runtimeservice/spec/lookup"
@@ -29,7 +28,7 @@ const volumesDir = "volumes"
 // mountSources returns the source of every mount of the container. A missing host path becomes a
 // directory. Images, and host paths with ID mappings, are mounted below the bundle.
 func (s *Service) mountSources(ctx context.Context, p *Pod, c *Container) ([]string, error) {
-	mounts := c.config().GetMounts()
+	mounts := c.Config().GetMounts()
 	sources, err := lookup.PrepareMounts(mounts)
 	if err != nil {
 		return nil, err
@@ -67,7 +66,7 @@ func (s *Service) mountImage(ctx context.Context, p *Pod, v volume) (string, err
 	if len(img.Layers) == 0 {
 		return "", fmt.Errorf("image %s has no layers: %w", img.ID, errdefs.ErrInvalidArgument)
 	}
-	view := filepath.Join(s.bundle(v.c.ID), "images", strconv.Itoa(v.index))
+	view := filepath.Join(s.paths.Bundle(v.c.ID()), "images", strconv.Itoa(v.index))
 	if err := os.MkdirAll(view, privateMode); err != nil {
 		return "", err
 	}
@@ -100,27 +99,14 @@ func (s *Service) mountImage(ctx context.Context, p *Pod, v volume) (string, err
 	return sub, nil
 }
 
-// holdMounted takes the references to the layers of mounted images again, for a container of an
-// earlier run of the daemon.
-func (s *Service) holdMounted(ctx context.Context, c *Container) {
-	for _, layer := range c.snapshot().MountedLayers {
-		release, err := s.layers.Hold(layer)
-		if err != nil {
-			klog.FromContext(ctx).Error(err, "Layer of an image volume is lost", "container", c.ID)
-			continue
-		}
-		c.held = append(c.held, release)
-	}
-}
-
 // outlived reports whether an image that the container uses has been removed. The image's layers
 // can be collected after the container. The caller holds c.op.
 func (s *Service) outlived(c *Container) bool {
 	mounted := c.mounted // of one that is just being created
 	if mounted == nil {
-		mounted = c.snapshot().MountedImages
+		mounted = c.State().MountedImages
 	}
-	for _, id := range append(slices.Collect(maps.Values(mounted)), c.ImageID) {
+	for _, id := range append(slices.Collect(maps.Values(mounted)), c.Record().ImageID) {
 		if _, err := s.images.Get(id); errdefs.IsNotFound(err) {
 			return true
 		}
@@ -136,7 +122,7 @@ func (s *Service) imageVolumes(ctx context.Context, a specArgs) ([]spec.Mount, e
 		return nil, err
 	}
 	covered := map[string]bool{}
-	for _, m := range a.c.config().GetMounts() {
+	for _, m := range a.c.Config().GetMounts() {
 		covered[path.Clean(m.GetContainerPath())] = true
 	}
 	var mounts []spec.Mount
@@ -147,7 +133,7 @@ func (s *Service) imageVolumes(ctx context.Context, a specArgs) ([]spec.Mount, e
 		if err := ctx.Err(); err != nil { // the copies may take long
 			return nil, fmt.Errorf("volume %s: %w", dest, err)
 		}
-		dir := filepath.Join(a.c.dir, volumesDir, strconv.Itoa(i))
+		dir := filepath.Join(a.c.Dir(), volumesDir, strconv.Itoa(i))
 		err := fillVolume(a.pod, dir, a.rootfs, dest)
 		if errors.Is(err, unix.ENAMETOOLONG) {
 			return nil, fmt.Errorf("volume %.64q: a path of %d bytes is too long in the root file system: %w", dest, len(dest), errdefs.ErrInvalidArgument)

@@ -71,6 +71,7 @@ func mayImport() []struct {
 		{"runtimeservice/keeper", []string{"runtimeservice/keeper/..."}},
 		{"runtimeservice/keeper/server", []string{"runtimeservice/keeper/wire"}},
 		{"runtimeservice/spec/lookup", []string{"runtimeservice/spec"}},
+		{"runtimeservice/state", nil},
 		{"runtimeservice/stats", []string{"network", "overlay", "runtimeservice/cgroup"}},
 		{"runtimeservice/...", nil},
 		{"imageservice", []string{"imageservice/...", "overlay"}},

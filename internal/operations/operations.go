@@ -15,6 +15,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -184,6 +185,20 @@ func (op *Operation) Current() (stage string, since time.Duration) {
 		return "", 0
 	}
 	return op.entry.Stages[n-1].Name, time.Since(op.entry.Stages[n-1].Started)
+}
+
+// Where describes the stage for the error of a call that waited for the operation: " (set up network
+// for 2m0s)", with the progress if there is any. It returns "" before the first stage.
+func (op *Operation) Where() string {
+	stage, since := op.Current()
+	if stage == "" {
+		return ""
+	}
+	text := fmt.Sprintf("%s for %s", stage, since.Round(time.Millisecond))
+	if detail := op.Detail(); detail != "" {
+		text += ": " + detail
+	}
+	return " (" + text + ")"
 }
 
 // AddCall counts one more call that waits for the operation's result. The caller runs done when the

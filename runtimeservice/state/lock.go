@@ -1,4 +1,4 @@
-package runtimeservice
+package state
 
 import (
 	"context"
@@ -10,19 +10,20 @@ import (
 	"github.com/micarun/mica/internal/operations"
 )
 
-// opLock lets one operation at a time work on an object. Unlike a mutex, its wait ends with a
+// Lock lets one operation at a time work on an object. Unlike a mutex, its wait ends with a
 // context, and it knows the operation that holds it. Operations get it in the order of their calls.
-type opLock struct {
+type Lock struct {
 	held   *semaphore.Weighted
 	holder atomic.Pointer[operations.Operation]
 }
 
-func newOpLock() *opLock { return &opLock{held: semaphore.NewWeighted(1)} }
+// NewLock returns a free lock.
+func NewLock() *Lock { return &Lock{held: semaphore.NewWeighted(1)} }
 
-// lock takes the lock or returns the context's error, which names the operation that holds the lock
+// Lock takes the lock or returns the context's error, which names the operation that holds the lock
 // and its stage. what names the waiting operation and the object.
-func (l *opLock) lock(ctx context.Context, what string) error {
-	if l.try(ctx) {
+func (l *Lock) Lock(ctx context.Context, what string) error {
+	if l.Try(ctx) {
 		return nil
 	}
 	operations.Enter(ctx, "wait for the operation before it")
@@ -35,8 +36,8 @@ func (l *opLock) lock(ctx context.Context, what string) error {
 	return nil
 }
 
-// try takes the lock if it is free.
-func (l *opLock) try(ctx context.Context) bool {
+// Try takes the lock if it is free.
+func (l *Lock) Try(ctx context.Context) bool {
 	if !l.held.TryAcquire(1) {
 		return false
 	}
@@ -44,21 +45,22 @@ func (l *opLock) try(ctx context.Context) bool {
 	return true
 }
 
-func (l *opLock) unlock() {
+// Unlock releases the lock, which the caller holds.
+func (l *Lock) Unlock() {
 	l.holder.Store(nil)
 	l.held.Release(1)
 }
 
 // describe returns the operation that holds the lock and its stage: "recover pod (delete network
 // for 3s)". It returns "" if that is not known.
-func (l *opLock) describe() string {
+func (l *Lock) describe() string {
 	if op := l.holder.Load(); op != nil {
-		return op.What() + where(op)
+		return op.What() + op.Where()
 	}
 	return ""
 }
 
-func (l *opLock) suffix() string {
+func (l *Lock) suffix() string {
 	if d := l.describe(); d != "" {
 		return ", " + d
 	}
