@@ -32,7 +32,7 @@ ADD) read -r answer < %[1]s
 		printf '{"cniVersion":"1.0.0","code":100,"msg":"%%s"}' "$answer"
 		exit 1
 	fi
-	echo '{"cniVersion":"1.0.0","interfaces":[],"ips":[],"dns":{}}';;
+	echo '{"cniVersion":"1.0.0","interfaces":[],"ips":[{"address":"192.0.2.7/24"}],"dns":{}}';;
 esac
 `
 
