@@ -41,6 +41,7 @@ type fixture struct {
 	addr     string // the registry's
 	baseline node.Census
 	serial   atomic.Int32
+	ports    []int  // unused ports of the slot
 	logs     string // directory of container logs
 }
 
@@ -75,7 +76,7 @@ func startNode(t *testing.T, auth testregistry.Auth, change func(*node.Options))
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = slot.Release() })
-	f := &fixture{t: t, ctx: ctx, registry: testregistry.New(testregistry.Options{Dir: filepath.Join(shared.images, "registry"), Auth: auth}), logs: filepath.Join(t.TempDir(), "logs")}
+	f := &fixture{t: t, ctx: ctx, registry: testregistry.New(testregistry.Options{Dir: filepath.Join(shared.images, "registry"), Auth: auth}), logs: filepath.Join(t.TempDir(), "logs"), ports: slot.Ports[:]}
 	server, err := f.registry.Start("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -362,10 +363,14 @@ func (f *fixture) log(p pod, config *runtimeapi.ContainerConfig) []logLine {
 
 func (f *fixture) logFile(path string) []logLine {
 	f.t.Helper()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		f.t.Fatal(err)
-	}
+	var data []byte
+	// A reader may see the first part of a write that crosses a page's end.
+	f.eventually(path+" ends with a whole line", func() bool {
+		var err error
+		data, err = os.ReadFile(path)
+		f.no(err)
+		return len(data) == 0 || data[len(data)-1] == '\n'
+	})
 	var lines []logLine
 	for line := range strings.Lines(string(data)) {
 		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), " ", 4)

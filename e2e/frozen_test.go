@@ -9,6 +9,8 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/internal/patience"
 )
 
 // freezerFile returns the file that freezes a cgroup, and the content to write to it.
@@ -83,31 +85,49 @@ func TestFrozenPodsStop(t *testing.T) {
 	f.no(f.Runtime.RemovePodSandbox(f.ctx, p.id))
 }
 
+// execForSeconds runs a command with a time-out of some seconds and returns once the command runs.
+// The channel gets the call's error. A busy machine may not start the command within the time-out;
+// then it gets a longer one.
+func (f *fixture) execForSeconds(id string) (ended <-chan error) {
+	f.t.Helper()
+	for limit := 2 * time.Second; ; limit *= 2 {
+		result := make(chan error, 1)
+		go func() {
+			_, _, err := f.Runtime.ExecSync(f.ctx, id, []string{"sh", "-c", "touch /tmp/runs; sleep 1000 & sleep 1001"}, limit)
+			result <- err
+		}()
+		runs := false
+		f.eventually("the command runs or has timed out", func() bool {
+			runs = f.exec(id, "sh", "-c", "ls /tmp/runs 2>&1; true") == "/tmp/runs\n"
+			return runs || len(result) > 0
+		})
+		if runs && len(result) == 0 {
+			return result
+		}
+		f.exec(id, "rm", "-f", "/tmp/runs")
+	}
+}
+
 // Calls on a frozen container return: new limits are set or rejected, and a command times out.
 func TestCallsOnFrozenContainersEnd(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
 	id := f.start(p, f.containerConfig(busyboxImage, "sleep", "1000"))
 	cgroup := f.cgroupOf(id, "freezer")
-	ended := make(chan error, 1)
-	go func() {
-		_, _, err := f.Runtime.ExecSync(f.ctx, id, []string{"sh", "-c", "touch /tmp/runs; sleep 1000 & sleep 1001"}, 2*time.Second)
-		ended <- err
-	}()
-	f.eventually("the command runs", func() bool { return f.exec(id, "sh", "-c", "ls /tmp/runs 2>&1; true") == "/tmp/runs\n" })
+	ended := f.execForSeconds(id)
 	f.freeze(cgroup)
 	select {
 	case err := <-ended:
 		if err == nil {
 			t.Error("ExecSync of a frozen command succeeded")
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience.Of(time.Minute)):
 		t.Fatal("ExecSync of a frozen command does not end at its time-out")
 	}
 	if _, _, err := f.Runtime.ExecSync(f.ctx, id, []string{"true"}, time.Second); err == nil {
 		t.Error("a command runs in a frozen container")
 	}
-	ctx, cancel := context.WithTimeout(f.ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(f.ctx, patience.Of(time.Minute))
 	defer cancel()
 	if err := f.Runtime.UpdateContainerResources(ctx, id, &runtimeapi.ContainerResources{
 		Linux: &runtimeapi.LinuxContainerResources{CpuShares: 512},

@@ -20,7 +20,7 @@ import (
 func TestNginxOnTheBridge(t *testing.T) {
 	f := start(t)
 	config := f.podConfig()
-	hostPort := freePort(t)
+	hostPort := f.freePort()
 	config.PortMappings = []*runtimeapi.PortMapping{{ContainerPort: 80, HostPort: int32(hostPort)}}
 	p := f.runPod(config)
 	server := f.containerConfig(nginxImage)

@@ -13,6 +13,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/internal/patience"
 )
 
 func TestPodLifeCycle(t *testing.T) {
@@ -79,11 +81,11 @@ func TestExitCodes(t *testing.T) {
 func TestKilledWhileStarted(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
-	ctx, cancel := context.WithTimeout(f.ctx, time.Minute)
-	defer cancel()
 	for i := range 60 {
 		id := f.create(p, f.containerConfig(busyboxImage, "sleep", "1000"))
 		pid := f.inspect(id).Pid
+		ctx, cancel := context.WithTimeout(f.ctx, patience.Of(time.Minute))
+		defer cancel()
 		started := make(chan error, 1)
 		go func() { started <- f.Runtime.StartContainer(ctx, id) }()
 		time.Sleep(time.Duration(i) * 300 * time.Microsecond)
@@ -377,7 +379,7 @@ func TestTargetProcessNamespace(t *testing.T) {
 	f := start(t)
 	p := f.runPod(f.podConfig())
 	target := f.start(p, f.containerConfig(busyboxImage, "sleep", "4321"))
-	debugger := f.containerConfig(busyboxImage, "sh", "-c", "pgrep sleep; kill -0 1 && echo seen; sleep 4322")
+	debugger := f.containerConfig(busyboxImage, "sh", "-c", "until pgrep sleep; do :; done; kill -0 1 && echo seen; sleep 4322")
 	debugger.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_TARGET, TargetId: target}
 	id := f.start(p, debugger)
 	f.eventually("the target's process is visible", func() bool { return text(f.log(p, debugger)) == "1\nseen\n" })

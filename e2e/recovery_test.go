@@ -10,6 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/micarun/mica/internal/patience"
 )
 
 // The daemon is killed repeatedly while a container prints numbered lines at full speed and other
@@ -45,7 +47,7 @@ func TestKilledDaemonLosesNothing(t *testing.T) {
 func TestRestartKeepsEverything(t *testing.T) {
 	f := start(t)
 	config := f.podConfig()
-	hostPort := freePort(t)
+	hostPort := f.freePort()
 	config.PortMappings = []*runtimeapi.PortMapping{{ContainerPort: 80, HostPort: int32(hostPort)}}
 	p := f.runPod(config)
 	server := f.start(p, f.containerConfig(nginxImage))
@@ -307,7 +309,7 @@ func (f *fixture) events() (events chan *runtimeapi.ContainerEventResponse, ende
 // event waits for the next event of a container.
 func (f *fixture) event(events <-chan *runtimeapi.ContainerEventResponse, id string) *runtimeapi.ContainerEventResponse {
 	f.t.Helper()
-	for deadline := time.After(time.Minute); ; {
+	for deadline := time.After(patience.Of(time.Minute)); ; {
 		select {
 		case event := <-events:
 			if event.GetContainerId() == id {
@@ -325,7 +327,7 @@ func (f *fixture) endStreams(ended <-chan struct{}) {
 	f.no(f.Reconnect(f.ctx))
 	select {
 	case <-ended:
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience.Of(time.Minute)):
 		f.t.Error("the event stream did not end with its connection")
 	}
 }

@@ -222,10 +222,13 @@ func TestHostileAttach(t *testing.T) {
 func TestHostilePorts(t *testing.T) {
 	j := startJudge(t)
 	id := j.start(j.pod, j.containerConfig(busyboxImage, "sh", "-c", "while :; do nc -l -p 7000 -e cat /dev/zero; done"))
-	_ = id
 	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
 	j.no(err)
 	for name, read := range map[string]bool{"a flooding port that is read": true, "a flooding port that is not read": false} {
+		// It listens again some time after its last client has gone.
+		j.eventually("the port listens", func() bool {
+			return strings.Contains(j.exec(id, "netstat", "-ltn"), ":7000 ")
+		})
 		j.abuse(t, name, func(t *testing.T) {
 			stop, ready, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 			dialer := spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, http.MethodPost, j.portForward(j.pod, 7000))

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -78,7 +77,7 @@ func TestExecSyncDrainIsBounded(t *testing.T) {
 		f.no(err)
 		leaks := census.Leaks(before)
 		return len(leaks) == count && !slices.ContainsFunc(leaks, func(leak string) bool {
-			return !strings.HasPrefix(leak, "process: ") || !strings.Contains(leak, " sleep ")
+			return !strings.HasPrefix(leak, "process: ") || !strings.HasSuffix(leak, " sleep")
 		})
 	})
 	f.no(f.Runtime.StopContainer(f.ctx, id, 0)) // which ends the processes
@@ -350,7 +349,7 @@ func TestPortForward(t *testing.T) {
 			options := &runtimeapi.NamespaceOption{Network: mode}
 			config.Linux.SecurityContext = &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: options}
 			p := f.runPod(config)
-			port := freePort(t)
+			port := f.freePort()
 			script := fmt.Sprintf("echo hello >/tmp/index.html; exec httpd -f -h /tmp -p 127.0.0.1:%d", port)
 			server := f.containerConfig(busyboxImage, "sh", "-c", script)
 			server.Linux.SecurityContext.NamespaceOptions = options
@@ -422,12 +421,13 @@ func get(ctx context.Context, address string) (string, error) {
 	return string(body), err
 }
 
-func freePort(t *testing.T) int {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+// freePort returns a port that nothing else on the machine uses during the test.
+func (f *fixture) freePort() int {
+	f.t.Helper()
+	if len(f.ports) == 0 {
+		f.t.Fatal("the test has used all ports of its slot")
 	}
-	defer listener.Close()
-	return listener.Addr().(*net.TCPAddr).Port
+	port := f.ports[0]
+	f.ports = f.ports[1:]
+	return port
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/patience"
 )
 
 // Census lists a node's resources on the machine by kind: processes, mounts, namespace pins,
@@ -36,7 +38,7 @@ func (n *Node) Census(ctx context.Context) (Census, error) {
 // Settle returns the census when two consecutive ones are equal, so that the start of a new daemon
 // has finished.
 func (n *Node) Settle(ctx context.Context) (Census, error) {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	ctx, cancel := context.WithTimeout(ctx, patience.Of(startTimeout))
 	defer cancel()
 	var before Census
 	for {
@@ -325,7 +327,10 @@ func processes() ([]process, error) {
 		if _, err := fmt.Sscan(string(stat[end+1:]), &state, &p.parent); err != nil {
 			continue
 		}
-		p.name = string(stat[open+1:end]) + " " + state
+		p.name = string(stat[open+1 : end])
+		if state == "Z" { // other states change while the process runs
+			p.name += " (zombie)"
+		}
 		arguments, _ := os.ReadFile(dir + "/cmdline")
 		p.arguments = strings.Split(strings.TrimRight(string(arguments), "\x00"), "\x00")
 		cgroups, _ := os.ReadFile(dir + "/cgroup")

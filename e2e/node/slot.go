@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Slot is a place for one node on the machine: a name, a subnet, directories and a port that no
-// other node uses while the slot is held.
+// Slot is a place for one node on the machine: a name, a subnet, directories and ports that no other
+// node uses while the slot is held.
 type Slot struct {
 	Name   string
 	Subnet netip.Prefix
@@ -23,6 +23,9 @@ type Slot struct {
 	// Metrics is the address of the daemon's metrics. Its port is below the kernel's ephemeral
 	// ports, so that no other program takes it between two starts of the daemon.
 	Metrics string
+	// Ports are for the test's servers and host ports, from the first number on. No other test uses
+	// them, and they are below the kernel's ephemeral ports.
+	Ports [slotPorts]int
 
 	lock *os.File
 }
@@ -33,6 +36,8 @@ const (
 	slotCount  = 64
 
 	firstMetricsPort = 21700
+	slotPorts        = 16
+	firstPort        = 21800
 )
 
 // TakeSlot takes a free slot. It removes the node and the directories that a killed test left in
@@ -58,6 +63,9 @@ func TakeSlot(ctx context.Context) (*Slot, error) {
 			Data:    filepath.Join(slotData, name),
 			Metrics: fmt.Sprintf("127.0.0.1:%d", firstMetricsPort+number),
 			lock:    lock,
+		}
+		for i := range slot.Ports {
+			slot.Ports[i] = firstPort + number*slotPorts + i
 		}
 		if err := slot.clear(ctx); err != nil {
 			return nil, errors.Join(fmt.Errorf("take slot %s: %w", name, err), lock.Close())
