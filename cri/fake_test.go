@@ -16,6 +16,8 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+
+	"github.com/micarun/mica/internal/patience"
 )
 
 // fakeRuntime is a runtime with one container, "c", and one pod, "p". Commands are
@@ -182,10 +184,13 @@ func (f *fakeRuntime) execHasEnded() bool {
 	return slices.Contains(f.ended, "exec")
 }
 
-// eventually polls ok for up to half a minute.
+// wait bounds what has no time limit of its own, so that a hanging test ends.
+func wait() time.Duration { return patience.Of(time.Minute) }
+
+// eventually polls ok until it is true.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(wait())
 	for !ok() {
 		if time.Now().After(deadline) {
 			t.Fatalf("%s did not happen", what)

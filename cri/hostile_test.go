@@ -138,7 +138,7 @@ func TestDuplicateStreams(t *testing.T) {
 	e := start(t, nil)
 	f := e.sleeper()
 	before := runtime.NumGoroutine()
-	_ = f.conn.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = f.conn.SetDeadline(time.Now().Add(wait()))
 	for range 200_000 {
 		if f.WriteFrame(&spdy.SynStreamFrame{StreamId: 1, Headers: http.Header{"n": {"v"}}}) != nil {
 			break
@@ -175,7 +175,7 @@ func TestHostileHeaders(t *testing.T) {
 				}
 			}
 			_ = f.conn.CloseWrite()
-			_ = f.conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+			_ = f.conn.SetReadDeadline(time.Now().Add(wait()))
 			_, _ = io.Copy(io.Discard, f.conn)
 			if got := peak(); got > mostHeld {
 				t.Errorf("the server holds %d MB", got>>20)
@@ -255,7 +255,7 @@ func TestLargeMessagesOfWebSocket(t *testing.T) {
 			if protocol[0] == 'v' {
 				message[0] = channelStdin
 			}
-			_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+			_ = conn.SetDeadline(time.Now().Add(wait()))
 			conn.PayloadType = websocket.BinaryFrame
 			_, _ = conn.Write(message)
 			_, err := io.Copy(io.Discard, conn)
@@ -322,7 +322,7 @@ func TestConnectionsWithoutAURLAreClosed(t *testing.T) {
 			}
 			defer conn.Close()
 			talk(conn)
-			_ = conn.SetReadDeadline(time.Now().Add(headerTimeout + 5*time.Second))
+			_ = conn.SetReadDeadline(time.Now().Add(headerTimeout + wait()))
 			if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
 				t.Error("the connection stays open")
 			}
@@ -437,7 +437,7 @@ func TestForwardOverChannels(t *testing.T) {
 				t.Fatal(err)
 			}
 			conn := e.webSocket(answer.GetUrl(), protocol)
-			_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+			_ = conn.SetDeadline(time.Now().Add(wait()))
 			encoded := strings.Contains(protocol, "base64")
 			var sent any = append([]byte{0}, "hello\n"...)
 			if encoded {

@@ -91,7 +91,7 @@ func start(t *testing.T, change func(*Options)) *env {
 			if err != nil {
 				t.Errorf("serve: %v", err)
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(wait()):
 			t.Error("Serve did not return")
 		}
 	})
@@ -102,7 +102,7 @@ func start(t *testing.T, change func(*Options)) *env {
 		}
 		_ = os.RemoveAll(dir)
 		// spdystream takes up to a second to release a failed connection.
-		for deadline := time.Now().Add(5 * time.Second); ; {
+		for deadline := time.Now().Add(wait()); ; {
 			err := goleak.Find(leaks...)
 			if err == nil {
 				return
@@ -120,7 +120,7 @@ func start(t *testing.T, change func(*Options)) *env {
 func (e *env) client() internalapi.RuntimeService {
 	e.t.Helper()
 	c, err := remote.NewRemoteRuntimeServiceBuilder().WithEndpoint("unix://" + e.socket).
-		WithConnectionTimeout(20 * time.Second).Build(e.t.Context())
+		WithConnectionTimeout(wait()).Build(e.t.Context())
 	if err != nil {
 		e.t.Fatal(err)
 	}
@@ -258,7 +258,7 @@ func TestRegistryUnavailableAsTheKubeletSeesIt(t *testing.T) {
 		return nil, fmt.Errorf("pull image %q: %w: %w", "x", criapierrors.ErrRegistryUnavailable, errdefs.ErrNotFound)
 	}
 	images, err := remote.NewRemoteImageServiceBuilder().WithEndpoint("unix://" + e.socket).
-		WithConnectionTimeout(20 * time.Second).Build(t.Context())
+		WithConnectionTimeout(wait()).Build(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

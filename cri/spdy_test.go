@@ -32,12 +32,12 @@ func speak(t *testing.T, address, protocol string) *frames {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := net.DialTimeout("tcp", u.Host, 10*time.Second)
+	conn, err := net.DialTimeout("tcp", u.Host, wait())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(wait()))
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, address, nil)
 	if err != nil {
 		t.Fatal(err)

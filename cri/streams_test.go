@@ -184,7 +184,7 @@ func TestExecEndsWithTheServer(t *testing.T) {
 			if err == nil {
 				t.Error("the client thinks that the command succeeded")
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(wait()):
 			t.Error("the client got no status")
 		}
 	})
@@ -305,12 +305,12 @@ func (e *env) forward(dialer httpstream.Dialer, port uint16) (local uint16, stop
 // ask sends a line to a local port and returns everything that comes back.
 func ask(t *testing.T, port uint16, line string) string {
 	t.Helper()
-	conn, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", port), 5*time.Second)
+	conn, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", port), wait())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.Close() }()
-	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(wait()))
 	if _, err := io.WriteString(conn, line); err != nil {
 		t.Fatal(err)
 	}

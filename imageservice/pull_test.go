@@ -27,6 +27,7 @@ import (
 
 	"github.com/micarun/mica/imageservice/imagestore"
 	"github.com/micarun/mica/imageservice/registry"
+	"github.com/micarun/mica/internal/patience"
 	"github.com/micarun/mica/internal/testregistry"
 	"github.com/micarun/mica/overlay"
 )
@@ -426,12 +427,23 @@ func (e *env) holders(chain digest.Digest) int {
 	return 0
 }
 
+// callers returns how many callers wait for running pulls.
+func (e *env) callers() (n int) {
+	g := &e.service.pulls
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, p := range g.byKey {
+		n += p.holders - 1 // a pull continues without callers
+	}
+	return n
+}
+
 func (e *env) await(t *testing.T, condition func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(patience.Of(time.Minute))
 	for !condition() {
 		if time.Now().After(deadline) {
-			t.Fatal("condition not met within 10 s")
+			t.Fatal("condition not met within a minute")
 		}
 		time.Sleep(time.Millisecond)
 	}
@@ -441,7 +453,8 @@ func (e *env) await(t *testing.T, condition func() bool) {
 func TestPullOutlivesItsCaller(t *testing.T) {
 	e := newEnv(t, nil)
 	b := e.push(e.build(imageSpec{layers: []layerSpec{{files: []file{{"big", incompressible(2<<20, 8)}}}}}), "app", "v1")
-	e.registry.AddFault(testregistry.Fault{Kind: testregistry.Slow, Path: b.blobs[0].String(), Rate: 4 << 20})
+	rest := make(chan struct{})
+	e.registry.AddFault(testregistry.Fault{Kind: testregistry.Hold, Path: b.blobs[0].String(), At: 1 << 20, Until: rest})
 	ctx, cancel := context.WithCancel(t.Context())
 	progress := func(p LayerProgress) {
 		if p.Done > 0 {
@@ -452,7 +465,14 @@ func TestPullOutlivesItsCaller(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	var last LayerProgress
-	if _, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app:v1"), Progress: func(p LayerProgress) { last = p }}); err != nil {
+	joined := make(chan error, 1)
+	go func() {
+		_, err := e.service.Pull(t.Context(), PullArgs{Ref: e.ref("app:v1"), Progress: func(p LayerProgress) { last = p }})
+		joined <- err
+	}()
+	e.await(t, func() bool { return e.callers() == 1 })
+	close(rest)
+	if err := <-joined; err != nil {
 		t.Fatal(err)
 	}
 	if n := e.requests("GET", b.blobs[0].String()); n != 1 {

@@ -20,6 +20,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
 
+	"github.com/micarun/mica/internal/patience"
 	"github.com/micarun/mica/runtimeservice/podns"
 )
 
@@ -68,10 +69,11 @@ func must(t testing.TB, err error) {
 // eventually polls until ok returns true.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	limit := patience.Of(time.Minute)
+	deadline := time.Now().Add(limit)
 	for !ok() {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 30 s: %s", what)
+			t.Fatalf("not within %s: %s", limit, what)
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
@@ -156,12 +158,10 @@ func (n *node) checkLeaks(before []string) {
 		t.Errorf("leases left: %v", held)
 	}
 	var after []string
-	for range 1000 { // the kernel removes links asynchronously after their namespace
-		if after = links(t); len(after) <= len(before) {
-			break
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
+	eventually(t, "the kernel has removed the links of removed namespaces", func() bool {
+		after = links(t)
+		return len(after) <= len(before)
+	})
 	if fmt.Sprint(after) != fmt.Sprint(before) {
 		t.Errorf("links before %v, after %v", before, after)
 	}
@@ -276,15 +276,18 @@ func serve(t testing.TB, ns string) {
 	t.Cleanup(func() { _ = listener.Close(); <-done })
 }
 
+// askTimeout is longer than a busy machine takes to answer.
+const askTimeout = 30 * time.Second
+
 // ask connects from a namespace and returns the answer of a server of [serve].
 func ask(ns, address string) (answer string, err error) {
 	err = podns.Do(ns, func() error {
-		c, err := net.DialTimeout("tcp", address, 3*time.Second)
+		c, err := net.DialTimeout("tcp", address, askTimeout)
 		if err != nil {
 			return err
 		}
 		defer func() { _ = c.Close() }()
-		_ = c.SetDeadline(time.Now().Add(3 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(askTimeout))
 		buf := make([]byte, 100)
 		n, err := c.Read(buf)
 		answer = string(buf[:n])
@@ -320,7 +323,10 @@ func read(t testing.TB, path string) string {
 func (n *node) configure(name, text string) {
 	n.t.Helper()
 	before := n.current()
-	must(n.t, os.WriteFile(filepath.Join(n.opts.ConfDir, name), []byte(text), 0o644))
+	// By a rename, so that the network never reads the beginning of the file.
+	written := filepath.Join(n.t.TempDir(), filepath.Base(name))
+	must(n.t, os.WriteFile(written, []byte(text), 0o644))
+	must(n.t, os.Rename(written, filepath.Join(n.opts.ConfDir, name)))
 	eventually(n.t, "configuration read", func() bool { return n.current() != before })
 }
 

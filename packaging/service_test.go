@@ -163,7 +163,7 @@ func (m machine) runTicker(image string) {
 	}
 }
 
-var tick = regexp.MustCompile(`(?m)^\S+ stdout F (\d+)$`)
+var tick = regexp.MustCompile(`(?m)^\S+ stdout F (\d+)\n`)
 
 // ticks counts the lines of the log. They must be consecutive numbers: the container was never
 // restarted, and no line is lost or duplicated.

@@ -106,7 +106,7 @@ func clean(t *testing.T, dir, name string) {
 	}
 }
 
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // ready waits until the daemon answers calls.
 func ready(ts *testscript.TestScript, _ bool, _ []string) {

@@ -23,7 +23,7 @@ func listen(t *testing.T, name string) *net.UnixConn {
 
 func hear(t *testing.T, conn *net.UnixConn) string {
 	t.Helper()
-	if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	packet := make([]byte, 4096)

@@ -2,6 +2,7 @@ package testcgroup
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -63,8 +64,8 @@ func TestUnifiedHierarchyIsHidden(t *testing.T) {
 // are the host's.
 func TestOnlyHierarchiesAreShared(t *testing.T) {
 	hybrid(t)
-	name := filepath.Base(t.TempDir()) + "-testcgroup"
-	dir := "/sys/fs/cgroup/pids/" + t.Name()
+	name := fmt.Sprintf("testcgroup-%d", os.Getpid())
+	dir := fmt.Sprintf("/sys/fs/cgroup/pids/%s-%d", t.Name(), os.Getpid())
 	t.Cleanup(func() { _ = os.Remove(dir) })
 	run(t, Command("mkdir", "/sys/fs/cgroup/"+name, dir)...)
 	if _, err := os.Stat(filepath.Join(dir, "cgroup.procs")); err != nil {

@@ -21,6 +21,7 @@ const (
 	Slow                        // send the body at Rate bytes per second
 	Status                      // respond with Code, and with RetryAfter if set
 	IgnoreRange                 // respond to a Range request with 200 and the whole body
+	Hold                        // send At bytes of the body, and the rest once Until is closed
 	WrongType                   // serve a manifest with the Content-Type MediaType
 )
 
@@ -32,11 +33,12 @@ type Fault struct {
 	Skip   int    // number of matching requests that are served normally first
 	Times  int    // number of affected requests after that; 0 means all
 
-	At         int64  // Hang, Reset, Truncate, Short, Corrupt: offset in the body sent, in bytes
-	Rate       int64  // Slow: bytes per second
-	Code       int    // Status: HTTP status code
-	RetryAfter string // Status: Retry-After header
-	MediaType  string // WrongType: the Content-Type
+	At         int64           // Hang, Reset, Truncate, Short, Corrupt, Hold: offset in the body sent, in bytes
+	Until      <-chan struct{} // Hold: closed when the rest may be sent
+	Rate       int64           // Slow: bytes per second
+	Code       int             // Status: HTTP status code
+	RetryAfter string          // Status: Retry-After header
+	MediaType  string          // WrongType: the Content-Type
 }
 
 type faultState struct {
@@ -109,9 +111,29 @@ func (w *faultWriter) Write(p []byte) (int, error) {
 		return w.corrupt(p)
 	case Slow:
 		return w.slow(p)
+	case Hold:
+		return w.hold(p)
 	default:
 		return w.ResponseWriter.Write(p)
 	}
+}
+
+// hold writes the bytes up to offset At, and the others once Until is closed.
+func (w *faultWriter) hold(p []byte) (int, error) {
+	first := int(max(0, min(int64(len(p)), w.fault.At-w.sent)))
+	n, err := w.ResponseWriter.Write(p[:first])
+	w.sent += int64(n)
+	if err != nil || n == len(p) {
+		return n, err
+	}
+	_ = http.NewResponseController(w.ResponseWriter).Flush()
+	select {
+	case <-w.fault.Until:
+	case <-w.req.Context().Done():
+		return n, w.req.Context().Err()
+	}
+	more, err := w.ResponseWriter.Write(p[n:])
+	return n + more, err
 }
 
 // writeUpTo writes the bytes up to offset At and then applies the fault.

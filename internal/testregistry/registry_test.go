@@ -150,6 +150,8 @@ func TestAuth(t *testing.T) {
 
 func TestFaults(t *testing.T) {
 	blob := bytes.Repeat([]byte("0123456789"), 10_000)
+	over := make(chan struct{})
+	close(over)
 	for name, c := range map[string]struct {
 		fault  testregistry.Fault
 		status int
@@ -161,6 +163,7 @@ func TestFaults(t *testing.T) {
 		"truncate": {testregistry.Fault{Kind: testregistry.Truncate, At: 50_000}, 200, 50_000, true, false},
 		"short":    {testregistry.Fault{Kind: testregistry.Short, At: 50_000}, 200, 50_000, false, false},
 		"corrupt":  {testregistry.Fault{Kind: testregistry.Corrupt, At: 7}, 200, 100_000, false, false},
+		"hold":     {testregistry.Fault{Kind: testregistry.Hold, At: 50_000, Until: over}, 200, 100_000, false, true},
 		"slow":     {testregistry.Fault{Kind: testregistry.Slow, Rate: 10_000_000}, 200, 100_000, false, true},
 		"status":   {testregistry.Fault{Kind: testregistry.Status, Code: 429, RetryAfter: "3"}, 429, 0, false, false},
 		"used up":  {testregistry.Fault{Kind: testregistry.Status, Code: 500, Method: "PUT"}, 200, 100_000, false, true},
@@ -202,6 +205,29 @@ func TestHangEndsWithTheClient(t *testing.T) {
 	}
 	if _, err := http.DefaultClient.Do(req); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error %v", err)
+	}
+}
+
+// A held response has its beginning at once, and its rest when the test wants it.
+func TestHeldResponse(t *testing.T) {
+	until := make(chan struct{})
+	r, s := start(t, testregistry.Options{Faults: []testregistry.Fault{{Kind: testregistry.Hold, At: 3, Until: until}}})
+	d, err := r.PutBlob([]byte("abcdef"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.Get(s.URL + "/v2/app/blobs/" + d.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	head := make([]byte, 3)
+	if _, err := io.ReadFull(resp.Body, head); err != nil || string(head) != "abc" {
+		t.Fatalf("beginning %q, %v", head, err)
+	}
+	close(until)
+	if rest, err := io.ReadAll(resp.Body); err != nil || string(rest) != "def" {
+		t.Errorf("rest %q, %v", rest, err)
 	}
 }
 

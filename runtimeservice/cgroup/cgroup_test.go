@@ -203,7 +203,12 @@ func TestStatsOfRealCgroup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	run(t, m, path, "x=$(head -c 4000000 /dev/zero | tr '\\0' x); while :; do :; done")
+	steady := filepath.Join(t.TempDir(), "steady")
+	run(t, m, path, "x=$(head -c 4000000 /dev/zero | tr '\\0' x); : >"+steady+"; while :; do :; done")
+	eventually(t, "steady use of memory", func() bool {
+		_, err := os.Stat(steady)
+		return err == nil
+	})
 	var s Stats
 	eventually(t, "throttled use of the processor, and of memory", func() bool {
 		if s, err = m.Stats(path); err != nil {

@@ -220,7 +220,7 @@ func TestManyConnect(t *testing.T) {
 		t.Skip("needs root: starts a keeper")
 	}
 	o := Options{Dir: filepath.Join(t.TempDir(), strings.Repeat("long", 40), "keeper"), Binary: programs.keeper}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), wait())
 	defer cancel()
 	type result struct {
 		c   *Client

@@ -52,7 +52,7 @@ func (m *manager) start() managed {
 		*k.err = cmd.Wait()
 	}()
 	m.n.waits = append(m.n.waits, func() { <-k.ended })
-	if err := m.notify.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+	if err := m.notify.SetReadDeadline(time.Now().Add(wait())); err != nil {
 		m.n.t.Fatal(err)
 	}
 	buf := make([]byte, 1000)

@@ -52,7 +52,7 @@ func TestRequestWithAnExpiredContextEnds(t *testing.T) {
 				if !errors.Is(err, want) || errors.Is(err, errLost) || strings.Contains(err.Error(), "lost") {
 					t.Errorf("request %s: %v, want %v", name, err, want)
 				}
-			case <-time.After(patience.Of(10 * time.Second)):
+			case <-time.After(wait()):
 				t.Fatalf("request %s does not return", name)
 			}
 		}

@@ -18,6 +18,8 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/patience"
 )
 
 // built are the programs that TestMain builds. A test binary that runs itself acts as a daemon
@@ -108,7 +110,7 @@ func newNodeAfter(t *testing.T, prepare func(*node)) *node {
 		for _, wait := range n.waits {
 			wait()
 		}
-		if now := openFDs(t); now != fds {
+		if now := openFDs(t); now > fds {
 			t.Errorf("the daemon leaks descriptors: %d before, %d after", fds, now)
 		}
 	})
@@ -148,7 +150,7 @@ func (n *node) keeperLog() string {
 // stop deletes the test's containers, ends the keeper and checks for leftovers.
 func (n *node) stop() {
 	t := n.t
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), wait())
 	defer cancel()
 	states, err := n.client.List(ctx)
 	if err != nil {
@@ -201,17 +203,22 @@ func (n *node) keeperPid() int {
 // killKeeper kills the keeper and waits until it has ended.
 func (n *node) killKeeper() {
 	n.t.Helper()
-	pid := n.keeperPid()
+	kill(n.t, n.keeperPid())
+}
+
+// kill kills a process, which may be another's child, and waits until it has ended.
+func kill(t *testing.T, pid int) {
+	t.Helper()
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		n.t.Fatal(err)
+		t.Fatal(err)
 	}
 	defer func() { _ = unix.Close(fd) }()
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
-		n.t.Fatal(err)
+		t.Fatal(err)
 	}
 	for {
-		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10000); err != unix.EINTR {
+		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1); err != unix.EINTR {
 			return
 		}
 	}
@@ -303,7 +310,7 @@ func (n *node) run(s spec) (id, logPath string) {
 // exit waits for the exit event of a container.
 func (n *node) exit(id string) Exit {
 	n.t.Helper()
-	timeout := time.After(60 * time.Second)
+	timeout := time.After(wait())
 	for {
 		select {
 		case e, ok := <-n.client.Events():
@@ -378,9 +385,12 @@ func checkCount(t *testing.T, max int, paths ...string) {
 	}
 }
 
+// wait bounds what has no time limit of its own, so that a hanging test ends.
+func wait() time.Duration { return patience.Of(3 * time.Minute) }
+
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !cond(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(wait()); !cond(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("timed out: %s", what)
 		}

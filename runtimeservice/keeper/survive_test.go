@@ -167,7 +167,7 @@ func TestExitRedelivered(t *testing.T) {
 // If daemon and keeper die, the exit is reported with a reason for the unknown code.
 func TestKeeperAndDaemonDie(t *testing.T) {
 	n := newNode(t)
-	quick := n.args(n.newID(), spec{script: "sleep 0.5; exit 5", hostNS: true})
+	quick := n.args(n.newID(), spec{script: "until [ -e /tmp/end ]; do sleep 0.01; done; exit 5", hostNS: true})
 	n.create(quick)
 	long, _ := n.run(spec{script: "sleep 1000"})
 	st, err := n.client.Get(t.Context(), quick.ID)
@@ -179,7 +179,8 @@ func TestKeeperAndDaemonDie(t *testing.T) {
 	if err := n.client.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+	kill(t, pid)
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/root/tmp/end", st.Pid), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the container has ended", func() bool { return unix.Kill(st.Pid, 0) == unix.ESRCH })

@@ -215,7 +215,7 @@ func (h *house) joinPlugin(plugin any, r *recorder, index string) {
 // await waits until the recorder has got the event.
 func (r *recorder) await(t *testing.T, event string) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !slices.Contains(r.events(), event) {
 		if time.Now().After(deadline) {
 			t.Fatalf("no event %q, but\n%s", event, strings.Join(r.events(), "\n"))

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/micarun/mica/internal/patience"
 )
 
 // clientStream is the server's end of a client's stream, as with SPDY: Close ends one direction,
@@ -74,7 +76,7 @@ func (f forwarded) end(t *testing.T) error {
 	select {
 	case err := <-f.ended:
 		return err
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience.Of(time.Minute)):
 		t.Fatal("the relay does not end")
 		return nil
 	}
@@ -89,7 +91,7 @@ func (f forwarded) send(t *testing.T, to io.Writer, text string) {
 
 func (f forwarded) receive(t *testing.T, from *net.TCPConn, want string) {
 	t.Helper()
-	_ = from.SetReadDeadline(time.Now().Add(20 * time.Second))
+	_ = from.SetReadDeadline(time.Now().Add(patience.Of(time.Minute)))
 	got := make([]byte, len(want))
 	if _, err := io.ReadFull(from, got); err != nil || string(got) != want {
 		t.Fatalf("received %q, %v, want %q", got, err, want)
@@ -98,7 +100,7 @@ func (f forwarded) receive(t *testing.T, from *net.TCPConn, want string) {
 
 func (f forwarded) receiveEnd(t *testing.T, from *net.TCPConn) {
 	t.Helper()
-	_ = from.SetReadDeadline(time.Now().Add(20 * time.Second))
+	_ = from.SetReadDeadline(time.Now().Add(patience.Of(time.Minute)))
 	if got, err := io.ReadAll(from); err != nil || len(got) > 0 {
 		t.Fatalf("received %q, %v, want the end", got, err)
 	}
