@@ -82,6 +82,14 @@ func (f *fixture) history(arguments ...string) []admin.Event {
 	return list
 }
 
+// lastStage returns the name of an operation's last stage, "" before the first.
+func lastStage(e admin.Event) string {
+	if len(e.Stages) == 0 {
+		return ""
+	}
+	return e.Stages[len(e.Stages)-1].Name
+}
+
 // `mica events` shows why a pod is stuck, while it is stuck and afterwards.
 func TestEventsNameTheStage(t *testing.T) {
 	f, answer := gatedNetwork(t)
@@ -98,7 +106,7 @@ func TestEventsNameTheStage(t *testing.T) {
 		return strings.Contains(f.LogTail(50), "still under way (set up network for ")
 	})
 	running := f.history("--running", "--pod", name)
-	if len(running) != 1 || running[0].What != "run pod" || running[0].Stages[len(running[0].Stages)-1].Name != "set up network" {
+	if len(running) != 1 || running[0].What != "run pod" || lastStage(running[0]) != "set up network" {
 		t.Errorf("running: %+v", running)
 	}
 	if text, err := f.Mica(f.ctx, "events", "--pod", config.GetMetadata().GetName()); err != nil || !strings.Contains(text, "now: set up network") {
@@ -127,8 +135,7 @@ func TestEventsNameTheStage(t *testing.T) {
 	if at < 0 {
 		t.Fatalf("no failure in %+v", failed)
 	}
-	stages := failed[at].Stages
-	if last := stages[len(stages)-1].Name; last != "set up network" || !strings.Contains(failed[at].Error, last+": ") {
+	if last := lastStage(failed[at]); last != "set up network" || !strings.Contains(failed[at].Error, last+": ") {
 		t.Errorf("failed at %q: %s", last, failed[at].Error)
 	}
 	if !slices.ContainsFunc(failed, func(e admin.Event) bool { return e.What == "remove failed pod" && e.Error == "" }) {
@@ -156,7 +163,7 @@ func TestRunPodSandboxJoinsItsOwnConfigOnly(t *testing.T) {
 		}()
 		f.eventually("the call waits for the network", func() bool {
 			running := f.history("--running", "--pod", name)
-			return len(running) == 1 && running[0].Calls == int(calls)+1 && running[0].Stages[len(running[0].Stages)-1].Name == "set up network"
+			return len(running) == 1 && running[0].Calls == int(calls)+1 && lastStage(running[0]) == "set up network"
 		})
 	}
 	other := f.podConfig()
