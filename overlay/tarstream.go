@@ -33,8 +33,15 @@ func (s *Store) TarStream(ctx context.Context, chain digest.Digest) (io.ReadClos
 	r, w := io.Pipe()
 	t.PipeReader = r
 	t.stop = context.AfterFunc(ctx, func() { _ = w.CloseWithError(context.Cause(ctx)) })
+	// The function above runs some time after ctx has ended. Until then no more is written.
+	untilEnd := writerFunc(func(p []byte) (int, error) {
+		if err := context.Cause(ctx); err != nil {
+			return 0, err
+		}
+		return w.Write(p)
+	})
 	t.running.Go(func() {
-		err := asm.WriteOutputTarStream(&fileGetter{t.root}, t.unpacker, w)
+		err := asm.WriteOutputTarStream(&fileGetter{t.root}, t.unpacker, untilEnd)
 		if err != nil {
 			err = fmt.Errorf("read layer %s: %w", chain, err)
 		}
@@ -43,6 +50,10 @@ func (s *Store) TarStream(ctx context.Context, chain digest.Digest) (io.ReadClos
 	})
 	return t, nil
 }
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 // tarStream is a layer's tar that a goroutine assembles.
 type tarStream struct {
