@@ -13,8 +13,8 @@ CC := gcc
 BIN := $(CURDIR)/bin
 LDFLAGS := -s -w
 
-STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
-GOFUMPT := mvdan.cc/gofumpt@v0.12.0
+# Its linters and formatter, staticcheck and gofumpt among them, are configured in .golangci.yml.
+GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 # ginkgo runs the conformance tool's specs in several processes. It has the version that the tool is linked with.
 GINKGO := github.com/onsi/ginkgo/v2/ginkgo@v2.32.0
 
@@ -88,13 +88,10 @@ crash: packages-test ## kill the daemon at each of its fail points
 	$(GO) test -count=1 -timeout $(TEST_TIMEOUT) $(TESTFLAGS) -run '^TestCrash' ./e2e
 
 .PHONY: lint
-lint: ## vet, staticcheck and formatting
-	$(GO) vet ./...
+lint: ## the linters of .golangci.yml, among them vet, staticcheck and formatting
+	$(GO) run $(GOLANGCI_LINT) run ./...
+	cd e2e/cluster && $(GO) run $(GOLANGCI_LINT) run ./...
 	GOARCH=arm64 $(GO) vet ./...
-	$(GO) run $(STATICCHECK) ./...
-	cd e2e/cluster && $(GO) vet ./... && $(GO) run $(STATICCHECK) ./...
-	@unformatted=$$($(GO) run $(GOFUMPT) -l $$(git ls-files '*.go')); \
-	if [[ -n $$unformatted ]]; then printf 'not gofumpt-formatted:\n%s\n' "$$unformatted"; exit 1; fi
 
 # CASES is a regular expression of the cases' names.
 CASES ?= all

@@ -84,6 +84,7 @@ func memoryDir(tb testing.TB) string {
 	return dir
 }
 
+//nolint:contextcheck // its cleanup runs after the end of the test's context
 func openStore(tb testing.TB, root string) *Store {
 	tb.Helper()
 	needRoot(tb)
@@ -108,7 +109,6 @@ func openStore(tb testing.TB, root string) *Store {
 	return s
 }
 
-//nolint:contextcheck // it also runs when the test has ended
 func sweep(tb testing.TB, s *Store) {
 	tb.Helper()
 	if err := s.Sweep(context.Background()); err != nil {

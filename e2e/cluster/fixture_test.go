@@ -121,6 +121,8 @@ func (f *fixture) pod(name, spec string) {
 }
 
 // await waits until check succeeds.
+//
+//nolint:contextcheck // the context of a fixture is the test's
 func (f *fixture) await(what string, check func(context.Context) error) {
 	f.t.Helper()
 	ctx, cancel := context.WithTimeout(f.ctx, patience)

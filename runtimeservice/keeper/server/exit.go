@@ -92,8 +92,6 @@ func (w *watcher) forget(pidfd int) *container {
 }
 
 // ended handles the exit of a container's init.
-//
-//nolint:contextcheck // an exit is not part of a request
 func (s *Server) ended(c *container) {
 	c.mu.Lock()
 	rec, child, pidfd, io := c.rec, c.child, c.pidfd, c.io

@@ -127,6 +127,8 @@ func newInstance() string {
 func relax() { debug.FreeOSMemory() }
 
 // open locks the directory and starts the goroutines.
+//
+//nolint:contextcheck // what it starts ends with close, not with the context of serve
 func (s *Server) open(was *handover) error {
 	if err := s.takeLock(was); err != nil {
 		return err
