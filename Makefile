@@ -15,6 +15,7 @@ LDFLAGS := -s -w
 
 # Its linters and formatter, staticcheck and gofumpt among them, are configured in .golangci.yml.
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+BENCHSTAT := golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 # ginkgo runs the conformance tool's specs in several processes. It has the version that the tool is linked with.
 GINKGO := github.com/onsi/ginkgo/v2/ginkgo@v2.32.0
 
@@ -111,6 +112,16 @@ fuzz: ## run every fuzz target for FUZZTIME
 .PHONY: bench
 bench: packages-bench build ## compare with Debian's containerd and print a table
 	$(GO) run ./e2e/bench -bin $(BIN)
+
+# BENCH is a regular expression of benchmarks, COUNT the number of runs of each. Results are stored in
+# RESULTS, in a directory with the name of the commit.
+REF ?= HEAD
+BENCH ?= .
+COUNT ?= 6
+RESULTS ?= $(CURDIR)/bench-results
+.PHONY: bench-compare
+bench-compare: packages-test ## run the Go benchmarks of the commit REF and of the work tree in turn and compare them; BENCH=, COUNT=
+	e2e/bench/compare '$(REF)' '$(BENCH)' $(COUNT) '$(RESULTS)' $(BENCHSTAT)
 
 # The CRI conformance tool of the Kubernetes project, given as a binary.
 # SEED determines the order of the specs, PARALLEL the number of concurrent ones.
