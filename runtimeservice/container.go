@@ -6,7 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/opencontainers/go-digest"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -26,10 +25,6 @@ type Container struct {
 	op    *state.Lock // held while it is created, started, released or removed
 	usage stats.Sampler
 
-	// mounted and layers become MountedImages and MountedLayers of the state once the container is
-	// created; guarded by op.
-	mounted map[int]string
-	layers  []digest.Digest
 	// waiter is the executable that the container's first process ran before its own; guarded by
 	// op. Zero if this daemon has not started the container.
 	waiter checkpoint.Executable

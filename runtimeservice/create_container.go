@@ -153,7 +153,6 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, fr
 	if err := pod.RequireReady("create container in"); err != nil {
 		return err
 	}
-	bundle := s.paths.Bundle(c.ID())
 	operations.Enter(ctx, "make bundle")
 	if err := s.makeBundle(pod, c); err != nil {
 		return fmt.Errorf("make bundle: %w", err)
@@ -176,21 +175,9 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, fr
 	if err := failpoint.Hit("container-mounted"); err != nil {
 		return err
 	}
-	operations.Enter(ctx, "resolve user")
-	user, err := lookup.ResolveUser(ctx, rootfs, c.Config().GetLinux().GetSecurityContext(), from.img.Config.Config.User)
+	ociSpec, resources, err := s.specifyContainer(ctx, specArgs{pod: pod, c: c, from: from, rootfs: rootfs, labels: labels})
 	if err != nil {
-		return fmt.Errorf("resolve user: %w", err)
-	}
-	operations.Enter(ctx, "make specification")
-	ociSpec, resources, err := s.containerSpec(ctx, specArgs{pod: pod, c: c, from: from, rootfs: rootfs, user: user, labels: labels})
-	if err != nil {
-		return fmt.Errorf("make specification: %w", err)
-	}
-	// The bundle is removed when the container exits; the copy beside the record stays for reading.
-	for _, dir := range []string{bundle, c.Dir()} {
-		if err := jsonfile.Write(filepath.Join(dir, specFile), ociSpec); err != nil {
-			return fmt.Errorf("write specification: %w", err)
-		}
+		return err
 	}
 	pid, err := s.createProcess(ctx, pod, c)
 	if err != nil {
@@ -203,7 +190,6 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, fr
 	defer c.publishing.Unlock()
 	err = c.Update(func(st *state.ContainerState) error {
 		st.BootID, st.Ready, st.Pid = s.bootID, true, pid
-		st.MountedImages, st.MountedLayers = c.mounted, c.layers
 		st.Resources.Msg = resources
 		st.User = state.UserOf(ociSpec.Process.User)
 		return nil
@@ -212,6 +198,38 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, fr
 		s.emit(c.ID(), pod, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
 	}
 	return err
+}
+
+// specifyContainer prepares what the specification refers to, makes the specification and writes it
+// to the bundle. a has no user, namespaces and mounts yet. It also returns the resources in the
+// specification.
+func (s *Service) specifyContainer(ctx context.Context, a specArgs) (*specs.Spec, *runtimeapi.LinuxContainerResources, error) {
+	operations.Enter(ctx, "resolve user")
+	var err error
+	if a.user, err = lookup.ResolveUser(ctx, a.rootfs, a.c.Config().GetLinux().GetSecurityContext(), a.from.img.Config.Config.User); err != nil {
+		return nil, nil, fmt.Errorf("resolve user: %w", err)
+	}
+	operations.Enter(ctx, "join namespaces")
+	if a.namespaces, err = s.containerNamespaces(ctx, a.pod, a.c); err != nil {
+		return nil, nil, fmt.Errorf("join namespaces: %w", err)
+	}
+	operations.Enter(ctx, "prepare mounts")
+	a.mounts, err = s.prepareMounts(ctx, mountArgs{pod: a.pod, c: a.c, from: a.from, rootfs: a.rootfs, label: a.labels.mount})
+	if err != nil {
+		return nil, nil, fmt.Errorf("prepare mounts: %w", err)
+	}
+	operations.Enter(ctx, "make specification")
+	ociSpec, resources, err := s.containerSpec(ctx, a)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make specification: %w", err)
+	}
+	// The bundle is removed when the container exits; the copy beside the record stays for reading.
+	for _, dir := range []string{s.paths.Bundle(a.c.ID()), a.c.Dir()} {
+		if err := jsonfile.Write(filepath.Join(dir, specFile), ociSpec); err != nil {
+			return nil, nil, fmt.Errorf("write specification: %w", err)
+		}
+	}
+	return ociSpec, resources, nil
 }
 
 // rootfsArgs are the arguments of mountRootfs.
@@ -289,12 +307,15 @@ type specArgs struct {
 	c      *Container
 	from   origin
 	rootfs string
-	user   spec.User
 	labels labels
+
+	user       spec.User
+	namespaces spec.Namespaces
+	mounts     preparedMounts
 }
 
-// containerSpec looks up the inputs of spec.Container, and generates the specification. It also
-// returns the resources in it.
+// containerSpec looks up the remaining inputs of spec.Container, and generates the specification. It
+// also returns the resources in it.
 func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, *runtimeapi.LinuxContainerResources, error) {
 	cfg, podCfg := a.c.Config(), a.pod.Config()
 	if a.from.from != nil {
@@ -310,27 +331,11 @@ func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, *
 		Features: &h.features.oci, RootfsPath: a.rootfs, User: a.user,
 		CgroupsPath:  s.cgroups.ContainerPath(a.c.CgroupParent(), a.c.ID()),
 		ProcessLabel: a.labels.process, MountLabel: a.labels.mount,
-		Mounts: s.podMounts(a.pod, sc.GetReadonlyRootfs()), Rlimits: s.ulimits,
+		Namespaces:   a.namespaces,
+		MountSources: a.mounts.sources, MappedSources: true, Submounts: a.mounts.submounts, Mounts: a.mounts.own,
+		Rlimits: s.ulimits,
 	}
-	if in.Namespaces, err = s.containerNamespaces(ctx, a.pod, a.c); err != nil {
-		return nil, nil, err
-	}
-	in.MappedSources = true
-	if in.MountSources, err = s.mountSources(ctx, a.pod, a.c); err != nil {
-		return nil, nil, fmt.Errorf("prepare mounts: %w", err)
-	}
-	if in.Submounts, err = s.submounts(a.pod, a.c, in.MountSources); err != nil {
-		return nil, nil, fmt.Errorf("prepare mounts: %w", err)
-	}
-	volumes, err := s.imageVolumes(ctx, a)
-	if err != nil {
-		return nil, nil, fmt.Errorf("prepare the image's volumes: %w", err)
-	}
-	in.Mounts = append(in.Mounts, volumes...)
 	if a.from.from != nil {
-		if err := s.unpackVolumes(ctx, a.c); err != nil {
-			return nil, nil, err
-		}
 		in.Edits = append(in.Edits, func(ociSpec *specs.Spec) error { return s.restoreSpec(a.c, a.from.from, ociSpec) })
 	}
 	if in.Devices, in.DeviceRules, err = lookup.ResolveDevices(cfg.GetDevices()); err != nil {
@@ -345,9 +350,6 @@ func (s *Service) containerSpec(ctx context.Context, a specArgs) (*specs.Spec, *
 		return nil, nil, fmt.Errorf("read seccomp profile: %w", err)
 	}
 	if err := lookup.EnsureAppArmor(sc, s.host); err != nil {
-		return nil, nil, err
-	}
-	if err := lookup.Relabel(in); err != nil {
 		return nil, nil, err
 	}
 	in.CDI = s.injectCDI

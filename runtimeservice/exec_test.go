@@ -27,7 +27,7 @@ func inPhases(t *testing.T) *Service {
 	} {
 		rec := state.ContainerRecord{ID: string(phase), PodID: "pod"}
 		rec.Config.Msg = &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: string(phase)}}
-		if err := s.containers.Add(recordedContainer(t, rec, st)); err != nil {
+		if err := s.containers.Add(recordedContainer(t, t.TempDir(), rec, st)); err != nil {
 			t.Fatal(err)
 		}
 	}

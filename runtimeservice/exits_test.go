@@ -21,14 +21,14 @@ func testContainer(t *testing.T) *Container {
 	t.Helper()
 	rec := state.ContainerRecord{ID: "c1", PodID: "p1", StopSignal: defaultStop, Created: time.Now()}
 	rec.Config.Msg = &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: "web", Attempt: 3}}
-	return recordedContainer(t, rec, state.ContainerState{})
+	return recordedContainer(t, t.TempDir(), rec, state.ContainerState{})
 }
 
 func TestExitOfAShortLivedContainerComesBeforeItsStart(t *testing.T) {
 	s := &Service{inventory: newInventory(state.Paths{}, nil), events: events.NewBroadcaster()}
 	rec := state.PodRecord{ID: "p1"}
 	rec.Config.Msg = &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "pod"}}
-	pod := recordedPod(t, rec, state.PodState{})
+	pod := recordedPod(t, t.TempDir(), rec, state.PodState{})
 	c := testContainer(t)
 	if err := errors.Join(s.pods.Add(pod), s.containers.Add(c)); err != nil {
 		t.Fatal(err)
@@ -75,7 +75,7 @@ func TestExitWithoutSubscriber(t *testing.T) {
 		s := &Service{inventory: newInventory(state.Paths{}, nil), events: events.NewBroadcaster()}
 		rec := state.PodRecord{ID: "p1"}
 		rec.Config.Msg = &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "pod"}}
-		pod := recordedPod(t, rec, state.PodState{})
+		pod := recordedPod(t, t.TempDir(), rec, state.PodState{})
 		c := testContainer(t)
 		if err := errors.Join(s.pods.Add(pod), s.containers.Add(c)); err != nil {
 			t.Fatal(err)

@@ -15,7 +15,7 @@ import (
 func TestGather(t *testing.T) {
 	var items []*Container
 	for i := range 20 {
-		items = append(items, recordedContainer(t, state.ContainerRecord{ID: fmt.Sprint(i)}, state.ContainerState{}))
+		items = append(items, recordedContainer(t, t.TempDir(), state.ContainerRecord{ID: fmt.Sprint(i)}, state.ContainerState{}))
 	}
 	read := func(_ context.Context, c *Container) (string, error) {
 		switch c.ID() {

@@ -73,10 +73,10 @@ func newMeasured(t *testing.T) *measured {
 	}}
 }
 
-// recordedPod returns a pod with a record and a state on disk.
-func recordedPod(t testing.TB, rec state.PodRecord, st state.PodState) *Pod {
+// recordedPod returns a pod with a record and a state below root.
+func recordedPod(t testing.TB, root string, rec state.PodRecord, st state.PodState) *Pod {
 	t.Helper()
-	p, err := state.RecordPod(t.TempDir(), rec)
+	p, err := state.RecordPod(root, rec)
 	if err == nil {
 		err = p.Update(func(now *state.PodState) error { *now = st; return nil })
 	}
@@ -86,10 +86,10 @@ func recordedPod(t testing.TB, rec state.PodRecord, st state.PodState) *Pod {
 	return newPod(p)
 }
 
-// recordedContainer returns a container with a record and a state on disk.
-func recordedContainer(t testing.TB, rec state.ContainerRecord, st state.ContainerState) *Container {
+// recordedContainer returns a container with a record and a state below root.
+func recordedContainer(t testing.TB, root string, rec state.ContainerRecord, st state.ContainerState) *Container {
 	t.Helper()
-	c, err := state.RecordContainer(t.TempDir(), rec)
+	c, err := state.RecordContainer(root, rec)
 	if err == nil {
 		err = c.Update(func(now *state.ContainerState) error { *now = st; return nil })
 	}
@@ -124,7 +124,7 @@ func (m *measured) podWith(rec state.PodRecord, labels map[string]string) *Pod {
 	m.no(err)
 	_, err = m.cgroups.EnsureParent(m.t.Context(), rec.CgroupParent)
 	m.no(err)
-	p := recordedPod(m.t, rec, state.PodState{Phase: state.PodReady})
+	p := recordedPod(m.t, m.t.TempDir(), rec, state.PodState{Phase: state.PodReady})
 	m.no(m.pods.Add(p))
 	dir := m.paths.PodState(p.ID())
 	m.no(podns.Pin(m.t.Context(), podns.Args{Dir: dir, Net: true}))
@@ -155,7 +155,7 @@ func (m *measured) container(p *Pod, labels map[string]string) *Container {
 		}
 	})
 	m.no(os.WriteFile(filepath.Join(root, "file"), make([]byte, 64<<10), 0o600))
-	c := recordedContainer(m.t, rec, state.ContainerState{Ready: true, Started: time.Now(), Pid: m.process(m.cgroups.ContainerDir(rec.CgroupParent, rec.ID))})
+	c := recordedContainer(m.t, m.t.TempDir(), rec, state.ContainerState{Ready: true, Started: time.Now(), Pid: m.process(m.cgroups.ContainerDir(rec.CgroupParent, rec.ID))})
 	m.no(m.containers.Add(c))
 	return c
 }

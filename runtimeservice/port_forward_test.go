@@ -60,7 +60,7 @@ func testPod(t *testing.T, phase state.PodPhase, net runtimeapi.NamespaceMode) *
 			NamespaceOptions: &runtimeapi.NamespaceOption{Network: net},
 		}},
 	}
-	return recordedPod(t, rec, state.PodState{Phase: phase})
+	return recordedPod(t, t.TempDir(), rec, state.PodState{Phase: phase})
 }
 
 func TestPortForwardIsRefused(t *testing.T) {

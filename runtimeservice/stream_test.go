@@ -42,6 +42,7 @@ func (m *measured) addCrowd() {
 	_, err := m.cgroups.EnsureParent(m.t.Context(), m.parent)
 	m.no(err)
 	labels := map[string]string{"large": strings.Repeat("x", crowdLabel)}
+	root := m.t.TempDir()
 	var measuring sync.WaitGroup
 	defer measuring.Wait()
 	for i := range crowd {
@@ -54,10 +55,10 @@ func (m *measured) addCrowd() {
 				NamespaceOptions: &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE},
 			}},
 		}
-		p := recordedPod(m.t, of, state.PodState{Phase: state.PodReady})
+		p := recordedPod(m.t, root, of, state.PodState{Phase: state.PodReady})
 		rec := state.ContainerRecord{ID: newID(), PodID: p.ID(), Created: time.Now(), CgroupParent: p.CgroupParent()}
 		rec.Config.Msg = &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: fmt.Sprint(i)}, Labels: labels}
-		c := recordedContainer(m.t, rec, state.ContainerState{Ready: true, Started: time.Now()})
+		c := recordedContainer(m.t, root, rec, state.ContainerState{Ready: true, Started: time.Now()})
 		measuring.Go(func() { _, _ = c.usage.Layer(m.t.Context(), slowMeasurement) })
 		m.no(m.pods.Add(p))
 		m.no(m.containers.Add(c))

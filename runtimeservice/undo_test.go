@@ -68,7 +68,7 @@ func TestFailedUpdateIsUndone(t *testing.T) {
 	rec := state.ContainerRecord{ID: newID(), CgroupParent: "/mica-test-absent"} // so that the second step fails
 	st := state.ContainerState{Ready: true, Started: rec.Created.AddDate(2000, 0, 0), Pid: os.Getpid()}
 	st.Resources.Msg = &runtimeapi.LinuxContainerResources{CpuShares: 111}
-	c := recordedContainer(t, rec, st)
+	c := recordedContainer(t, t.TempDir(), rec, st)
 	bundle := m.paths.Bundle(c.ID())
 	m.no(os.MkdirAll(bundle, 0o700))
 	m.no(jsonfile.Write(filepath.Join(bundle, specFile), &specs.Spec{Linux: &specs.Linux{Resources: &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: of[uint64](111)}}}}))

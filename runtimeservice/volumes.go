@@ -18,12 +18,55 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	crierrors "k8s.io/cri-api/pkg/errors"
 
+	"github.com/micarun/mica/imageservice"
 	"github.com/micarun/mica/runtimeservice/spec"
 	"github.com/micarun/mica/runtimeservice/spec/lookup"
+	"github.com/micarun/mica/runtimeservice/state"
 )
 
 // volumesDir is the directory of the image's volumes, in a container's own.
 const volumesDir = "volumes"
+
+// mountArgs are the arguments of prepareMounts.
+type mountArgs struct {
+	pod    *Pod
+	c      *Container
+	from   origin
+	rootfs string
+	label  string // SELinux label of sources that are relabelled
+}
+
+// preparedMounts are the mounts of a container, whose sources exist and have their label.
+type preparedMounts struct {
+	sources   []string        // of the config's mounts
+	submounts []spec.Submount // below the sources
+	own       []spec.Mount    // the pod's files and the volumes of the image
+}
+
+// prepareMounts makes what the container mounts: directories on the host, mounted images, volumes
+// with mapped IDs, and the image's volumes with their content.
+func (s *Service) prepareMounts(ctx context.Context, a mountArgs) (preparedMounts, error) {
+	var m preparedMounts
+	var err error
+	if m.sources, err = s.mountSources(ctx, a.pod, a.c); err != nil {
+		return m, err
+	}
+	if m.submounts, err = s.submounts(a.pod, a.c, m.sources); err != nil {
+		return m, err
+	}
+	volumes, err := s.imageVolumes(ctx, a)
+	if err != nil {
+		return m, err
+	}
+	if a.from.from != nil {
+		if err := s.unpackVolumes(ctx, a.c); err != nil {
+			return m, err
+		}
+	}
+	cfg := a.c.Config()
+	m.own = append(s.podMounts(a.pod, cfg.GetLinux().GetSecurityContext().GetReadonlyRootfs()), volumes...)
+	return m, lookup.Relabel(spec.ContainerInput{Config: cfg, MountLabel: a.label, MountSources: m.sources, Mounts: m.own})
+}
 
 // mountSources returns the source of every mount of the container. A missing host path becomes a
 // directory. Images, and host paths with ID mappings, are mounted below the bundle.
@@ -76,11 +119,9 @@ func (s *Service) mountImage(ctx context.Context, p *Pod, v volume) (string, err
 		return "", err
 	}
 	v.c.held = append(v.c.held, release)
-	if v.c.mounted == nil {
-		v.c.mounted = map[int]string{}
+	if err := recordMounted(v, img); err != nil {
+		return "", err
 	}
-	v.c.mounted[v.index] = img.ID.String()
-	v.c.layers = append(v.c.layers, img.Top())
 	if err := s.layers.MountMappedView(ctx, img.Top(), view, s.userNamespace(p)); err != nil {
 		return "", err
 	}
@@ -99,14 +140,20 @@ func (s *Service) mountImage(ctx context.Context, p *Pod, v volume) (string, err
 	return sub, nil
 }
 
+// recordMounted persists that the container mounts the image, before it does.
+func recordMounted(v volume, img imageservice.Image) error {
+	return v.c.Update(func(st *state.ContainerState) error {
+		images := map[int]string{v.index: img.ID.String()}
+		maps.Copy(images, st.MountedImages)
+		st.MountedImages, st.MountedLayers = images, append(slices.Clone(st.MountedLayers), img.Top())
+		return nil
+	})
+}
+
 // outlived reports whether an image that the container uses has been removed. The image's layers
 // can be collected after the container. The caller holds c.op.
 func (s *Service) outlived(c *Container) bool {
-	mounted := c.mounted // of one that is just being created
-	if mounted == nil {
-		mounted = c.State().MountedImages
-	}
-	for _, id := range append(slices.Collect(maps.Values(mounted)), c.Record().ImageID) {
+	for _, id := range append(slices.Collect(maps.Values(c.State().MountedImages)), c.Record().ImageID) {
 		if _, err := s.images.Get(id); errdefs.IsNotFound(err) {
 			return true
 		}
@@ -116,7 +163,7 @@ func (s *Service) outlived(c *Container) bool {
 
 // imageVolumes makes a directory on the host for every volume of the image, unless the container
 // mounts something there. Each directory has the image's content and is removed with the container.
-func (s *Service) imageVolumes(ctx context.Context, a specArgs) ([]spec.Mount, error) {
+func (s *Service) imageVolumes(ctx context.Context, a mountArgs) ([]spec.Mount, error) {
 	volumes, err := spec.ImageVolumes(a.from.img.Config.Config)
 	if err != nil {
 		return nil, err
