@@ -105,7 +105,7 @@ func (e *env) verify() {
 	if ctx.Err() != nil {
 		ctx = backgroundOf(e.t)
 	}
-	if err := e.layers.Sweep(ctx); err != nil {
+	if err := e.layers.SweepAbandoned(ctx); err != nil {
 		e.t.Error(err)
 	}
 	problems, err := e.service.Check(ctx)

@@ -148,7 +148,7 @@ func (s *Service) pull(ctx context.Context, ref reference.Named, auth registry.A
 }
 
 // finishPull makes the layers present and records the image. Until then it reserves the layers, so
-// that no Prune removes them.
+// that no SweepUnused of the layer store removes them.
 func (s *Service) finishPull(ctx context.Context, j *pullJob, a imagestore.RecordArgs) (Image, error) {
 	release := s.layers.Reserve(j.chains...)
 	defer release()

@@ -46,7 +46,8 @@ type Service struct {
 }
 
 // Open reads the images below o.Root. layers must stay open until Close has returned. A damaged
-// image, or one that lacks a layer, is logged and left out. Open removes no layer; see Sweep.
+// image, or one that lacks a layer, is logged and left out. Open removes no layer; see
+// SweepAtStart.
 //
 // Errors: impossible options, and a store that cannot be read at all.
 func Open(ctx context.Context, o Options, layers *overlay.Store) (*Service, error) {
@@ -81,8 +82,8 @@ func Open(ctx context.Context, o Options, layers *overlay.Store) (*Service, erro
 
 func (s *Service) options() *Options { return s.opts.Load() }
 
-// Reload replaces every option but Root and Operations. Running pulls keep theirs, but count against
-// the new TotalConcurrency. If an option is impossible, Reload changes nothing.
+// Reload replaces every option but Root and Operations. Running pulls keep theirs, but count
+// against the new TotalConcurrency. If an option is impossible, Reload changes nothing.
 func (s *Service) Reload(o Options) error {
 	o, err := o.withDefaults()
 	if err != nil {
@@ -122,24 +123,24 @@ func (s *Service) Remove(ctx context.Context, ref string) error {
 	return s.store.Remove(ctx, ref)
 }
 
-// Sweep removes unused layers at the start, after the layers of all containers are held; see
-// imagestore.Store.Sweep.
+// SweepAtStart removes unused layers at the start, after the layers of all containers are held; see
+// imagestore.Store.SweepAtStart.
+func (s *Service) SweepAtStart(ctx context.Context) error {
+	defer s.usage.changed()
+	return s.store.SweepAtStart(ctx)
+}
+
+// Sweep removes unused layers; see imagestore.Store.Sweep.
 func (s *Service) Sweep(ctx context.Context) error {
 	defer s.usage.changed()
 	return s.store.Sweep(ctx)
-}
-
-// Collect removes unused layers; see imagestore.Store.Collect.
-func (s *Service) Collect(ctx context.Context) error {
-	defer s.usage.changed()
-	return s.store.Collect(ctx)
 }
 
 // sweepAfterPull removes the layers of a pull that has failed before it recorded the image.
 func (s *Service) sweepAfterPull(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sweepTimeout)
 	defer cancel()
-	if err := s.Collect(ctx); err != nil {
+	if err := s.Sweep(ctx); err != nil {
 		klog.FromContext(ctx).Error(err, "Removing unused layers failed; the next removal of an image tries again")
 	}
 }

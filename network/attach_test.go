@@ -431,11 +431,11 @@ func TestMissingPlugin(t *testing.T) {
 			if held := n.leased(); len(held) != 0 {
 				t.Errorf("leases not released although only a plugin is missing: %v", held)
 			}
-			if err := n.GC(t.Context(), nil); !errors.Is(err, ErrPluginMissing) {
+			if err := n.Sweep(t.Context(), nil); !errors.Is(err, ErrPluginMissing) {
 				t.Errorf("GC = %v", err)
 			}
 			install(plugin)
-			must(t, n.GC(t.Context(), nil))
+			must(t, n.Sweep(t.Context(), nil))
 		})
 	}
 }

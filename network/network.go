@@ -129,7 +129,7 @@ const gateWidth = 1 << 30
 // begin waits until an operation on the pod may start.
 func (n *Network) begin(ctx context.Context, id string) (end func(), err error) {
 	if err := n.gate.Acquire(ctx, 1); err != nil {
-		return nil, fmt.Errorf("wait for garbage collection: %w", err)
+		return nil, fmt.Errorf("wait for the sweep: %w", err)
 	}
 	unlock, err := n.pods.lock(ctx, id)
 	if err != nil {

@@ -44,8 +44,8 @@ func natRules(ctx context.Context, tool string) ([]string, error) {
 	return strings.Split(string(out), "\n"), nil
 }
 
-// leftoverRules returns the owners of rules in lines that belong to one of the networks but to no live
-// pod.
+// leftoverRules returns the owners of rules in lines that belong to one of the networks but to no
+// live pod.
 func leftoverRules(lines []string, networks []string, alive func(id string) bool) []ruleOwner {
 	var leftovers []ruleOwner
 	for _, line := range lines {
@@ -85,9 +85,9 @@ func removal(lines []string, owners []ruleOwner) string {
 	return strings.Join(script, "\n")
 }
 
-// collectRules removes rules of dead pods that no record covers. One source is the bridge plugin
+// sweepRules removes rules of dead pods that no record covers. One source is the bridge plugin
 // with ipMasq, which leaks them if the pod's namespace is removed first.
-func (n *Network) collectRules(ctx context.Context, alive func(string) bool) error {
+func (n *Network) sweepRules(ctx context.Context, alive func(string) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, n.opts.Timeout)
 	defer cancel()
 	var errs []error

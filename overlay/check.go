@@ -30,9 +30,9 @@ type Problem struct {
 }
 
 // Check compares the store on disk with the invariants of the package, and with the state in
-// memory. Work in progress is no problem: drafts, layers being created or removed, and what Sweep
-// will remove. If the store changes meanwhile, Check may return problems that do not exist. An
-// error means that Check itself did not finish.
+// memory. Work in progress is no problem: drafts, layers being created or removed, and what
+// SweepAbandoned will remove. If the store changes meanwhile, Check may return problems that do not
+// exist. An error means that Check itself did not finish.
 func (s *Store) Check(ctx context.Context, o CheckOptions) ([]Problem, error) {
 	c := s.newChecker()
 	for _, step := range []func() error{c.layers, c.writables, c.directories, c.links, c.tmp, c.mounts} {

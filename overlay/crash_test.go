@@ -44,7 +44,7 @@ func crashScript(root string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.Sweep(ctx); err != nil {
+	if err := s.SweepAbandoned(ctx); err != nil {
 		return err
 	}
 	var drafts []*Draft
@@ -81,21 +81,21 @@ func crashScript(root string) error {
 	if err := s.Remove(ctx, "kept"); err != nil {
 		return err
 	}
-	if _, err := s.Prune(ctx, nil); err != nil {
+	if _, err := s.SweepUnused(ctx, nil); err != nil {
 		return err
 	}
-	fmt.Println("pruned")
+	fmt.Println("swept")
 	return s.Close()
 }
 
-// TestCrash: the next Open and Sweep repair the store of a process that died at any point. All
-// reported results exist, Check finds nothing, and the same work succeeds.
+// TestCrash: the next Open and SweepAbandoned repair the store of a process that died at any point.
+// All reported results exist, Check finds nothing, and the same work succeeds.
 func TestCrash(t *testing.T) {
 	needRoot(t)
 	for _, point := range []string{
 		"overlay.apply.extracted", "overlay.commit.prepared", "overlay.commit.synced", "overlay.commit.published",
 		"overlay.create.init", "overlay.create.upper", "overlay.create.prepared", "overlay.mount.prepared", "overlay.mount.mounted",
-		"overlay.remove.retired", "overlay.prune.retired",
+		"overlay.remove.retired", "overlay.sweep.retired",
 	} {
 		t.Run(point, func(t *testing.T) {
 			root := t.TempDir()
@@ -108,7 +108,7 @@ func TestCrash(t *testing.T) {
 			_, _ = runCrash(t, root, failpoint.Variable+"=overlay.sweep.directory=kill")
 			s := openStore(t, root)
 			checkClean(t, s)
-			if n := len(s.Layers()); slices.Contains(done, "committed") && point != "overlay.prune.retired" && n != 3 {
+			if n := len(s.Layers()); slices.Contains(done, "committed") && point != "overlay.sweep.retired" && n != 3 {
 				t.Errorf("%d layers left of those that were reported", n)
 			}
 			for _, l := range s.Layers() {
@@ -123,7 +123,7 @@ func TestCrash(t *testing.T) {
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
-			if done, err = runCrash(t, root); err != nil || !slices.Contains(done, "pruned") {
+			if done, err = runCrash(t, root); err != nil || !slices.Contains(done, "swept") {
 				t.Errorf("second run: %v, %v", done, err)
 			}
 			s = openStore(t, root)

@@ -26,9 +26,9 @@
 //
 // A layer or a writable layer exists if layerdb has an entry for it. One rename adds or removes the
 // entry; a layer's entry is added only after the layer's files are on stable storage. So a
-// directory of overlay2 that no entry names is garbage. [Open] finds it and [Store.Sweep] removes
-// it, on two conditions: the name has a form that dockerd or this package gives, and every entry
-// could be read. Nothing else is ever removed: [Store.Check] reports it.
+// directory of overlay2 that no entry names is garbage. [Open] finds it and [Store.SweepAbandoned]
+// removes it, on two conditions: the name has a form that dockerd or this package gives, and every
+// entry could be read. Nothing else is ever removed: [Store.Check] reports it.
 //
 // A layer's parent exists as long as the layer does. Only one process at a time has a store open:
 // it holds a flock on the directory overlay2.

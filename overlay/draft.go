@@ -35,7 +35,7 @@ type Draft struct {
 }
 
 // Discard removes the draft. After a commit or an earlier Discard it does nothing. After an error,
-// Prune retries the removal.
+// SweepUnused retries the removal.
 func (d *Draft) Discard() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -334,7 +334,7 @@ func (s *Store) replaceDamagedLocked(ctx context.Context, chain digest.Digest) e
 	return nil
 }
 
-// dropDamagedLocked removes a damaged layer. After an error, Prune retries the rest.
+// dropDamagedLocked removes a damaged layer. After an error, SweepUnused retries the rest.
 func (s *Store) dropDamagedLocked(ctx context.Context, chain digest.Digest) error {
 	old := s.damaged[chain]
 	set := s.paths.writeSet(newID())

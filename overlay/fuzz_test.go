@@ -34,7 +34,7 @@ func FuzzApply(f *testing.F) {
 		if err == nil && !bytes.Equal(readLayer(t, s, l.ID), data) {
 			t.Error("TarStream returns other bytes")
 		}
-		if _, err := s.Prune(ctx, nil); err != nil {
+		if _, err := s.SweepUnused(ctx, nil); err != nil {
 			t.Error(err)
 		}
 		noDrafts(t, s)

@@ -111,8 +111,8 @@ func openStore(tb testing.TB, root string) *Store {
 
 func sweep(tb testing.TB, s *Store) {
 	tb.Helper()
-	if err := s.Sweep(context.Background()); err != nil {
-		tb.Errorf("Sweep: %v", err)
+	if err := s.SweepAbandoned(context.Background()); err != nil {
+		tb.Errorf("SweepAbandoned: %v", err)
 	}
 }
 

@@ -416,7 +416,7 @@ func TestImpliedDirectoriesOfManyLayers(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if _, err := s.Prune(ctx, nil); err != nil {
+	if _, err := s.SweepUnused(ctx, nil); err != nil {
 		t.Error(err)
 	}
 }

@@ -90,10 +90,10 @@ func (m *model) step(t *testing.T, s *Store, r *rand.Rand) {
 		}
 	case 9:
 		live := []digest.Digest{m.pick(r), m.pick(r), m.pick(r)}
-		if _, err := s.Prune(ctx, live); err != nil {
-			t.Errorf("Prune: %v", err)
+		if _, err := s.SweepUnused(ctx, live); err != nil {
+			t.Errorf("SweepUnused: %v", err)
 		}
-		m.prune(live)
+		m.sweep(live)
 	}
 }
 
@@ -134,7 +134,7 @@ func (m *model) pick(r *rand.Rand) digest.Digest {
 	return ids[r.IntN(len(ids))]
 }
 
-func (m *model) prune(live []digest.Digest) {
+func (m *model) sweep(live []digest.Digest) {
 	needed := map[digest.Digest]bool{}
 	roots := append(slices.Collect(maps.Values(m.rws)), append(live, slices.Collect(maps.Keys(m.holds))...)...)
 	for _, id := range roots {

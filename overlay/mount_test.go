@@ -324,7 +324,7 @@ func TestWritableErrors(t *testing.T) {
 }
 
 // TestRemoveDamaged: a writable layer with a record that a power failure emptied can still be
-// removed. Sweep removes its directories after the next Open.
+// removed. SweepAbandoned removes its directories after the next Open.
 func TestRemoveDamaged(t *testing.T) {
 	s := newStore(t)
 	rw := create(t, s, "c", "")
@@ -375,8 +375,8 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-// TestUnexpectedMount: Check reports a mount that the store did not make. Sweep unmounts one below
-// a directory that it removes.
+// TestUnexpectedMount: Check reports a mount that the store did not make. SweepAbandoned unmounts
+// one below a directory that it removes.
 func TestUnexpectedMount(t *testing.T) {
 	s := newStore(t)
 	ctx := context.Background()

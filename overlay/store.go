@@ -42,8 +42,8 @@ type Store struct {
 	rws       map[string]*writable
 	reserved  map[digest.Digest]int // counts of Reserve and Hold
 	busy      map[string]bool       // directories of overlay2 being created or removed
-	left      map[string]bool       // directories of overlay2 whose removal failed: Prune retries
-	abandoned abandoned             // for Sweep
+	left      map[string]bool       // directories of overlay2 whose removal failed; SweepUnused retries
+	abandoned abandoned             // for SweepAbandoned
 }
 
 // Layer is a committed read-only layer. It never changes, so concurrent use is safe.
@@ -57,8 +57,8 @@ type Layer struct {
 
 // Open opens the store in o.Root, and creates it if it does not exist. It locks the store: if
 // another process has it open, Open returns errdefs.ErrUnavailable. Without a root it returns
-// errdefs.ErrInvalidArgument. Open also finds what a crash left incomplete; [Store.Sweep] removes
-// it.
+// errdefs.ErrInvalidArgument. Open also finds what a crash left incomplete; [Store.SweepAbandoned]
+// removes it.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	s := &Store{
 		paths: layout{o.Root}, names: newNames(), stop: make(chan struct{}),
@@ -155,8 +155,8 @@ func (s *Store) takeLock(ctx context.Context) error {
 	return nil
 }
 
-// Close ends background work and releases the lock. Mounts stay. After the next Open, Sweep removes
-// drafts that were neither committed nor discarded.
+// Close ends background work and releases the lock. Mounts stay. After the next Open,
+// SweepAbandoned removes drafts that were neither committed nor discarded.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	if s.closed {
@@ -209,8 +209,8 @@ func (s *Store) Layers() []Layer {
 	return all
 }
 
-// Hold protects a layer and its ancestors from Prune until release is called. More calls of release
-// do nothing. If the layer does not exist, Hold returns errdefs.ErrNotFound.
+// Hold protects a layer and its ancestors from SweepUnused until release is called. More calls of
+// release do nothing. If the layer does not exist, Hold returns errdefs.ErrNotFound.
 func (s *Store) Hold(chain digest.Digest) (release func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -221,8 +221,8 @@ func (s *Store) Hold(chain digest.Digest) (release func(), err error) {
 }
 
 // Reserve is [Store.Hold] for chain IDs that need not exist yet. A pull reserves the layers that it
-// will commit, and releases them once the image's record is persisted. So no Prune can remove the
-// layers in between.
+// will commit, and releases them once the image's record is persisted. So no SweepUnused can remove
+// the layers in between.
 func (s *Store) Reserve(chains ...digest.Digest) (release func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -137,7 +137,7 @@ func TestClosed(t *testing.T) {
 	_, aerr := s.Apply(ctx, bytes.NewReader(nil))
 	_, cerr := s.Commit(ctx, "")
 	_, werr := s.Create(ctx, CreateArgs{ID: "c"})
-	_, perr := s.Prune(ctx, nil)
+	_, perr := s.SweepUnused(ctx, nil)
 	for _, err := range []error{aerr, cerr, werr, perr} {
 		if !errdefs.IsUnavailable(err) {
 			t.Errorf("on a closed store: %v", err)
@@ -275,7 +275,7 @@ func TestHoldAndPrune(t *testing.T) {
 	d := register(t, s, a.ID, buildTar(t, file("d", "12")))
 	expect := func(live []digest.Digest, want ...Layer) {
 		t.Helper()
-		p, err := s.Prune(ctx, live)
+		p, err := s.SweepUnused(ctx, live)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -285,7 +285,7 @@ func TestHoldAndPrune(t *testing.T) {
 			ids, size = append(ids, l.ID), size+l.Size
 		}
 		if !cmp.Equal(ids, p.Layers) || p.Bytes != size {
-			t.Errorf("pruned %v of %d bytes, want %v of %d", p.Layers, p.Bytes, ids, size)
+			t.Errorf("swept %v of %d bytes, want %v of %d", p.Layers, p.Bytes, ids, size)
 		}
 		noDrafts(t, s)
 	}
@@ -362,7 +362,7 @@ func TestImpliedDirectories(t *testing.T) {
 	}
 }
 
-// TestSweep: Sweep removes what a crash left. Unknown files stay, and Check reports them.
+// TestSweep: SweepAbandoned removes what a crash left. Unknown files stay, and Check reports them.
 func TestSweep(t *testing.T) {
 	s := newStore(t)
 	l := register(t, s, "", buildTar(t, file("a", "1")))
@@ -419,7 +419,7 @@ func TestSweep(t *testing.T) {
 }
 
 // TestAdoptDockerStore: a store of dockerd without an init layer, with a top layer not marked
-// committed and an entry being removed. Sweep may remove nothing of it.
+// committed and an entry being removed. SweepAbandoned may remove nothing of it.
 func TestAdoptDockerStore(t *testing.T) {
 	s := newStore(t)
 	ctx := context.Background()
@@ -543,14 +543,14 @@ func TestDamage(t *testing.T) {
 			}
 			a = register(t, s, "", first)
 			register(t, s, a.ID, second)
-			reopen(t, s) // Sweep now removes what the damaged entry named
+			reopen(t, s) // SweepAbandoned now removes what the damaged entry named
 		})
 	}
 }
 
-// TestPruneDamagedEndsWithItsContext: a Prune removes the rest of a damaged layer if the context of
-// an earlier one ended while it removed the layer.
-func TestPruneDamagedEndsWithItsContext(t *testing.T) {
+// TestSweepDamagedEndsWithItsContext: a SweepUnused removes the rest of a damaged layer if the
+// context of an earlier one ended while it removed the layer.
+func TestSweepDamagedEndsWithItsContext(t *testing.T) {
 	s := newStore(t)
 	l := register(t, s, "", buildTar(t, file("d/f", "1")))
 	if err := errors.Join(os.WriteFile(filepath.Join(s.paths.layer(l.ID), sizeName), nil, 0o644), s.Close()); err != nil {
@@ -559,13 +559,13 @@ func TestPruneDamagedEndsWithItsContext(t *testing.T) {
 	s = openStore(t, s.paths.root)
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := s.Prune(ended, nil); !errors.Is(err, context.Canceled) {
-		t.Errorf("Prune: %v", err)
+	if _, err := s.SweepUnused(ended, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("SweepUnused: %v", err)
 	}
 	if _, err := os.Stat(s.paths.dir(l.CacheID)); err != nil {
 		t.Errorf("removed after the end of the context: %v", err)
 	}
-	if _, err := s.Prune(t.Context(), nil); err != nil {
+	if _, err := s.SweepUnused(t.Context(), nil); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Stat(s.paths.dir(l.CacheID)); !errors.Is(err, os.ErrNotExist) {
@@ -573,9 +573,9 @@ func TestPruneDamagedEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// TestPruneDamaged: Prune removes damaged entries, but no layer that a container uses, even if its
-// entry is damaged.
-func TestPruneDamaged(t *testing.T) {
+// TestSweepDamaged: SweepUnused removes damaged entries, but no layer that a container uses, even
+// if its entry is damaged.
+func TestSweepDamaged(t *testing.T) {
 	for _, used := range []bool{false, true} {
 		t.Run(fmt.Sprint("in use: ", used), func(t *testing.T) {
 			needRoot(t)
@@ -599,7 +599,7 @@ func TestPruneDamaged(t *testing.T) {
 			if n := len(s.Layers()); n != 1 {
 				t.Errorf("%d layers are listed", n)
 			}
-			if _, err := s.Prune(ctx, nil); err != nil {
+			if _, err := s.SweepUnused(ctx, nil); err != nil {
 				t.Error(err)
 			}
 			if used { // pull again under the container
@@ -620,7 +620,7 @@ func TestPruneDamaged(t *testing.T) {
 				if err := s.Remove(ctx, "w"); err != nil {
 					t.Error(err)
 				}
-				if _, err := s.Prune(ctx, nil); err != nil {
+				if _, err := s.SweepUnused(ctx, nil); err != nil {
 					t.Error(err)
 				}
 			}

@@ -25,9 +25,9 @@ type abandoned struct {
 	directories []string // names in overlay2
 }
 
-// findAbandoned records what no entry of layerdb claims, for Sweep. It uses only the findings from
-// before any new work began. It removes nothing itself, so that a start does not wait for the
-// removal of large trees.
+// findAbandoned records what no entry of layerdb claims, for SweepAbandoned. It uses only the
+// findings from before any new work began. It removes nothing itself, so that a start does not wait
+// for the removal of large trees.
 func (s *Store) findAbandoned(ctx context.Context, f *findings) error {
 	log := klog.FromContext(ctx)
 	var a abandoned
@@ -96,17 +96,17 @@ func (s *Store) lowersLocked() map[string]bool {
 	return used
 }
 
-// Abandoned reports whether Open found something that no Sweep has started to remove.
+// Abandoned reports whether Open found something that no SweepAbandoned has started to remove.
 func (s *Store) Abandoned() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.abandoned.directories)+len(s.abandoned.sets)+len(s.abandoned.links) > 0
 }
 
-// Sweep removes what Open found incomplete. It may take long, but other calls can run meanwhile.
-// When ctx ends, or at Close, it stops within one directory; the next Open finds the rest. A second
-// call does nothing. After Close, Sweep returns errdefs.ErrUnavailable.
-func (s *Store) Sweep(ctx context.Context) error {
+// SweepAbandoned removes what Open found incomplete. It may take long, but other calls can run
+// meanwhile. When ctx ends, or at Close, it stops within one directory; the next Open finds the
+// rest. A second call does nothing. After Close, SweepAbandoned returns errdefs.ErrUnavailable.
+func (s *Store) SweepAbandoned(ctx context.Context) error {
 	ctx, end, err := s.beginSweep(ctx)
 	if err != nil {
 		return fmt.Errorf("sweep layer store: %w", err)
@@ -120,7 +120,7 @@ func (s *Store) Sweep(ctx context.Context) error {
 	s.abandoned = abandoned{}
 	s.mu.Unlock()
 	klog.FromContext(ctx).Info("Removing what an earlier process left incomplete", "directories", len(a.directories), "entries", len(a.sets), "links", len(a.links))
-	if err := s.sweepAll(ctx, a); err != nil {
+	if err := s.removeAbandoned(ctx, a); err != nil {
 		return fmt.Errorf("sweep layer store: %w", err)
 	}
 	return nil
@@ -146,8 +146,8 @@ func (s *Store) beginSweep(ctx context.Context) (_ context.Context, end func(), 
 	return ctx, func() { cancel(); s.sweeps.Done() }, nil
 }
 
-// sweepAll continues after an error. Prune retries what it could not remove.
-func (s *Store) sweepAll(ctx context.Context, a abandoned) error {
+// removeAbandoned continues after an error. SweepUnused retries what it could not remove.
+func (s *Store) removeAbandoned(ctx context.Context, a abandoned) error {
 	named := s.busyFor(abandoned{sets: a.sets, links: a.links})
 	var errs []error
 	for _, path := range slices.Concat(a.links, a.sets) {
@@ -222,7 +222,7 @@ func (s *Store) linkTarget(name string) (id string, ok bool) {
 }
 
 // removeRetired removes a busy directory that nothing refers to any more. After an error or the end
-// of ctx, Prune retries, and so does Sweep after the next Open.
+// of ctx, SweepUnused retries, and so does SweepAbandoned after the next Open.
 func (s *Store) removeRetired(ctx context.Context, id string) error {
 	err := s.removeDirectory(ctx, id)
 	s.mu.Lock()

@@ -41,7 +41,7 @@ func countNames(t *testing.T, dir string) (n int) {
 }
 
 // TestOpenDeletesNoAbandonedDraft: Open removes nothing that a dead process left, and Check does
-// not report it. Sweep removes it, and continues after an interrupted Sweep.
+// not report it. SweepAbandoned removes it, and continues after an interrupted SweepAbandoned.
 func TestOpenDeletesNoAbandonedDraft(t *testing.T) {
 	needRoot(t)
 	s := newStore(t)
@@ -62,21 +62,21 @@ func TestOpenDeletesNoAbandonedDraft(t *testing.T) {
 	checkClean(t, s)
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
-	if err := s.Sweep(ended); !errors.Is(err, context.Canceled) {
-		t.Errorf("Sweep with an ended context: %v", err)
+	if err := s.SweepAbandoned(ended); !errors.Is(err, context.Canceled) {
+		t.Errorf("SweepAbandoned with an ended context: %v", err)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if n := countNames(t, root); n != there {
-		t.Errorf("a Sweep with an ended context deleted %d names", there-n)
+		t.Errorf("a SweepAbandoned with an ended context deleted %d names", there-n)
 	}
 	for n := range directories / 2 { // as if killed in the middle
 		if err := os.RemoveAll(filepath.Join(s.paths.diff(id), fmt.Sprintf("d%d", n))); err != nil {
 			t.Fatal(err)
 		}
 	}
-	s = openStore(t, root) // runs Sweep
+	s = openStore(t, root) // runs SweepAbandoned
 	noDrafts(t, s)
 	checkClean(t, s)
 }

@@ -18,8 +18,9 @@ import (
 )
 
 // TarStream returns the uncompressed tar of a layer, bit for bit, from tar-split and the layer's
-// files. Prune cannot remove the layer until the stream is closed. Read returns an error if a file
-// has changed, or when ctx ends. TarStream returns errdefs.ErrNotFound if the layer does not exist.
+// files. SweepUnused cannot remove the layer until the stream is closed. Read returns an error if a
+// file has changed, or when ctx ends. TarStream returns errdefs.ErrNotFound if the layer does not
+// exist.
 func (s *Store) TarStream(ctx context.Context, chain digest.Digest) (io.ReadCloser, error) {
 	release, err := s.Hold(chain)
 	if err != nil {

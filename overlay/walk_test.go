@@ -106,7 +106,7 @@ func TestChangesOfNestedDirectories(t *testing.T) {
 	}
 }
 
-// TestFailedRemovalIsRetried: a later Prune removes what a failed removal left.
+// TestFailedRemovalIsRetried: a later SweepUnused removes what a failed removal left.
 func TestFailedRemovalIsRetried(t *testing.T) {
 	ctx := context.Background()
 	s := memoryStore(t)
@@ -127,7 +127,7 @@ func TestFailedRemovalIsRetried(t *testing.T) {
 	if err := unix.Unmount(inside, 0); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Prune(ctx, nil); err != nil {
+	if _, err := s.SweepUnused(ctx, nil); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Lstat(s.paths.dir(rw.MountID)); !os.IsNotExist(err) {

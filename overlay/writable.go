@@ -39,10 +39,10 @@ type CreateArgs struct {
 	Parent digest.Digest // top layer of the image, "" for an empty root
 }
 
-// Create makes a writable layer and, between it and the parent, its init layer. Prune keeps the
-// parent as long as the writable layer exists. Create returns errdefs.ErrAlreadyExists if the ID is
-// in use, errdefs.ErrNotFound if the parent does not exist, and errdefs.ErrInvalidArgument if the
-// ID is no valid file name. After Close it returns errdefs.ErrUnavailable.
+// Create makes a writable layer and, between it and the parent, its init layer. SweepUnused keeps
+// the parent as long as the writable layer exists. Create returns errdefs.ErrAlreadyExists if the
+// ID is in use, errdefs.ErrNotFound if the parent does not exist, and errdefs.ErrInvalidArgument if
+// the ID is no valid file name. After Close it returns errdefs.ErrUnavailable.
 func (s *Store) Create(ctx context.Context, a CreateArgs) (_ RW, err error) {
 	if err := checkID(a.ID); err != nil {
 		return RW{}, err
@@ -64,7 +64,7 @@ func (s *Store) Create(ctx context.Context, a CreateArgs) (_ RW, err error) {
 	return rw, nil
 }
 
-// claimNew protects the ID from other Create calls and the parent from Prune until release is
+// claimNew protects the ID from other Create calls and the parent from SweepUnused until release is
 // called.
 func (s *Store) claimNew(a CreateArgs) (release func(), err error) {
 	s.mu.Lock()
@@ -212,8 +212,8 @@ func (s *Store) Remove(ctx context.Context, id string) error {
 	return nil
 }
 
-// retire removes the entry. If the directories are not removed then, the next Prune or Sweep
-// removes them.
+// retire removes the entry. If the directories are not removed then, the next SweepUnused or
+// SweepAbandoned removes them.
 func (s *Store) retire(w *writable) (set string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -192,7 +192,7 @@ func (s *Service) eraseUnusableContainer(ctx context.Context, u unusable) error 
 		return fmt.Errorf("remove writable layer: %w", err)
 	}
 	// Its image may have been removed before it, and has left its layers.
-	return s.images.Collect(ctx)
+	return s.images.Sweep(ctx)
 }
 
 func (s *Service) eraseUnusablePod(ctx context.Context, u unusable) error {

@@ -24,12 +24,12 @@ func (s *Service) sweep(ctx context.Context, found []leftover) {
 	ctx, op := s.operations.Begin(ctx, "sweep", operations.Subject{})
 	operations.Enter(ctx, "remove processes")
 	s.removeLeftovers(ctx, found, func(k leftoverKind) bool { return k == leftProcess })
-	operations.Enter(ctx, "collect networks")
-	networkErr := s.bounded(ctx, func(ctx context.Context) error { return s.network.GC(ctx, s.mayHaveNetwork()) })
+	operations.Enter(ctx, "sweep networks")
+	networkErr := s.bounded(ctx, func(ctx context.Context) error { return s.network.Sweep(ctx, s.mayHaveNetwork()) })
 	operations.Enter(ctx, "remove files and cgroups")
 	s.removeLeftovers(ctx, found, func(k leftoverKind) bool { return k != leftProcess })
-	operations.Enter(ctx, "collect layers")
-	err := errors.Join(networkErr, s.bounded(ctx, s.images.Sweep))
+	operations.Enter(ctx, "sweep layers")
+	err := errors.Join(networkErr, s.bounded(ctx, s.images.SweepAtStart))
 	if op.End(err); err != nil && ctx.Err() == nil {
 		klog.FromContext(ctx).Error(err, "Leftovers of networks or layers stay until the next start")
 	}
@@ -43,7 +43,7 @@ func (s *Service) sweepLayers(ctx context.Context) {
 	}
 	ctx, op := s.operations.Begin(ctx, "sweep layers", operations.Subject{})
 	operations.Enter(ctx, "remove half-made layers")
-	err := s.layers.Sweep(ctx)
+	err := s.layers.SweepAbandoned(ctx)
 	if op.End(err); err != nil && ctx.Err() == nil {
 		klog.FromContext(ctx).Error(err, "Half-made layers stay until the next start")
 	}

@@ -239,7 +239,7 @@ func (s *Service) eraseContainer(ctx context.Context, c *Container) error {
 	}
 	// The removal of an image leaves the layers that a container uses.
 	if s.outlived(c) {
-		if err := s.images.Collect(ctx); err != nil {
+		if err := s.images.Sweep(ctx); err != nil {
 			return err
 		}
 	}

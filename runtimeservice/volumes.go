@@ -151,7 +151,7 @@ func recordMounted(v volume, img imageservice.Image) error {
 }
 
 // outlived reports whether an image that the container uses has been removed. The image's layers
-// can be collected after the container. The caller holds c.op.
+// can be swept after the container. The caller holds c.op.
 func (s *Service) outlived(c *Container) bool {
 	for _, id := range append(slices.Collect(maps.Values(c.State().MountedImages)), c.Record().ImageID) {
 		if _, err := s.images.Get(id); errdefs.IsNotFound(err) {

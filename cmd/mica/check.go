@@ -66,7 +66,7 @@ func checkOffline(ctx context.Context, c config.Config, a admin.CheckArgs) (prob
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, layers.Close()) }()
-	if err := layers.Sweep(ctx); err != nil {
+	if err := layers.SweepAbandoned(ctx); err != nil {
 		return nil, err
 	}
 	images, err := imageservice.Open(ctx, c.Images, layers)

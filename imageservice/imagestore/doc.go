@@ -7,7 +7,7 @@
 //   - An image's ID is the sha256 of its configuration. The configuration is kept byte for byte.
 //   - An image on disk is complete. Its layers are committed before its configuration is written, and
 //     the configuration before repositories.json names it. A crash in between leaves layers, which
-//     Sweep removes, or an image without a name, but no name without an image.
+//     SweepAtStart removes, or an image without a name, but no name without an image.
 //   - In memory is the data of each image that lists need. The configuration is read from the disk on
 //     request.
 //   - An image of another engine that exceeds the limits of package imageconfig is neither listed nor

@@ -40,32 +40,33 @@ func (s *Store) remove(ctx context.Context, ref string, id digest.Digest) error 
 		return fmt.Errorf("remove image %q: remove references: %w", ref, err)
 	}
 	operations.Enter(ctx, "remove layers")
-	if err := s.prune(ctx); err != nil {
+	if err := s.sweepLayers(ctx); err != nil {
 		return fmt.Errorf("remove image %q: remove layers: %w", ref, err)
 	}
 	return nil
 }
 
-// Sweep removes the layers that Collect removes, such as those of a pull that a crash interrupted.
-// It removes nothing if an image is damaged: a new pull of that image needs only what is missing.
-// Call it at the start, after the layers of all containers are held. Errors: those of Collect.
-func (s *Store) Sweep(ctx context.Context) error {
+// SweepAtStart removes the layers that Sweep removes, such as those of a pull that a crash
+// interrupted. It removes nothing if an image is damaged: a new pull of that image needs only what
+// is missing. Call it at the start, after the layers of all containers are held. Errors: those of
+// Sweep.
+func (s *Store) SweepAtStart(ctx context.Context) error {
 	s.mu.RLock()
 	damaged := len(s.broken) > 0
 	s.mu.RUnlock()
 	if damaged {
 		return nil
 	}
-	return s.Collect(ctx)
+	return s.Sweep(ctx)
 }
 
-// Collect removes the layers that neither an image nor a container needs, with their sources. Such
+// Sweep removes the layers that neither an image nor a container needs, with their sources. Such
 // layers remain if an image is removed before the last container that uses it. Errors: those of the
 // disk.
-func (s *Store) Collect(ctx context.Context) error {
+func (s *Store) Sweep(ctx context.Context) error {
 	s.change.Lock()
 	defer s.change.Unlock()
-	if err := s.prune(ctx); err != nil {
+	if err := s.sweepLayers(ctx); err != nil {
 		return fmt.Errorf("remove layers that nothing needs: %w", err)
 	}
 	return nil
@@ -102,14 +103,14 @@ func (s *Store) live() (live []digest.Digest, opaque bool) {
 	return live, opaque
 }
 
-// prune removes the layers that no image needs, and their sources. s.change is held.
-func (s *Store) prune(ctx context.Context) error {
+// sweepLayers removes the layers that no image needs, and their sources. s.change is held.
+func (s *Store) sweepLayers(ctx context.Context) error {
 	live, opaque := s.live()
 	if opaque {
 		return nil
 	}
 	before := s.layers.Layers()
-	_, err := s.layers.Prune(ctx, live)
+	_, err := s.layers.SweepUnused(ctx, live)
 	left := make(map[digest.Digest]bool)
 	for _, l := range s.layers.Layers() {
 		left[l.DiffID] = true

@@ -105,7 +105,7 @@ func TestSweepRemovesUnrecordedLayers(t *testing.T) {
 	}
 	sweep := func(want int) {
 		t.Helper()
-		if err := e.store.Sweep(t.Context()); err != nil {
+		if err := e.store.SweepAtStart(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if n := len(e.layers.Layers()); n != want {
@@ -117,7 +117,7 @@ func TestSweepRemovesUnrecordedLayers(t *testing.T) {
 	sweep(0)
 }
 
-// Sweep leaves the other layers of a damaged image to the pull that repairs it.
+// SweepAtStart leaves the other layers of a damaged image to the pull that repairs it.
 func TestSweepSparesDamagedImages(t *testing.T) {
 	e := newEnv(t)
 	b := e.add("example.org/app:v1", "1", "2", "3", "4")
@@ -126,7 +126,7 @@ func TestSweepSparesDamagedImages(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.reopen()
-	if err := e.store.Sweep(t.Context()); err != nil {
+	if err := e.store.SweepAtStart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if n := len(e.layers.Layers()); n != 4 {

@@ -51,8 +51,8 @@ type unusable struct {
 }
 
 // Open reads the images below o.Root. A damaged image, or one that lacks a layer, is logged and
-// left out. Open removes no layer; see Sweep. layers stays open as long as the store is used, which
-// has nothing to close.
+// left out. Open removes no layer; see SweepAtStart. layers stays open as long as the store is
+// used, which has nothing to close.
 //
 // Errors: those of the disk, and of a repositories.json that cannot be decoded.
 func Open(ctx context.Context, o Options, layers *overlay.Store) (*Store, error) {

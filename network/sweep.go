@@ -15,39 +15,39 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// collectWorkers is the number of pods that are detached concurrently. Plugins mostly wait for the
+// sweepWorkers is the number of pods that are detached concurrently. Plugins mostly wait for the
 // kernel, and a plugin that hangs does not delay the other pods.
-const collectWorkers = 8
+const sweepWorkers = 8
 
-// GC removes everything that belongs to none of the live pods. It detaches every other attachment
-// and runs the GC command of plugins of CNI 1.1.0 and later. It releases leases of the default and
-// the configured network and removes the packet filter rules that plugins left behind for pods that
-// are gone. Pods that were added since Open and not deleted count as live.
+// Sweep removes everything that belongs to none of the live pods. It detaches every other
+// attachment and runs the GC command of plugins of CNI 1.1.0 and later. It releases leases of the
+// default and the configured network and removes the packet filter rules that plugins left behind
+// for pods that are gone. Pods that were added since Open and not deleted count as live.
 //
 // An attachment that cannot be removed does not stop the rest; the error names each one. Each
 // attachment is bounded by ctx and Options.Timeout.
-func (n *Network) GC(ctx context.Context, live []string) error {
+func (n *Network) Sweep(ctx context.Context, live []string) error {
 	ids, err := n.known()
 	if err != nil {
-		return fmt.Errorf("collect networks: %w", err)
+		return fmt.Errorf("sweep networks: %w", err)
 	}
 	alive := n.alive(live)
 	errs := make([]error, len(ids)) // by the pod's index
 	var group errgroup.Group
-	group.SetLimit(collectWorkers)
+	group.SetLimit(sweepWorkers)
 	for i, id := range ids {
 		if alive(id) {
 			continue
 		}
 		group.Go(func() error {
-			if err := n.collect(ctx, id, alive); err != nil {
-				errs[i] = fmt.Errorf("collect network of pod %s: %w", id, err)
+			if err := n.sweepPod(ctx, id, alive); err != nil {
+				errs[i] = fmt.Errorf("sweep network of pod %s: %w", id, err)
 			}
 			return nil
 		})
 	}
 	_ = group.Wait()
-	errs = append(errs, n.collectPlugins(ctx, alive), n.collectLeases(ctx, alive), n.collectRules(ctx, alive))
+	errs = append(errs, n.sweepPlugins(ctx, alive), n.sweepLeases(ctx, alive), n.sweepRules(ctx, alive))
 	return errors.Join(errs...)
 }
 
@@ -68,8 +68,8 @@ func (n *Network) known() ([]string, error) {
 	return slices.Compact(ids), nil
 }
 
-// alive returns the predicate by which GC keeps pods: those of live, and those that were added
-// since Open, even while GC runs.
+// alive returns the predicate by which Sweep keeps pods: those of live, and those that were added
+// since Open, even while Sweep runs.
 func (n *Network) alive(live []string) func(id string) bool {
 	set := make(map[string]bool, len(live))
 	for _, id := range live {
@@ -82,8 +82,8 @@ func (n *Network) alive(live []string) func(id string) bool {
 	}
 }
 
-// collect detaches one pod, unless it was added while collect waited for its lock.
-func (n *Network) collect(ctx context.Context, id string, alive func(string) bool) error {
+// sweepPod detaches one pod, unless it was added while sweepPod waited for its lock.
+func (n *Network) sweepPod(ctx context.Context, id string, alive func(string) bool) error {
 	end, err := n.begin(ctx, id)
 	if err != nil {
 		return err
@@ -95,9 +95,9 @@ func (n *Network) collect(ctx context.Context, id string, alive func(string) boo
 	return n.forget(ctx, Pod{ID: id})
 }
 
-// collectPlugins runs the GC command of the network, if it supports GC. Mica assumes that no other
+// sweepPlugins runs the GC command of the network, if it supports GC. Mica assumes that no other
 // runtime uses the network, as the CNI specification requires.
-func (n *Network) collectPlugins(ctx context.Context, alive func(string) bool) error {
+func (n *Network) sweepPlugins(ctx context.Context, alive func(string) bool) error {
 	c := n.current()
 	if c.err != nil || c.list.DisableGC {
 		return nil
@@ -108,7 +108,7 @@ func (n *Network) collectPlugins(ctx context.Context, alive func(string) bool) e
 	ctx, cancel := context.WithTimeout(ctx, n.opts.Timeout)
 	defer cancel()
 	if err := n.execGC(ctx, c.list, alive); err != nil {
-		return fmt.Errorf("collect network %s: %w", c.list.Name, err)
+		return fmt.Errorf("sweep network %s: %w", c.list.Name, err)
 	}
 	return nil
 }
@@ -135,9 +135,9 @@ func (n *Network) execGC(ctx context.Context, list *libcni.NetworkConfigList, al
 	return n.cni.GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: valid})
 }
 
-// collectLeases releases the leases of dead pods in the default and the configured network,
+// sweepLeases releases the leases of dead pods in the default and the configured network,
 // including leases whose record was lost in a power failure.
-func (n *Network) collectLeases(ctx context.Context, alive func(string) bool) error {
+func (n *Network) sweepLeases(ctx context.Context, alive func(string) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, n.opts.Timeout)
 	defer cancel()
 	var errs []error

@@ -15,7 +15,7 @@ import (
 	"github.com/micarun/mica/runtimeservice/podns"
 )
 
-func TestGC(t *testing.T) {
+func TestSweep(t *testing.T) {
 	n := newNode(t, nil)
 	live, dead, rebooted, fresh := newPod(t), newPod(t), newPod(t), newPod(t)
 	for i, pod := range []Pod{live, dead, rebooted} {
@@ -37,7 +37,7 @@ func TestGC(t *testing.T) {
 		t.Fatalf("leases before GC: %v", held)
 	}
 	// The caller's list is older than the pod fresh.
-	must(t, n.GC(t.Context(), []string{live.ID}))
+	must(t, n.Sweep(t.Context(), []string{live.ID}))
 	want := []string{live.ID + ".json", fresh.ID + ".json"}
 	if diff := cmp.Diff(want, files(t, filepath.Join(n.opts.CacheDir, "attachments"))); diff != "" {
 		t.Errorf("attachments (-want +got):\n%s", diff)
@@ -57,7 +57,7 @@ func TestGC(t *testing.T) {
 }
 
 // An attachment that cannot be removed does not stop the rest.
-func TestGCGoesOn(t *testing.T) {
+func TestSweepGoesOn(t *testing.T) {
 	n := newNode(t, nil)
 	stuck, other := newPod(t), newPod(t)
 	n.script("sticky", pass+fmt.Sprintf("; [ $CNI_COMMAND$CNI_CONTAINERID != DEL%s ] || exit 1", stuck.ID))
@@ -67,14 +67,14 @@ func TestGCGoesOn(t *testing.T) {
 		must(t, err)
 	}
 	n.restart()
-	if err := n.GC(t.Context(), nil); err == nil || !strings.Contains(err.Error(), stuck.ID) || !strings.Contains(err.Error(), "plugin sticky") {
+	if err := n.Sweep(t.Context(), nil); err == nil || !strings.Contains(err.Error(), stuck.ID) || !strings.Contains(err.Error(), "plugin sticky") {
 		t.Errorf("GC = %v", err)
 	}
 	if left := files(t, filepath.Join(n.opts.CacheDir, "attachments")); len(left) != 1 || !strings.HasPrefix(left[0], stuck.ID) {
 		t.Errorf("attachments left: %v", left)
 	}
 	n.script("sticky", "")
-	must(t, n.GC(t.Context(), nil))
+	must(t, n.Sweep(t.Context(), nil))
 }
 
 // Plugins of CNI 1.1.0 get STATUS, and GC with the valid attachments; older plugins never get these
@@ -97,7 +97,7 @@ esac`)
 				must(t, n.Status(t.Context()))
 			}
 			n.restart()
-			must(t, n.GC(t.Context(), []string{live.ID}))
+			must(t, n.Sweep(t.Context(), []string{live.ID}))
 			must(t, n.Del(t.Context(), live))
 			want := "ADD ADD STATUS DEL GC DEL"
 			if version == "1.0.0" {

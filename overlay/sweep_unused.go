@@ -11,47 +11,48 @@ import (
 	"github.com/micarun/mica/internal/failpoint"
 )
 
-// Pruned is the result of Prune.
-type Pruned struct {
+// Swept is the result of SweepUnused.
+type Swept struct {
 	Layers []digest.Digest // children before their parents
 	Bytes  int64           // as Layer.Size
 }
 
-// Prune removes every layer that is not in use. In use are the layers of live, the parents of
-// writable layers, held and reserved layers, and the ancestors of all of these. Prune also removes
-// unused damaged entries; they are not part of the result. After an error, or when ctx ends, the
-// result has the layers removed until then. After Close, Prune returns errdefs.ErrUnavailable.
-func (s *Store) Prune(ctx context.Context, live []digest.Digest) (Pruned, error) {
-	var p Pruned
+// SweepUnused removes every layer that is not in use. In use are the layers of live, the parents of
+// writable layers, held and reserved layers, and the ancestors of all of these. SweepUnused also
+// removes unused damaged entries; they are not part of the result. After an error, or when ctx
+// ends, the result has the layers removed until then. After Close, SweepUnused returns
+// errdefs.ErrUnavailable.
+func (s *Store) SweepUnused(ctx context.Context, live []digest.Digest) (Swept, error) {
+	var p Swept
 	if err := s.checkOpen(); err != nil {
-		return p, fmt.Errorf("prune layers: %w", err)
+		return p, fmt.Errorf("sweep layers: %w", err)
 	}
 	s.removeLeft(ctx)
-	if err := s.pruneDamaged(ctx, live); err != nil {
-		return p, fmt.Errorf("prune layers: %w", err)
+	if err := s.sweepDamaged(ctx, live); err != nil {
+		return p, fmt.Errorf("sweep layers: %w", err)
 	}
 	for {
 		if err := ctx.Err(); err != nil {
-			return p, fmt.Errorf("prune layers: %w", err)
+			return p, fmt.Errorf("sweep layers: %w", err)
 		}
 		l, set, err := s.retireOne(live)
 		if err != nil {
-			return p, fmt.Errorf("prune layers: %w", err)
+			return p, fmt.Errorf("sweep layers: %w", err)
 		}
 		if set == "" {
 			return p, nil
 		}
 		p.Layers, p.Bytes = append(p.Layers, l.ID), p.Bytes+l.Size
-		if err := failpoint.Hit("overlay.prune.retired"); err != nil {
+		if err := failpoint.Hit("overlay.sweep.retired"); err != nil {
 			return p, err
 		}
 		if err := errors.Join(s.removeRetired(ctx, l.CacheID), os.RemoveAll(set)); err != nil {
-			return p, fmt.Errorf("prune layer %s: %w", l.ID, err)
+			return p, fmt.Errorf("sweep layer %s: %w", l.ID, err)
 		}
 	}
 }
 
-func (s *Store) pruneDamaged(ctx context.Context, live []digest.Digest) error {
+func (s *Store) sweepDamaged(ctx context.Context, live []digest.Digest) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	needed := s.markLocked(live)
@@ -67,7 +68,7 @@ func (s *Store) pruneDamaged(ctx context.Context, live []digest.Digest) error {
 }
 
 // retireOne removes the entry of one unused layer without children. If its directory is not removed
-// then, the next Prune or Sweep removes it. set is "" if there is no such layer.
+// then, the next SweepUnused or SweepAbandoned removes it. set is "" if there is no such layer.
 func (s *Store) retireOne(live []digest.Digest) (_ Layer, set string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
