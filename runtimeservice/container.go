@@ -12,6 +12,7 @@ import (
 	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/internal/podlog"
 	"github.com/micarun/mica/runtimeservice/checkpoint"
+	"github.com/micarun/mica/runtimeservice/signals"
 	"github.com/micarun/mica/runtimeservice/state"
 	"github.com/micarun/mica/runtimeservice/stats"
 )
@@ -108,7 +109,7 @@ func (c *Container) status() *runtimeapi.ContainerStatus {
 		Annotations: maps.Clone(cfg.GetAnnotations()),
 		Mounts:      withImageIDs(cfg.GetMounts(), st.MountedImages),
 		LogPath:     rec.LogPath,
-		StopSignal:  criSignal(rec.StopSignal),
+		StopSignal:  signals.CRI(rec.StopSignal),
 		User: &runtimeapi.ContainerUser{Linux: &runtimeapi.LinuxContainerUser{
 			Uid: int64(st.User.UID), Gid: int64(st.User.GID), SupplementalGroups: int64s(st.User.Supplemental),
 		}},

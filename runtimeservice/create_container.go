@@ -23,6 +23,8 @@ import (
 	"github.com/micarun/mica/runtimeservice/hooks"
 	"github.com/micarun/mica/runtimeservice/keeper"
 	"github.com/micarun/mica/runtimeservice/podns"
+	"github.com/micarun/mica/runtimeservice/signals"
+	"github.com/micarun/mica/runtimeservice/slots"
 	"github.com/micarun/mica/runtimeservice/spec"
 	"github.com/micarun/mica/runtimeservice/spec/lookup"
 	"github.com/micarun/mica/runtimeservice/state"
@@ -127,7 +129,7 @@ func (s *Service) recordContainer(pod *Pod, cfg *runtimeapi.ContainerConfig, fro
 	rec := state.ContainerRecord{
 		ID: newID(), PodID: pod.ID(), Handler: pod.Record().Handler, Created: time.Now(),
 		ImageID: img.ID.String(), ImageRef: img.ID.String(),
-		StopSignal:   stopSignal(cfg, img),
+		StopSignal:   signals.Stop(cfg.GetStopSignal(), img.Config.Config.StopSignal),
 		CgroupParent: pod.CgroupParent(),
 		Restored:     restorationOf(from.from),
 	}
@@ -272,7 +274,7 @@ func (s *Service) createProcess(ctx context.Context, p *Pod, c *Container) (int,
 			return 0, fmt.Errorf("make log directory: %w", err)
 		}
 	}
-	done, err := s.slots.acquire(ctx, createStep)
+	done, err := s.slots.Acquire(ctx, slots.Create)
 	if err != nil {
 		return 0, err
 	}

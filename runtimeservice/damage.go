@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -115,7 +116,7 @@ func (s *Service) endDamaged(ctx context.Context, c *Container, why string) erro
 		return err
 	}
 	// The tear-down does not kill a container whose exit is recorded.
-	if err := s.keeper.Kill(ctx, c.ID(), sigKill, false); err != nil && !errdefs.IsNotFound(err) {
+	if err := s.keeper.Kill(ctx, c.ID(), syscall.SIGKILL, false); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("kill container %s: %w", c.ID(), err)
 	}
 	return errors.Join(c.recordUndelivered(), s.tearDownContainer(ctx, c))

@@ -135,7 +135,7 @@ func TestUpdateNeedsALivingContainer(t *testing.T) {
 		_, err := s.UpdateContainerResources(t.Context(), req)
 		return err
 	}
-	change := &runtimeapi.UpdateContainerResourcesRequest{Linux: &limits{CpuShares: -1}}
+	change := &runtimeapi.UpdateContainerResourcesRequest{Linux: &criLimits{CpuShares: -1}}
 	if err := update(string(state.Exited), change); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("ended container: %v", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -182,12 +183,12 @@ func (s *Service) podInitEnded(ctx context.Context, p *Pod) {
 // kill sends SIGKILL to the container's first process. A container that the keeper does not know is
 // recorded as exited.
 func (s *Service) kill(ctx context.Context, c *Container) error {
-	err := s.keeper.Kill(ctx, c.ID(), sigKill, false)
+	err := s.keeper.Kill(ctx, c.ID(), syscall.SIGKILL, false)
 	if err == nil {
 		return nil
 	}
 	if errors.Is(err, errdefs.ErrNotFound) && c.unstarted() {
-		return s.recordExit(c, keeper.Exit{Code: 128 + int(sigKill), Signal: int(sigKill), At: time.Now()})
+		return s.recordExit(c, keeper.Exit{Code: 128 + int(syscall.SIGKILL), Signal: int(syscall.SIGKILL), At: time.Now()})
 	}
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return s.recordExit(c, lostExit("the keeper does not know the container"))

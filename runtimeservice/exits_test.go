@@ -19,7 +19,7 @@ import (
 
 func testContainer(t *testing.T) *Container {
 	t.Helper()
-	rec := state.ContainerRecord{ID: "c1", PodID: "p1", StopSignal: defaultStop, Created: time.Now()}
+	rec := state.ContainerRecord{ID: "c1", PodID: "p1", StopSignal: "SIGTERM", Created: time.Now()}
 	rec.Config.Msg = &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: "web", Attempt: 3}}
 	return recordedContainer(t, t.TempDir(), rec, state.ContainerState{})
 }

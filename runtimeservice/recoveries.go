@@ -10,6 +10,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/operations"
+	"github.com/micarun/mica/runtimeservice/slots"
 )
 
 // recoveries are the pods and containers whose recovery has not ended. The nil pointer has none. It
@@ -129,7 +130,7 @@ func (s *Service) runRecovery(ctx context.Context, r recovery, locked bool) erro
 		}
 	}
 	defer r.lock.Unlock()
-	done, err := s.slots.acquire(ctx, recoverStep)
+	done, err := s.slots.Acquire(ctx, slots.Recover)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/runtimeservice/podns"
+	"github.com/micarun/mica/runtimeservice/slots"
 	"github.com/micarun/mica/runtimeservice/spec"
 	"github.com/micarun/mica/runtimeservice/spec/lookup"
 	"github.com/micarun/mica/runtimeservice/state"
@@ -167,7 +168,7 @@ func (s *Service) buildPod(ctx context.Context, p *Pod) error {
 
 // isolatePod makes the pod's namespaces and network, and returns its addresses.
 func (s *Service) isolatePod(ctx context.Context, p *Pod) ([]string, error) {
-	done, err := s.slots.acquire(ctx, podStep)
+	done, err := s.slots.Acquire(ctx, slots.Pod)
 	if err != nil {
 		return nil, err
 	}

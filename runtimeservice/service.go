@@ -29,6 +29,7 @@ import (
 	"github.com/micarun/mica/runtimeservice/nri"
 	"github.com/micarun/mica/runtimeservice/oci"
 	"github.com/micarun/mica/runtimeservice/podns"
+	"github.com/micarun/mica/runtimeservice/slots"
 	"github.com/micarun/mica/runtimeservice/spec"
 	"github.com/micarun/mica/runtimeservice/state"
 )
@@ -146,7 +147,7 @@ type Service struct {
 	criu       *checkpoint.Criu
 	recoveries *recoveries
 	events     *events.Broadcaster
-	slots      *prioritySemaphore
+	slots      *slots.Semaphore
 	// largeAnswer is held by the one call that is building a large response.
 	largeAnswer chan struct{}
 	// background counts goroutines that Close waits for.
@@ -169,7 +170,7 @@ func Open(ctx context.Context, o Options, d Deps) (*Service, error) {
 		opts:      o.withDefaults(), images: d.Images, network: d.Network, keeper: d.Keeper,
 		host: d.Host, plugins: d.Plugins, injectCDI: d.InjectCDI, hooks: d.Hooks, settings: d.Settings,
 		operations: d.Operations, criu: checkpoint.NewCriu(o.Criu), recoveries: newRecoveries(),
-		events: events.NewBroadcaster(), slots: newPrioritySemaphore(), largeAnswer: make(chan struct{}, 1),
+		events: events.NewBroadcaster(), slots: slots.New(), largeAnswer: make(chan struct{}, 1),
 	}
 	s.layers, s.cgroups = d.Layers, d.Cgroups
 	var err error

@@ -11,6 +11,7 @@ import (
 	"github.com/micarun/mica/internal/failpoint"
 	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/runtimeservice/checkpoint"
+	"github.com/micarun/mica/runtimeservice/slots"
 	"github.com/micarun/mica/runtimeservice/state"
 )
 
@@ -75,7 +76,7 @@ func (s *Service) startContainer(ctx context.Context, c *Container) error {
 // the PID of the first.
 func (s *Service) startProcesses(ctx context.Context, pod *Pod, c *Container) (int, error) {
 	if c.Record().Restored == nil {
-		done, err := s.slots.acquire(ctx, startStep)
+		done, err := s.slots.Acquire(ctx, slots.Start)
 		if err != nil {
 			return 0, err
 		}

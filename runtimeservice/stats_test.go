@@ -203,7 +203,7 @@ func TestUpdatePodResources(t *testing.T) {
 		swap := func() string { return read(p, "memory.memsw.limit_in_bytes", "memory.swap.max") }
 		before := swap()
 		_, err := m.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{
-			PodSandboxId: p.ID(), Overhead: &limits{MemoryLimitInBytes: 16 << 20}, Resources: &limits{MemoryLimitInBytes: 64 << 20},
+			PodSandboxId: p.ID(), Overhead: &criLimits{MemoryLimitInBytes: 16 << 20}, Resources: &criLimits{MemoryLimitInBytes: 64 << 20},
 		})
 		m.no(err)
 		if got := p.State().Resources.Msg.GetMemoryLimitInBytes(); got != 64<<20 {
@@ -219,7 +219,7 @@ func TestUpdatePodResources(t *testing.T) {
 			t.Errorf("%s: limit of swap is %q, was %q", name, got, before)
 		}
 	}
-	if _, err := m.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: own.ID(), Resources: &limits{MemoryLimitInBytes: -7}}); !errdefs.IsInvalidArgument(err) {
+	if _, err := m.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: own.ID(), Resources: &criLimits{MemoryLimitInBytes: -7}}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("negative limit: %v", err)
 	}
 	m.no(own.Update(func(st *state.PodState) error { st.Phase = state.PodNotReady; return nil }))

@@ -9,6 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/internal/operations"
+	"github.com/micarun/mica/runtimeservice/signals"
 	"github.com/micarun/mica/runtimeservice/state"
 )
 
@@ -44,7 +45,7 @@ func (s *Service) stopContainer(ctx context.Context, c *Container, grace time.Du
 		return nil
 	}
 	if grace > 0 {
-		if err := s.keeper.Kill(ctx, c.ID(), signalNumber(c.Record().StopSignal), false); err != nil && !errdefs.IsNotFound(err) {
+		if err := s.keeper.Kill(ctx, c.ID(), signals.Number(c.Record().StopSignal), false); err != nil && !errdefs.IsNotFound(err) {
 			return fmt.Errorf("stop container %s: send %s: %w", c.ID(), c.Record().StopSignal, err)
 		}
 		operations.Enter(ctx, "wait for its end")

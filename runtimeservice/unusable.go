@@ -46,8 +46,7 @@ type unusableFunc func(ctx context.Context, u unusable) error
 
 // unusables are the records that the start could not use. The start tears down their processes. The
 // records and the writable layers stay on disk until a client removes them by ID. Lists do not show
-// them, because the kubelet would act on incomplete objects. The nil pointer has none. It is safe
-// for concurrent use.
+// them, because the kubelet would act on incomplete objects. It is safe for concurrent use.
 type unusables struct {
 	mu   sync.Mutex // guards byID
 	byID map[string]unusable
@@ -69,7 +68,7 @@ func (u *unusables) remove(id string) {
 
 // get finds the record of the kind by its ID, or by a prefix that only this ID has.
 func (u *unusables) get(kind, id string) (unusable, bool) {
-	if u == nil || id == "" {
+	if id == "" {
 		return unusable{}, false
 	}
 	u.mu.Lock()
@@ -99,9 +98,6 @@ func (u *unusables) instead(err error, kind, id string) (unusable, bool) {
 
 // all returns the records, ordered by directory.
 func (u *unusables) all() []unusable {
-	if u == nil {
-		return nil
-	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return slices.SortedFunc(maps.Values(u.byID), func(a, b unusable) int { return cmp.Compare(a.dir, b.dir) })

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/micarun/mica/runtimeservice/limits"
 	"github.com/micarun/mica/runtimeservice/nri"
 	"github.com/micarun/mica/runtimeservice/spec"
 	"github.com/micarun/mica/runtimeservice/state"
@@ -74,7 +75,7 @@ func (s *Service) limitContainer(ctx context.Context, c *Container, wanted nri.U
 		return fmt.Errorf("update container %s: %w", c.ID(), err)
 	}
 	next := mergeResources(c.State().Resources.Msg, wanted.Resources)
-	limits, err := spec.Resources(next, s.host)
+	byRuntime, err := spec.Resources(next, s.host)
 	if err != nil {
 		return fmt.Errorf("update container %s: %w", c.ID(), err)
 	}
@@ -83,14 +84,14 @@ func (s *Service) limitContainer(ctx context.Context, c *Container, wanted nri.U
 		return fmt.Errorf("update container %s: %w", c.ID(), err)
 	}
 	// OCI runtimes set CPU and memory limits; some ignore the others.
-	direct := &specs.LinuxResources{HugepageLimits: limits.HugepageLimits, Unified: limits.Unified}
+	direct := &specs.LinuxResources{HugepageLimits: byRuntime.HugepageLimits, Unified: byRuntime.Unified}
 	if wanted.Direct != nil {
 		direct.Pids, direct.Memory = wanted.Direct.Pids, wanted.Direct.Memory
 	}
-	complete := *limits
+	complete := *byRuntime
 	complete.Pids = direct.Pids
-	limits.HugepageLimits, limits.Unified = nil, nil
-	steps := limitSteps{byRuntime: limits, direct: direct}
+	byRuntime.HugepageLimits, byRuntime.Unified = nil, nil
+	steps := limitSteps{byRuntime: byRuntime, direct: direct}
 	if wanted.Resources.GetOomScoreAdj() != 0 {
 		steps.score = &score
 	}
@@ -98,7 +99,7 @@ func (s *Service) limitContainer(ctx context.Context, c *Container, wanted nri.U
 		return fmt.Errorf("update container %s: %w", c.ID(), errors.Join(err, s.undoLimits(ctx, c, h, steps)))
 	}
 	s.plugins.Limited(c.ID(), &complete)
-	set := state.Limits{Resources: withLimits(&complete, &specs.LinuxResources{Memory: direct.Memory})}
+	set := state.Limits{Resources: limits.Merge(&complete, &specs.LinuxResources{Memory: direct.Memory})}
 	set.OOMScoreAdj = steps.score
 	return c.Update(func(st *state.ContainerState) error {
 		st.Resources.Msg = next
@@ -145,8 +146,8 @@ func (s *Service) undoLimits(ctx context.Context, c *Container, h handler, faile
 		old = before.Linux.Resources
 	}
 	errs := []error{
-		h.Update(ctx, c.ID(), earlierLimits(old, failed.byRuntime)),
-		s.cgroups.SetResources(s.containerCgroup(c), earlierLimits(old, failed.direct)),
+		h.Update(ctx, c.ID(), limits.Earlier(old, failed.byRuntime)),
+		s.cgroups.SetResources(s.containerCgroup(c), limits.Earlier(old, failed.direct)),
 	}
 	if failed.score != nil && before.Process != nil && before.Process.OOMScoreAdj != nil {
 		errs = append(errs, s.moveOOMScore(c, *failed.score, *before.Process.OOMScoreAdj))

@@ -1,4 +1,10 @@
-package runtimeservice
+// Package slots limits how many parts of pod starts, such as making namespaces or creating a
+// container, run at the same time. Without a limit, each of many pods that start together would take
+// as long as all of them, and the kubelet, which needs the same processors, would see none of them
+// running until the end.
+//
+// It knows nothing of pods: a caller names the step that it begins, and says when the step has ended.
+package slots
 
 import (
 	"context"
@@ -20,26 +26,25 @@ const (
 	slotTime = 500 * time.Millisecond
 )
 
-// step is a part of a pod's start that keeps a processor busy. A later step has priority, so that
+// Step is a part of a pod's start that keeps a processor busy. A later step has priority, so that
 // a pod is finished before the next one begins.
-type step int
+type Step int
 
+// The steps, in the order of their priority.
 const (
-	podStep step = iota
-	createStep
-	startStep
-	// recoverStep recovers a pod or container at the daemon's start. Calls for it wait.
-	recoverStep
+	Pod Step = iota
+	Create
+	Start
+	// Recover is the recovery of a pod or container at the daemon's start. Calls for it wait.
+	Recover
 	steps // the number of steps
 )
 
-// prioritySemaphore limits how many steps run at the same time. Without a limit, each of many pods
-// that start together would take as long as all of them, and the kubelet, which needs the same
-// processors, would see none of them running until the end.
+// Semaphore limits how many steps run at the same time.
 //
 // The step with the highest priority gets the next free slot; among equal steps, the one that has
 // waited longest. Its methods may be called concurrently.
-type prioritySemaphore struct {
+type Semaphore struct {
 	time time.Duration // after which a slot is free again, also if its step is still running
 
 	mu      sync.Mutex // guards the fields below
@@ -47,13 +52,14 @@ type prioritySemaphore struct {
 	waiting [steps][]chan struct{}
 }
 
-func newPrioritySemaphore() *prioritySemaphore {
-	return &prioritySemaphore{time: slotTime, free: slotsPerProcessor * runtime.GOMAXPROCS(0)}
+// New returns a semaphore with four slots for each processor.
+func New() *Semaphore {
+	return &Semaphore{time: slotTime, free: slotsPerProcessor * runtime.GOMAXPROCS(0)}
 }
 
-// acquire waits for a slot. The caller calls release when the step has ended; that may be after the
+// Acquire waits for a slot. The caller calls release when the step has ended; that may be after the
 // slot's time. The error is ctx's.
-func (p *prioritySemaphore) acquire(ctx context.Context, s step) (release func(), err error) {
+func (p *Semaphore) Acquire(ctx context.Context, s Step) (release func(), err error) {
 	if slot := p.queue(s); slot != nil {
 		operations.Enter(ctx, "wait for a slot")
 		select {
@@ -73,7 +79,7 @@ func (p *prioritySemaphore) acquire(ctx context.Context, s step) (release func()
 
 // queue takes a free slot and returns nil, or returns a channel that is closed when the caller has
 // a slot.
-func (p *prioritySemaphore) queue(s step) <-chan struct{} {
+func (p *Semaphore) queue(s Step) <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.free > 0 {
@@ -86,7 +92,7 @@ func (p *prioritySemaphore) queue(s step) <-chan struct{} {
 }
 
 // leave removes a waiting step. If the step has just got its slot, leave frees the slot.
-func (p *prioritySemaphore) leave(s step, slot <-chan struct{}) {
+func (p *Semaphore) leave(s Step, slot <-chan struct{}) {
 	p.mu.Lock()
 	before := len(p.waiting[s])
 	p.waiting[s] = slices.DeleteFunc(p.waiting[s], func(c chan struct{}) bool { return c == slot })
@@ -98,7 +104,7 @@ func (p *prioritySemaphore) leave(s step, slot <-chan struct{}) {
 }
 
 // release gives the slot to the next step.
-func (p *prioritySemaphore) release() {
+func (p *Semaphore) release() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for s := steps - 1; s >= 0; s-- {

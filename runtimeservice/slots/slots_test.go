@@ -1,4 +1,4 @@
-package runtimeservice
+package slots
 
 import (
 	"context"
@@ -12,13 +12,13 @@ import (
 func TestSlots(t *testing.T) {
 	t.Run("the later step first, then the one that has waited longest", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			slots := &prioritySemaphore{time: slotTime, free: 1}
-			first := takeSlot(t, slots, podStep)
+			slots := &Semaphore{time: slotTime, free: 1}
+			first := takeSlot(t, slots, Pod)
 			var order []string
 			for _, w := range []struct {
 				name string
-				step step
-			}{{"pod 1", podStep}, {"create 1", createStep}, {"pod 2", podStep}, {"start", startStep}, {"create 2", createStep}} {
+				step Step
+			}{{"pod 1", Pod}, {"create 1", Create}, {"pod 2", Pod}, {"start", Start}, {"create 2", Create}} {
 				go func() {
 					done := takeSlot(t, slots, w.step)
 					order = append(order, w.name) // one at a time: there is one slot
@@ -41,10 +41,10 @@ func TestSlots(t *testing.T) {
 	})
 	t.Run("a long step does not block the others", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			slots := &prioritySemaphore{time: slotTime, free: 1}
-			long := takeSlot(t, slots, createStep)
+			slots := &Semaphore{time: slotTime, free: 1}
+			long := takeSlot(t, slots, Create)
 			began := time.Now()
-			takeSlot(t, slots, podStep)()
+			takeSlot(t, slots, Pod)()
 			if waited := time.Since(began); waited != slotTime {
 				t.Errorf("waited for %s, want %s", waited, slotTime)
 			}
@@ -56,18 +56,18 @@ func TestSlots(t *testing.T) {
 	})
 	t.Run("who gives up leaves no gap", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			slots := &prioritySemaphore{time: slotTime, free: 1}
-			first := takeSlot(t, slots, podStep)
+			slots := &Semaphore{time: slotTime, free: 1}
+			first := takeSlot(t, slots, Pod)
 			ctx, cancel := context.WithTimeout(t.Context(), slotTime/2)
 			defer cancel()
-			if _, err := slots.acquire(ctx, startStep); !errors.Is(err, context.DeadlineExceeded) {
+			if _, err := slots.Acquire(ctx, Start); !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("take: %v, want the end of its context", err)
 			}
 			first()
 			// A slot that arrives together with the end of the context goes to the next step.
 			ended, end := context.WithCancel(t.Context())
-			last := takeSlot(t, slots, podStep)
-			go func() { _, _ = slots.acquire(ended, createStep) }()
+			last := takeSlot(t, slots, Pod)
+			go func() { _, _ = slots.Acquire(ended, Create) }()
 			synctest.Wait()
 			last()
 			end()
@@ -81,9 +81,9 @@ func TestSlots(t *testing.T) {
 	})
 }
 
-func takeSlot(t *testing.T, slots *prioritySemaphore, s step) (done func()) {
+func takeSlot(t *testing.T, slots *Semaphore, s Step) (done func()) {
 	t.Helper()
-	done, err := slots.acquire(t.Context(), s)
+	done, err := slots.Acquire(t.Context(), s)
 	if err != nil {
 		t.Fatalf("take: %v", err)
 	}

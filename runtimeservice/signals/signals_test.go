@@ -1,11 +1,9 @@
-package runtimeservice
+package signals
 
 import (
 	"testing"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"github.com/micarun/mica/imageservice"
 )
 
 func TestStopSignal(t *testing.T) {
@@ -23,11 +21,9 @@ func TestStopSignal(t *testing.T) {
 		{runtimeapi.Signal_SIGNAL_SIGUSR1, "SIGQUIT", "SIGUSR1"},
 		{runtimeapi.Signal_SIGNAL_SIGRTMAXMINUS2, "", "SIGRTMAX-2"},
 	} {
-		var img imageservice.Detailed
-		img.Config.Config.StopSignal = tc.image
-		got := stopSignal(&runtimeapi.ContainerConfig{StopSignal: tc.config}, img)
+		got := Stop(tc.config, tc.image)
 		if got != tc.want {
-			t.Errorf("stopSignal(%s, %q) = %s, want %s", tc.config, tc.image, got, tc.want)
+			t.Errorf("Stop(%s, %q) = %s, want %s", tc.config, tc.image, got, tc.want)
 		}
 	}
 	for value, name := range runtimeapi.Signal_name {
@@ -35,10 +31,10 @@ func TestStopSignal(t *testing.T) {
 		if sig == runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT {
 			continue
 		}
-		if got := criSignal(kernelName(sig)); got != sig {
-			t.Errorf("criSignal(kernelName(%s)) = %s", name, got)
+		if got := CRI(kernelName(sig)); got != sig {
+			t.Errorf("CRI(kernelName(%s)) = %s", name, got)
 		}
-		if n := signalNumber(kernelName(sig)); n == 15 && sig != runtimeapi.Signal_SIGNAL_SIGTERM {
+		if n := Number(kernelName(sig)); n == 15 && sig != runtimeapi.Signal_SIGNAL_SIGTERM {
 			t.Errorf("signal %s has no number", name)
 		}
 	}
