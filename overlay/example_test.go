@@ -54,7 +54,7 @@ func Example() {
 }
 
 // Removes the layers that neither an image nor a container uses.
-func ExampleStore_Prune() {
+func ExampleStore_SweepUnused() {
 	ctx := context.Background()
 	store, err := overlay.Open(ctx, overlay.Options{Root: "/var/lib/mica"})
 	if err != nil {
@@ -65,11 +65,11 @@ func ExampleStore_Prune() {
 		log.Fatal(err)
 	}
 	// The layers below a live layer stay as well.
-	pruned, err := store.Prune(ctx, []digest.Digest{image.ID})
+	swept, err := store.SweepUnused(ctx, []digest.Digest{image.ID})
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println(len(pruned.Layers), "layers,", pruned.Bytes, "bytes")
+	fmt.Println(len(swept.Layers), "layers,", swept.Bytes, "bytes")
 	if err := store.Close(); err != nil {
 		log.Fatal(err)
 	}

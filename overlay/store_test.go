@@ -266,7 +266,7 @@ func TestCommitSameTwice(t *testing.T) {
 	noDrafts(t, s)
 }
 
-func TestHoldAndPrune(t *testing.T) {
+func TestHoldAndSweep(t *testing.T) {
 	s := newStore(t)
 	ctx := context.Background()
 	a := register(t, s, "", buildTar(t, file("a", "12345")))
