@@ -101,12 +101,11 @@ hostile: packages-test ## pull and run every image that attacks a limit and prin
 	MICA_E2E_HOSTILE='$(CASES)' $(GO) test -count=1 -v -timeout $(TEST_TIMEOUT) $(TESTFLAGS) -run '^TestHostile' ./e2e
 
 .PHONY: fuzz
-fuzz: ## run every fuzz target for FUZZTIME
-	@$(GO) list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./... | while read -r package; do \
-		for target in $$($(GO) test -list '^Fuzz' "$$package" | grep '^Fuzz' || true); do \
-			echo "fuzz $$package $$target"; \
-			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5x "$$package"; \
-		done; \
+fuzz: ## run every fuzz target for FUZZTIME, a duration or, as in 2000x, a number of inputs
+	@grep -rEo --include='*_test.go' '^func Fuzz\w+' . | sort | while IFS=: read -r file target; do \
+		package=$$(dirname "$$file") target=$${target#func }; \
+		echo "fuzz $$package $$target"; \
+		$(GO) test -timeout 0 -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5x "$$package"; \
 	done
 
 .PHONY: bench
