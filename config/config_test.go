@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -233,10 +234,12 @@ func TestResolved(t *testing.T) {
 
 func TestChanges(t *testing.T) {
 	parse := func(text string) Config {
-		c, err := Parse("x", []byte(text))
-		if err != nil {
-			t.Fatal(err)
+		c := Default()
+		view := newView(c)
+		if problems := decode(view, "x", []byte(text)); len(problems) > 0 {
+			t.Fatal(errors.Join(problems...))
 		}
+		transfer(reflect.ValueOf(&c).Elem(), view.Elem())
 		return c.Resolved()
 	}
 	for name, tc := range map[string]struct {

@@ -41,18 +41,6 @@ func Load(path string) (Config, error) {
 	return c, nil
 }
 
-// Parse reads the content of one file over the defaults and does not validate the result. Errors
-// name the file by name.
-func Parse(name string, data []byte) (Config, error) {
-	c := Default()
-	view := newView(c)
-	if problems := decode(view, name, data); len(problems) > 0 {
-		return Config{}, errors.Join(problems...)
-	}
-	transfer(reflect.ValueOf(&c).Elem(), view.Elem())
-	return c, nil
-}
-
 // Dump returns the configuration as one TOML file, from which Load reads the same configuration.
 func (c Config) Dump() ([]byte, error) {
 	var b bytes.Buffer

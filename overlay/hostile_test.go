@@ -560,3 +560,18 @@ func checkCounts(t *testing.T, x *extractor) {
 		t.Errorf("%d bytes are in use, %d were counted", held, x.budget.kept)
 	}
 }
+
+// each calls f for every directory below and including n, parents first.
+func (n *node) each(f func(*node) error) error {
+	if err := f(n); err != nil {
+		return err
+	}
+	for _, c := range n.children {
+		if c.kind == kindDir {
+			if err := c.each(f); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -31,7 +31,7 @@ var errNoMapping = fmt.Errorf("mapped layers are not supported by the kernel for
 
 // ProbeMapped returns nil if layers can be ID-mapped for the user namespace of the file userNS, and
 // errdefs.ErrNotImplemented if that is not supported. Then later calls of Mount copy the image
-// without another attempt, and MountMappedView returns an error.
+// without another attempt, and MountView returns an error.
 func (s *Store) ProbeMapped(userNS string) error {
 	dir := s.paths.writeSet(newID())
 	lower, upper := filepath.Join(dir, "lower"), filepath.Join(dir, "upper")

@@ -167,7 +167,7 @@ func TestMappedView(t *testing.T) {
 		top := register(t, s, base.ID, buildTar(t, file("top", "t")))
 		for _, l := range []Layer{base, top} {
 			target := t.TempDir()
-			if err := s.MountMappedView(context.Background(), l.ID, target, userNS(t)); err != nil {
+			if err := s.MountView(l.ID, target, userNS(t)); err != nil {
 				t.Fatal(err)
 			}
 			wantOwner(t, filepath.Join(target, "user"), mappedRoot+5, mappedRoot+6)

@@ -105,18 +105,12 @@ func (s *Store) Unmount(_ context.Context, id string) error {
 	return nil
 }
 
-// MountView mounts a read-only view of a layer and its ancestors at the directory target. The
-// caller unmounts target, and must Hold the layer until then. MountView returns errdefs.ErrNotFound
-// if the layer does not exist, and errdefs.ErrOutOfRange if an old kernel cannot mount so many
-// layers.
-func (s *Store) MountView(ctx context.Context, chain digest.Digest, target string) error {
-	return s.MountMappedView(ctx, chain, target, "")
-}
-
-// MountMappedView is MountView with the owners of all files mapped by the user namespace of the
-// file userNS (Linux 5.19). It returns errdefs.ErrNotImplemented if the kernel or the file system
-// cannot do that.
-func (s *Store) MountMappedView(_ context.Context, chain digest.Digest, target, userNS string) error {
+// MountView mounts a read-only view of a layer and its ancestors at the directory target. If userNS
+// is the file of a user namespace, it maps the owners of all files (Linux 5.19). The caller unmounts
+// target, and must Hold the layer until then. MountView returns errdefs.ErrNotFound if the layer
+// does not exist, errdefs.ErrOutOfRange if an old kernel cannot mount so many layers, and
+// errdefs.ErrNotImplemented if the kernel or the file system cannot map owners.
+func (s *Store) MountView(chain digest.Digest, target, userNS string) error {
 	l, err := s.Layer(chain)
 	if err != nil {
 		return fmt.Errorf("mount view: %w", err)

@@ -108,7 +108,7 @@ func TestMount(t *testing.T) {
 					t.Errorf("write to a read-only mount: %v", err)
 				}
 				target := t.TempDir()
-				if err := s.MountView(ctx, top.ID, target); err != nil {
+				if err := s.MountView(top.ID, target, ""); err != nil {
 					t.Fatal(err)
 				}
 				if got := describe(t, filepath.Join(target, "common")); got != fmt.Sprint("file ", n-1) {
@@ -201,7 +201,7 @@ func TestViewAgreesWithKernel(t *testing.T) {
 	b := register(t, s, a.ID, buildTar(t, file("d/.wh.1", ""), file("e/.wh..wh..opq", ""), file("e/2", ""), dir("f"), file("f/1", ""), file("g", ""), dir("s"), file("s/1", "")))
 	c := register(t, s, b.ID, buildTar(t, dir("d"), file(".wh.f", ""), dir("g"), file("g/2", "")))
 	target := t.TempDir()
-	if err := s.MountView(context.Background(), c.ID, target); err != nil {
+	if err := s.MountView(c.ID, target, ""); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {

@@ -1,7 +1,6 @@
 package overlay
 
 import (
-	"context"
 	"os"
 	"path/filepath"
 	"testing"
@@ -19,7 +18,7 @@ func TestViewWithoutSetuidAndDevices(t *testing.T) {
 		for _, l := range []Layer{base, top} {
 			for _, ns := range []string{"", userNS(t)} {
 				target := t.TempDir()
-				if err := s.MountMappedView(context.Background(), l.ID, target, ns); err != nil {
+				if err := s.MountView(l.ID, target, ns); err != nil {
 					t.Fatal(err)
 				}
 				var st unix.Statfs_t

@@ -196,21 +196,6 @@ func (w *walker) child(at *node, name string) (*node, error) {
 	return w.makeDir(at, name)
 }
 
-// each calls f for every directory below and including n, parents first.
-func (n *node) each(f func(*node) error) error {
-	if err := f(n); err != nil {
-		return err
-	}
-	for _, c := range n.children {
-		if c.kind == kindDir {
-			if err := c.each(f); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
 // impliedDir is a directory that a tar has not listed, or an ancestor of one.
 type impliedDir struct {
 	base     string

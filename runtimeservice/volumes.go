@@ -122,7 +122,7 @@ func (s *Service) mountImage(ctx context.Context, p *Pod, v volume) (string, err
 	if err := recordMounted(v, img); err != nil {
 		return "", err
 	}
-	if err := s.layers.MountMappedView(ctx, img.Top(), view, s.userNamespace(p)); err != nil {
+	if err := s.layers.MountView(img.Top(), view, s.userNamespace(p)); err != nil {
 		return "", err
 	}
 	if m.GetImageSubPath() == "" {

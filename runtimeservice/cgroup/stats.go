@@ -129,33 +129,6 @@ func (m *Manager) findable(path string) error {
 // MemoryDir returns the absolute directory of a cgroup's memory controller, "" if there is none.
 func (m *Manager) MemoryDir(path string) string { return m.mode.dir("memory", path) }
 
-// OOMKills returns how many processes the OOM killer has killed in the cgroup whose absolute
-// directory is dir (from MemoryDir). On v2 it includes the cgroups below. It returns ErrNotFound if
-// the cgroup does not exist.
-func (m *Manager) OOMKills(dir string) (uint64, error) {
-	r := &reader{}
-	if dir == "" || !r.open(dir) {
-		return 0, fmt.Errorf("read OOM kills of %q: %w", dir, errdefs.ErrNotFound)
-	}
-	kills := uint64(0)
-	file := "memory.oom_control" // has oom_kill since Linux 4.13
-	if m.mode.V2 {
-		file = "memory.events"
-	}
-	found := r.keyed(file, func(key []byte, v uint64) {
-		if string(key) == "oom_kill" {
-			kills = v
-		}
-	})
-	switch {
-	case r.err != nil:
-		return 0, fmt.Errorf("read OOM kills of %s: %w", dir, r.err)
-	case !found:
-		return 0, fmt.Errorf("read OOM kills of %s: %w", dir, errdefs.ErrNotFound)
-	}
-	return kills, nil
-}
-
 // workingSet is usage without inactive file pages.
 func workingSet(usage, inactiveFile uint64) uint64 {
 	if inactiveFile > usage {

@@ -198,31 +198,6 @@ func gone(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENAMETOOLONG)
 }
 
-// List returns the cgroups at and below prefix in any hierarchy, sorted, parents before children.
-func (m *Manager) List(prefix string) ([]string, error) {
-	var out []string
-	for _, root := range m.mode.roots() {
-		start := filepath.Join(root, filepath.Join("/", prefix))
-		err := filepath.WalkDir(start, func(p string, e fs.DirEntry, err error) error {
-			if gone(err) {
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			if e.IsDir() {
-				out = append(out, path.Join("/", strings.TrimPrefix(p, root)))
-			}
-			return nil
-		})
-		if err != nil {
-			return nil, fmt.Errorf("list cgroups below %s: %w", prefix, err)
-		}
-	}
-	slices.Sort(out)
-	return slices.Compact(out), nil
-}
-
 // Pids returns all processes in a cgroup and below, in any hierarchy, sorted. It returns
 // ErrNotFound if the cgroup does not exist.
 func (m *Manager) Pids(path string) ([]int, error) {

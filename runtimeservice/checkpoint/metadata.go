@@ -8,8 +8,6 @@ import (
 const (
 	// LogFile is the CRI log, under containerd's name.
 	LogFile = "container.log"
-	// StatsFile holds CRIU's statistics.
-	StatsFile = "stats-dump"
 	// crioLogFile is the CRI log, under CRI-O's name.
 	crioLogFile = "io.kubernetes.cri-o.LogPath"
 	// descriptorsFile, in the directory of CRIU's images, is where OCI runtimes describe the

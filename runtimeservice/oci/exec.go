@@ -237,9 +237,6 @@ func (p *ExecProcess) reap(r *Runtime, owned func()) {
 	p.code, p.err = status.Code, err
 }
 
-// Pid returns the process ID on the host.
-func (p *ExecProcess) Pid() int { return p.pid }
-
 // Wait waits for the process to end and its output to be copied, and returns the exit code. A
 // process killed by a signal gives 128 + the signal's number. If a child of the process still holds
 // the output open, Wait waits as ExecArgs.OutputUntil says, reads what was written by then, and
@@ -266,25 +263,6 @@ func (p *ExecProcess) Wait(ctx context.Context) (int, error) {
 		return 0, fmt.Errorf("wait for exec process: %w", p.err)
 	}
 	return p.code, nil
-}
-
-// Signal sends sig to every process in the exec's session. It returns ErrNotFound if the exec
-// process has ended.
-func (p *ExecProcess) Signal(sig syscall.Signal) error {
-	select {
-	case <-p.exited:
-		return fmt.Errorf("signal exec process %d: %w", p.pid, errdefs.ErrNotFound)
-	default:
-	}
-	pids, err := sessionOf(p.pid)
-	if err != nil {
-		return fmt.Errorf("signal exec process %d: %w", p.pid, err)
-	}
-	var errs []error
-	for _, pid := range pids {
-		errs = append(errs, ignoreGone(unix.Kill(pid, sig)))
-	}
-	return errors.Join(append(errs, ignoreGone(p.signalLeader(sig)))...)
 }
 
 // signalLeader sends sig through the pidfd, which cannot refer to a reused PID. It returns ESRCH if

@@ -5,19 +5,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-const (
-	// StatePaused is a state that runtimes use in addition to the specification's. It
-	// hides whether the container was started.
-	StatePaused specs.ContainerState = "paused"
-	// maxPauseWait is the longest interval between two checks whether a container is frozen.
-	maxPauseWait = 50 * time.Millisecond
-)
+// StatePaused is a state that runtimes use in addition to the specification's. It hides whether the
+// container was started.
+const StatePaused specs.ContainerState = "paused"
 
 // Version returns the first line of the runtime's --version, such as "runc version 1.1.5".
 func (r *Runtime) Version(ctx context.Context) (string, error) {
@@ -55,45 +50,5 @@ func (r *Runtime) Update(ctx context.Context, id string, res *specs.LinuxResourc
 		return fmt.Errorf("update container %s: %w", id, err)
 	}
 	_, err = r.run(ctx, text, "update", "--resources", "/dev/stdin", id)
-	return err
-}
-
-// Pause freezes a container and returns when none of its processes runs any more. After an error,
-// the container may be frozen or about to be.
-func (r *Runtime) Pause(ctx context.Context, id string) error {
-	if _, err := r.run(ctx, nil, "pause", id); err != nil {
-		return err
-	}
-	return r.awaitPaused(ctx, id)
-}
-
-// awaitPaused waits until the runtime reports the container as paused. The kernel freezes
-// asynchronously, and crun does not wait for it.
-func (r *Runtime) awaitPaused(ctx context.Context, id string) error {
-	ctx, cancel := context.WithTimeout(ctx, r.options.Timeout)
-	defer cancel()
-	for wait := time.Millisecond; ; wait = min(2*wait, maxPauseWait) {
-		s, err := r.State(ctx, id)
-		if err != nil {
-			return fmt.Errorf("await pause: %w", err)
-		}
-		switch s.Status {
-		case StatePaused:
-			return nil
-		case specs.StateStopped:
-			return fmt.Errorf("pause container %s: it has ended: %w", id, errdefs.ErrFailedPrecondition)
-		default: // not frozen yet
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("await pause of container %s: %w", id, ctx.Err())
-		case <-time.After(wait):
-		}
-	}
-}
-
-// Resume thaws a container.
-func (r *Runtime) Resume(ctx context.Context, id string) error {
-	_, err := r.run(ctx, nil, "resume", id)
 	return err
 }

@@ -304,3 +304,8 @@ func TestEndWithALateDescriptor(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func (t *table) close() {
+	_ = unix.Munmap(t.mem)
+	_ = unix.Close(t.fd)
+}

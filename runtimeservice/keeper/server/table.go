@@ -79,11 +79,6 @@ func orInvalid(err error) error {
 	return err
 }
 
-func (t *table) close() {
-	_ = unix.Munmap(t.mem)
-	_ = unix.Close(t.fd)
-}
-
 // take reserves a free row and clears it; -1 if all are in use.
 func (t *table) take() int {
 	t.mu.Lock()
