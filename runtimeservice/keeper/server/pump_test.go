@@ -67,48 +67,62 @@ func TestDrain(t *testing.T) {
 		"busy":   {false, true, drainMost, drainMost + 30*time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
-			x := newPumped(t)
-			if _, err := x.out.WriteString("a\nb"); err != nil {
-				t.Fatal(err)
-			}
-			stop := make(chan struct{})
-			done := make(chan struct{})
-			go func() {
-				defer close(done)
-				for tc.busy {
-					select {
-					case <-stop:
-						return
-					case <-time.After(time.Millisecond):
-						_, _ = x.out.WriteString("more\n")
-					}
+			took := timeDrain(t, tc.closed, tc.busy)
+			for range 4 { // a busy machine may hold up one drain, but not every one
+				if took <= tc.atMost {
+					break
 				}
-			}()
-			if tc.closed {
-				_ = x.out.Close()
-			}
-			begin := time.Now()
-			x.io.drain(t.Context())
-			took := time.Since(begin)
-			close(stop)
-			<-done
-			over := false // everything was read, so drain had nothing to wait for
-			select {
-			case <-x.io.over:
-				over = true
-			default:
-			}
-			if over != tc.closed {
-				t.Errorf("drain reached the end of the output: %t", over)
+				took = timeDrain(t, tc.closed, tc.busy)
 			}
 			if took < tc.atLeast || took > tc.atMost {
 				t.Errorf("drain took %v", took)
 			}
-			if data, err := os.ReadFile(x.log); err != nil || !bytes.Contains(data, []byte(" stdout F a\n")) {
-				t.Errorf("log %q, %v", data, err)
-			}
 		})
 	}
+}
+
+// timeDrain returns how long drain takes. The writers have closed the output, or write all the time,
+// or neither.
+func timeDrain(t *testing.T, closed, busy bool) time.Duration {
+	t.Helper()
+	x := newPumped(t)
+	if _, err := x.out.WriteString("a\nb"); err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for busy {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Millisecond):
+				_, _ = x.out.WriteString("more\n")
+			}
+		}
+	}()
+	if closed {
+		_ = x.out.Close()
+	}
+	begin := time.Now()
+	x.io.drain(t.Context())
+	took := time.Since(begin)
+	close(stop)
+	<-done
+	over := false // everything was read, so drain had nothing to wait for
+	select {
+	case <-x.io.over:
+		over = true
+	default:
+	}
+	if over != closed {
+		t.Errorf("drain reached the end of the output: %t", over)
+	}
+	if data, err := os.ReadFile(x.log); err != nil || !bytes.Contains(data, []byte(" stdout F a\n")) {
+		t.Errorf("log %q, %v", data, err)
+	}
+	return took
 }
 
 // The memory of logged output is freed.
