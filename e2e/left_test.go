@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -98,4 +99,33 @@ func TestLeftProcessesEnd(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A pod's network is removed while the OCI runtime still deletes its container, here held up by a
+// hook. The stop waits for both.
+func TestStopReleasesInParallel(t *testing.T) {
+	f := start(t)
+	begun, resume := filepath.Join(f.Data, "hook-begun"), filepath.Join(f.Data, "hook-resume")
+	script := filepath.Join(f.Data, "hook")
+	f.no(os.WriteFile(script, fmt.Appendf(nil, "#!/bin/sh\ntouch %s\nuntil [ -e %s ]; do sleep 0.02; done\n", begun, resume), 0o755))
+	f.no(os.MkdirAll(f.HookDir(), 0o755))
+	f.no(os.WriteFile(filepath.Join(f.HookDir(), "slow.json"), fmt.Appendf(nil,
+		`{"version": "1.0.0", "hook": {"path": %q}, "when": {"always": true}, "stages": ["poststop"]}`, script), 0o644))
+	p := f.runPod(f.podConfig())
+	f.start(p, f.containerConfig(busyboxImage, "sleep", "1000"))
+	stopped := make(chan error, 1)
+	go func() { stopped <- f.Runtime.StopPodSandbox(f.ctx, p.id) }()
+	f.eventually("the OCI runtime deletes the container", func() bool { return exists(begun) })
+	f.eventually("the pod's address is released", func() bool {
+		leases, err := filepath.Glob(f.Data + "/network/leases/*/*.*.*.*")
+		f.no(err)
+		return len(leases) == 0
+	})
+	select {
+	case err := <-stopped:
+		t.Errorf("the stop has ended before the container is deleted: %v", err)
+	default:
+	}
+	f.no(os.WriteFile(resume, nil, 0o644))
+	f.no(<-stopped)
 }

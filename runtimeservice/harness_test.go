@@ -33,12 +33,12 @@ func needRoot(t testing.TB) {
 // Nothing of them was made by an OCI runtime.
 type measured struct {
 	*Service
-	t      *testing.T
+	t      testing.TB
 	parent string // of the pods' cgroups
 	serial atomic.Int32
 }
 
-func newMeasured(t *testing.T) *measured {
+func newMeasured(t testing.TB) *measured {
 	t.Helper()
 	needRoot(t)
 	mode, err := cgroup.Detect()

@@ -43,3 +43,16 @@ func (s *Service) containersOf(podID string) []*Container {
 	slices.SortFunc(of, func(a, b *Container) int { return a.Record().Created.Compare(b.Record().Created) })
 	return of
 }
+
+// containersByPod returns the containers of every pod, oldest first. For all pods that is cheaper
+// than containersOf for each.
+func (s *Service) containersByPod() map[string][]*Container {
+	of := map[string][]*Container{}
+	for _, c := range s.containers.All() {
+		of[c.PodID()] = append(of[c.PodID()], c)
+	}
+	for _, containers := range of {
+		slices.SortFunc(containers, func(a, b *Container) int { return a.Record().Created.Compare(b.Record().Created) })
+	}
+	return of
+}

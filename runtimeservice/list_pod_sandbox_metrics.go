@@ -15,11 +15,12 @@ const podNetwork = "POD"
 // ListPodSandboxMetrics returns the metrics of every ready pod and of its created and running
 // containers, newest pod first.
 func (s *Service) ListPodSandboxMetrics(ctx context.Context, _ *runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
+	pods := s.readyPods("", nil)
 	run, err := s.newMetricsRun()
 	if err != nil {
 		return nil, err
 	}
-	metrics, err := gather(ctx, s.readyPods("", nil), run.pod)
+	metrics, err := gather(ctx, pods, run.pod)
 	if err != nil {
 		return nil, err
 	}
@@ -29,11 +30,12 @@ func (s *Service) ListPodSandboxMetrics(ctx context.Context, _ *runtimeapi.ListP
 // StreamPodSandboxMetrics is ListPodSandboxMetrics with messages of bounded size. A message is sent
 // as soon as its pods are read.
 func (s *Service) StreamPodSandboxMetrics(_ *runtimeapi.StreamPodSandboxMetricsRequest, stream runtimeapi.RuntimeService_StreamPodSandboxMetricsServer) error {
+	pods := s.readyPods("", nil)
 	run, err := s.newMetricsRun()
 	if err != nil {
 		return err
 	}
-	return gatherAndSend(stream.Context(), s.readyPods("", nil), run.pod, func(chunk []*runtimeapi.PodSandboxMetrics) error {
+	return gatherAndSend(stream.Context(), pods, run.pod, func(chunk []*runtimeapi.PodSandboxMetrics) error {
 		return stream.Send(&runtimeapi.StreamPodSandboxMetricsResponse{PodSandboxMetrics: chunk})
 	})
 }
@@ -43,11 +45,12 @@ type metricsRun struct {
 	s          *Service
 	metrics    stats.Metrics
 	filesystem stats.Filesystem
+	containers map[string][]*Container // by pod
 }
 
 func (s *Service) newMetricsRun() (metricsRun, error) {
 	fs, err := stats.ReadFilesystem(s.opts.DataDir)
-	return metricsRun{s: s, metrics: stats.NewMetrics(), filesystem: fs}, err
+	return metricsRun{s: s, metrics: stats.NewMetrics(), filesystem: fs, containers: s.containersByPod()}, err
 }
 
 // pod reads the metrics of a ready pod. It returns ErrNotFound for a pod that stops meanwhile.
@@ -65,7 +68,7 @@ func (m metricsRun) pod(ctx context.Context, p *Pod) (*runtimeapi.PodSandboxMetr
 	out.Metrics = m.metrics.Samples(whole, podLabels(p, "", ""))
 	wires := &stats.Reading{Interfaces: interfaces}
 	out.Metrics = append(out.Metrics, m.metrics.Samples(wires, podLabels(p, p.ID(), podNetwork))...)
-	out.ContainerMetrics, err = gather(ctx, m.s.containersOf(p.ID()), func(ctx context.Context, c *Container) (*runtimeapi.ContainerMetrics, error) {
+	out.ContainerMetrics, err = gather(ctx, m.containers[p.ID()], func(ctx context.Context, c *Container) (*runtimeapi.ContainerMetrics, error) {
 		return m.container(ctx, p, c)
 	})
 	return out, err

@@ -13,7 +13,7 @@ import (
 // ListPodSandboxStats returns the usage of ready pods that match the filter, newest first.
 func (s *Service) ListPodSandboxStats(ctx context.Context, req *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
 	f := req.GetFilter()
-	usage, err := gather(ctx, s.readyPods(f.GetId(), f.GetLabelSelector()), s.podStats)
+	usage, err := gather(ctx, s.readyPods(f.GetId(), f.GetLabelSelector()), s.statsOfPods())
 	if err != nil {
 		return nil, err
 	}
@@ -24,7 +24,7 @@ func (s *Service) ListPodSandboxStats(ctx context.Context, req *runtimeapi.ListP
 // soon as its pods are read.
 func (s *Service) StreamPodSandboxStats(req *runtimeapi.StreamPodSandboxStatsRequest, stream runtimeapi.RuntimeService_StreamPodSandboxStatsServer) error {
 	f := req.GetFilter()
-	return gatherAndSend(stream.Context(), s.readyPods(f.GetId(), f.GetLabelSelector()), s.podStats, func(chunk []*runtimeapi.PodSandboxStats) error {
+	return gatherAndSend(stream.Context(), s.readyPods(f.GetId(), f.GetLabelSelector()), s.statsOfPods(), func(chunk []*runtimeapi.PodSandboxStats) error {
 		return stream.Send(&runtimeapi.StreamPodSandboxStatsResponse{PodSandboxStats: chunk})
 	})
 }
@@ -36,4 +36,12 @@ func (s *Service) readyPods(id string, labels map[string]string) []*Pod {
 	})
 	slices.SortFunc(pods, func(a, b *Pod) int { return b.Record().Created.Compare(a.Record().Created) })
 	return pods
+}
+
+// statsOfPods returns podStats for a list of pods, with the containers that exist now.
+func (s *Service) statsOfPods() func(context.Context, *Pod) (*runtimeapi.PodSandboxStats, error) {
+	containers := s.containersByPod()
+	return func(ctx context.Context, p *Pod) (*runtimeapi.PodSandboxStats, error) {
+		return s.podStats(ctx, p, containers[p.ID()])
+	}
 }

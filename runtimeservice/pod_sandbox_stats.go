@@ -26,17 +26,17 @@ func (s *Service) PodSandboxStats(ctx context.Context, req *runtimeapi.PodSandbo
 	if err := p.RequireReady("read usage of"); err != nil {
 		return nil, err
 	}
-	usage, err := s.podStats(ctx, p)
+	usage, err := s.podStats(ctx, p, s.containersOf(p.ID()))
 	if err != nil {
 		return nil, err
 	}
 	return &runtimeapi.PodSandboxStatsResponse{Stats: usage}, nil
 }
 
-// podStats reads the usage of a ready pod. It returns ErrNotFound for a pod in another phase, also
+// podStats reads the usage of a ready pod and its containers. It returns ErrNotFound for a pod in another phase, also
 // if it stops meanwhile.
-func (s *Service) podStats(ctx context.Context, p *Pod) (*runtimeapi.PodSandboxStats, error) {
-	linux, err := s.linuxPodStats(ctx, p)
+func (s *Service) podStats(ctx context.Context, p *Pod, containers []*Container) (*runtimeapi.PodSandboxStats, error) {
+	linux, err := s.linuxPodStats(ctx, p, containers)
 	if err != nil {
 		return nil, unreadablePod(p, err)
 	}
@@ -52,7 +52,7 @@ func (s *Service) podStats(ctx context.Context, p *Pod) (*runtimeapi.PodSandboxS
 	}, nil
 }
 
-func (s *Service) linuxPodStats(ctx context.Context, p *Pod) (*runtimeapi.LinuxPodSandboxStats, error) {
+func (s *Service) linuxPodStats(ctx context.Context, p *Pod, containers []*Container) (*runtimeapi.LinuxPodSandboxStats, error) {
 	st, err := s.cgroups.Usage(p.CgroupParent())
 	if err != nil {
 		return nil, err
@@ -74,7 +74,7 @@ func (s *Service) linuxPodStats(ctx context.Context, p *Pod) (*runtimeapi.LinuxP
 		}
 		out.Network = stats.Network(time.Now(), counters)
 	}
-	out.Containers, err = gather(ctx, s.containersOf(p.ID()), s.containerStats)
+	out.Containers, err = gather(ctx, containers, s.containerStats)
 	return out, err
 }
 

@@ -2,6 +2,7 @@ package runtimeservice
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/state"
 )
 
@@ -225,5 +227,46 @@ func TestUpdatePodResources(t *testing.T) {
 	m.no(own.Update(func(st *state.PodState) error { st.Phase = state.PodNotReady; return nil }))
 	if _, err := m.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: own.ID()}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("update of an ended pod: %v", err)
+	}
+}
+
+// idle adds a running container without a process, which is made faster.
+func (m *measured) idle(p *Pod) {
+	m.t.Helper()
+	rec := state.ContainerRecord{ID: newID(), PodID: p.ID(), Created: time.Now(), CgroupParent: p.CgroupParent()}
+	rec.Config.Msg = &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: "idle"}, Image: &runtimeapi.ImageSpec{Image: "example.org/idle"}}
+	_, err := m.layers.Create(m.t.Context(), overlay.CreateArgs{ID: rec.ID})
+	m.no(err)
+	m.t.Cleanup(func() { m.no(m.layers.Remove(context.Background(), rec.ID)) })
+	_, err = m.cgroups.EnsureParent(m.t.Context(), m.cgroups.ContainerDir(rec.CgroupParent, rec.ID))
+	m.no(err)
+	m.no(m.containers.Add(recordedContainer(m.t, m.t.TempDir(), rec, state.ContainerState{Ready: true, Started: time.Now()})))
+}
+
+// BenchmarkListStats shows that the lists of usage take time in proportion to the pods.
+func BenchmarkListStats(b *testing.B) {
+	for _, pods := range []int{60, 500} {
+		m := newMeasured(b)
+		for range pods {
+			m.idle(m.pod(nil))
+		}
+		for name, list := range map[string]func() (int, error){
+			"containers": func() (int, error) {
+				r, err := m.ListContainerStats(b.Context(), &runtimeapi.ListContainerStatsRequest{})
+				return len(r.GetStats()), err
+			},
+			"pods": func() (int, error) {
+				r, err := m.ListPodSandboxStats(b.Context(), &runtimeapi.ListPodSandboxStatsRequest{})
+				return len(r.GetStats()), err
+			},
+		} {
+			b.Run(fmt.Sprintf("%s/%d", name, pods), func(b *testing.B) {
+				for b.Loop() {
+					if found, err := list(); err != nil || found != pods {
+						b.Fatal(found, err)
+					}
+				}
+			})
+		}
 	}
 }

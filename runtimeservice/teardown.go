@@ -25,9 +25,10 @@ import (
 // Remove and recovery can call it at any point of the pod's life. After an error it continues with
 // the other steps, and returns all errors. The caller holds p.op.
 func (s *Service) tearDownPod(ctx context.Context, p *Pod) error {
-	errs := []error{s.stopAllContainers(ctx, p)}
+	ended, released := s.stopAllContainers(ctx, p)
+	var errs []error
 	operations.Enter(ctx, "end init")
-	if errs[0] == nil {
+	if ended == nil {
 		s.plugins.StopPod(ctx, p.ID())
 	}
 	if err := s.endInit(ctx, p); err != nil {
@@ -37,6 +38,8 @@ func (s *Service) tearDownPod(ctx context.Context, p *Pod) error {
 	operations.Enter(ctx, "delete network")
 	errs = append(errs, s.deleteNetwork(ctx, p))
 	errs = append(errs, failpoint.Hit("pod-network-down"))
+	operations.Enter(ctx, "release containers")
+	errs = append(errs, released())
 	operations.Enter(ctx, "remove namespaces and cgroup")
 	dir := s.paths.PodState(p.ID())
 	errs = append(errs, podns.Unpin(dir), mounts.Detach(filepath.Join(dir, shmDir)), mounts.Detach(filepath.Join(dir, filesDir)))
@@ -99,15 +102,50 @@ func (s *Service) removeAllContainers(ctx context.Context, p *Pod) error {
 }
 
 // stopAllContainers tears down all containers of a pod that is no longer ready. It waits for
-// creations under way.
-func (s *Service) stopAllContainers(ctx context.Context, p *Pod) error {
-	return s.eachContainer(ctx, p, "stop container", func(ctx context.Context, c *Container) error {
-		if err := c.op.Lock(ctx, "stop container "+c.ID()); err != nil {
+// creations under way, and returns when the processes of all containers have ended. What follows
+// needs no process: released waits until the rest of each tear-down is done, and returns all errors.
+func (s *Service) stopAllContainers(ctx context.Context, p *Pod) (ended error, released func() error) {
+	containers := s.containersOf(p.ID())
+	if len(containers) > 0 {
+		operations.Enter(ctx, "end containers")
+	}
+	var ending, releasing errgroup.Group
+	for _, c := range containers {
+		dead := make(chan error, 2)
+		releasing.Go(func() error {
+			ctx, op := s.operations.Begin(ctx, "stop container", s.subject(c))
+			err := s.tearDownInStep(ctx, c, dead)
+			op.End(err)
 			return err
-		}
+		})
+		ending.Go(func() error { return <-dead })
+	}
+	return ending.Wait(), releasing.Wait
+}
+
+// tearDownInStep is tearDownContainer with its lock. It sends to dead, which has room for two
+// results, once the container's processes have ended or ending them has failed.
+func (s *Service) tearDownInStep(ctx context.Context, c *Container, dead chan<- error) error {
+	if hasEnded(c) {
+		dead <- nil // also while its release, which follows the exit, holds the lock
+	}
+	err := c.op.Lock(ctx, "stop container "+c.ID())
+	if err == nil {
 		defer c.op.Unlock()
-		return s.tearDownContainer(ctx, c)
-	})
+		err = s.endContainer(ctx, c)
+	}
+	dead <- err
+	if err != nil {
+		return err
+	}
+	return s.releaseContainer(ctx, c)
+}
+
+// hasEnded reports whether the container has exited and certainly has no process. Its first process
+// may live after a failed start, and where the keeper has lost the container.
+func hasEnded(c *Container) bool {
+	st := c.State()
+	return st.Phase() == state.Exited && ownPIDNamespace(c) && st.Reason != reasonStartError && st.Reason != reasonUnknown
 }
 
 // eachContainer calls f for all containers of a pod concurrently, each call as an operation named
@@ -134,14 +172,24 @@ func (s *Service) eachContainer(ctx context.Context, p *Pod, what string, f func
 // stay. Like tearDownPod it is idempotent and reads only the record and the disk. The caller holds
 // c.op.
 func (s *Service) tearDownContainer(ctx context.Context, c *Container) error {
+	if err := s.endContainer(ctx, c); err != nil {
+		return err
+	}
+	return s.releaseContainer(ctx, c)
+}
+
+// endContainer is the first part of tearDownContainer: it ends the processes.
+func (s *Service) endContainer(ctx context.Context, c *Container) error {
 	if err := s.killContainer(ctx, c); err != nil {
 		return err
 	}
 	operations.Enter(ctx, "delete container")
 	s.notifyExit(ctx, c)
-	if err := failpoint.Hit("container-killed"); err != nil {
-		return err
-	}
+	return failpoint.Hit("container-killed")
+}
+
+// releaseContainer is the second part of tearDownContainer: it removes the rest.
+func (s *Service) releaseContainer(ctx context.Context, c *Container) error {
 	remove := func(ctx context.Context) error { return s.keeper.Delete(ctx, c.ID()) }
 	if err := s.untilDead(ctx, dying{cgroup: s.containerCgroup(c)}, remove); err != nil {
 		return fmt.Errorf("delete container %s: %w", c.ID(), err)
