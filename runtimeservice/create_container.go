@@ -22,6 +22,7 @@ import (
 	"github.com/micarun/mica/overlay"
 	"github.com/micarun/mica/runtimeservice/hooks"
 	"github.com/micarun/mica/runtimeservice/keeper"
+	"github.com/micarun/mica/runtimeservice/oci"
 	"github.com/micarun/mica/runtimeservice/podns"
 	"github.com/micarun/mica/runtimeservice/signals"
 	"github.com/micarun/mica/runtimeservice/slots"
@@ -181,7 +182,7 @@ func (s *Service) buildContainer(ctx context.Context, pod *Pod, c *Container, fr
 	if err != nil {
 		return err
 	}
-	pid, err := s.createProcess(ctx, pod, c)
+	pid, err := s.createProcess(ctx, pod, c, ociSpec)
 	if err != nil {
 		return err
 	}
@@ -258,7 +259,7 @@ func (s *Service) mountRootfs(ctx context.Context, a rootfsArgs) (string, error)
 
 // createProcess has the keeper create the container from its bundle, and returns its PID. A
 // container that continues a checkpoint has no process before its start; its PID is 0.
-func (s *Service) createProcess(ctx context.Context, p *Pod, c *Container) (int, error) {
+func (s *Service) createProcess(ctx context.Context, p *Pod, c *Container, ociSpec *specs.Spec) (int, error) {
 	if c.Record().Restored != nil {
 		if err := continueLog(c); err != nil {
 			return 0, fmt.Errorf("restore log: %w", err)
@@ -283,7 +284,11 @@ func (s *Service) createProcess(ctx context.Context, p *Pod, c *Container) (int,
 	if err := s.refuseFrozen(c); err != nil {
 		return 0, fmt.Errorf("create by OCI runtime: %w", err)
 	}
-	pid, err := s.keeper.Create(ctx, s.createArgs(p, c, h))
+	args := s.createArgs(p, c, h)
+	if ociSpec.Hooks == nil || len(ociSpec.Hooks.Poststart) == 0 { // which the OCI runtime's start may run
+		args.StartPipe = oci.StartPipe(h.features.oci)
+	}
+	pid, err := s.keeper.Create(ctx, args)
 	if err != nil {
 		return 0, fmt.Errorf("create by OCI runtime: %w", s.nameFrozen(c, err))
 	}

@@ -33,21 +33,8 @@ type deletion struct {
 func ended(t *testing.T, runtime string, s spec) *deletion {
 	t.Helper()
 	n := newNode(t)
-	path, err := exec.LookPath(runtime)
-	if err != nil {
-		t.Skip(err)
-	}
-	d := &deletion{node: n, runtime: filepath.Join(t.TempDir(), runtime), calls: filepath.Join(t.TempDir(), "calls")}
-	line := []string{path}
-	if runtime == "crun" {
-		line = testcgroup.Command(path)
-	}
-	for i, arg := range line {
-		line[i] = "'" + arg + "'"
-	}
-	if err := os.WriteFile(d.runtime, fmt.Appendf(nil, recorded, d.calls, strings.Join(line, " ")), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	d := &deletion{node: n}
+	d.runtime, d.calls = n.recorded(runtime)
 	a := n.args(n.newID(), s)
 	a.Runtime[0] = d.runtime
 	d.id, d.bundle, d.state = a.ID, a.Bundle, filepath.Join(n.root, a.ID)
@@ -55,11 +42,34 @@ func ended(t *testing.T, runtime string, s spec) *deletion {
 	n.start(d.id)
 	n.exit(d.id)
 	if s.hostNS {
+		var err error
 		if d.child, err = strconv.Atoi(readLog(t, a.LogPath)[0].text); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return d
+}
+
+// recorded returns a program that runs an OCI runtime, runc or crun, and the file to which it
+// appends its command lines.
+func (n *node) recorded(runtime string) (program, calls string) {
+	n.t.Helper()
+	path, err := exec.LookPath(runtime)
+	if err != nil {
+		n.t.Skip(err)
+	}
+	line := []string{path}
+	if runtime == "crun" {
+		line = testcgroup.Command(path)
+	}
+	for i, arg := range line {
+		line[i] = "'" + arg + "'"
+	}
+	program, calls = filepath.Join(n.t.TempDir(), runtime), filepath.Join(n.t.TempDir(), "calls")
+	if err := os.WriteFile(program, fmt.Appendf(nil, recorded, calls, strings.Join(line, " ")), 0o755); err != nil {
+		n.t.Fatal(err)
+	}
+	return program, calls
 }
 
 // forced reports whether the runtime was called to delete by force.

@@ -87,6 +87,11 @@ type CreateArgs struct {
 	// UID and GID own the container's pipes, so that its first process can open /dev/stdout. They
 	// are the host IDs of root in its user namespace.
 	UID, GID int
+	// StartPipe says how the keeper itself can start the process, which waits at the pipe exec.fifo
+	// in its directory below the runtime's --root: "read" or "write" (oci.StartPipe). "" means by
+	// the runtime's start, which is also the fallback. It must be "" if the runtime's start has to
+	// do more, such as running hooks.
+	StartPipe string
 }
 
 // RestoreArgs describe a container that is restored from a checkpoint.

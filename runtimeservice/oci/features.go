@@ -40,6 +40,26 @@ func (r *Runtime) Features(ctx context.Context) (features.Features, error) {
 	return features.Features{}, nil
 }
 
+// Annotations by which runc and crun (since 1.9) report their versions.
+const (
+	runcVersion = "org.opencontainers.runc.version"
+	crunVersion = "run.oci.crun.version"
+)
+
+// StartPipe returns how the process of a created container is started through the pipe exec.fifo in
+// its directory below --root, which then has to be removed: "read" (runc) means that the process
+// waits for a reader, to which it writes a byte; "write" (crun) that it waits for a byte. "" means
+// that only the runtime's start can do it. f are the runtime's Features.
+func StartPipe(f features.Features) string {
+	switch {
+	case f.Annotations[runcVersion] != "":
+		return "read"
+	case f.Annotations[crunVersion] != "":
+		return "write"
+	}
+	return ""
+}
+
 // crunFeatures lists a crun version's features according to its release notes. Recursive mount
 // options were added in 1.4. 1.9 added the features command and recursive bind mounts in user
 // namespaces.
@@ -62,6 +82,9 @@ func crunFeatures(version string) features.Features {
 			Apparmor:   &features.Apparmor{Enabled: &yes},
 			Selinux:    &features.Selinux{Enabled: &yes},
 		},
+	}
+	if number, ok := strings.CutPrefix(version, "crun version "); ok {
+		f.Annotations[crunVersion] = number
 	}
 	if major, minor := versionNumbers(version); major > 1 || major == 1 && minor >= 4 {
 		f.MountOptions = append(f.MountOptions,

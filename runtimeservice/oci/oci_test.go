@@ -507,6 +507,12 @@ func TestFeatures(t *testing.T) {
 		if err != nil || !slices.Contains(f.MountOptions, "rro") || f.Linux == nil || !slices.Contains(f.Linux.Namespaces, "user") {
 			t.Errorf("%s: %+v, %v", name, f, err)
 		}
+		if pipe := StartPipe(f); pipe != map[string]string{"runc": "read", "crun": "write"}[name] {
+			t.Errorf("%s starts by %q", name, pipe)
+		}
+	}
+	if pipe := StartPipe(crunFeatures("")); pipe != "" {
+		t.Errorf("an unknown runtime starts by %q", pipe)
 	}
 	for version, want := range map[string]bool{"crun version 1.8.1": true, "crun version 0.21": false, "crun version 1.3": false, "": false} {
 		if got := slices.Contains(crunFeatures(version).MountOptions, "rro"); got != want {

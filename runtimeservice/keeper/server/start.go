@@ -35,6 +35,11 @@ func (s *Server) start(ctx context.Context, id string) error {
 	if !st.Running {
 		return nil
 	}
+	begun, done := s.begin(c)
+	defer done()
+	if begun {
+		return nil
+	}
 	release := c.unblockStart()
 	err = s.mustRun(ctx, command{rec: c.rec, args: []string{"start", id}})
 	release()
@@ -59,12 +64,7 @@ func killed(st wire.State) bool { return st.Exit != nil && st.Exit.Signal != 0 }
 // crun opens the pipe for writing, and blocks forever if the reader is gone. The reader opened here
 // cannot start a dead process. release must be called once the start has ended.
 func (c *container) unblockStart() (release func()) {
-	pipe := ""
-	for i, arg := range c.rec.Create.Runtime {
-		if arg == "--root" && i+1 < len(c.rec.Create.Runtime) {
-			pipe = filepath.Join(c.rec.Create.Runtime[i+1], c.id(), execFifo)
-		}
-	}
+	pipe := c.startPipe()
 	ended, released := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(released)
@@ -80,4 +80,15 @@ func (c *container) unblockStart() (release func()) {
 		}
 	}()
 	return func() { close(ended); <-released }
+}
+
+// startPipe returns the path of the pipe at which the process of a created container waits, "" if
+// the runtime's root is not known.
+func (c *container) startPipe() string {
+	for i, arg := range c.rec.Create.Runtime {
+		if arg == "--root" && i+1 < len(c.rec.Create.Runtime) {
+			return filepath.Join(c.rec.Create.Runtime[i+1], c.id(), execFifo)
+		}
+	}
+	return ""
 }

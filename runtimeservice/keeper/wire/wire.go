@@ -174,7 +174,14 @@ type Create struct {
 	Env          []string      `json:"env,omitempty"`
 	UID          int           `json:"uid,omitempty"`
 	GID          int           `json:"gid,omitempty"`
+	StartPipe    string        `json:"startPipe,omitempty"`
 }
+
+// Values of Create.StartPipe. An empty one, and any other, means the runtime's start.
+const (
+	StartByReading = "read"  // runc: the process waits for a reader of its pipe
+	StartByWriting = "write" // crun: the process waits for a byte
+)
 
 // Check returns an Error with CodeInvalid if a field is invalid.
 func (c Create) Check() error {

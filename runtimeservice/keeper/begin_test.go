@@ -1,0 +1,159 @@
+package keeper
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/micarun/mica/runtimeservice/oci"
+)
+
+// waiting is a created container of a runtime that records its command lines.
+type waiting struct {
+	*node
+	id, log, program, calls string
+	rt                      *oci.Runtime
+}
+
+// waiting creates a container whose process is to be started in the way of StartPipe.
+func (n *node) waiting(runtime, startPipe, script string) *waiting {
+	n.t.Helper()
+	w := &waiting{node: n}
+	w.program, w.calls = n.recorded(runtime)
+	a := n.args(n.newID(), spec{script: script})
+	a.Runtime[0], a.StartPipe = w.program, startPipe
+	w.id, w.log = n.create(a), a.LogPath
+	w.rt = oci.New(oci.Handler{Path: w.program, Root: n.root, Type: runtime}, oci.Options{})
+	return w
+}
+
+// subcommands returns those that the runtime was called with, in order.
+func (w *waiting) subcommands() []string {
+	w.t.Helper()
+	text, err := os.ReadFile(w.calls)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var found []string
+	for line := range strings.Lines(string(text)) {
+		for _, word := range strings.Fields(line) {
+			if slices.Contains([]string{"create", "start", "delete"}, word) {
+				found = append(found, word)
+				break
+			}
+		}
+	}
+	return found
+}
+
+func (w *waiting) state(want string) {
+	w.t.Helper()
+	st, err := w.rt.State(w.t.Context(), w.id)
+	if err != nil || string(st.Status) != want {
+		w.t.Errorf("state %q, %v, want %q", st.Status, err, want)
+	}
+}
+
+// pipeOf returns how the runtime's processes are started, from its features.
+func pipeOf(t *testing.T, runtime string) string {
+	t.Helper()
+	path, err := exec.LookPath(runtime)
+	if err != nil {
+		t.Skip(err)
+	}
+	f, err := oci.New(oci.Handler{Path: path}, oci.Options{}).Features(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return oci.StartPipe(f)
+}
+
+// The keeper starts the process without the runtime's start. The runtime then knows it as running,
+// and can delete it.
+func TestStartByPipe(t *testing.T) {
+	for _, runtime := range []string{"runc", "crun"} {
+		t.Run(runtime, func(t *testing.T) {
+			pipe := pipeOf(t, runtime)
+			if pipe == "" {
+				t.Fatal("the runtime's version is not recognized")
+			}
+			w := newNode(t).waiting(runtime, pipe, "echo begun; sleep 1000")
+			w.state("created")
+			w.start(w.id)
+			w.state("running")
+			eventually(t, "the process writes to its log", func() bool { return size(w.log) > 0 })
+			if err := w.client.Start(t.Context(), w.id); err == nil {
+				t.Error("a second start succeeds")
+			}
+			if err := w.client.Kill(t.Context(), w.id, syscall.SIGTERM, true); err != nil && !errdefs.IsNotFound(err) {
+				t.Errorf("kill all: %v", err)
+			}
+			if err := w.client.Delete(t.Context(), w.id); err != nil {
+				t.Error(err)
+			}
+			if got := w.subcommands(); !slices.Equal(got, []string{"create", "start", "delete"}) {
+				t.Errorf("the runtime was called for %v; start only for the second one", got)
+			}
+		})
+	}
+}
+
+// Where the pipe is not used as expected, or is missing, the runtime's start does it.
+func TestStartByPipeFallsBack(t *testing.T) {
+	for name, tc := range map[string]struct {
+		runtime, pipe string
+		change        func(t *testing.T, pipe string)
+	}{
+		"runc, written": {"runc", "write", nil},
+		"crun, read":    {"crun", "read", nil},
+		"unknown":       {"runc", "other", nil},
+		"not a pipe": {"runc", "read", func(t *testing.T, pipe string) {
+			for _, do := range []error{os.Rename(pipe, pipe+".moved"), os.Symlink(pipe+".moved", pipe)} {
+				if do != nil {
+					t.Fatal(do)
+				}
+			}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newNode(t).waiting(tc.runtime, tc.pipe, "echo begun; sleep 1000")
+			if tc.change != nil {
+				tc.change(t, filepath.Join(w.root, w.id, "exec.fifo"))
+			}
+			w.start(w.id)
+			eventually(t, "the process writes to its log", func() bool { return size(w.log) > 0 })
+			if got := w.subcommands(); !slices.Contains(got, "start") {
+				t.Errorf("the runtime was called for %v", got)
+			}
+		})
+	}
+}
+
+// A process that was killed before its start counts as started, as with the runtime's start.
+func TestStartByPipeOfAKilledProcess(t *testing.T) {
+	for _, runtime := range []string{"runc", "crun"} {
+		t.Run(runtime, func(t *testing.T) {
+			w := newNode(t).waiting(runtime, pipeOf(t, runtime), "sleep 1000")
+			st, err := w.client.Get(t.Context(), w.id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := syscall.Kill(st.Pid, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.client.Start(t.Context(), w.id); err != nil {
+				t.Errorf("Start = %v", err)
+			}
+			if exit := w.exit(w.id); exit.Signal != 9 {
+				t.Errorf("exit = %+v", exit)
+			}
+		})
+	}
+}
