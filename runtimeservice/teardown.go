@@ -126,8 +126,9 @@ func (s *Service) stopAllContainers(ctx context.Context, p *Pod) (ended error, r
 // tearDownInStep is tearDownContainer with its lock. It sends to dead, which has room for two
 // results, once the container's processes have ended or ending them has failed.
 func (s *Service) tearDownInStep(ctx context.Context, c *Container, dead chan<- error) error {
-	if hasEnded(c) {
-		dead <- nil // also while its release, which follows the exit, holds the lock
+	if hasEnded(c) { // also while its release, which follows the exit, holds the lock
+		s.notifyExit(ctx, c) // before the pod's event
+		dead <- nil
 	}
 	err := c.op.Lock(ctx, "stop container "+c.ID())
 	if err == nil {
