@@ -3,27 +3,13 @@ package imageservice
 import (
 	"encoding/json"
 	"fmt"
-	"runtime"
-	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/micarun/mica/internal/testcost"
 )
-
-// repeated returns text n times, separated by commas.
-func repeated(text string, n int) string {
-	return strings.TrimSuffix(strings.Repeat(text+",", n), ",")
-}
-
-// allocated returns the number of bytes that f allocates, including those freed since.
-func allocated(f func()) uint64 {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	f()
-	runtime.ReadMemStats(&after)
-	return after.TotalAlloc - before.TotalAlloc
-}
 
 // configWith returns the configuration of an image with the layers of b and a number in it, so that
 // each is another image.
@@ -38,8 +24,8 @@ func TestPullRefusesOversizedConfig(t *testing.T) {
 	e := newEnv(t, nil)
 	b := e.build(simple("x"))
 	for name, more := range map[string]string{
-		"entries": `,"history":[` + repeated(`{}`, 500_000) + `]`,
-		"bytes":   `,"history":[` + repeated(`{}`, 2_500_000) + `]`,
+		"entries": `,"history":[` + testcost.Repeated(`{}`, 500_000) + `]`,
+		"bytes":   `,"history":[` + testcost.Repeated(`{}`, 2_500_000) + `]`,
 	} {
 		config := configWith(b, 0, more)
 		bad := e.assemble(b, ocispec.MediaTypeImageManifest, ocispec.Manifest{
@@ -48,7 +34,7 @@ func TestPullRefusesOversizedConfig(t *testing.T) {
 		})
 		e.push(bad, name, "latest")
 		var err error
-		cost := allocated(func() { _, err = e.service.Pull(t.Context(), PullArgs{Ref: e.ref(name)}) })
+		cost := testcost.Allocated(func() { _, err = e.service.Pull(t.Context(), PullArgs{Ref: e.ref(name)}) })
 		if !errdefs.IsOutOfRange(err) {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/micarun/mica/internal/testtcp"
 	"github.com/micarun/mica/runtimeservice/podns"
 	"github.com/micarun/mica/runtimeservice/state"
 )
@@ -20,26 +21,6 @@ import (
 type halfCloser struct{ *net.TCPConn }
 
 func (h halfCloser) Close() error { return h.CloseWrite() }
-
-// tcpPair returns both ends of a connection.
-func tcpPair(t *testing.T) (*net.TCPConn, *net.TCPConn) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	a, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _, _ = a.Close(), b.Close() })
-	return a.(*net.TCPConn), b.(*net.TCPConn)
-}
 
 func forwardingService(t *testing.T, p *Pod) *Service {
 	t.Helper()
@@ -66,7 +47,7 @@ func testPod(t *testing.T, phase state.PodPhase, net runtimeapi.NamespaceMode) *
 func TestPortForwardIsRefused(t *testing.T) {
 	ready := forwardingService(t, testPod(t, state.PodReady, runtimeapi.NamespaceMode_NODE))
 	ended := forwardingService(t, testPod(t, state.PodNotReady, runtimeapi.NamespaceMode_NODE))
-	client, server := tcpPair(t)
+	client, server := testtcp.Pair(t)
 	_ = client.Close()
 	tests := map[string]struct {
 		s    *Service
@@ -116,7 +97,7 @@ func TestPortForwardReachesThePod(t *testing.T) {
 				netns = filepath.Join(dir, podns.Net)
 			}
 			port := serveOnce(t, netns)
-			client, server := tcpPair(t)
+			client, server := testtcp.Pair(t)
 			done := make(chan error, 1)
 			go func() { done <- s.ServePortForward(t.Context(), p.ID(), port, halfCloser{server}) }()
 			if _, err := io.WriteString(client, "ping"); err != nil {

@@ -7,8 +7,6 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
-	"runtime"
-	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -27,20 +25,6 @@ func must[T any](v T, err error) T {
 		panic(err)
 	}
 	return v
-}
-
-// repeated returns text n times, separated by commas.
-func repeated(text string, n int) string {
-	return strings.TrimSuffix(strings.Repeat(text+",", n), ",")
-}
-
-// allocated returns the number of bytes that f allocates, including those freed since.
-func allocated(f func()) uint64 {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	f()
-	runtime.ReadMemStats(&after)
-	return after.TotalAlloc - before.TotalAlloc
 }
 
 // env is an image store on a layer store. Both must be consistent when the test ends.

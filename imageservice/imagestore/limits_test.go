@@ -12,6 +12,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/micarun/mica/internal/testcost"
 )
 
 // configWith returns the configuration of an image with the layers of b and a number in it, so that
@@ -49,7 +51,7 @@ func TestStartKeepsLittleOfEachImage(t *testing.T) {
 	const images, size = 1000, 32 << 10
 	e := newEnv(t)
 	b := e.add("example.org/img", "x")
-	history := `,"history":[` + repeated(`{"created_by":"RUN something of some length"}`, size/46) + `]`
+	history := `,"history":[` + testcost.Repeated(`{"created_by":"RUN something of some length"}`, size/46) + `]`
 	repos := e.store.repos.clone()
 	for i := range images {
 		id := e.write(configWith(b, i, history))
@@ -67,7 +69,7 @@ func TestStartKeepsLittleOfEachImage(t *testing.T) {
 		return int64(m.HeapAlloc)
 	}
 	before, read := heap(), readBytes(t)
-	cost := allocated(e.open)
+	cost := testcost.Allocated(e.open)
 	read = readBytes(t) - read
 	if kept := (heap() - before) / images; kept > 2<<10 {
 		t.Errorf("%d bytes of memory for each image", kept)
@@ -91,7 +93,7 @@ func BenchmarkOpenWithManyImages(b *testing.B) {
 	e := newEnv(b)
 	image := e.add("example.org/img", "x")
 	for i := range 1000 {
-		e.write(configWith(image, i, `,"history":[`+repeated(`{"created_by":"RUN something of some length"}`, 200)+`]`))
+		e.write(configWith(image, i, `,"history":[`+testcost.Repeated(`{"created_by":"RUN something of some length"}`, 200)+`]`))
 	}
 	for b.Loop() {
 		if _, err := Open(b.Context(), Options{Root: e.root}, e.layers); err != nil {
@@ -105,7 +107,7 @@ func BenchmarkOpenWithManyImages(b *testing.B) {
 // layers stay until it is removed.
 func TestStartLeavesOversizedImagesAlone(t *testing.T) {
 	for name, more := range map[string]string{
-		"too many entries": `,"history":[` + repeated(`{}`, 100_000) + `]`,
+		"too many entries": `,"history":[` + testcost.Repeated(`{}`, 100_000) + `]`,
 		"too large":        `,"x":"` + strings.Repeat("x", 3<<20) + `"`,
 		"far too large":    `,"x":"` + strings.Repeat("x", 40<<20) + `"`,
 		"ambiguous":        `,"RootFS":{}`,

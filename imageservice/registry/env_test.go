@@ -5,9 +5,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -33,29 +30,6 @@ func must[T any](v T, err error) T {
 
 func named(s string) reference.Named {
 	return reference.TagNameOnly(must(reference.ParseNormalizedNamed(s)))
-}
-
-// repeated returns text n times, separated by commas.
-func repeated(text string, n int) string {
-	return strings.TrimSuffix(strings.Repeat(text+",", n), ",")
-}
-
-// numbered returns n members of an object with distinct keys.
-func numbered(n int, value string) string {
-	var b strings.Builder
-	for i := range n {
-		b.WriteString(`"` + strconv.Itoa(i) + `":` + value + ",")
-	}
-	return strings.TrimSuffix(b.String(), ",")
-}
-
-// allocated returns the number of bytes that f allocates, including those freed since.
-func allocated(f func()) uint64 {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	f()
-	runtime.ReadMemStats(&after)
-	return after.TotalAlloc - before.TotalAlloc
 }
 
 // env is a client and a registry.

@@ -11,6 +11,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/micarun/mica/internal/imageconfig"
+	"github.com/micarun/mica/internal/testcost"
 )
 
 func TestParseDocument(t *testing.T) {
@@ -149,29 +150,29 @@ func TestManifestLimits(t *testing.T) {
 	}
 	index := func(entries string) string { return `{"schemaVersion":2,"manifests":[` + entries + `]}` }
 	for name, c := range map[string]struct{ data, wantErr string }{
-		"index of many platforms":  {index(repeated(entry+`,"platform":{"os":"linux","architecture":"amd64"},"annotations":{"a":"b"}}`, 500)), ""},
-		"empty entries":            {index(repeated(`{}`, 1_000_000)), "manifests has more than"},
-		"empty entries, in case":   {`{"MANIFESTS":[` + repeated(`{}`, 1_000_000) + `]}`, "manifests has more than"},
+		"index of many platforms":  {index(testcost.Repeated(entry+`,"platform":{"os":"linux","architecture":"amd64"},"annotations":{"a":"b"}}`, 500)), ""},
+		"empty entries":            {index(testcost.Repeated(`{}`, 1_000_000)), "manifests has more than"},
+		"empty entries, in case":   {`{"MANIFESTS":[` + testcost.Repeated(`{}`, 1_000_000) + `]}`, "manifests has more than"},
 		"entries twice":            {`{"manifests":[` + entry + `}],"Manifests":[]}`, "twice"},
 		"layers twice":             {manifest(`,"Layers":[]`), "twice"},
 		"config twice":             {manifest(`,"config":{}`), "twice"},
 		"media type twice":         {manifest(`,"mediaType":"` + ocispec.MediaTypeImageManifest + `","mediatype":"x"`), "twice"},
-		"layers":                   {`{"layers":[` + repeated(`{}`, 1_000_000) + `]}`, "layers has more than"},
-		"URLs of an entry":         {index(entry + `,"urls":[` + repeated(`""`, 100_000) + `]}`), "urls has more than"},
-		"URLs of a layer":          {`{"layers":[` + layer + `,"urls":[` + repeated(`""`, 100_000) + `]}]}`, "urls has more than"},
-		"URLs of the config":       {`{"config":{"urls":[` + repeated(`""`, 100_000) + `]}}`, "urls has more than"},
-		"annotations":              {manifest(`,"annotations":{` + numbered(100_000, `""`) + `}`), "annotations has more than"},
-		"annotations of an entry":  {index(entry + `,"annotations":{` + numbered(100_000, `""`) + `}}`), "annotations has more than"},
-		"features of an entry":     {index(entry + `,"platform":{"os.features":[` + repeated(`""`, 100_000) + `]}}`), "os.features has more than"},
+		"layers":                   {`{"layers":[` + testcost.Repeated(`{}`, 1_000_000) + `]}`, "layers has more than"},
+		"URLs of an entry":         {index(entry + `,"urls":[` + testcost.Repeated(`""`, 100_000) + `]}`), "urls has more than"},
+		"URLs of a layer":          {`{"layers":[` + layer + `,"urls":[` + testcost.Repeated(`""`, 100_000) + `]}]}`, "urls has more than"},
+		"URLs of the config":       {`{"config":{"urls":[` + testcost.Repeated(`""`, 100_000) + `]}}`, "urls has more than"},
+		"annotations":              {manifest(`,"annotations":{` + testcost.Numbered(100_000, `""`) + `}`), "annotations has more than"},
+		"annotations of an entry":  {index(entry + `,"annotations":{` + testcost.Numbered(100_000, `""`) + `}}`), "annotations has more than"},
+		"features of an entry":     {index(entry + `,"platform":{"os.features":[` + testcost.Repeated(`""`, 100_000) + `]}}`), "os.features has more than"},
 		"digest of an entry twice": {index(entry + `,"Digest":"x"}`), "twice"},
-		"unknown members":          {manifest(`,"x":[` + repeated(`{}`, 1_000_000) + `]`), "more than"},
+		"unknown members":          {manifest(`,"x":[` + testcost.Repeated(`{}`, 1_000_000) + `]`), "more than"},
 		"nesting":                  {manifest(`,"x":` + strings.Repeat("[", 1<<20)), "within each other"},
 		"size":                     {manifest(`,"x":"` + strings.Repeat("x", 4<<20) + `"`), "larger than the limit"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var err error
 			data := []byte(c.data)
-			cost := allocated(func() { _, err = parseDocument("", data) })
+			cost := testcost.Allocated(func() { _, err = parseDocument("", data) })
 			switch {
 			case c.wantErr == "" && err != nil:
 				t.Error(err)

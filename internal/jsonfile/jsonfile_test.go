@@ -5,8 +5,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"testing"
+
+	"github.com/micarun/mica/internal/testcost"
 )
 
 type doc struct{ Name string }
@@ -76,11 +77,9 @@ func TestReadTooLargeTakesNoMemory(t *testing.T) {
 	if err := os.Truncate(path, maxSize+1); err != nil {
 		t.Fatal(err)
 	}
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	err := Read(path, &doc{})
-	runtime.ReadMemStats(&after)
-	if err == nil || after.TotalAlloc-before.TotalAlloc > 1<<20 {
-		t.Errorf("Read = %v, %d bytes allocated", err, after.TotalAlloc-before.TotalAlloc)
+	var err error
+	allocated := testcost.Allocated(func() { err = Read(path, &doc{}) })
+	if err == nil || allocated > 1<<20 {
+		t.Errorf("Read = %v, %d bytes allocated", err, allocated)
 	}
 }

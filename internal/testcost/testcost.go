@@ -1,10 +1,13 @@
 // Package testcost checks in tests that the cost of an operation grows in proportion to its input,
 // so that hostile input cannot make it expensive. It measures CPU time of one thread, which other
-// load of the machine hardly changes. The package is for tests only: no program of Mica links it.
+// load of the machine hardly changes, or allocated memory. It also makes large JSON documents. The
+// package is for tests only: no program of Mica links it.
 package testcost
 
 import (
 	"runtime"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -44,4 +47,27 @@ func cpuTime(t *testing.T, do func()) time.Duration {
 		best = min(best, used()-before)
 	}
 	return best
+}
+
+// Allocated returns the number of bytes that f allocates, including those freed since.
+func Allocated(f func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	f()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
+// Repeated returns text n times, separated by commas.
+func Repeated(text string, n int) string {
+	return strings.TrimSuffix(strings.Repeat(text+",", n), ",")
+}
+
+// Numbered returns n members of a JSON object with distinct keys.
+func Numbered(n int, value string) string {
+	var b strings.Builder
+	for i := range n {
+		b.WriteString(`"` + strconv.Itoa(i) + `":` + value + ",")
+	}
+	return strings.TrimSuffix(b.String(), ",")
 }

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
 	"github.com/micarun/mica/internal/patience"
 	"github.com/micarun/mica/runtimeservice/keeper/wire"
@@ -99,29 +98,8 @@ func TestRequestsToAStoppedKeeperEnd(t *testing.T) {
 // deafKeeper answers one client's Hello and then reads nothing until release.
 func deafKeeper(t *testing.T, dir string) (release func()) {
 	t.Helper()
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	listener, err := wire.Listen(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.SetNonblock(listener, false); err != nil {
-		t.Fatal(err)
-	}
-	done, released := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		fd, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC)
-		_ = unix.Close(listener)
-		if err != nil {
-			return
-		}
-		conn, err := wire.NewConn(fd)
-		if err != nil {
-			return
-		}
-		defer func() { _ = conn.Close() }()
+	released := make(chan struct{})
+	done := serveOnce(t, dir, func(conn *wire.Conn) {
 		m, fds, err := conn.Receive(nil)
 		if err != nil {
 			return
@@ -132,6 +110,6 @@ func deafKeeper(t *testing.T, dir string) (release func()) {
 			return
 		}
 		<-released
-	}()
+	})
 	return func() { close(released); <-done }
 }

@@ -16,29 +16,8 @@ import (
 // with success.
 func foreignKeeper(t *testing.T, dir string, hello wire.Hello) (asked chan string) {
 	t.Helper()
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	listener, err := wire.Listen(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.SetNonblock(listener, false); err != nil {
-		t.Fatal(err)
-	}
 	asked = make(chan string, 100)
-	go func() {
-		defer close(asked)
-		fd, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC)
-		_ = unix.Close(listener)
-		if err != nil {
-			return
-		}
-		conn, err := wire.NewConn(fd)
-		if err != nil {
-			return
-		}
-		defer func() { _ = conn.Close() }()
+	done := serveOnce(t, dir, func(conn *wire.Conn) {
 		for {
 			m, fds, err := conn.Receive(nil)
 			if err != nil {
@@ -55,6 +34,10 @@ func foreignKeeper(t *testing.T, dir string, hello wire.Hello) (asked chan strin
 				return
 			}
 		}
+	})
+	go func() {
+		<-done
+		close(asked)
 	}()
 	return asked
 }
@@ -93,4 +76,38 @@ func TestKeeperWithoutCommonVersion(t *testing.T) {
 			t.Errorf("the keeper received %s", op)
 		}
 	}
+}
+
+// serveOnce listens in dir like a keeper and serves one connection, on another goroutine. done is
+// closed at its end.
+func serveOnce(t *testing.T, dir string, serve func(*wire.Conn)) (done <-chan struct{}) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	listener, err := wire.Listen(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.SetNonblock(listener, false); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		fd, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC)
+		_ = unix.Close(listener)
+		if err != nil {
+			t.Errorf("accept: %v", err)
+			return
+		}
+		conn, err := wire.NewConn(fd)
+		if err != nil {
+			t.Errorf("accept: %v", err)
+			return
+		}
+		defer func() { _ = conn.Close() }()
+		serve(conn)
+	}()
+	return ended
 }

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/micarun/mica/internal/patience"
+	"github.com/micarun/mica/internal/testtcp"
 )
 
 // clientStream is the server's end of a client's stream, as with SPDY: Close ends one direction,
@@ -25,26 +26,6 @@ type clientStream struct {
 func (c *clientStream) Close() error { return c.CloseWrite() }
 func (c *clientStream) Reset() error { c.resets.Add(1); return c.TCPConn.Close() }
 
-// tcpPair returns both ends of a connection.
-func tcpPair(t *testing.T) (*net.TCPConn, *net.TCPConn) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	a, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _, _ = a.Close(), b.Close() })
-	return a.(*net.TCPConn), b.(*net.TCPConn)
-}
-
 // forwarded is a relay between a client and a pod. The test acts as both.
 type forwarded struct {
 	client, pod *net.TCPConn
@@ -56,8 +37,8 @@ type forwarded struct {
 func forward(t *testing.T, r relay) forwarded {
 	t.Helper()
 	leaks := goleak.IgnoreCurrent()
-	client, server := tcpPair(t)
-	near, pod := tcpPair(t)
+	client, server := testtcp.Pair(t)
+	near, pod := testtcp.Pair(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	f := forwarded{client: client, pod: pod, stream: &clientStream{TCPConn: server}, ended: make(chan error, 1), cancel: cancel}
 	r.client, r.pod = f.stream, near
