@@ -77,6 +77,8 @@ func mayImport() []struct {
 		{"imageservice", []string{"imageservice/...", "overlay"}},
 		{"imageservice/registry", nil},
 		{"imageservice/imagestore", []string{"overlay"}},
+		{"network", []string{"network/..."}},
+		{"network/builtin", []string{"network/hostlocal"}},
 		{"network/...", nil},
 		{"overlay/...", nil},
 		{"e2e/...", []string{"e2e/...", "config", "overlay", "runtimeservice/..."}},
