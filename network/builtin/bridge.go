@@ -1,0 +1,237 @@
+package builtin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
+
+	"github.com/micarun/mica/internal/failpoint"
+	"github.com/micarun/mica/network/hostlocal"
+)
+
+// bridge connects a pod to a bridge by a veth pair, with addresses of host-local.
+type bridge struct{ *Plugins }
+
+// bridgeConf is the configuration of the plugin bridge. Its fields are explained in the plugin's
+// documentation.
+type bridgeConf struct {
+	Bridge                    string
+	IsGateway                 bool
+	IsDefaultGateway          bool
+	ForceAddress              bool
+	IPMasq                    bool
+	MTU                       int
+	HairpinMode               bool
+	PromiscMode               bool
+	Vlan                      int
+	VlanTrunk                 json.RawMessage
+	PreserveDefaultVlan       bool
+	MacSpoofChk               bool
+	EnableDad                 bool
+	DisableContainerInterface bool
+	PortIsolation             bool
+	IPAM                      struct{ Type string }
+	RuntimeConfig             struct{ Mac string }
+	Args                      struct {
+		CNI struct{ Mac string }
+	}
+
+	// mac is the hardware address of the pod's interface; nil means a random one.
+	mac net.HardwareAddr
+}
+
+func parseBridge(config []byte, args string) (bridgeConf, error) {
+	b := bridgeConf{Bridge: "cni0"}
+	if err := json.Unmarshal(config, &b); err != nil {
+		return b, fmt.Errorf("read configuration: %w", err)
+	}
+	if b.HairpinMode && b.PromiscMode {
+		return b, errors.New("hairpinMode and promiscMode exclude each other")
+	}
+	b.IsGateway = b.IsGateway || b.IsDefaultGateway
+	mac := b.RuntimeConfig.Mac
+	if mac == "" {
+		mac = b.Args.CNI.Mac
+	}
+	if args != "" && mac == "" {
+		var env struct {
+			types.CommonArgs
+			MAC types.UnmarshallableString
+		}
+		if err := types.LoadArgs(args, &env); err != nil {
+			return b, err
+		}
+		mac = string(env.MAC)
+	}
+	if mac == "" {
+		return b, nil
+	}
+	var err error
+	b.mac, err = net.ParseMAC(mac)
+	return b, err
+}
+
+func (b *bridge) ipam(c call) hostlocal.Args {
+	return hostlocal.Args{Config: c.Config, ContainerID: c.ContainerID, IfName: c.IfName, CNIArgs: c.Args}
+}
+
+func (b *bridge) add(ctx context.Context, c call) (*types100.Result, error) {
+	conf, err := parseBridge(c.Config, c.Args)
+	if err != nil {
+		return nil, err
+	}
+	ns, err := openNamespace(c.NetNS)
+	if err != nil {
+		return nil, err
+	}
+	defer ns.close()
+	var result *types100.Result
+	err = withHandle(func(h *netlink.Handle) error {
+		w := wiring{Plugins: b.Plugins, c: c, conf: conf, ns: ns, host: h}
+		if err := w.connect(); err != nil {
+			return err
+		}
+		if err := failpoint.Hit("network.veth"); err != nil {
+			return err
+		}
+		if result, err = hostlocal.Add(ctx, b.ipam(c)); err != nil {
+			return err
+		}
+		err := failpoint.Hit("network.lease")
+		if err == nil {
+			err = w.configure(ctx, result)
+		}
+		if err == nil {
+			return nil
+		}
+		return errors.Join(err, hostlocal.Del(context.WithoutCancel(ctx), b.ipam(c)))
+	})
+	if err != nil {
+		return nil, err
+	}
+	if d := c.conf.DNS; d.Nameservers != nil || d.Search != nil || d.Options != nil || d.Domain != "" {
+		result.DNS = d
+	}
+	return result, nil
+}
+
+// gateways completes the result of IPAM: gateways, the default routes of isDefaultGateway, and the
+// index of the pod's interface. It returns the addresses of the bridge, IPv4 first.
+func (b bridgeConf) gateways(result *types100.Result) []net.IPNet {
+	var v4, v6 []net.IPNet
+	seen := map[int]bool{} // families with a default route
+	for _, ip := range result.IPs {
+		addr, _ := netip.AddrFromSlice(ip.Address.IP)
+		addr = addr.Unmap()
+		ip.Interface = types100.Int(podIndex)
+		if ip.Gateway == nil && b.IsGateway {
+			ip.Gateway = netip.PrefixFrom(addr, prefixLength(ip.Address)).Masked().Addr().Next().AsSlice()
+		}
+		if b.IsDefaultGateway && !seen[family(addr)] {
+			seen[family(addr)] = true
+			everywhere := net.IPNet{IP: make(net.IP, addr.BitLen()/8), Mask: make(net.IPMask, addr.BitLen()/8)}
+			if !hasRoute(result.Routes, everywhere) {
+				result.Routes = append(result.Routes, &types.Route{Dst: everywhere, GW: ip.Gateway})
+			}
+		}
+		switch gateway := (net.IPNet{IP: ip.Gateway, Mask: ip.Address.Mask}); {
+		case !b.IsGateway:
+		case addr.Is4():
+			v4 = append(v4, gateway)
+		default:
+			v6 = append(v6, gateway)
+		}
+	}
+	return append(v4, v6...)
+}
+
+func prefixLength(n net.IPNet) int {
+	ones, _ := n.Mask.Size()
+	return ones
+}
+
+// hasRoute reports whether routes has a route to dst by an explicit gateway.
+func hasRoute(routes []*types.Route, dst net.IPNet) bool {
+	for _, r := range routes {
+		if r.GW != nil && r.Dst.String() == dst.String() {
+			return true
+		}
+	}
+	return false
+}
+
+// del removes the addresses of the pod's interface and releases the leases. The interface goes with its
+// namespace. TCP connections that end without their peer can keep a namespace for minutes, so the
+// interface is deleted after a while if it still exists.
+func (b *bridge) del(ctx context.Context, c call) error {
+	peer, err := removeAddresses(c.NetNS, c.IfName)
+	if err != nil {
+		return err
+	}
+	if peer > 0 {
+		time.AfterFunc(b.retireDelay, func() { deleteVeth(peer) })
+	}
+	return hostlocal.Del(ctx, b.ipam(c))
+}
+
+// deleteVeth deletes the veth pair with an interface index on the node, if it exists.
+func deleteVeth(index int) {
+	_ = withHandle(func(h *netlink.Handle) error {
+		link, err := h.LinkByIndex(index)
+		if err != nil || link.Type() != "veth" {
+			return err
+		}
+		return h.LinkDel(link)
+	})
+}
+
+// removeAddresses removes the global addresses of an interface, and thereby its routes. It returns the
+// index of the node's end, or 0. A missing namespace or interface has neither.
+func removeAddresses(netNS, name string) (peer int, err error) {
+	if netNS == "" {
+		return 0, nil
+	}
+	ns, err := openNamespace(netNS)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer ns.close()
+	err = ns.do(func(h *netlink.Handle) error {
+		link, err := h.LinkByName(name)
+		if notFound(err) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("find %s: %w", name, err)
+		}
+		if link.Type() == "veth" {
+			peer = link.Attrs().ParentIndex
+		}
+		list, err := addresses(h, link, netlink.FAMILY_ALL)
+		if err != nil {
+			return err
+		}
+		for _, a := range list {
+			if !a.IP.IsGlobalUnicast() {
+				continue
+			}
+			if err := h.AddrDel(link, &a); err != nil {
+				return fmt.Errorf("remove address %s of %s: %w", a.IPNet, name, err)
+			}
+		}
+		return nil
+	})
+	return peer, err
+}
