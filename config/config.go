@@ -73,7 +73,7 @@ func Default() Config {
 		StateDir:        "/run/mica",
 		DefaultRuntimes: []string{"crun", "runc"},
 		Log:             Log{Level: 2, Format: "text"},
-		Network:         network.Options{ConfDir: "/etc/cni/net.d"},
+		Network:         network.Options{ConfDir: "/etc/cni/net.d", InProcess: true},
 		NRI:             nri.Options{Enable: true},
 		Hooks:           hooks.Options{Enable: true},
 		Runtimes: map[string]oci.Handler{

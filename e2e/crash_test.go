@@ -93,6 +93,7 @@ func (f *fixture) life() error {
 		return err
 	}
 	podConfig := f.podConfig()
+	podConfig.PortMappings = []*runtimeapi.PortMapping{{ContainerPort: 80, HostPort: int32(f.freePort())}}
 	pod, err := f.Runtime.RunPodSandbox(f.ctx, podConfig, "")
 	if err != nil {
 		return err

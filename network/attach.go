@@ -11,6 +11,8 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
+
+	"github.com/micarun/mica/network/hostlocal"
 )
 
 // podInterface is the interface name in every pod.
@@ -54,7 +56,8 @@ func (n *Network) attach(ctx context.Context, c *conf, rec record) (Result, erro
 	if err := n.clear(ctx, rec.PodID); err != nil {
 		return Result{}, err
 	}
-	if _, err := n.missing(c.list); err != nil {
+	p := n.pluginsOf(c.list)
+	if _, err := p.missing(c.list); err != nil {
 		return Result{}, err
 	}
 	if c.source == "" {
@@ -62,10 +65,11 @@ func (n *Network) attach(ctx context.Context, c *conf, rec record) (Result, erro
 			return Result{}, err
 		}
 	}
+	rec.InProcess = p.inProcess
 	if err := n.records.write(rec); err != nil {
 		return Result{}, err
 	}
-	result, err := n.execAdd(ctx, c.list, rec)
+	result, err := n.execAdd(ctx, p, c.list, rec)
 	if err == nil {
 		return result, nil
 	}
@@ -75,10 +79,10 @@ func (n *Network) attach(ctx context.Context, c *conf, rec record) (Result, erro
 	return Result{}, err
 }
 
-func (n *Network) execAdd(ctx context.Context, list *libcni.NetworkConfigList, rec record) (Result, error) {
+func (n *Network) execAdd(ctx context.Context, p plugins, list *libcni.NetworkConfigList, rec record) (Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, n.opts.Timeout)
 	defer cancel()
-	got, err := n.cni.AddNetworkList(ctx, list, rec.runtimeConf())
+	got, err := p.cni.AddNetworkList(ctx, list, rec.runtimeConf())
 	if err != nil {
 		return Result{}, plainError(err)
 	}
@@ -197,16 +201,17 @@ func (n *Network) detach(ctx context.Context, rec record) error {
 	if err := n.endInterrupted(ctx, rec); err != nil {
 		return err
 	}
-	present, missing := n.missing(list)
+	p := n.pluginsToDetach(list, rec)
+	err = n.releaseRules(ctx, p, list, rec)
+	present, missing := p.missing(list)
 	leased := hostLocal(list)
 	list.Plugins = present
-	err = n.cni.DelNetworkList(ctx, list, rec.runtimeConf())
-	if err != nil {
-		err = plainError(err)
+	if del := p.cni.DelNetworkList(ctx, list, rec.runtimeConf()); del != nil {
+		err = errors.Join(err, plainError(del))
 	}
 	if missing != nil {
 		for _, l := range leased {
-			err = errors.Join(err, l.release(ctx, func(id string) bool { return id == rec.PodID }))
+			err = errors.Join(err, l.Release(ctx, func(id string) bool { return id == rec.PodID }))
 		}
 	}
 	switch {
@@ -221,9 +226,9 @@ func (n *Network) detach(ctx context.Context, rec record) error {
 	return n.records.remove(rec.PodID)
 }
 
-// hostLocal returns the lease directories of the plugins in list that use host-local.
-func hostLocal(list *libcni.NetworkConfigList) []leases {
-	var found []leases
+// hostLocal returns the leases of the plugins in list that use host-local.
+func hostLocal(list *libcni.NetworkConfigList) []hostlocal.Leases {
+	var found []hostlocal.Leases
 	for _, p := range list.Plugins {
 		if p.Network.IPAM.Type != "host-local" {
 			continue
@@ -234,11 +239,7 @@ func hostLocal(list *libcni.NetworkConfigList) []leases {
 		if json.Unmarshal(p.Bytes, &plugin) != nil {
 			continue // impossible: libcni has parsed it
 		}
-		d := DefaultNetwork{Name: list.Name, DataDir: plugin.IPAM.DataDir}
-		if d.DataDir == "" {
-			d.DataDir = "/var/lib/cni/networks" // host-local's default
-		}
-		found = append(found, d.leases())
+		found = append(found, hostlocal.Of(plugin.IPAM.DataDir, list.Name))
 	}
 	return found
 }
@@ -272,7 +273,7 @@ func (n *Network) check(ctx context.Context, id string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, n.opts.Timeout)
 	defer cancel()
-	err = n.cni.CheckNetworkList(ctx, list, rec.runtimeConf())
+	err = n.pluginsBy(rec.InProcess).cni.CheckNetworkList(ctx, list, rec.runtimeConf())
 	if errors.Is(err, libcni.ErrorCheckNotSupp) {
 		return nil
 	}

@@ -404,7 +404,7 @@ func TestPluginWithoutAddress(t *testing.T) {
 func TestMissingPlugin(t *testing.T) {
 	for _, plugin := range []string{"bridge", "host-local", "portmap"} {
 		t.Run(plugin, func(t *testing.T) {
-			n := newNode(t, func(o *Options) { o.BinDirs = o.BinDirs[:1] })
+			n := newNode(t, func(o *Options) { o.BinDirs, o.InProcess = o.BinDirs[:1], false })
 			install := func(name string) {
 				must(t, os.Symlink(filepath.Join(debianPlugins, name), filepath.Join(n.opts.BinDirs[0], name)))
 			}
@@ -530,7 +530,7 @@ func TestHostPortsWithoutPortmapAreIgnored(t *testing.T) {
 // portmap runs only for pods with host ports, and then for DEL as well.
 func TestPortmapRunsOnlyForHostPorts(t *testing.T) {
 	for ports, want := range map[int]string{0: "", 1: "ADD CHECK DEL"} {
-		n := newNode(t, nil)
+		n := newNode(t, func(o *Options) { o.InProcess = false })
 		log := n.script("portmap", pass)
 		pod := newPod(t)
 		pod.PortMappings = []PortMapping{{HostPort: 80, ContainerPort: 80}}[:ports]

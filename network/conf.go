@@ -166,24 +166,6 @@ func (c *conf) ready() (*libcni.NetworkConfigList, error) {
 	return c.list, nil
 }
 
-// missing returns the plugins of list whose executables exist. The error wraps ErrPluginMissing for
-// each executable that does not exist, IPAM plugins included.
-func (n *Network) missing(list *libcni.NetworkConfigList) (present []*libcni.PluginConfig, err error) {
-	var errs []error
-	for _, plugin := range list.Plugins {
-		_, err := n.opts.Exec.FindInPath(plugin.Network.Type, n.opts.BinDirs)
-		if ipam := plugin.Network.IPAM.Type; err == nil && ipam != "" {
-			_, err = n.opts.Exec.FindInPath(ipam, n.opts.BinDirs)
-		}
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		present = append(present, plugin)
-	}
-	return present, errors.Join(errs...)
-}
-
 // reload loads the configuration and logs changes.
 func (n *Network) reload(ctx context.Context) {
 	c := loadConf(n.opts.ConfDir, n.opts.Default)
@@ -202,7 +184,7 @@ func (n *Network) reload(ctx context.Context) {
 	switch {
 	case before != nil && before.err == nil && c.err == nil && bytes.Equal(before.list.Bytes, c.list.Bytes):
 	case c.err == nil:
-		log.Info("Network configuration loaded", "network", c.list.Name, "cniVersion", c.list.CNIVersion, "source", c.where())
+		log.Info("Network configuration loaded", "network", c.list.Name, "cniVersion", c.list.CNIVersion, "source", c.where(), "plugins", n.describePlugins(c.list))
 	case before == nil || before.err == nil || before.err.Error() != c.err.Error():
 		log.Info("Network not ready", "reason", c.err.Error())
 	}

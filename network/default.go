@@ -8,10 +8,12 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/pkg/utils"
+
+	"github.com/micarun/mica/network/hostlocal"
 )
 
 // DefaultNetwork is the embedded network: a bridge with host-local addresses, masquerading and host
-// ports. It needs the plugins bridge, host-local and portmap in BinDirs.
+// ports. Without Options.InProcess it needs the plugins bridge, host-local and portmap in BinDirs.
 type DefaultNetwork struct {
 	// Name is the network's name. Default: mica.
 	Name string
@@ -105,4 +107,4 @@ func (d DefaultNetwork) conflist() ([]byte, error) {
 }
 
 // leases returns the directory in which host-local keeps the network's leases.
-func (d DefaultNetwork) leases() leases { return leases{filepath.Join(d.DataDir, d.Name)} }
+func (d DefaultNetwork) leases() hostlocal.Leases { return hostlocal.Of(d.DataDir, d.Name) }

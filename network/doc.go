@@ -1,5 +1,6 @@
 // Package network attaches pods to their network: it runs CNI plugins on a pod's network namespace,
-// and runs them again to detach the pod.
+// and runs them again to detach the pod. The plugins of package builtin run in this process, if it
+// supports the configuration; others are executed.
 //
 // It uses the CNI configuration that an operator or a cluster add-on puts into the configuration
 // directory. Without one it uses an embedded default network: a bridge with masquerading and host
@@ -21,11 +22,13 @@
 //
 //	attachments/<pod id>.json                 the record, written before ADD
 //	results/<network>-<pod id>-<interface>    libcni's cache, written after ADD
+//	tables/<network>                          a network that may have tables of built-in plugins
 //	leases/<network>/<address>                leases of the default network, as the
 //	                                          plugin host-local writes them
 //
 // In the kernel, beside the pods' own interfaces and rules, the default network keeps its bridge and
-// the nftables tables mica-<network> until [Network.RemoveDefault]. Plugins leave some state behind
+// the nftables tables mica-<network>, and built-in plugins the tables mica/<network>, until
+// [Network.RemoveDefault]. Plugins leave some state behind
 // by design: ip_forward stays on, and portmap's empty chains CNI-HOSTPORT-{DNAT,MASQ,SETMARK} stay
 // with the rules that lead to them. Other runtimes on the node may share these, so Mica keeps them.
 //

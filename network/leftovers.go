@@ -5,11 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 )
 
 // Leftover is a file or rule on the node that no pod needs.
@@ -43,40 +40,11 @@ func (o Options) Leftovers(live []string) ([]Leftover, error) {
 	if o.Default == nil {
 		return leftovers, nil
 	}
-	leased, err := o.Default.leases().owners()
+	leased, err := o.Default.leases().Owners()
 	for _, path := range slices.Sorted(maps.Keys(leased)) {
 		if !slices.Contains(live, leased[path]) {
 			leftovers = append(leftovers, Leftover{path, fmt.Sprintf("lease of unknown pod %q", leased[path])})
 		}
 	}
 	return leftovers, err
-}
-
-// owners returns the container ID of each lease, by the path of the lease file. A missing directory
-// has no leases.
-func (l leases) owners() (map[string]string, error) {
-	entries, err := os.ReadDir(l.dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list leases: %w", err)
-	}
-	owners := map[string]string{}
-	for _, e := range entries {
-		if _, err := netip.ParseAddr(e.Name()); err != nil {
-			continue // the lock, or last_reserved_ip.N
-		}
-		path := filepath.Join(l.dir, e.Name())
-		data, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // released meanwhile
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read lease: %w", err)
-		}
-		id, _, _ := strings.Cut(string(data), "\n")
-		owners[path] = strings.TrimSpace(id)
-	}
-	return owners, nil
 }

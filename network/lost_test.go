@@ -30,7 +30,7 @@ func TestRepairOfALostAttachment(t *testing.T) {
 	must(t, err)
 	d, err := n.opts.Default.complete(n.opts.CacheDir)
 	must(t, err)
-	lease := d.leases().path(got.IPs[0])
+	lease := d.leases().Path(got.IPs[0])
 	for _, row := range []struct {
 		name string
 		take func()
@@ -76,7 +76,7 @@ func TestDelOfAPodWithoutFiles(t *testing.T) {
 	if held := n.leased(); len(held) > 0 {
 		t.Errorf("leases: %v", held)
 	}
-	if rules := run(t, "iptables-save", "-t", "nat"); strings.Contains(rules, pod.ID) {
+	if rules := natRulesOf(t); strings.Contains(rules, pod.ID) {
 		t.Errorf("host ports:\n%s", rules)
 	}
 }

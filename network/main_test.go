@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"net"
@@ -24,17 +25,36 @@ import (
 	"github.com/micarun/mica/runtimeservice/podns"
 )
 
+// Variables that TestMain passes to its children: that the child is a node, and that it executes all
+// plugins.
+const (
+	nodeVariable     = "MICA_NETWORK_TEST_NODE"
+	executedVariable = "MICA_NETWORK_TEST_EXECUTED"
+)
+
 // TestMain runs the tests in their own network namespace, as a node. Bridges, rules and sysctls of
 // the plugins affect nothing else and are removed with the namespace.
-const nodeVariable = "MICA_NETWORK_TEST_NODE"
-
 func TestMain(m *testing.M) {
 	if os.Geteuid() != 0 || os.Getenv(nodeVariable) != "" {
 		goleak.VerifyTestMain(m)
 		return
 	}
+	// All tests run in both ways. Benchmarks compare the ways themselves.
+	ways := []string{"", "1"}
+	if flag.Parse(); flag.Lookup("test.bench").Value.String() != "" {
+		ways = ways[:1]
+	}
+	for _, executed := range ways {
+		if code := runOnNode(executed); code != 0 {
+			os.Exit(code)
+		}
+	}
+}
+
+// runOnNode runs the tests in a new network namespace and returns the exit code.
+func runOnNode(executed string) int {
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), nodeVariable+"=1")
+	cmd.Env = append(os.Environ(), nodeVariable+"=1", executedVariable+"="+executed)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 	err := cmd.Run()
@@ -43,7 +63,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	os.Exit(cmd.ProcessState.ExitCode())
+	return cmd.ProcessState.ExitCode()
 }
 
 const debianPlugins = "/usr/lib/cni"
@@ -103,7 +123,8 @@ func newNode(t testing.TB, change func(*Options)) *node {
 			Bridge: fmt.Sprintf("mt%d", i),
 			Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 99, byte(i), 0}), 24),
 		},
-		Timeout: 20 * time.Second,
+		Timeout:   20 * time.Second,
+		InProcess: os.Getenv(executedVariable) == "",
 	}}
 	must(t, os.Mkdir(filepath.Join(dir, "bin"), 0o755))
 	if change != nil {
@@ -170,11 +191,15 @@ func (n *node) checkLeaks(before []string) {
 			t.Errorf("%s: chains left: %v", save, found)
 		}
 	}
-	if n.opts.Default != nil {
-		if rules := run(t, "nft", "list", "ruleset"); strings.Contains(rules, "mica-"+n.opts.Default.Name) {
-			t.Errorf("nft tables left:\n%s", rules)
-		}
+	if rules := run(t, "nft", "list", "ruleset"); n.opts.Default != nil && strings.Contains(rules, "mica-"+n.opts.Default.Name) || strings.Contains(rules, "mica/") {
+		t.Errorf("nft tables left:\n%s", rules)
 	}
+}
+
+// natRulesOf returns all packet filter rules that plugins make, by iptables or nftables.
+func natRulesOf(t testing.TB) string {
+	t.Helper()
+	return run(t, "iptables-save", "-t", "nat") + run(t, "ip6tables-save", "-t", "nat") + run(t, "nft", "list", "ruleset")
 }
 
 func files(t testing.TB, dir string) []string {
@@ -200,7 +225,7 @@ func (n *node) leased() []string {
 	d, err := n.opts.Default.complete(n.opts.CacheDir)
 	must(n.t, err)
 	var found []string
-	for _, name := range files(n.t, d.leases().dir) {
+	for _, name := range files(n.t, d.leases().Dir) {
 		if _, err := netip.ParseAddr(name); err == nil {
 			found = append(found, name)
 		}

@@ -12,6 +12,8 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/invoke"
 	"golang.org/x/sync/semaphore"
+
+	"github.com/micarun/mica/network/builtin"
 )
 
 // Options says where a [Network] finds its configuration and keeps its state. ConfDir and CacheDir
@@ -36,15 +38,22 @@ type Options struct {
 	Timeout time.Duration
 	// StatusTimeout bounds one STATUS. Default: 10 seconds.
 	StatusTimeout time.Duration
-	// Exec runs plugins. Default: the executables in BinDirs.
+	// InProcess runs the plugins loopback, bridge (with host-local) and portmap in this process, where
+	// package builtin supports the configuration.
+	InProcess bool
+	// Exec runs the other plugins. Default: the executables in BinDirs.
 	Exec invoke.Exec
 }
 
 // Network attaches pods to their network. Its methods may be called concurrently; operations on the
 // same pod run one after the other.
 type Network struct {
-	opts    Options
-	cni     *libcni.CNIConfig
+	opts Options
+	// cni executes plugins and reads cached results; mixed runs built-in plugins in this process.
+	cni, mixed *libcni.CNIConfig
+	builtin    *builtin.Plugins
+	// probe tests once whether the kernel has what built-in rules need.
+	probe   func() error
 	records records
 	watch   *watcher
 	// gate admits any number of ADD, DEL and CHECK, or one GC of the plugins, as the CNI
@@ -78,11 +87,14 @@ func Open(ctx context.Context, opts Options) (*Network, error) {
 	n := &Network{
 		opts:    opts,
 		cni:     libcni.NewCNIConfigWithCacheDir(opts.BinDirs, opts.CacheDir, opts.Exec),
+		builtin: builtin.New(filepath.Join(opts.CacheDir, "tables")),
+		probe:   sync.OnceValue(builtin.Probe),
 		records: records{dir: filepath.Join(opts.CacheDir, "attachments")},
 		gate:    semaphore.NewWeighted(gateWidth),
 		claimed: map[string]bool{},
 		warned:  map[string]bool{},
 	}
+	n.mixed = libcni.NewCNIConfigWithCacheDir(opts.BinDirs, opts.CacheDir, &inProcess{Exec: opts.Exec, plugins: n.builtin})
 	for _, dir := range []string{n.records.dir, filepath.Join(opts.CacheDir, "results")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err

@@ -27,6 +27,9 @@ type record struct {
 	// Args and CapabilityArgs are the arguments that the plugins got.
 	Args           [][2]string
 	CapabilityArgs map[string]any `json:",omitempty"`
+	// InProcess says that package builtin ran the plugins that it has. It is false for records of
+	// versions without that package.
+	InProcess bool `json:",omitempty"`
 }
 
 // String returns the pod's name for messages.

@@ -2,13 +2,8 @@ package network
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
@@ -31,7 +26,7 @@ func (n *Network) Lacks(id string) string {
 	}
 	for _, l := range hostLocal(list) {
 		for _, ip := range result.IPs {
-			if !l.holds(ip, id) {
+			if !l.Holds(ip, id) {
 				return "lease of " + ip.String()
 			}
 		}
@@ -78,7 +73,7 @@ func (n *Network) repair(ctx context.Context, pod Pod) (Result, error) {
 	}
 	for _, l := range hostLocal(list) {
 		for _, ip := range result.IPs {
-			if err := l.take(ctx, ip, rec); err != nil {
+			if err := l.Take(ctx, ip, rec.PodID, rec.Interface); err != nil {
 				return Result{}, err
 			}
 		}
@@ -148,45 +143,4 @@ func addressesIn(netNS, name string) ([]netip.Addr, error) {
 		return nil, fmt.Errorf("%s has no address: %w", name, errdefs.ErrNotFound)
 	}
 	return ips, nil
-}
-
-func (l leases) path(ip netip.Addr) string { return filepath.Join(l.dir, ip.String()) }
-
-// owner returns the container ID that holds the lease of an address; "" if it is not leased.
-func (l leases) owner(ip netip.Addr) (string, error) {
-	data, err := os.ReadFile(l.path(ip))
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
-	}
-	id, _, _ := strings.Cut(string(data), "\n")
-	return strings.TrimSpace(id), err
-}
-
-func (l leases) holds(ip netip.Addr, id string) bool {
-	owner, err := l.owner(ip)
-	return err == nil && owner == id
-}
-
-// take writes the lease of an address that the pod already uses. A lease of another pod is
-// errdefs.ErrAlreadyExists.
-func (l leases) take(ctx context.Context, ip netip.Addr, rec record) error {
-	if l.holds(ip, rec.PodID) {
-		return nil
-	}
-	if err := os.MkdirAll(l.dir, 0o755); err != nil { // host-local's mode
-		return err
-	}
-	unlock, err := l.lock(ctx)
-	if err != nil {
-		return fmt.Errorf("lock leases %s: %w", l.dir, err)
-	}
-	defer unlock()
-	switch owner, err := l.owner(ip); {
-	case err != nil:
-		return fmt.Errorf("read lease: %w", err)
-	case owner != "" && owner != rec.PodID:
-		return fmt.Errorf("lease of %s: held by %s: %w", ip, owner, errdefs.ErrAlreadyExists)
-	}
-	// host-local's format: container ID and interface.
-	return os.WriteFile(l.path(ip), []byte(rec.PodID+"\r\n"+rec.Interface), 0o600)
 }

@@ -11,6 +11,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/micarun/mica/network/hostlocal"
 )
 
 // ruleOwner is the pod that packet filter rules belong to, as plugins write it into rule comments.
@@ -90,10 +92,16 @@ func removal(lines []string, owners []ruleOwner) string {
 func (n *Network) sweepRules(ctx context.Context, alive func(string) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, n.opts.Timeout)
 	defer cancel()
+	return removeRules(ctx, n.networkNames(), orForeign(alive))
+}
+
+// removeRules removes the rules that executables made for one of the networks and a pod that is not
+// alive.
+func removeRules(ctx context.Context, networks []string, alive func(string) bool) error {
 	var errs []error
 	for _, tool := range []string{"iptables", "ip6tables"} {
 		lines, err := natRules(ctx, tool)
-		leftovers := leftoverRules(lines, n.networkNames(), orForeign(alive))
+		leftovers := leftoverRules(lines, networks, alive)
 		if err != nil || len(leftovers) == 0 {
 			errs = append(errs, err)
 			continue
@@ -132,7 +140,7 @@ func orForeign(alive func(id string) bool) func(id string) bool {
 
 // configuredLeases returns the host-local directories of the configured network; none for the
 // default network.
-func (n *Network) configuredLeases() []leases {
+func (n *Network) configuredLeases() []hostlocal.Leases {
 	if c := n.current(); c.err == nil && c.list != nil && c.source != "" {
 		return hostLocal(c.list)
 	}
@@ -149,7 +157,7 @@ func (n *Network) LiveLeftovers(ctx context.Context, live []string) ([]Leftover,
 	var leftovers []Leftover
 	var errs []error
 	for _, l := range n.configuredLeases() {
-		leased, err := l.owners()
+		leased, err := l.Owners()
 		errs = append(errs, err)
 		for path, id := range leased {
 			if !alive(id) {
@@ -164,5 +172,6 @@ func (n *Network) LiveLeftovers(ctx context.Context, live []string) ([]Leftover,
 			leftovers = append(leftovers, Leftover{tool + " nat " + o.chains()[0], fmt.Sprintf("rules of network %s for unknown pod %q", o.network, o.id)})
 		}
 	}
-	return leftovers, errors.Join(errs...)
+	tables, err := n.tableLeftovers(alive)
+	return append(leftovers, tables...), errors.Join(append(errs, err)...)
 }

@@ -43,7 +43,7 @@ func (n *Network) Status(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := n.missing(list); err != nil {
+	if _, err := n.pluginsOf(list).missing(list); err != nil {
 		return fmt.Errorf("network %s not ready: %w: %w", list.Name, err, errdefs.ErrUnavailable)
 	}
 	if err := n.pluginStatus(ctx, c); err != nil {
@@ -61,7 +61,7 @@ func (n *Network) pluginStatus(ctx context.Context, c *conf) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, n.opts.StatusTimeout)
 	defer cancel()
-	err := plainError(n.cni.GetStatusNetworkList(ctx, c.list))
+	err := plainError(n.pluginsOf(c.list).cni.GetStatusNetworkList(ctx, c.list))
 	if ctx.Err() == nil || err == nil { // do not cache the caller's own cancellation
 		s.conf, s.at, s.err = c, time.Now(), err
 	}

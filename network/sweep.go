@@ -47,7 +47,7 @@ func (n *Network) Sweep(ctx context.Context, live []string) error {
 		})
 	}
 	_ = group.Wait()
-	errs = append(errs, n.sweepPlugins(ctx, alive), n.sweepLeases(ctx, alive), n.sweepRules(ctx, alive))
+	errs = append(errs, n.sweepPlugins(ctx, alive), n.sweepLeases(ctx, alive), n.sweepRules(ctx, alive), n.sweepTables(alive))
 	return errors.Join(errs...)
 }
 
@@ -132,7 +132,7 @@ func (n *Network) execGC(ctx context.Context, list *libcni.NetworkConfigList, al
 			valid = append(valid, types.GCAttachment{ContainerID: id, IfName: podInterface})
 		}
 	}
-	return n.cni.GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: valid})
+	return n.pluginsOf(list).cni.GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: valid})
 }
 
 // sweepLeases releases the leases of dead pods in the default and the configured network,
@@ -143,21 +143,18 @@ func (n *Network) sweepLeases(ctx context.Context, alive func(string) bool) erro
 	var errs []error
 	theirs := orForeign(alive)
 	for _, l := range n.configuredLeases() {
-		errs = append(errs, l.release(ctx, func(id string) bool { return !theirs(id) }))
+		errs = append(errs, l.Release(ctx, func(id string) bool { return !theirs(id) }))
 	}
 	if n.opts.Default != nil {
-		errs = append(errs, n.opts.Default.leases().release(ctx, func(id string) bool { return !alive(id) }))
+		errs = append(errs, n.opts.Default.leases().Release(ctx, func(id string) bool { return !alive(id) }))
 	}
 	return errors.Join(errs...)
 }
 
-// RemoveDefault removes what the default network keeps between pods: the bridge and the
-// masquerading rules. It is idempotent and does nothing without a default network. While pods are
-// attached it returns errdefs.ErrFailedPrecondition. The next Add creates both again.
+// RemoveDefault removes what networks keep between pods: the tables of built-in plugins, and the
+// bridge and the masquerading rules of the default network. It is idempotent. While pods are attached
+// it returns errdefs.ErrFailedPrecondition. The next Add creates everything again.
 func (n *Network) RemoveDefault(context.Context) error {
-	if n.opts.Default == nil {
-		return nil
-	}
 	ids, err := n.records.ids()
 	if err != nil {
 		return fmt.Errorf("remove default network: %w", err)
@@ -165,7 +162,11 @@ func (n *Network) RemoveDefault(context.Context) error {
 	if len(ids) > 0 {
 		return fmt.Errorf("remove default network: %d pods are attached: %w", len(ids), errdefs.ErrFailedPrecondition)
 	}
-	return errors.Join(n.opts.Default.removeBridge(), n.opts.Default.unmasquerade())
+	err = n.removeTables(func(string) bool { return true })
+	if n.opts.Default == nil {
+		return err
+	}
+	return errors.Join(err, n.opts.Default.removeBridge(), n.opts.Default.unmasquerade())
 }
 
 func (d DefaultNetwork) removeBridge() error {

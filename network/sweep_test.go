@@ -27,7 +27,7 @@ func TestSweep(t *testing.T) {
 	// A lease whose record was lost in a power failure.
 	d, err := n.opts.Default.complete(n.opts.CacheDir)
 	must(t, err)
-	orphan := filepath.Join(d.leases().dir, d.Subnet.Addr().Next().Next().Next().Next().Next().Next().Next().Next().String())
+	orphan := filepath.Join(d.leases().Dir, d.Subnet.Addr().Next().Next().Next().Next().Next().Next().Next().Next().String())
 	must(t, os.WriteFile(orphan, []byte(strings.Repeat("e", 64)+"\r\neth0"), 0o600))
 
 	n.restart() // clears the claims of earlier pods
@@ -45,7 +45,7 @@ func TestSweep(t *testing.T) {
 	if held := n.leased(); len(held) != 2 {
 		t.Errorf("leases after GC: %v", held)
 	}
-	if rules := run(t, "iptables-save", "-t", "nat"); !strings.Contains(rules, "7000") || strings.Contains(rules, "7001") || strings.Contains(rules, "7002") {
+	if rules := natRulesOf(t); !strings.Contains(rules, "7000") || strings.Contains(rules, "7001") || strings.Contains(rules, "7002") {
 		t.Errorf("host ports after GC:\n%s", rules)
 	}
 	must(t, n.Check(t.Context(), fresh))
@@ -121,28 +121,6 @@ esac`)
 			}
 		})
 	}
-}
-
-func TestLeasesLocked(t *testing.T) {
-	l := leases{t.TempDir()}
-	unlock, err := l.lock(t.Context())
-	must(t, err)
-	must(t, os.WriteFile(filepath.Join(l.dir, "10.0.0.2"), []byte("a\r\neth0"), 0o600))
-	must(t, os.WriteFile(filepath.Join(l.dir, "10.0.0.3"), []byte("b"), 0o600))
-	must(t, os.WriteFile(filepath.Join(l.dir, "last_reserved_ip.0"), []byte("10.0.0.3"), 0o600))
-	done := make(chan error, 1)
-	go func() { done <- l.release(t.Context(), func(id string) bool { return id == "a" }) }()
-	select {
-	case err := <-done:
-		t.Fatalf("release did not wait for the lock: %v", err)
-	default:
-	}
-	unlock()
-	must(t, <-done)
-	if diff := cmp.Diff([]string{"10.0.0.3", "last_reserved_ip.0", "lock"}, files(t, l.dir)); diff != "" {
-		t.Errorf("files (-want +got):\n%s", diff)
-	}
-	must(t, leases{filepath.Join(l.dir, "none")}.release(t.Context(), func(string) bool { return true }))
 }
 
 func TestLeftoversAreFoundWithoutBeingOpen(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -279,8 +280,20 @@ func (n *Node) countRules(ctx context.Context, c Census) error {
 			}
 		}
 	}
+	for _, family := range []string{"ip", "ip6"} {
+		out, err := n.command(ctx, "nft", "list", "table", family, "mica/"+n.Name).Output()
+		if err != nil {
+			continue // no pod has had host ports
+		}
+		for _, owner := range podComment.FindAllString(string(out), -1) {
+			c.add("rule", "host port with %s", owner)
+		}
+	}
 	return nil
 }
+
+// podComment matches the comment of an element for a host port, which is the pod's ID.
+var podComment = regexp.MustCompile(`comment "[0-9a-f]{64}"`)
 
 // countGoroutines reads the number of goroutines from the daemon's metrics.
 func (n *Node) countGoroutines(ctx context.Context, c Census) error {
