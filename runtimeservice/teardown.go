@@ -25,7 +25,7 @@ import (
 // Remove and recovery can call it at any point of the pod's life. After an error it continues with
 // the other steps, and returns all errors. The caller holds p.op.
 func (s *Service) tearDownPod(ctx context.Context, p *Pod) error {
-	ended, released := s.stopAllContainers(ctx, p)
+	released, ended := s.stopAllContainers(ctx, p)
 	var errs []error
 	operations.Enter(ctx, "end init")
 	if ended == nil {
@@ -104,7 +104,7 @@ func (s *Service) removeAllContainers(ctx context.Context, p *Pod) error {
 // stopAllContainers tears down all containers of a pod that is no longer ready. It waits for
 // creations under way, and returns when the processes of all containers have ended. What follows
 // needs no process: released waits until the rest of each tear-down is done, and returns all errors.
-func (s *Service) stopAllContainers(ctx context.Context, p *Pod) (ended error, released func() error) {
+func (s *Service) stopAllContainers(ctx context.Context, p *Pod) (released func() error, ended error) {
 	containers := s.containersOf(p.ID())
 	if len(containers) > 0 {
 		operations.Enter(ctx, "end containers")
@@ -120,7 +120,7 @@ func (s *Service) stopAllContainers(ctx context.Context, p *Pod) (ended error, r
 		})
 		ending.Go(func() error { return <-dead })
 	}
-	return ending.Wait(), releasing.Wait
+	return releasing.Wait, ending.Wait()
 }
 
 // tearDownInStep is tearDownContainer with its lock. It sends to dead, which has room for two

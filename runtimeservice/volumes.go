@@ -83,7 +83,7 @@ func (s *Service) mountSources(ctx context.Context, p *Pod, c *Container) ([]str
 			}
 			continue
 		}
-		if sources[i], err = s.mountImage(ctx, p, volume{c: c, m: m, index: i}); err != nil {
+		if sources[i], err = s.mountImage(p, volume{c: c, m: m, index: i}); err != nil {
 			return nil, fmt.Errorf("%w: mount image %s at %s: %w", crierrors.ErrImageVolumeMountFailed, m.GetImage().GetImage(), m.GetContainerPath(), err)
 		}
 	}
@@ -100,7 +100,7 @@ type volume struct {
 
 // mountImage mounts an image for an image volume, and returns the path of the requested part. Its
 // files belong to the users in the image, also in a user namespace.
-func (s *Service) mountImage(ctx context.Context, p *Pod, v volume) (string, error) {
+func (s *Service) mountImage(p *Pod, v volume) (string, error) {
 	m := v.m
 	img, err := s.images.Get(m.GetImage().GetImage())
 	if err != nil {

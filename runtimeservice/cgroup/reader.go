@@ -105,16 +105,14 @@ func (r *reader) parse(name string, text []byte) uint64 {
 	return v
 }
 
-// keyed calls f for every "key value" line. It returns false if the file does not exist.
-func (r *reader) keyed(name string, f func(key []byte, v uint64)) bool {
-	text := r.read(name)
-	for line := range bytes.Lines(text) {
+// keyed calls f for every "key value" line. A file that does not exist has none.
+func (r *reader) keyed(name string, f func(key []byte, v uint64)) {
+	for line := range bytes.Lines(r.read(name)) {
 		key, value, ok := bytes.Cut(bytes.TrimSpace(line), []byte(" "))
 		if ok {
 			f(key, r.parse(name, value))
 		}
 	}
-	return text != nil
 }
 
 // pressure reads a PSI file and returns nil if there is none.
