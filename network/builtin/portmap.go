@@ -119,11 +119,11 @@ func (m *portmap) forward(c call, conf portmapConf, pod netip.Prefix) error {
 	// Packets from 127.0.0.1 must be routed to the pod.
 	routes, err := netlink.RouteGet(pod.Addr().AsSlice())
 	if err != nil || len(routes) == 0 {
-		return nil // without a route no packet gets there
+		return nil //nolint:nilerr // without a route no packet gets there
 	}
 	link, err := netlink.LinkByIndex(routes[0].LinkIndex)
 	if err != nil {
-		return nil
+		return nil //nolint:nilerr // the link was removed, and the route with it
 	}
 	return setSysctl("ipv4/conf/"+link.Attrs().Name+"/route_localnet", "1")
 }

@@ -53,8 +53,9 @@ func conflist(version, bridge, ipam string, more ...string) string {
 
 func ports(list ...map[string]any) map[string]any { return map[string]any{"portMappings": list} }
 
-func port(host, pod int, protocol, hostIP string) map[string]any {
-	m := map[string]any{"hostPort": host, "containerPort": pod, "protocol": protocol}
+// port maps a host port to port 80 of the pod.
+func port(host int, protocol, hostIP string) map[string]any {
+	m := map[string]any{"hostPort": host, "containerPort": 80, "protocol": protocol}
 	if hostIP != "" {
 		m["hostIP"] = hostIP
 	}
@@ -102,7 +103,7 @@ func cases() []networkCase {
 		{"POD2", "tcp", "[" + nodeIP6 + "]:8080"},
 		{"POD1", "tcp", "[" + nodeIP6 + "]:8080"},
 	}
-	both := ports(port(8080, 80, "tcp", ""), port(8053, 80, "udp", ""), port(8132, 80, "sctp", ""))
+	both := ports(port(8080, "tcp", ""), port(8053, "udp", ""), port(8132, "sctp", ""))
 	return []networkCase{
 		{name: "plain", conflist: conflist("1.0.0", ``, v4), probes: []probe{{"POD1", "tcp", "POD2:80"}}},
 		{name: "gateway", conflist: conflist("1.0.0", `"isGateway":true`, v4), probes: basic},
@@ -135,7 +136,7 @@ func cases() []networkCase {
 			name:         "host ports by address",
 			conflist:     conflist("1.0.0", `"isGateway":true,"hairpinMode":true`, dual, portmapPlugin),
 			ipv6:         true,
-			capabilities: ports(port(8080, 80, "tcp", nodeIP4), port(8081, 80, "tcp", "0.0.0.0"), port(8082, 80, "tcp", "127.0.0.1"), port(8083, 80, "tcp", nodeIP6)),
+			capabilities: ports(port(8080, "tcp", nodeIP4), port(8081, "tcp", "0.0.0.0"), port(8082, "tcp", "127.0.0.1"), port(8083, "tcp", nodeIP6)),
 			probes: []probe{
 				{"outside", "tcp", nodeIP4 + ":8080"},
 				{"node", "tcp", "127.0.0.1:8080"},
@@ -416,7 +417,7 @@ func describeFiles(t *testing.T, dir string) string {
 	var out strings.Builder
 	_ = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
-			return nil
+			return nil //nolint:nilerr // a directory that does not exist has no files
 		}
 		data, err := os.ReadFile(path)
 		if err != nil {
