@@ -126,6 +126,7 @@ func TestLayoutOnDisk(t *testing.T) {
 	f.checkDocumented(f.Data, data, []string{
 		"image/overlay2/imagedb/metadata/sha256/<ID>", "image/overlay2/layerdb/tmp", "cri/containers/<id>/volumes", "cri/containers/<id>/checkpoint",
 		"cri/checkpoints/<name>/job.json", "cri/checkpoints/<name>/<id>",
+		"network/tables/<network>", // of pods with host ports
 	}, []string{"config.toml", "daemon.log", "certs.d", "net.d", "hooks.d", "logs"}) // made by package node
 	f.checkDocumented(f.State, state, []string{"keeper/<id>/exit.json"}, []string{"nri.sock"})
 }
