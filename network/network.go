@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -88,12 +89,12 @@ func Open(ctx context.Context, opts Options) (*Network, error) {
 		opts:    opts,
 		cni:     libcni.NewCNIConfigWithCacheDir(opts.BinDirs, opts.CacheDir, opts.Exec),
 		builtin: builtin.New(filepath.Join(opts.CacheDir, "tables")),
-		probe:   sync.OnceValue(builtin.Probe),
 		records: records{dir: filepath.Join(opts.CacheDir, "attachments")},
 		gate:    semaphore.NewWeighted(gateWidth),
 		claimed: map[string]bool{},
 		warned:  map[string]bool{},
 	}
+	n.probe = sync.OnceValue(n.builtin.Probe)
 	n.mixed = libcni.NewCNIConfigWithCacheDir(opts.BinDirs, opts.CacheDir, &inProcess{Exec: opts.Exec, plugins: n.builtin})
 	for _, dir := range []string{n.records.dir, filepath.Join(opts.CacheDir, "results")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -103,13 +104,16 @@ func Open(ctx context.Context, opts Options) (*Network, error) {
 	if n.watch, err = newWatcher(opts.ConfDir); err != nil {
 		return nil, fmt.Errorf("watch %s: %w", opts.ConfDir, err)
 	}
+	if opts.InProcess {
+		_ = n.builtin.Open() // the first call that needs the socket returns the error
+	}
 	n.reload(ctx)
 	n.watch.start(ctx, n.reload)
 	return n, nil
 }
 
 // Close stops watching the configuration. Attachments stay, for the next Open.
-func (n *Network) Close() error { return n.watch.close() }
+func (n *Network) Close() error { return errors.Join(n.watch.close(), n.builtin.Close()) }
 
 func (o Options) complete() (Options, error) {
 	if o.ConfDir == "" || o.CacheDir == "" {

@@ -157,13 +157,15 @@ func (m *portmap) check(_ context.Context, c call) error {
 	if c.prev == nil {
 		return errNoPrevResult
 	}
-	m.tables.Lock()
-	defer m.tables.Unlock()
+	return m.withTables(func(conn *nftables.Conn) error { return conf.checkElements(conn, c) })
+}
+
+func (m portmapConf) checkElements(conn *nftables.Conn, c call) error {
 	for _, pod := range podPrefixes(c.prev, c.IfName) {
-		elements, _ := conf.elements(pod, c.ContainerID)
+		elements, _ := m.elements(pod, c.ContainerID)
 		t := tableOf(c.conf.Name, pod.Addr().Is6())
 		for name, expected := range elements {
-			present, err := (&nftables.Conn{}).GetSetElements(t.sets()[name])
+			present, err := conn.GetSetElements(t.sets()[name])
 			if err != nil {
 				return fmt.Errorf("list host ports: %w", err)
 			}

@@ -169,6 +169,7 @@ func newInProcess(t testing.TB) cni {
 		for _, n := range networks {
 			must(t, p.RemoveNetwork(n))
 		}
+		must(t, p.Close())
 		if left := run(t, "nft", "list", "tables"); strings.Contains(left, tablePrefix) {
 			t.Errorf("tables left: %s", left)
 		}

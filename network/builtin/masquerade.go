@@ -25,24 +25,24 @@ func (p *Plugins) masquerade(c call) error {
 	if err != nil {
 		return err
 	}
-	p.tables.Lock()
-	defer p.tables.Unlock()
-	for _, ipv6 := range []bool{false, true} {
-		t := tableOf(c.conf.Name, ipv6)
-		var rules []rule
-		for _, pool := range pools {
-			if pool.First.Is6() == ipv6 {
-				rules = append(rules, t.masqueradeRule(pool))
+	return p.withTables(func(conn *nftables.Conn) error {
+		for _, ipv6 := range []bool{false, true} {
+			t := tableOf(c.conf.Name, ipv6)
+			var rules []rule
+			for _, pool := range pools {
+				if pool.First.Is6() == ipv6 {
+					rules = append(rules, t.masqueradeRule(pool))
+				}
+			}
+			if len(rules) == 0 {
+				continue
+			}
+			if err := p.ensure(conn, c.conf.Name, t, rules); err != nil {
+				return err
 			}
 		}
-		if len(rules) == 0 {
-			continue
-		}
-		if err := p.ensure(c.conf.Name, t, rules); err != nil {
-			return err
-		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // masqueradeRule is, in nft's syntax,
@@ -104,26 +104,19 @@ func (p *Plugins) PruneMasquerading(network string, lists []*libcni.NetworkConfi
 			}
 		}
 	}
-	p.tables.Lock()
-	defer p.tables.Unlock()
-	tables, err := existing(network)
-	if err != nil {
-		return err
-	}
-	for _, t := range tables {
-		err := removeRules(t.Table, []string{postroutingChain}, func(comment string) bool {
-			return strings.HasPrefix(comment, masqueradePrefix) && !wanted[comment]
-		})
-		if err != nil {
-			return err
+	return p.withTables(func(conn *nftables.Conn) error {
+		tables, err := existing(conn, network)
+		for _, t := range tables {
+			err = errors.Join(err, removeRules(conn, t.Table, []string{postroutingChain}, func(comment string) bool {
+				return strings.HasPrefix(comment, masqueradePrefix) && !wanted[comment]
+			}))
 		}
-	}
-	return nil
+		return err
+	})
 }
 
 // removeRules removes the rules of existing chains by their comments. The table must exist.
-func removeRules(t *nftables.Table, chains []string, drop func(comment string) bool) error {
-	conn := &nftables.Conn{}
+func removeRules(conn *nftables.Conn, t *nftables.Table, chains []string, drop func(comment string) bool) error {
 	present, err := conn.ListChainsOfTableFamily(t.Family)
 	if err != nil {
 		return fmt.Errorf("list chains: %w", err)
@@ -153,7 +146,8 @@ func removeRules(t *nftables.Table, chains []string, drop func(comment string) b
 // RemoveExecutablesRules removes the nftables rules that the executables bridge and portmap make for a
 // container on nodes without iptables.
 func RemoveExecutablesRules(network, id string) error {
-	tables, err := (&nftables.Conn{}).ListTables()
+	conn := &nftables.Conn{}
+	tables, err := conn.ListTables()
 	if err != nil {
 		return fmt.Errorf("list tables: %w", err)
 	}
@@ -161,11 +155,11 @@ func RemoveExecutablesRules(network, id string) error {
 	for _, t := range tables {
 		switch t.Name {
 		case "cni_hostport":
-			errs = append(errs, removeRules(t, []string{"hostports", "hostip_hostports", "masquerading"}, func(comment string) bool {
+			errs = append(errs, removeRules(conn, t, []string{"hostports", "hostip_hostports", "masquerading"}, func(comment string) bool {
 				return comment == id
 			}))
 		case "cni_plugins_masquerade":
-			errs = append(errs, removeRules(t, []string{"masq_checks"}, func(comment string) bool {
+			errs = append(errs, removeRules(conn, t, []string{"masq_checks"}, func(comment string) bool {
 				_, owner, ok := strings.Cut(comment, "net: "+network+", ")
 				_, owner, named := strings.Cut(owner, "id: ")
 				const enough = 12 // long comments are cut off
@@ -178,7 +172,11 @@ func RemoveExecutablesRules(network, id string) error {
 
 // Probe returns an error if the kernel lacks something that the tables need. It makes and removes a
 // table that no network uses.
-func Probe() error {
+func (p *Plugins) Probe() error {
+	return p.withTables(probeTables)
+}
+
+func probeTables(conn *nftables.Conn) error {
 	const network = "-probe" // no network name begins so
 	families := []bool{false, true}
 	if _, err := os.Stat("/proc/net/if_inet6"); err != nil {
@@ -191,7 +189,6 @@ func Probe() error {
 		if ipv6 {
 			pool = hostlocal.Pool{First: netip.IPv6Unspecified(), Last: netip.IPv6Unspecified(), Subnet: netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 		}
-		conn := &nftables.Conn{}
 		if err := t.make(conn, append(rules, t.masqueradeRule(pool))); err != nil {
 			return err
 		}
@@ -199,7 +196,7 @@ func Probe() error {
 			return fmt.Errorf("nftables cannot be used: %w", err)
 		}
 		conn.DelTable(t.Table)
-		if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+		if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) { // another daemon's probe removed it
 			return fmt.Errorf("remove table %s: %w", t.Name, err)
 		}
 	}

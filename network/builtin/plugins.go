@@ -11,6 +11,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
+	"github.com/google/nftables"
 )
 
 // Plugins runs plugins. Its methods may be called concurrently.
@@ -28,9 +29,49 @@ type Plugins struct {
 	// pinned holds the indexes of the bridges whose hardware address this process has set.
 	pinned map[int]bool
 
-	// tables serializes changes of the tables, so that no rule is added twice and dumps are complete.
-	// It is never locked together with mu.
+	// tables serializes reads and changes of the tables, so that no rule is added twice and dumps are
+	// complete. It guards conn and is never locked together with mu.
 	tables sync.Mutex
+	// conn stays open: closing a socket of nftables after a removal waits for an RCU grace period. It is
+	// nil until it is needed.
+	conn *nftables.Conn
+}
+
+// Open opens the netlink socket. Without Open, the first call that needs the socket opens it.
+func (p *Plugins) Open() error {
+	return p.withTables(func(*nftables.Conn) error { return nil })
+}
+
+// Close closes the netlink socket. Attachments and tables stay.
+func (p *Plugins) Close() error {
+	p.tables.Lock()
+	defer p.tables.Unlock()
+	if p.conn == nil {
+		return nil
+	}
+	conn := p.conn
+	p.conn = nil
+	return conn.CloseLasting()
+}
+
+// withTables locks the tables and calls f with the socket. After an error, a new socket is used, since
+// answers may be left in the old one.
+func (p *Plugins) withTables(f func(conn *nftables.Conn) error) error {
+	p.tables.Lock()
+	defer p.tables.Unlock()
+	if p.conn == nil {
+		conn, err := nftables.New(nftables.AsLasting())
+		if err != nil {
+			return fmt.Errorf("open nftables socket: %w", err)
+		}
+		p.conn = conn
+	}
+	err := f(p.conn)
+	if err != nil {
+		_ = p.conn.CloseLasting() // err is the cause
+		p.conn = nil
+	}
+	return err
 }
 
 // New returns plugins that keep the names of their networks in stateDir.

@@ -175,22 +175,21 @@ func portBytes(port uint16) []byte { return append(binary.BigEndian.AppendUint16
 
 // addElements makes the table, if needed, and adds the elements in one transaction.
 func (m *portmap) addElements(network string, t table, elements map[string][]nftables.SetElement, masks []int) error {
-	m.tables.Lock()
-	defer m.tables.Unlock()
-	if err := m.ensure(network, t, t.portRules(masks)); err != nil {
-		return err
-	}
-	conn := &nftables.Conn{}
-	sets := t.sets()
-	for _, name := range setNames() {
-		if len(elements[name]) == 0 {
-			continue
+	err := m.withTables(func(conn *nftables.Conn) error {
+		if err := m.ensure(conn, network, t, t.portRules(masks)); err != nil {
+			return err
 		}
-		if err := conn.SetAddElements(sets[name], elements[name]); err != nil {
-			return fmt.Errorf("forward host ports: %w", err)
+		sets := t.sets()
+		for _, name := range setNames() {
+			if len(elements[name]) == 0 {
+				continue
+			}
+			if err := conn.SetAddElements(sets[name], elements[name]); err != nil {
+				return err
+			}
 		}
-	}
-	err := conn.Flush()
+		return conn.Flush()
+	})
 	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) {
 		if holder := holderOf(t, elements); holder != "" {
 			return fmt.Errorf("host port is in use: %s", holder)
@@ -300,26 +299,25 @@ func (p *Plugins) ReleaseHostPorts(network string, drop func(id string) bool) er
 // eachElement calls f with the elements of each set of a network's tables, and sends the changes that
 // f puts into conn.
 func (p *Plugins) eachElement(network string, f func(conn *nftables.Conn, t table, set string, found []nftables.SetElement) error) error {
-	p.tables.Lock()
-	defer p.tables.Unlock()
-	tables, err := existing(network)
-	if err != nil {
-		return err
-	}
-	for _, t := range tables {
-		conn := &nftables.Conn{}
-		for _, name := range setNames() {
-			found, err := conn.GetSetElements(t.sets()[name])
-			if err != nil {
-				return fmt.Errorf("list host ports of network %s: %w", network, err)
+	return p.withTables(func(conn *nftables.Conn) error {
+		tables, err := existing(conn, network)
+		if err != nil {
+			return err
+		}
+		for _, t := range tables {
+			for _, name := range setNames() {
+				found, err := conn.GetSetElements(t.sets()[name])
+				if err != nil {
+					return fmt.Errorf("list host ports of network %s: %w", network, err)
+				}
+				if err := f(conn, t, name, found); err != nil {
+					return err
+				}
 			}
-			if err := f(conn, t, name, found); err != nil {
-				return err
+			if err := conn.Flush(); err != nil {
+				return fmt.Errorf("remove host ports of network %s: %w", network, err)
 			}
 		}
-		if err := conn.Flush(); err != nil {
-			return fmt.Errorf("remove host ports of network %s: %w", network, err)
-		}
-	}
-	return nil
+		return nil
+	})
 }

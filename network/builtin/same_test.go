@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -26,6 +27,8 @@ type networkCase struct {
 	name, conflist string
 	capabilities   map[string]any
 	ipv6           bool
+	// setup are commands that add rules of others to the node.
+	setup []string
 	// probes are connections that are compared; PODn, PODn6 are the addresses of two pods.
 	probes []probe
 	// closed are those of probes that get no answer, by the executables either.
@@ -154,6 +157,16 @@ func cases() []networkCase {
 			},
 		},
 		{
+			name:         "beside rules of others",
+			conflist:     conflist("1.0.0", `"isGateway":true,"hairpinMode":true,"ipMasq":true`, v4, portmapPlugin),
+			capabilities: both,
+			setup:        rulesOfOthers(),
+			probes: slices.Concat(host, []probe{
+				{"POD1", "tcp", outsideIP4 + ":7000"}, {"node", "tcp", "10.96.0.1:443"}, {"outside", "tcp", nodeIP4 + ":9090"}, {"outside", "tcp", "POD1:80"},
+			}),
+			closed: []probe{{"outside", "tcp", "POD1:80"}},
+		},
+		{
 			name:         "host ports without SNAT",
 			conflist:     conflist("1.0.0", `"isGateway":true,"hairpinMode":true`, v4, `{"type":"portmap","snat":false,"capabilities":{"portMappings":true}}`),
 			capabilities: both, probes: host[:4], closed: host[2:3],
@@ -164,6 +177,37 @@ func cases() []networkCase {
 			capabilities: both, probes: host,
 		},
 	}
+}
+
+// rulesOfOthers are commands that add what other programs have on a node: a firewall that drops what it
+// does not know, kube-proxy's destinations in nftables and iptables, and an operator's source address
+// for pods, which masquerading must not replace.
+func rulesOfOthers() []string {
+	return []string{
+		"ip addr add 192.0.2.3/24 dev up0",
+		"iptables -P FORWARD DROP",
+		"iptables -A FORWARD -m conntrack --ctstate DNAT,ESTABLISHED,RELATED -j ACCEPT",
+		"iptables -A FORWARD -s 10.77.0.0/24 -j ACCEPT",
+		"iptables -t nat -N KUBE-SERVICES",
+		"iptables -t nat -A PREROUTING -j KUBE-SERVICES",
+		"iptables -t nat -A KUBE-SERVICES -p tcp --dport 9090 -j DNAT --to-destination 10.77.0.3:80",
+		"iptables -t nat -A POSTROUTING -s 10.77.0.0/24 -p tcp --dport 7000 -j SNAT --to-source 192.0.2.3",
+		"nft add table ip kube-proxy",
+		"nft add chain ip kube-proxy nat-output { type nat hook output priority -100 ; }",
+		"nft add rule ip kube-proxy nat-output ip daddr 10.96.0.1 tcp dport 443 dnat to 10.77.0.3:80",
+		"ip route add 10.96.0.0/16 dev up0",
+	}
+}
+
+// othersRules returns the rules on the node that belong neither to the executables nor to this package.
+func othersRules(t *testing.T) string {
+	var rules []string
+	for line := range strings.Lines(run(t, "iptables-save") + run(t, "nft", "list", "tables")) {
+		if !strings.HasPrefix(line, "#") && !strings.HasPrefix(line, ":") && !strings.Contains(line, "CNI-") && !strings.Contains(line, tablePrefix) {
+			rules = append(rules, line)
+		}
+	}
+	return strings.Join(rules, "")
 }
 
 // TestSameAsExecutables runs each configuration by the CNI project's plugins and by this package, one
@@ -221,6 +265,11 @@ func (c networkCase) observe(t *testing.T, cni cni, outside string) map[string]s
 	leases := t.TempDir()
 	list := parseList(t, strings.ReplaceAll(c.conflist, "LEASES", leases))
 	resetNode(t)
+	for _, command := range c.setup {
+		fields := strings.Fields(command)
+		run(t, fields[0], fields[1:]...)
+	}
+	before := othersRules(t)
 	seen := map[string]string{}
 	pods := []pod{newPod(t, "pod1", c.capabilities), newPod(t, "pod2", nil)}
 	if c.capabilities["ips"] != nil {
@@ -260,6 +309,9 @@ func (c networkCase) observe(t *testing.T, cni cni, outside string) map[string]s
 		seen[name] = value
 	}
 	c.removePods(t, cni, list, pods)
+	if diff := cmp.Diff(before, othersRules(t)); c.setup != nil && diff != "" {
+		t.Errorf("%s: rules of others (-before +after):\n%s", cni.name, diff)
+	}
 	seen["leases after DEL"] = normal(describeFiles(t, leases))
 	seen["links after DEL"] = strings.Join(linkNames(t), " ")
 	return seen
@@ -329,8 +381,14 @@ func resetNode(t *testing.T) {
 		must(t, netlink.LinkDel(link))
 	}
 	for _, tool := range []string{"iptables", "ip6tables"} {
-		run(t, tool, "-t", "nat", "-F")
-		run(t, tool, "-t", "nat", "-X")
+		run(t, tool, "-P", "FORWARD", "ACCEPT")
+		for _, table := range []string{"nat", "filter"} {
+			run(t, tool, "-t", table, "-F")
+			run(t, tool, "-t", table, "-X")
+		}
+	}
+	for _, command := range []string{"nft delete table ip kube-proxy", "ip addr del 192.0.2.3/24 dev up0", "ip route del 10.96.0.0/16"} {
+		_ = exec.Command("sh", "-c", command).Run() // most cases have none
 	}
 	must(t, setSysctl("ipv4/ip_forward", "0"))
 	must(t, setSysctl("ipv6/conf/all/forwarding", "0"))

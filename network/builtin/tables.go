@@ -212,13 +212,8 @@ func maskOf(bits int, length uint32) []byte {
 }
 
 // ensure adds the rules that are missing. It reads first, and writes only if something is missing:
-// reading takes 0.1 ms. The caller holds tables.
-func (p *Plugins) ensure(network string, t table, rules []rule) error {
-	conn, err := nftables.New(nftables.AsLasting())
-	if err != nil {
-		return fmt.Errorf("open netlink socket: %w", err)
-	}
-	defer func() { _ = conn.CloseLasting() }()
+// reading takes 0.1 ms.
+func (p *Plugins) ensure(conn *nftables.Conn, network string, t table, rules []rule) error {
 	missing := missingRules(conn, t, rules)
 	if len(missing) == 0 {
 		return nil
@@ -309,15 +304,16 @@ func (p *Plugins) record(network string) error {
 
 // RemoveNetwork removes the tables of a network. It is idempotent. No pod of the network may be left.
 func (p *Plugins) RemoveNetwork(network string) error {
-	p.tables.Lock()
-	defer p.tables.Unlock()
-	for _, ipv6 := range []bool{false, true} {
-		t := tableOf(network, ipv6)
-		conn := &nftables.Conn{}
-		conn.DelTable(t.Table)
-		if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("remove table %s: %w", t.Name, err)
+	err := p.withTables(func(conn *nftables.Conn) error {
+		tables, err := existing(conn, network)
+		for _, t := range tables {
+			conn.DelTable(t.Table)
+			err = errors.Join(err, conn.Flush())
 		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("remove tables of network %s: %w", network, err)
 	}
 	if err := os.Remove(filepath.Join(p.stateDir, network)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove record of table: %w", err)
@@ -325,12 +321,12 @@ func (p *Plugins) RemoveNetwork(network string) error {
 	return nil
 }
 
-// existing returns the tables of a network that exist. The caller holds tables.
-func existing(network string) ([]table, error) {
+// existing returns the tables of a network that exist.
+func existing(conn *nftables.Conn, network string) ([]table, error) {
 	var found []table
 	for _, ipv6 := range []bool{false, true} {
 		t := tableOf(network, ipv6)
-		list, err := (&nftables.Conn{}).ListTablesOfFamily(t.Family)
+		list, err := conn.ListTablesOfFamily(t.Family)
 		if err != nil {
 			return nil, fmt.Errorf("list tables: %w", err)
 		}
