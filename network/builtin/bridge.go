@@ -173,55 +173,100 @@ func hasRoute(routes []*types.Route, dst net.IPNet) bool {
 // namespace. TCP connections that end without their peer can keep a namespace for minutes, so the
 // interface is deleted after a while if it still exists.
 func (b *bridge) del(ctx context.Context, c call) error {
-	peer, err := removeAddresses(c.NetNS, c.IfName)
+	port, err := removeAddresses(c.NetNS, c.IfName)
 	if err != nil {
 		return err
 	}
-	if peer > 0 {
-		time.AfterFunc(b.retireDelay, func() { deleteVeth(peer) })
+	if port != nil {
+		time.AfterFunc(b.retireDelay, port.delete)
 	}
 	return hostlocal.Del(ctx, b.ipam(c))
 }
 
-// deleteVeth deletes the veth pair with an interface index on the node, if it exists.
-func deleteVeth(index int) {
+// bridgePort is the node's end of a pod's veth pair.
+type bridgePort struct {
+	index int
+	name  string
+}
+
+// delete deletes the veth pair, if it still exists.
+func (p bridgePort) delete() {
 	_ = withHandle(func(h *netlink.Handle) error {
-		link, err := h.LinkByIndex(index)
-		if err != nil || link.Type() != "veth" {
+		link, err := h.LinkByIndex(p.index)
+		if err != nil || link.Attrs().Name != p.name {
 			return err
 		}
 		return h.LinkDel(link)
 	})
 }
 
+// portOf returns the node's end of the veth pair that link, an interface in the namespace, is the
+// other end of; nil if there is none. A pod may replace its interface by another whose peer index is
+// the one of another pod's port, so the port itself has to name the namespace and link.
+func portOf(ns namespace, link netlink.Link) (*bridgePort, error) {
+	if link.Type() != "veth" {
+		return nil, nil
+	}
+	var found *bridgePort
+	err := withHandle(func(h *netlink.Handle) error {
+		peer, err := h.LinkByIndex(link.Attrs().ParentIndex)
+		if notFound(err) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("find the peer of %s: %w", link.Attrs().Name, err)
+		}
+		id, err := h.GetNetNsIdByFd(ns.fd())
+		if err != nil {
+			return fmt.Errorf("identify the network namespace: %w", err)
+		}
+		at := peer.Attrs()
+		if id >= 0 && peer.Type() == "veth" && at.NetNsID == id && at.ParentIndex == link.Attrs().Index {
+			found = &bridgePort{at.Index, at.Name}
+		}
+		return nil
+	})
+	return found, err
+}
+
+// removableAddresses is the number of addresses that DEL removes one by one. An interface with more,
+// which the pod has added, is deleted with all of them, although that waits for an RCU grace period.
+const removableAddresses = 64
+
 // removeAddresses removes the global addresses of an interface, and thereby its routes. It returns the
-// index of the node's end, or 0. A missing namespace or interface has neither.
-func removeAddresses(netNS, name string) (peer int, err error) {
+// node's end of the interface, or nil. A missing namespace or interface has neither.
+func removeAddresses(netNS, name string) (*bridgePort, error) {
 	if netNS == "" {
-		return 0, nil
+		return nil, nil
 	}
 	ns, err := openNamespace(netNS)
 	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
+		return nil, nil
 	}
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer ns.close()
+	var link netlink.Link
 	err = ns.do(func(h *netlink.Handle) error {
-		link, err := h.LinkByName(name)
+		link, err = h.LinkByName(name)
 		if notFound(err) {
+			link = nil
 			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("find %s: %w", name, err)
 		}
-		if link.Type() == "veth" {
-			peer = link.Attrs().ParentIndex
-		}
 		list, err := addresses(h, link, netlink.FAMILY_ALL)
 		if err != nil {
 			return err
+		}
+		if len(list) > removableAddresses {
+			if err := h.LinkDel(link); err != nil {
+				return fmt.Errorf("delete %s and its %d addresses: %w", name, len(list), err)
+			}
+			link = nil
+			return nil
 		}
 		for _, a := range list {
 			if !a.IP.IsGlobalUnicast() {
@@ -233,5 +278,8 @@ func removeAddresses(netNS, name string) (peer int, err error) {
 		}
 		return nil
 	})
-	return peer, err
+	if err != nil || link == nil {
+		return nil, err
+	}
+	return portOf(ns, link)
 }

@@ -65,8 +65,8 @@ func buildExecutables() (string, error) {
 		return dir, nil
 	}
 	cache, err := os.UserCacheDir()
-	if err != nil {
-		return "", err
+	if err != nil { // without HOME
+		cache = os.TempDir()
 	}
 	dir := filepath.Join(cache, "mica-test", "cni-plugins-"+pluginsVersion)
 	const module = "github.com/containernetworking/plugins/plugins/"
