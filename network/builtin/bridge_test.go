@@ -4,11 +4,26 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/containernetworking/cni/libcni"
 	"github.com/vishvananda/netlink"
 )
 
-const plainBridge = `{"cniVersion":"1.0.0","name":"plain","plugins":[{"type":"bridge","bridge":"plain0",
+const plainBridge = `{"cniVersion":"1.0.0","name":"plain","plugins":[{"type":"bridge","bridge":"brt0",
 	"ipam":{"type":"host-local","dataDir":%q,"ranges":[[{"subnet":"10.60.0.0/24"}]]}}]}`
+
+// connectPods makes the plugins and the pods of a bridge, which goes with the test.
+func connectPods(t *testing.T, ids ...string) (plugins cni, list *libcni.NetworkConfigList, pods []pod) {
+	t.Helper()
+	needRoot(t)
+	plugins, list = newInProcess(t), parseList(t, fmt.Sprintf(plainBridge, t.TempDir()))
+	t.Cleanup(func() { resetNode(t) })
+	for _, id := range ids {
+		p := newPod(t, id, nil)
+		plugins.add(list, p)
+		pods = append(pods, p)
+	}
+	return plugins, list, pods
+}
 
 // podLink returns the pod's eth0.
 func podLink(t *testing.T, p pod) (link netlink.Link) {
@@ -23,12 +38,8 @@ func podLink(t *testing.T, p pod) (link netlink.Link) {
 // A pod with CAP_NET_ADMIN replaces its interface by one that gives another pod's port as its peer.
 // The DEL of the pod does not delete that port.
 func TestPodCannotNameAnotherPort(t *testing.T) {
-	needRoot(t)
-	plugins := newInProcess(t)
-	list := parseList(t, fmt.Sprintf(plainBridge, t.TempDir()))
-	victim, attacker := newPod(t, "victim", nil), newPod(t, "attacker", nil)
-	plugins.add(list, victim)
-	plugins.add(list, attacker)
+	plugins, list, pods := connectPods(t, "victim", "attacker")
+	victim, attacker := pods[0], pods[1]
 	own := podLink(t, victim).Attrs()
 	must(t, in(t, attacker.netNS, func() error {
 		link, err := netlink.LinkByName("eth0")
@@ -54,11 +65,8 @@ func TestPodCannotNameAnotherPort(t *testing.T) {
 
 // A pod gives its interface more addresses than DEL removes one by one. DEL deletes the interface.
 func TestManyAddressesGoWithTheInterface(t *testing.T) {
-	needRoot(t)
-	plugins := newInProcess(t)
-	list := parseList(t, fmt.Sprintf(plainBridge, t.TempDir()))
-	p := newPod(t, "many", nil)
-	plugins.add(list, p)
+	plugins, list, pods := connectPods(t, "many")
+	p := pods[0]
 	link := podLink(t, p)
 	must(t, in(t, p.netNS, func() error {
 		for i := range removableAddresses {
