@@ -81,10 +81,12 @@ func TestManyAddressesGoWithTheInterface(t *testing.T) {
 		return nil
 	}))
 	plugins.del(list, p)
+	var err error
 	must(t, in(t, p.netNS, func() error {
-		if _, err := netlink.LinkByName("eth0"); !notFound(err) {
-			return fmt.Errorf("after DEL, finding eth0 fails with %v", err)
-		}
+		_, err = netlink.LinkByName("eth0")
 		return nil
 	}))
+	if !notFound(err) {
+		t.Errorf("after DEL, finding eth0 fails with %v", err)
+	}
 }
