@@ -29,8 +29,9 @@ type Plugins struct {
 	// pinned holds the indexes of the bridges whose hardware address this process has set.
 	pinned map[int]bool
 
-	// tables serializes reads and changes of the tables, so that no rule is added twice and dumps are
-	// complete. It guards conn and is never locked together with mu.
+	// tables serializes reads and changes of the tables, so that no rule is added twice. Dumps of sets
+	// are complete because nothing else changes the sets and they have a size (see maxHostPorts). It
+	// guards conn and is never locked together with mu.
 	tables sync.Mutex
 	// conn stays open: closing a socket of nftables after a removal waits for an RCU grace period. It is
 	// nil until it is needed.

@@ -109,7 +109,7 @@ func podPrefixes(result *types100.Result, ifName string) []netip.Prefix {
 func (m *portmap) forward(c call, conf portmapConf, pod netip.Prefix) error {
 	elements, masks := conf.elements(pod, c.ContainerID)
 	t := tableOf(c.conf.Name, pod.Addr().Is6())
-	if err := m.addElements(c.conf.Name, t, elements, masks); err != nil {
+	if err := m.addElements(c, t, elements, masks); err != nil {
 		return err
 	}
 	forgetFlows(conf.RuntimeConfig.PortMappings, family(pod.Addr()))
@@ -144,8 +144,10 @@ func (m portmapConf) elements(pod netip.Prefix, id string) (elements map[string]
 		masks = append(masks, s.Bits())
 	}
 	elements = map[string][]nftables.SetElement{}
+	seen := map[string]bool{}
 	add := func(set string, key, value []byte) {
-		if !slices.ContainsFunc(elements[set], func(e nftables.SetElement) bool { return bytes.Equal(e.Key, key) }) {
+		if name := set + " " + string(key); !seen[name] {
+			seen[name] = true
 			elements[set] = append(elements[set], nftables.SetElement{Key: key, Val: value, Comment: id})
 		}
 	}
@@ -173,22 +175,23 @@ func (m portmapConf) elements(pod netip.Prefix, id string) (elements map[string]
 // portBytes returns a port in network byte order, padded to a register.
 func portBytes(port uint16) []byte { return append(binary.BigEndian.AppendUint16(nil, port), 0, 0) }
 
-// addElements makes the table, if needed, and adds the elements in one transaction.
-func (m *portmap) addElements(network string, t table, elements map[string][]nftables.SetElement, masks []int) error {
+// addElements makes the table, if needed, and adds the elements. If it cannot add all, it removes the
+// pod's elements.
+func (m *portmap) addElements(c call, t table, elements map[string][]nftables.SetElement, masks []int) error {
+	network := c.conf.Name
 	err := m.withTables(func(conn *nftables.Conn) error {
 		if err := m.ensure(conn, network, t, t.portRules(masks)); err != nil {
 			return err
 		}
-		sets := t.sets()
-		for _, name := range setNames() {
-			if len(elements[name]) == 0 {
-				continue
-			}
-			if err := conn.SetAddElements(sets[name], elements[name]); err != nil {
-				return err
-			}
+		err := t.change(conn, elements, conn.SetAddElements)
+		if err == nil {
+			return nil
 		}
-		return conn.Flush()
+		if errors.Is(err, unix.ENFILE) {
+			err = fmt.Errorf("a network may have %d host ports per address family: %w", maxHostPorts, err)
+		}
+		// Earlier transactions succeeded. The socket may still contain answers to this one.
+		return errors.Join(err, release(&nftables.Conn{}, network, func(id string) bool { return id == c.ContainerID }))
 	})
 	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) {
 		if holder := holderOf(t, elements); holder != "" {
@@ -269,55 +272,72 @@ func (m *portmap) del(_ context.Context, c call) error {
 // HostPorts returns the host ports of a network by pod ID.
 func (p *Plugins) HostPorts(network string) (map[string][]string, error) {
 	ports := map[string][]string{}
-	err := p.eachElement(network, func(_ *nftables.Conn, t table, name string, found []nftables.SetElement) error {
-		for _, e := range found {
-			if text := t.describe(name, e.Key); !slices.Contains(ports[e.Comment], text) {
-				ports[e.Comment] = append(ports[e.Comment], text)
+	err := p.withTables(func(conn *nftables.Conn) error {
+		return eachTable(conn, network, func(t table, elements map[string][]nftables.SetElement) error {
+			for _, name := range setNames() {
+				for _, e := range elements[name] {
+					if text := t.describe(name, e.Key); !slices.Contains(ports[e.Comment], text) {
+						ports[e.Comment] = append(ports[e.Comment], text)
+					}
+				}
 			}
-		}
-		return nil
+			return nil
+		})
 	})
 	return ports, err
 }
 
 // ReleaseHostPorts removes the host ports of all pods for which drop returns true. It is idempotent.
 func (p *Plugins) ReleaseHostPorts(network string, drop func(id string) bool) error {
-	return p.eachElement(network, func(conn *nftables.Conn, t table, name string, found []nftables.SetElement) error {
-		var doomed []nftables.SetElement
-		for _, e := range found {
-			if drop(e.Comment) {
-				doomed = append(doomed, nftables.SetElement{Key: e.Key})
-			}
+	const attempts = 5
+	var err error
+	for range attempts {
+		err = p.withTables(func(conn *nftables.Conn) error { return release(conn, network, drop) })
+		if !errors.Is(err, unix.ENOENT) {
+			break
 		}
-		if len(doomed) == 0 {
-			return nil
-		}
-		return conn.SetDeleteElements(t.sets()[name], doomed)
-	})
+		// Another process removed an element, or a set without a size by an older daemon was resized.
+	}
+	return err
 }
 
-// eachElement calls f with the elements of each set of a network's tables, and sends the changes that
-// f puts into conn.
-func (p *Plugins) eachElement(network string, f func(conn *nftables.Conn, t table, set string, found []nftables.SetElement) error) error {
-	return p.withTables(func(conn *nftables.Conn) error {
-		tables, err := existing(conn, network)
-		if err != nil {
-			return err
+// release removes the elements of all pods for which drop returns true. After an error, some may be
+// removed.
+func release(conn *nftables.Conn, network string, drop func(id string) bool) error {
+	return eachTable(conn, network, func(t table, elements map[string][]nftables.SetElement) error {
+		doomed := map[string][]nftables.SetElement{}
+		for name, found := range elements {
+			seen := map[string]bool{}
+			for _, e := range found {
+				if drop(e.Comment) && !seen[string(e.Key)] {
+					seen[string(e.Key)] = true
+					doomed[name] = append(doomed[name], nftables.SetElement{Key: e.Key})
+				}
+			}
 		}
-		for _, t := range tables {
-			for _, name := range setNames() {
-				found, err := conn.GetSetElements(t.sets()[name])
-				if err != nil {
-					return fmt.Errorf("list host ports of network %s: %w", network, err)
-				}
-				if err := f(conn, t, name, found); err != nil {
-					return err
-				}
-			}
-			if err := conn.Flush(); err != nil {
-				return fmt.Errorf("remove host ports of network %s: %w", network, err)
-			}
+		if err := t.change(conn, doomed, conn.SetDeleteElements); err != nil {
+			return fmt.Errorf("remove host ports of network %s: %w", network, err)
 		}
 		return nil
 	})
+}
+
+// eachTable calls f with each table of a network and the elements of its sets.
+func eachTable(conn *nftables.Conn, network string, f func(t table, elements map[string][]nftables.SetElement) error) error {
+	tables, err := existing(conn, network)
+	if err != nil {
+		return err
+	}
+	for _, t := range tables {
+		elements := map[string][]nftables.SetElement{}
+		for name, set := range t.sets() {
+			if elements[name], err = conn.GetSetElements(set); err != nil {
+				return fmt.Errorf("list host ports of network %s: %w", network, err)
+			}
+		}
+		if err := f(t, elements); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -35,6 +35,22 @@ const (
 	snatPriority = 101
 )
 
+// maxHostPorts is how many host ports a network may have per address family, with a hostIP and without.
+//
+// The sets have a size because the kernel's resizable hash table moves elements in the background, so
+// that dumps of several messages skip and repeat elements. With a size, the kernel uses a fixed array
+// (nft_hash in net/netfilter/nft_set_hash.c), whose dumps are exact while nobody changes the set. The
+// arrays take 768 KiB per table: 8 bytes per bucket, two buckets per element.
+const maxHostPorts = 8192
+
+// sourcesPerPort is the maximum number of elements of a host port in the hairpin sets.
+const sourcesPerPort = 2
+
+// batchSize is the maximum number of elements in a transaction. They take about 150 bytes each. The
+// limits are 64 KiB for a netlink attribute, and the socket's send buffer (net.core.wmem_default,
+// usually 208 KiB) for a transaction.
+const batchSize = 100
+
 // masqueradeBit is the bit of the packet mark that the plugin portmap uses by default. Packets to a
 // host port get it if their answers would not come back otherwise, and are masqueraded.
 const masqueradeBit = 13
@@ -81,11 +97,12 @@ func (t table) sets() map[string]*nftables.Set {
 		address = nftables.TypeIP6Addr
 	}
 	join := nftables.MustConcatSetType
+	const maxSources = sourcesPerPort * maxHostPorts
 	sets := map[string]*nftables.Set{
-		forwardMap:        {KeyType: join(protocol, port), DataType: join(address, port), IsMap: true},
-		forwardAddressMap: {KeyType: join(address, protocol, port), DataType: join(address, port), IsMap: true},
-		hairpinSet:        {KeyType: join(protocol, port, address)},
-		hairpinAddressSet: {KeyType: join(address, protocol, port, address)},
+		forwardMap:        {KeyType: join(protocol, port), DataType: join(address, port), IsMap: true, Size: maxHostPorts},
+		forwardAddressMap: {KeyType: join(address, protocol, port), DataType: join(address, port), IsMap: true, Size: maxHostPorts},
+		hairpinSet:        {KeyType: join(protocol, port, address), Size: maxSources},
+		hairpinAddressSet: {KeyType: join(address, protocol, port, address), Size: maxSources},
 	}
 	for name, set := range sets {
 		set.Table, set.Name, set.KeyByteOrder = t.Table, name, binaryutil.BigEndian
@@ -96,6 +113,30 @@ func (t table) sets() map[string]*nftables.Set {
 // setNames returns the names of the sets in a fixed order.
 func setNames() []string {
 	return []string{forwardMap, forwardAddressMap, hairpinSet, hairpinAddressSet}
+}
+
+// change sends elements by put, which is a method of conn, in transactions of at most batchSize
+// elements. They come in the order of setNames. After an error, earlier transactions stay in effect.
+func (t table) change(conn *nftables.Conn, elements map[string][]nftables.SetElement, put func(*nftables.Set, []nftables.SetElement) error) error {
+	sets := t.sets()
+	room := batchSize
+	for _, name := range setNames() {
+		for rest := elements[name]; len(rest) > 0; {
+			n := min(room, len(rest))
+			if err := put(sets[name], rest[:n]); err != nil {
+				return err
+			}
+			rest, room = rest[n:], room-n
+			if room > 0 {
+				continue
+			}
+			if err := conn.Flush(); err != nil {
+				return err
+			}
+			room = batchSize
+		}
+	}
+	return conn.Flush()
 }
 
 func (t table) chains() []*nftables.Chain {
