@@ -265,6 +265,9 @@ func members(dir string, pids []int) ([]int, error) {
 		return pids, err
 	}
 	entries, err := os.ReadDir(dir)
+	if err != nil && !gone(err) {
+		return pids, err
+	}
 	for _, e := range entries {
 		if !e.IsDir() {
 			continue

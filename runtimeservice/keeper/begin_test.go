@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -25,9 +27,16 @@ type waiting struct {
 // waiting creates a container whose process is to be started in the way of StartPipe.
 func (n *node) waiting(runtime, startPipe, script string) *waiting {
 	n.t.Helper()
+	return n.waitingFor(runtime, startPipe, script, time.Minute)
+}
+
+// waitingFor is waiting with a time limit for each step.
+func (n *node) waitingFor(runtime, startPipe, script string, limit time.Duration) *waiting {
+	n.t.Helper()
 	w := &waiting{node: n}
 	w.program, w.calls = n.recorded(runtime)
 	a := n.args(n.newID(), spec{script: script})
+	a.Timeout = limit
 	a.Runtime[0], a.StartPipe = w.program, startPipe
 	w.id, w.log = n.create(a), a.LogPath
 	w.rt = oci.New(oci.Handler{Path: w.program, Root: n.root, Type: runtime}, oci.Options{})
@@ -112,7 +121,6 @@ func TestStartByPipeFallsBack(t *testing.T) {
 		change        func(t *testing.T, pipe string)
 	}{
 		"runc, written": {"runc", "write", nil},
-		"crun, read":    {"crun", "read", nil},
 		"unknown":       {"runc", "other", nil},
 		"not a pipe": {"runc", "read", func(t *testing.T, pipe string) {
 			for _, do := range []error{os.Rename(pipe, pipe+".moved"), os.Symlink(pipe+".moved", pipe)} {
@@ -133,6 +141,63 @@ func TestStartByPipeFallsBack(t *testing.T) {
 				t.Errorf("the runtime was called for %v", got)
 			}
 		})
+	}
+}
+
+// pause stops the process that waits for its start, until it gets SIGCONT.
+func (w *waiting) pause() (pid int) {
+	w.t.Helper()
+	st, err := w.client.Get(w.t.Context(), w.id)
+	if err == nil {
+		err = syscall.Kill(st.Pid, syscall.SIGSTOP)
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return st.Pid
+}
+
+// A process that comes to the pipe late, after two seconds, is started by the keeper. The runtime's
+// start would not see it arrive, and wait for ever.
+func TestStartByPipeOfALateProcess(t *testing.T) {
+	w := newNode(t).waiting("runc", "read", "echo begun; sleep 1000")
+	pid := w.pause()
+	started := make(chan error, 1)
+	go func() { started <- w.client.Start(t.Context(), w.id) }()
+	for late := time.After(2 * time.Second); ; {
+		select {
+		case <-late:
+		case err := <-started:
+			t.Fatalf("Start of a stopped process = %v", err)
+		case <-time.After(20 * time.Millisecond):
+			if !slices.Contains(w.subcommands(), "start") {
+				continue
+			}
+		}
+		break
+	}
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-started; err != nil {
+		t.Errorf("Start = %v", err)
+	}
+	eventually(t, "the process writes to its log", func() bool { return size(w.log) > 0 })
+	if got := w.subcommands(); slices.Contains(got, "start") {
+		t.Errorf("the runtime was called for %v", got)
+	}
+}
+
+// A process that does not come to the pipe within the time limit is an error that names the pipe.
+func TestStartByPipeHasADeadline(t *testing.T) {
+	w := newNode(t).waitingFor("runc", "read", "sleep 1000", 2*time.Second)
+	w.pause()
+	err := w.client.Start(t.Context(), w.id)
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "exec.fifo") {
+		t.Errorf("Start = %v", err)
+	}
+	if err := w.client.Delete(t.Context(), w.id); err != nil {
+		t.Error(err)
 	}
 }
 

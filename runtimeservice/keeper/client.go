@@ -153,9 +153,11 @@ func (c *Client) StartInit(ctx context.Context, a InitArgs) (pid int, err error)
 	return out.Pid, err
 }
 
-// Start runs the runtime's start. If something kills the process during Start, Start returns nil
-// and the exit is an Event. The error satisfies errdefs.IsFailedPrecondition if the process has
-// exited before, and errdefs.IsInternal if the runtime's start fails.
+// Start starts the container's process, through CreateArgs.StartPipe or by the runtime's start. If
+// something kills the process during Start, Start returns nil and the exit is an Event. The error
+// satisfies errdefs.IsFailedPrecondition if the process has exited before, errdefs.IsInternal if the
+// runtime's start fails, and is context.DeadlineExceeded if the process is not ready within
+// CreateArgs.Timeout.
 func (c *Client) Start(ctx context.Context, id string) error {
 	ctx, cancel := bounded(ctx, c.o.RequestTimeout)
 	defer cancel()
@@ -169,9 +171,9 @@ func (c *Client) Kill(ctx context.Context, id string, sig syscall.Signal, all bo
 	return c.again(ctx, wire.OpKill, wire.Kill{ID: id, Signal: int(sig), All: all}, nil)
 }
 
-// Delete kills the container if it runs and runs the runtime's delete --force. Then the keeper
-// closes the container's descriptors and removes its exit record. If Delete killed the container,
-// its exit is still an Event. An unknown container is not an error.
+// Delete kills the container if it runs and runs the runtime's delete, with --force if it is refused
+// without. Then the keeper closes the container's descriptors and removes its exit record. If Delete
+// killed the container, its exit is still an Event. An unknown container is not an error.
 func (c *Client) Delete(ctx context.Context, id string) error {
 	if err := c.again(ctx, wire.OpDelete, wire.Target{ID: id}, nil); err != nil {
 		return err

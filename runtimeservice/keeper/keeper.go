@@ -79,7 +79,7 @@ type CreateArgs struct {
 	// MemoryCgroup is the absolute path of the container's memory cgroup, whose OOM counter the
 	// keeper reads at the exit; "" means the cgroup of the container's init.
 	MemoryCgroup string
-	// Timeout bounds the runtime's create, and each later run of its start and delete. Default 1
+	// Timeout bounds the runtime's create, and each later start and delete. Default 1
 	// min.
 	Timeout time.Duration
 	// Env is appended to the runtime's environment.

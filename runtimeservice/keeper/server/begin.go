@@ -1,22 +1,22 @@
 package server
 
 import (
+	"context"
 	"time"
 
 	"github.com/micarun/mica/runtimeservice/keeper/wire"
 	"golang.org/x/sys/unix"
 )
 
-// beginTime bounds the wait for a process that has not reached its pipe yet.
-const beginTime = time.Second
+// beginInterval is the interval at which the wait for a process looks whether it has ended.
+const beginInterval = 100 * time.Millisecond
 
 // begin starts the process of a created container without the runtime, where Create.StartPipe says
 // how. The process waits at a pipe in the container's directory below the runtime's root. Its
 // runtime reports it as created as long as the pipe exists, so that begin removes it, as the
-// runtime's start does. begin returns false if the process does not respond as expected; the
-// runtime's start is the fallback. done must be called after that: until then, the pipe keeps what
-// the process has written meanwhile. The caller holds c.op.
-func (s *Server) begin(c *container) (begun bool, done func()) {
+// runtime's start does. If begin returns false without an error, the runtime's start is the
+// fallback: the process is not at such a pipe, or it has ended. The caller holds c.op.
+func (s *Server) begin(ctx context.Context, c *container) (begun bool, err error) {
 	flags := unix.O_NONBLOCK | unix.O_CLOEXEC | unix.O_NOFOLLOW
 	switch c.rec.Create.StartPipe {
 	case wire.StartByReading:
@@ -24,23 +24,22 @@ func (s *Server) begin(c *container) (begun bool, done func()) {
 	case wire.StartByWriting:
 		flags |= unix.O_WRONLY // without a reader, the open fails
 	default:
-		return false, func() {}
+		return false, nil
 	}
 	path, fd := c.startPipe(), -1
-	err := s.spare.lend(func() (err error) {
+	if s.spare.lend(func() (err error) {
 		fd, err = unix.Open(path, flags, 0)
 		return err
-	})
-	if err != nil {
-		return false, func() {}
+	}) != nil {
+		return false, nil
 	}
-	done = func() { _ = unix.Close(fd) }
+	defer func() { _ = unix.Close(fd) }()
 	var st unix.Stat_t
 	if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
-		return false, done
+		return false, nil
 	}
 	if c.rec.Create.StartPipe == wire.StartByReading {
-		begun = c.readStart(fd)
+		begun, err = c.readStart(ctx, fd)
 	} else {
 		n, err := unix.Write(fd, []byte{0})
 		begun = n == 1 && err == nil
@@ -48,26 +47,41 @@ func (s *Server) begin(c *container) (begun bool, done func()) {
 	if begun {
 		_ = unix.Unlink(path)
 	}
-	return begun, done
+	return begun, err
 }
 
-// readStart waits until the process has opened the pipe and written to it. That is all that it
-// waits for.
-func (c *container) readStart(fd int) bool {
+// readStart waits until the process has opened the pipe and written to it. It returns false if the
+// process ends before. The wait ends only with the process or its time: once the pipe has a reader,
+// a process that arrives late passes it, and the runtime's start would wait for the process for
+// ever.
+func (c *container) readStart(ctx context.Context, fd int) (bool, error) {
+	timeout := c.rec.timeout()
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
 	c.mu.Lock()
-	pidfd := c.pidfd
+	pidfd := c.pidfd // -1 for an adopted process whose exit another keeper collects
 	c.mu.Unlock()
-	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(pidfd), Events: unix.POLLIN}}
-	for end := time.Now().Add(beginTime); ; {
-		left := time.Until(end)
-		n, err := unix.Poll(fds, int(max(left, 0).Milliseconds()))
-		if err == unix.EINTR {
-			continue
+	for {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(pidfd), Events: unix.POLLIN}}
+		_, err := unix.Poll(fds, int(beginInterval.Milliseconds()))
+		if err != nil && err != unix.EINTR {
+			return false, wire.Errorf(wire.CodeInternal, "start container %s: wait for its process: %v", c.id(), err)
 		}
-		if n <= 0 || err != nil || fds[0].Revents&unix.POLLIN == 0 {
-			return false
+		ended := fds[0].Revents&unix.POLLHUP != 0 || fds[1].Revents != 0
+		select {
+		case <-c.gone:
+			ended = true
+		default:
 		}
-		n, err = unix.Read(fd, make([]byte, 1))
-		return n == 1 && err == nil
+		// The process may have written, and ended, after the poll.
+		if n, err := unix.Read(fd, make([]byte, 1)); n == 1 && err == nil {
+			return true, nil
+		}
+		if ended {
+			return false, nil
+		}
+		if ctx.Err() != nil {
+			return false, wire.Errorf(wire.CodeDeadline, "start container %s: its process did not come to %s within %v: %v", c.id(), execFifo, timeout, ctx.Err())
+		}
 	}
 }

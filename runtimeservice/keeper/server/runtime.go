@@ -27,12 +27,17 @@ type command struct {
 	files [3]*os.File // stdio; nil stdin and stdout mean /dev/null, nil stderr goes into the error
 }
 
+// timeout returns how long a step of the container may take.
+func (r record) timeout() time.Duration {
+	if r.Create.Timeout > 0 {
+		return r.Create.Timeout
+	}
+	return defaultTimeout
+}
+
 // runRuntime runs the OCI runtime and waits for it. The error carries the runtime's own message.
 func (s *Server) runRuntime(ctx context.Context, c command) error {
-	timeout := c.rec.Create.Timeout
-	if timeout <= 0 {
-		timeout = defaultTimeout
-	}
+	timeout := c.rec.timeout()
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	logPath := s.path(c.rec.ID, "runtime.log")

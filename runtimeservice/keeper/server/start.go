@@ -35,10 +35,8 @@ func (s *Server) start(ctx context.Context, id string) error {
 	if !st.Running {
 		return nil
 	}
-	begun, done := s.begin(c)
-	defer done()
-	if begun {
-		return nil
+	if begun, err := s.begin(ctx, c); begun || err != nil {
+		return err
 	}
 	release := c.unblockStart()
 	err = s.mustRun(ctx, command{rec: c.rec, args: []string{"start", id}})
