@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -47,7 +48,8 @@ func readStats(nsPath string) ([]InterfaceStats, error) {
 		}
 		s := a.Statistics
 		stats = append(stats, InterfaceStats{
-			Name:    a.Name,
+			// A pod may name an interface with bytes that no message of the CRI can hold.
+			Name:    strings.ToValidUTF8(a.Name, "\uFFFD"),
 			RxBytes: s.RxBytes, RxPackets: s.RxPackets, RxErrors: s.RxErrors, RxDropped: s.RxDropped,
 			TxBytes: s.TxBytes, TxPackets: s.TxPackets, TxErrors: s.TxErrors, TxDropped: s.TxDropped,
 		})

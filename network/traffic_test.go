@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/vishvananda/netlink"
 
@@ -244,4 +245,26 @@ func TestStats(t *testing.T) {
 		t.Errorf("descriptors: %d before, %d after", fds, now)
 	}
 	eventually(t, "the threads have ended", func() bool { return count("/proc/self/task") <= threads+4 })
+}
+
+// A pod names an interface with bytes that are no UTF-8, which a message of the CRI cannot hold.
+func TestStatsOfOddNames(t *testing.T) {
+	n := newNode(t, nil)
+	pod, _ := n.attached()
+	handle, err := openHandle(pod.NetNS)
+	must(t, err)
+	defer handle.Close()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "a\377\376"
+	must(t, handle.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "peer"}))
+	stats, err := Stats(pod.NetNS)
+	must(t, err)
+	if len(stats) != 3 {
+		t.Errorf("Stats = %+v", stats)
+	}
+	for _, s := range stats {
+		if !utf8.ValidString(s.Name) {
+			t.Errorf("Stats has the name %q", s.Name)
+		}
+	}
 }

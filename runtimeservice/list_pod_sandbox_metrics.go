@@ -59,7 +59,7 @@ func (m metricsRun) pod(ctx context.Context, p *Pod) (*runtimeapi.PodSandboxMetr
 	if err != nil {
 		return nil, unreadablePod(p, err)
 	}
-	interfaces, err := m.s.podInterfaces(p)
+	interfaces, err := m.s.podInterfaces(ctx, p)
 	if err != nil {
 		return nil, unreadablePod(p, err)
 	}

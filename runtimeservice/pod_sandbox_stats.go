@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/network"
 	"github.com/micarun/mica/runtimeservice/podns"
@@ -67,11 +68,9 @@ func (s *Service) linuxPodStats(ctx context.Context, p *Pod, containers []*Conta
 		Io:      stats.IO(st),
 		Process: stats.ProcessCount(st, pids),
 	}
-	if !p.hostNetwork() { // the node's network is not the pod's usage
-		counters, err := s.podInterfaces(p)
-		if err != nil {
-			return nil, err
-		}
+	if counters, err := s.podInterfaces(ctx, p); err != nil {
+		return nil, err
+	} else if !p.hostNetwork() { // the node's network is not the pod's usage
 		out.Network = stats.Network(time.Now(), counters)
 	}
 	out.Containers, err = gather(ctx, containers, s.containerStats)
@@ -79,11 +78,18 @@ func (s *Service) linuxPodStats(ctx context.Context, p *Pod, containers []*Conta
 }
 
 // podInterfaces returns the counters of the pod's own network, none for a pod in the host network.
-func (s *Service) podInterfaces(p *Pod) ([]network.InterfaceStats, error) {
+// It returns none either, and logs why, if they cannot be read although the pod is ready: a pod that
+// has made its interfaces unreadable keeps the rest of its usage.
+func (s *Service) podInterfaces(ctx context.Context, p *Pod) ([]network.InterfaceStats, error) {
 	if p.hostNetwork() {
 		return nil, nil
 	}
-	return network.Stats(filepath.Join(s.paths.PodState(p.ID()), podns.Net))
+	counters, err := network.Stats(filepath.Join(s.paths.PodState(p.ID()), podns.Net))
+	if err != nil && p.State().Phase == state.PodReady {
+		klog.FromContext(ctx).Error(err, "Omitting the network from a pod's usage", "pod", p.ID())
+		return nil, nil
+	}
+	return counters, err
 }
 
 // unreadablePod converts the error of reading a pod: to ErrNotFound if the pod stopped meanwhile,

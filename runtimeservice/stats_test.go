@@ -14,6 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/micarun/mica/overlay"
+	"github.com/micarun/mica/runtimeservice/podns"
 	"github.com/micarun/mica/runtimeservice/state"
 )
 
@@ -268,5 +269,25 @@ func BenchmarkListStats(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// A pod whose interfaces cannot be read keeps the rest of its usage in every list.
+func TestPodStatsWithoutInterfaces(t *testing.T) {
+	m := newMeasured(t)
+	p := m.pod(nil)
+	m.no(podns.Unpin(m.paths.PodState(p.ID())))
+	list, err := m.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{})
+	m.no(err)
+	if len(list.GetStats()) != 1 {
+		t.Fatalf("%d pods have usage", len(list.GetStats()))
+	}
+	if linux := list.GetStats()[0].GetLinux(); linux.GetMemory() == nil || len(linux.GetNetwork().GetInterfaces()) > 0 {
+		t.Errorf("the usage is %v", linux)
+	}
+	metrics, err := m.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{})
+	m.no(err)
+	if pods := metrics.GetPodMetrics(); len(pods) != 1 || len(pods[0].GetMetrics()) == 0 {
+		t.Errorf("the metrics are %v", pods)
 	}
 }

@@ -13,6 +13,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/internal/failpoint"
 	"github.com/micarun/mica/network/hostlocal"
@@ -173,7 +175,7 @@ func hasRoute(routes []*types.Route, dst net.IPNet) bool {
 // namespace. TCP connections that end without their peer can keep a namespace for minutes, so the
 // interface is deleted after a while if it still exists.
 func (b *bridge) del(ctx context.Context, c call) error {
-	port, err := removeAddresses(c.NetNS, c.IfName)
+	port, err := releaseInterface(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -229,17 +231,15 @@ func portOf(ns namespace, link netlink.Link) (*bridgePort, error) {
 	return found, err
 }
 
-// removableAddresses is the number of addresses that DEL removes one by one. An interface with more,
-// which the pod has added, is deleted with all of them, although that waits for an RCU grace period.
-const removableAddresses = 64
-
-// removeAddresses removes the global addresses of an interface, and thereby its routes. It returns the
-// node's end of the interface, or nil. A missing namespace or interface has neither.
-func removeAddresses(netNS, name string) (*bridgePort, error) {
-	if netNS == "" {
+// releaseInterface removes the addresses of the previous result from the pod's interface, and thereby
+// their routes. It returns the node's end of the interface, or nil. A missing namespace or interface
+// has neither. The pod may have changed its interface in ways that prevent the removal. Such an error
+// is logged: the interface ends with its namespace.
+func releaseInterface(ctx context.Context, c call) (*bridgePort, error) {
+	if c.NetNS == "" {
 		return nil, nil
 	}
-	ns, err := openNamespace(netNS)
+	ns, err := openNamespace(c.NetNS)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -248,38 +248,44 @@ func removeAddresses(netNS, name string) (*bridgePort, error) {
 	}
 	defer ns.close()
 	var link netlink.Link
+	var failed error
 	err = ns.do(func(h *netlink.Handle) error {
-		link, err = h.LinkByName(name)
-		if notFound(err) {
+		link, failed = h.LinkByName(c.IfName)
+		if failed != nil {
 			link = nil
 			return nil
 		}
-		if err != nil {
-			return fmt.Errorf("find %s: %w", name, err)
-		}
-		list, err := addresses(h, link, netlink.FAMILY_ALL)
-		if err != nil {
-			return err
-		}
-		if len(list) > removableAddresses {
-			if err := h.LinkDel(link); err != nil {
-				return fmt.Errorf("delete %s and its %d addresses: %w", name, len(list), err)
-			}
-			link = nil
+		err := removeAddresses(h, link, c.prev)
+		if err == nil {
 			return nil
 		}
-		for _, a := range list {
-			if !a.IP.IsGlobalUnicast() {
-				continue
-			}
-			if err := h.AddrDel(link, &a); err != nil {
-				return fmt.Errorf("remove address %s of %s: %w", a.IPNet, name, err)
-			}
+		if kept := h.LinkDel(link); kept != nil {
+			failed = errors.Join(err, kept)
 		}
+		link = nil
 		return nil
 	})
+	if failed != nil && !notFound(failed) {
+		klog.FromContext(ctx).Error(failed, "Interface of a pod is left to the end of its namespace", "interface", c.IfName, "pod", c.ContainerID)
+	}
 	if err != nil || link == nil {
 		return nil, err
 	}
 	return portOf(ns, link)
+}
+
+// removeAddresses removes the addresses of a result from link. Without a result it returns an error,
+// since the addresses are not known. It does not look at others, whose number the pod decides.
+func removeAddresses(h *netlink.Handle, link netlink.Link, result *types100.Result) error {
+	if result == nil {
+		return errors.New("the addresses are not known without a previous result")
+	}
+	for _, ip := range result.IPs {
+		err := h.AddrDel(link, &netlink.Addr{IPNet: &ip.Address})
+		// The kernel removes an address with the first one of its subnet.
+		if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("remove address %s: %w", &ip.Address, err)
+		}
+	}
+	return nil
 }

@@ -5,10 +5,11 @@ import (
 	"testing"
 
 	"github.com/containernetworking/cni/libcni"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
 )
 
-const plainBridge = `{"cniVersion":"1.0.0","name":"plain","plugins":[{"type":"bridge","bridge":"brt0",
+const plainBridge = `{"cniVersion":"1.0.0","name":"plain","plugins":[{"type":"bridge","bridge":"brt0","capabilities":{"ips":true},
 	"ipam":{"type":"host-local","dataDir":%q,"ranges":[[{"subnet":"10.60.0.0/24"}]]}}]}`
 
 // connectPods makes the plugins and the pods of a bridge, which goes with the test.
@@ -53,40 +54,37 @@ func TestPodCannotNameAnotherPort(t *testing.T) {
 	if named := podLink(t, attacker).Attrs().ParentIndex; named != own.ParentIndex {
 		t.Fatalf("the attacker's interface names the port %d, not %d", named, own.ParentIndex)
 	}
-	if port, err := removeAddresses(attacker.netNS, "eth0"); err != nil || port != nil {
+	release := func(p pod) (*bridgePort, error) {
+		return releaseInterface(t.Context(), call{Call: Call{NetNS: p.netNS, IfName: "eth0"}, prev: &types100.Result{}})
+	}
+	if port, err := release(attacker); err != nil || port != nil {
 		t.Errorf("the attacker's interface has the port %+v, %v", port, err)
 	}
-	if port, err := removeAddresses(victim.netNS, "eth0"); err != nil || port == nil || port.index != own.ParentIndex {
+	if port, err := release(victim); err != nil || port == nil || port.index != own.ParentIndex {
 		t.Errorf("the victim's interface has the port %+v, %v; want %d", port, err, own.ParentIndex)
 	}
 	plugins.del(list, attacker)
 	plugins.del(list, victim)
 }
 
-// A pod gives its interface more addresses than DEL removes one by one. DEL deletes the interface.
-func TestManyAddressesGoWithTheInterface(t *testing.T) {
-	plugins, list, pods := connectPods(t, "many")
-	p := pods[0]
-	link := podLink(t, p)
-	must(t, in(t, p.netNS, func() error {
-		for i := range removableAddresses {
-			addr, err := netlink.ParseAddr(fmt.Sprintf("10.61.%d.%d/32", i/256, i%256))
-			if err == nil {
-				err = netlink.AddrAdd(link, addr)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	}))
-	plugins.del(list, p)
-	var err error
-	must(t, in(t, p.netNS, func() error {
-		_, err = netlink.LinkByName("eth0")
-		return nil
-	}))
-	if !notFound(err) {
-		t.Errorf("after DEL, finding eth0 fails with %v", err)
+// Whatever a pod does to its interface, its first DEL releases the lease.
+func TestDelOfChangedInterfaces(t *testing.T) {
+	for name, change := range map[string][]string{
+		"second address of the subnet": {"ip", "addr", "add", "10.60.0.77/24", "dev", "eth0"},
+		"mapped IPv4 address":          {"ip", "addr", "add", "::ffff:10.9.9.9/128", "dev", "eth0"},
+		"no address":                   {"ip", "addr", "flush", "dev", "eth0"},
+		"renamed":                      {"ip", "link", "set", "eth0", "name", "other"},
+		"lo in its place":              {"sh", "-c", "ip link del eth0; ip link set lo down; ip link set lo name eth0"},
+		"many long names": {"sh", "-c", `for i in $(seq 100 595); do
+			echo link property add dev eth0 altname $i$(printf %0124d 0); done | ip -batch -`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			plugins, list, pods := connectPods(t, "changed")
+			run(t, "nsenter", append([]string{"--net=" + pods[0].netNS}, change...)...)
+			plugins.del(list, pods[0])
+			next := newPod(t, "next", map[string]any{"ips": []string{"10.60.0.2/24"}})
+			plugins.add(list, next) // fails if 10.60.0.2 is leased
+			plugins.del(list, next)
+		})
 	}
 }

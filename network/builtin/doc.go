@@ -9,7 +9,7 @@
 // Differences to the executables:
 //
 //   - DEL does not delete the pod's interface, because the kernel then waits for an RCU grace period.
-//     It removes the interface's addresses, so that nothing in the namespace uses them any longer. The
+//     It removes the addresses of its result, so that nothing in the namespace uses them any longer. The
 //     interface goes with its namespace, or is deleted two seconds later. Before that, ADD replaces it.
 //   - Host ports and masquerading (ipMasq) use nftables, one table per network and address family,
 //     mica/<network>, instead of iptables chains per pod. A pod's host ports are elements of maps,
