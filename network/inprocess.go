@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/invoke"
@@ -88,6 +89,23 @@ func (n *Network) pluginsBy(inProcess bool) plugins {
 	return p
 }
 
+// untilSuccess returns a function that calls f until it has succeeded once. It may be called
+// concurrently.
+func untilSuccess(f func() error) func() error {
+	var mu sync.Mutex
+	succeeded := false
+	return func() error {
+		mu.Lock()
+		defer mu.Unlock()
+		if succeeded {
+			return nil
+		}
+		err := f()
+		succeeded = err == nil
+		return err
+	}
+}
+
 // errDisabled is the reason for executing plugins without Options.InProcess.
 var errDisabled = errors.New("running plugins in process is disabled")
 
@@ -143,12 +161,19 @@ func (n *Network) releaseRules(ctx context.Context, p plugins, list *libcni.Netw
 }
 
 // sweepTables removes host ports of dead pods, and what nothing needs any longer: tables, and
-// masquerading of ranges.
-func (n *Network) sweepTables(alive func(string) bool) error {
+// masquerading of ranges. No ADD runs meanwhile, which could need what is removed.
+func (n *Network) sweepTables(ctx context.Context, alive func(string) bool) error {
 	networks, err := n.builtin.Networks()
 	if err != nil || len(networks) == 0 {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, n.opts.Timeout)
+	defer cancel()
+	end, err := n.beginAlone(ctx)
+	if err != nil {
+		return fmt.Errorf("sweep tables: %w", err)
+	}
+	defer end()
 	used, err := n.builtinLists()
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -191,5 +192,30 @@ func TestSupportedLists(t *testing.T) {
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%s: %v, want %q", plugins, err, want)
 		}
+	}
+}
+
+// A network whose name is too long for a table is executed.
+func TestLongNetworkName(t *testing.T) {
+	for length, want := range map[int]string{250: "", 251: "longer than 250 bytes"} {
+		list, err := record{Config: fmt.Appendf(nil, `{"cniVersion":"1.0.0","name":%q,"plugins":[{"type":"loopback"}]}`, strings.Repeat("n", length))}.list()
+		must(t, err)
+		if got := builtin.Supports(list); want == "" && got != nil || want != "" && (got == nil || !strings.Contains(got.Error(), want)) {
+			t.Errorf("%d bytes: %v, want %q", length, got, want)
+		}
+	}
+}
+
+// A probe that fails, as before a kernel module can be loaded, is repeated until it succeeds.
+func TestProbeIsRepeated(t *testing.T) {
+	calls := 0
+	probe := untilSuccess(func() error {
+		if calls++; calls == 1 {
+			return errors.New("no module")
+		}
+		return nil
+	})
+	if first, second, third := probe(), probe(), probe(); first == nil || second != nil || third != nil || calls != 2 {
+		t.Errorf("probe = %v, %v, %v after %d calls", first, second, third, calls)
 	}
 }

@@ -53,7 +53,7 @@ type Network struct {
 	// cni executes plugins and reads cached results; mixed runs built-in plugins in this process.
 	cni, mixed *libcni.CNIConfig
 	builtin    *builtin.Plugins
-	// probe tests once whether the kernel has what built-in rules need.
+	// probe tests whether the kernel has what built-in rules need, until it has.
 	probe   func() error
 	records records
 	watch   *watcher
@@ -94,7 +94,7 @@ func Open(ctx context.Context, opts Options) (*Network, error) {
 		claimed: map[string]bool{},
 		warned:  map[string]bool{},
 	}
-	n.probe = sync.OnceValue(n.builtin.Probe)
+	n.probe = untilSuccess(n.builtin.Probe)
 	n.mixed = libcni.NewCNIConfigWithCacheDir(opts.BinDirs, opts.CacheDir, &inProcess{Exec: opts.Exec, plugins: n.builtin})
 	for _, dir := range []string{n.records.dir, filepath.Join(opts.CacheDir, "results")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {

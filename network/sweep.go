@@ -47,7 +47,7 @@ func (n *Network) Sweep(ctx context.Context, live []string) error {
 		})
 	}
 	_ = group.Wait()
-	errs = append(errs, n.sweepPlugins(ctx, alive), n.sweepLeases(ctx, alive), n.sweepRules(ctx, alive), n.sweepTables(alive))
+	errs = append(errs, n.sweepPlugins(ctx, alive), n.sweepLeases(ctx, alive), n.sweepRules(ctx, alive), n.sweepTables(ctx, alive))
 	return errors.Join(errs...)
 }
 
@@ -113,15 +113,24 @@ func (n *Network) sweepPlugins(ctx context.Context, alive func(string) bool) err
 	return nil
 }
 
-func (n *Network) execGC(ctx context.Context, list *libcni.NetworkConfigList, alive func(string) bool) error {
+// beginAlone waits until no other operation runs, and admits none until end is called.
+func (n *Network) beginAlone(ctx context.Context) (end func(), err error) {
 	// TryAcquire, because Acquire would queue: behind an operation that hangs, it would block all
 	// later operations.
 	for !n.gate.TryAcquire(gateWidth) {
 		if err := sleep(ctx, 20*time.Millisecond); err != nil {
-			return fmt.Errorf("wait for other operations: %w", err)
+			return nil, fmt.Errorf("wait for other operations: %w", err)
 		}
 	}
-	defer n.gate.Release(gateWidth)
+	return func() { n.gate.Release(gateWidth) }, nil
+}
+
+func (n *Network) execGC(ctx context.Context, list *libcni.NetworkConfigList, alive func(string) bool) error {
+	end, err := n.beginAlone(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
 	ids, err := n.records.ids()
 	if err != nil {
 		return err

@@ -21,11 +21,15 @@ type Plugins struct {
 	// retireDelay is how long the interface of a pod may outlive its DEL.
 	retireDelay time.Duration
 
-	// mu guards the fields below. It is never held during I/O.
+	// mu guards running. It is never held during I/O.
 	mu sync.Mutex
 	// running has the call in progress of each container, also if its caller has stopped waiting. The
 	// channel is closed at its end.
 	running map[string]chan struct{}
+
+	// pinning guards pinned and is held while an address is set, so that the first ADD of a bridge
+	// determines it.
+	pinning sync.Mutex
 	// pinned holds the indexes of the bridges whose hardware address this process has set.
 	pinned map[int]bool
 

@@ -43,6 +43,10 @@ func capabilities(plugin string) []string {
 	return nil
 }
 
+// maxName is the maximum length of a network's name in the name of its table (NFT_NAME_MAXLEN in
+// linux/netfilter/nf_tables.h, which counts a final NUL).
+const maxName = 256 - 1 - len(tablePrefix)
+
 // Supports returns nil if plugins of list can run in this package, and a reason otherwise. It
 // depends only on the list. Plugins that [Has] does not know are executed, so they must not depend on
 // the packet filter rules of the executables that this package replaces. An unknown plugin might, if
@@ -50,6 +54,9 @@ func capabilities(plugin string) []string {
 func Supports(list *libcni.NetworkConfigList) error {
 	if ok, err := version.GreaterThanOrEqualTo(list.CNIVersion, "0.3.1"); err != nil || !ok {
 		return fmt.Errorf("cniVersion %s is older than 0.3.1", list.CNIVersion)
+	}
+	if len(list.Name) > maxName {
+		return fmt.Errorf("the network's name is longer than %d bytes", maxName)
 	}
 	found := false
 	for _, p := range list.Plugins {

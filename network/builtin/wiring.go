@@ -346,10 +346,9 @@ func (w *wiring) ensureGateway(gateway net.IPNet) error {
 // is the lowest one of its ports and changes with them, which invalidates the neighbour tables of
 // pods.
 func (w *wiring) pinAddress() error {
-	w.mu.Lock()
-	pinned := w.pinned[w.br.Index]
-	w.mu.Unlock()
-	if pinned {
+	w.pinning.Lock()
+	defer w.pinning.Unlock()
+	if w.pinned[w.br.Index] {
 		return nil
 	}
 	mac := w.br.HardwareAddr
@@ -362,8 +361,6 @@ func (w *wiring) pinAddress() error {
 	if err := w.host.LinkSetHardwareAddr(w.br, mac); err != nil {
 		return fmt.Errorf("set hardware address of %s: %w", w.conf.Bridge, err)
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.pinned[w.br.Index] = true
 	return nil
 }
