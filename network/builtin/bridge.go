@@ -250,19 +250,7 @@ func releaseInterface(ctx context.Context, c call) (*bridgePort, error) {
 	var link netlink.Link
 	var failed error
 	err = ns.do(func(h *netlink.Handle) error {
-		link, failed = h.LinkByName(c.IfName)
-		if failed != nil {
-			link = nil
-			return nil
-		}
-		err := removeAddresses(h, link, c.prev)
-		if err == nil {
-			return nil
-		}
-		if kept := h.LinkDel(link); kept != nil {
-			failed = errors.Join(err, kept)
-		}
-		link = nil
+		link, failed = releaseLink(h, c)
 		return nil
 	})
 	if failed != nil && !notFound(failed) {
@@ -272,6 +260,23 @@ func releaseInterface(ctx context.Context, c call) (*bridgePort, error) {
 		return nil, err
 	}
 	return portOf(ns, link)
+}
+
+// releaseLink removes the addresses of the pod's interface, or else the interface. It returns the
+// interface if it still exists.
+func releaseLink(h *netlink.Handle, c call) (netlink.Link, error) {
+	link, err := h.LinkByName(c.IfName)
+	if err != nil {
+		return nil, err
+	}
+	err = removeAddresses(h, link, c.prev)
+	if err == nil {
+		return link, nil
+	}
+	if kept := h.LinkDel(link); kept != nil {
+		return nil, errors.Join(err, kept)
+	}
+	return nil, nil
 }
 
 // removeAddresses removes the addresses of a result from link. Without a result it returns an error,
