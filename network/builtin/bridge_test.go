@@ -2,11 +2,15 @@ package builtin
 
 import (
 	"fmt"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
+
+	"github.com/micarun/mica/internal/patience"
 )
 
 const plainBridge = `{"cniVersion":"1.0.0","name":"plain","plugins":[{"type":"bridge","bridge":"brt0","capabilities":{"ips":true},
@@ -87,4 +91,35 @@ func TestDelOfChangedInterfaces(t *testing.T) {
 			plugins.del(list, next)
 		})
 	}
+}
+
+// A pod gets addresses that another pod had before. The node's neighbour entries, which name the
+// hardware address of that pod, are updated by the ADD, so that the first packets arrive.
+func TestReusedAddressesAreAnnounced(t *testing.T) {
+	plugins, _, _ := connectPods(t)
+	list := parseList(t, fmt.Sprintf(`{"cniVersion":"1.0.0","name":"reused","plugins":[{"type":"bridge","bridge":"brt0","isGateway":true,
+		"ipam":{"type":"host-local","dataDir":%q,"ranges":[[{"subnet":"10.60.0.0/24"}],[{"subnet":"fd60::/64"}]]}}]}`, t.TempDir()))
+	first := newPod(t, "first", nil) // makes the bridge
+	plugins.add(list, first)
+	for _, address := range []string{"10.60.0.3", "fd60::3"} {
+		run(t, "ip", "neigh", "replace", address, "lladdr", "02:00:00:00:00:01", "dev", "brt0", "nud", "stale")
+	}
+	second := newPod(t, "second", nil)
+	result := plugins.add(list, second)
+	mac := podLink(t, second).Attrs().HardwareAddr.String()
+	for _, ipv6 := range []bool{false, true} {
+		address := addressOf(t, result, ipv6)
+		for deadline := time.Now().Add(patience.Of(20 * time.Second)); ; time.Sleep(5 * time.Millisecond) {
+			entry := run(t, "ip", "neigh", "show", "to", address, "dev", "brt0")
+			if strings.Contains(entry, mac) {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Errorf("the node's neighbour entry is %q, not %s", entry, mac)
+				break
+			}
+		}
+	}
+	plugins.del(list, second)
+	plugins.del(list, first)
 }

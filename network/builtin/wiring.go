@@ -168,6 +168,9 @@ func (w *wiring) configure(ctx context.Context, result *types100.Result) error {
 	if err := w.waitForPort(ctx); err != nil {
 		return err
 	}
+	if err := w.announce(); err != nil {
+		return err
+	}
 	link, err := w.host.LinkByName(w.conf.Bridge) // its hardware address may have changed
 	if err != nil {
 		return fmt.Errorf("find bridge %s: %w", w.conf.Bridge, err)
@@ -195,6 +198,7 @@ func (w *wiring) configurePod(ctx context.Context, h *netlink.Handle, result *ty
 		trySysctl("ipv6/conf/"+name+"/accept_dad", "0")
 	}
 	trySysctl("ipv4/conf/"+name+"/arp_notify", "1")
+	trySysctl("ipv6/conf/"+name+"/ndisc_notify", "1")
 	var gateway4, gateway6 net.IP
 	ipv6 := false
 	for _, ip := range result.IPs {
@@ -384,4 +388,22 @@ func (w *wiring) waitForPort(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// announce makes the kernel announce the pod's addresses (gratuitous ARP and unsolicited neighbour
+// advertisements), as the sysctls arp_notify and ndisc_notify ask for. Another pod may have had an
+// address before, and the node and other pods would send to its hardware address for several
+// seconds. The kernel has announced them already when the interface was set up, but the bridge port
+// did not forward then. Setting the hardware address that the interface has announces them again.
+func (w *wiring) announce() error {
+	return w.ns.do(func(h *netlink.Handle) error {
+		link, err := h.LinkByName(w.c.IfName)
+		if err == nil {
+			err = h.LinkSetHardwareAddr(link, link.Attrs().HardwareAddr)
+		}
+		if err != nil {
+			return fmt.Errorf("announce addresses of %s: %w", w.c.IfName, err)
+		}
+		return nil
+	})
 }
