@@ -198,7 +198,6 @@ func (w *wiring) configurePod(ctx context.Context, h *netlink.Handle, result *ty
 		trySysctl("ipv6/conf/"+name+"/accept_dad", "0")
 	}
 	trySysctl("ipv4/conf/"+name+"/arp_notify", "1")
-	trySysctl("ipv6/conf/"+name+"/ndisc_notify", "1")
 	var gateway4, gateway6 net.IP
 	ipv6 := false
 	for _, ip := range result.IPs {
@@ -390,16 +389,19 @@ func (w *wiring) waitForPort(ctx context.Context) error {
 	}
 }
 
-// announce makes the kernel announce the pod's addresses (gratuitous ARP and unsolicited neighbour
-// advertisements), as the sysctls arp_notify and ndisc_notify ask for. Another pod may have had an
-// address before, and the node and other pods would send to its hardware address for several
-// seconds. The kernel has announced them already when the interface was set up, but the bridge port
-// did not forward then. Setting the hardware address that the interface has announces them again.
+// announce makes the kernel announce the pod's addresses by gratuitous ARP and unsolicited neighbour
+// advertisements. Another pod may have had an address before, and the node and other pods would send
+// to its hardware address for several seconds. The kernel has announced IPv4 addresses already when
+// the interface was set up, but the bridge port did not forward then. Setting the hardware address
+// that the interface has announces them again, with the sysctls arp_notify and ndisc_notify.
 func (w *wiring) announce() error {
 	return w.ns.do(func(h *netlink.Handle) error {
 		link, err := h.LinkByName(w.c.IfName)
 		if err == nil {
+			notify := "ipv6/conf/" + w.c.IfName + "/ndisc_notify"
+			trySysctl(notify, "1")
 			err = h.LinkSetHardwareAddr(link, link.Attrs().HardwareAddr)
+			trySysctl(notify, "0") // the plugin's value
 		}
 		if err != nil {
 			return fmt.Errorf("announce addresses of %s: %w", w.c.IfName, err)
