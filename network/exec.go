@@ -19,6 +19,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
 	"k8s.io/klog/v2"
+
+	"github.com/micarun/mica/internal/sleep"
 )
 
 // ErrPluginMissing is wrapped by the error of every operation that needs a plugin without an
@@ -97,7 +99,7 @@ func runPlugin(ctx context.Context, path string, stdin []byte, environ []string)
 		case ctx.Err() != nil:
 			return nil, fmt.Errorf("killed: %w", context.Cause(ctx))
 		case errors.Is(err, syscall.ETXTBSY): // the executable is being installed
-			if err := sleep(ctx, 100*time.Millisecond); err != nil {
+			if err := sleep.For(ctx, 100*time.Millisecond); err != nil {
 				return nil, fmt.Errorf("executable is being written: %w", err)
 			}
 		default:
@@ -140,17 +142,6 @@ func command(environ []string) string {
 		}
 	}
 	return "no command"
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }
 
 // limitedBuffer is a buffer whose Write fails beyond maxPluginOutput.

@@ -11,6 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
+
+	"github.com/micarun/mica/internal/sleep"
 )
 
 // markVariable is set in the environment of every plugin and is inherited by its children. Its
@@ -94,7 +96,7 @@ func (n *Network) endProcess(ctx context.Context, id string, pid int) error {
 		if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && err != unix.ESRCH {
 			return err
 		}
-		if err := sleep(ctx, 5*time.Millisecond); err != nil {
+		if err := sleep.For(ctx, 5*time.Millisecond); err != nil {
 			return err
 		}
 	}

@@ -13,6 +13,8 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/micarun/mica/internal/sleep"
 )
 
 // sweepWorkers is the number of pods that are detached concurrently. Plugins mostly wait for the
@@ -118,7 +120,7 @@ func (n *Network) beginAlone(ctx context.Context) (end func(), err error) {
 	// TryAcquire, because Acquire would queue: behind an operation that hangs, it would block all
 	// later operations.
 	for !n.gate.TryAcquire(gateWidth) {
-		if err := sleep(ctx, 20*time.Millisecond); err != nil {
+		if err := sleep.For(ctx, 20*time.Millisecond); err != nil {
 			return nil, fmt.Errorf("wait for other operations: %w", err)
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/micarun/mica/internal/sleep"
 )
 
 // drip returns size bytes at a time, with a pause before each portion.
@@ -24,7 +26,7 @@ func (d *drip) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	if d.there == 0 {
-		if err := sleep(d.ctx, d.pause); err != nil {
+		if err := sleep.For(d.ctx, d.pause); err != nil {
 			return 0, err
 		}
 		d.there = min(d.size, d.left)
@@ -91,7 +93,7 @@ func TestOpeningIsBounded(t *testing.T) {
 		steps := 0
 		_, err := h.open(t.Context(), func(ctx context.Context) (*http.Response, error) {
 			for {
-				if err := sleep(ctx, 29*time.Second); err != nil {
+				if err := sleep.For(ctx, 29*time.Second); err != nil {
 					return nil, err
 				}
 				steps++

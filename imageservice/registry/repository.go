@@ -6,10 +6,11 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
+
+	"github.com/micarun/mica/internal/sleep"
 )
 
 // mirrorAttempts is the number of attempts at a host that is followed by another one.
@@ -119,20 +120,9 @@ func (r *Repository) retry(ctx context.Context, attempts int, f func() error, pr
 			}
 			pause = max(pause, status.retryAfter)
 		}
-		if err := sleep(ctx, pause); err != nil {
+		if err := sleep.For(ctx, pause); err != nil {
 			return err
 		}
 		backoff = min(2*backoff, r.opts.MaxBackoff)
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 }

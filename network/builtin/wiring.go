@@ -14,6 +14,8 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/sleep"
 )
 
 const (
@@ -263,20 +265,9 @@ func settle(ctx context.Context, h *netlink.Handle, link netlink.Link) error {
 		if time.Now().After(deadline) {
 			return fmt.Errorf("address %s is tentative after %v", tentative, settleTime)
 		}
-		if err := sleep(ctx, settleInterval); err != nil {
+		if err := sleep.For(ctx, settleInterval); err != nil {
 			return err
 		}
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 }
 
@@ -383,7 +374,7 @@ func (w *wiring) waitForPort(ctx context.Context) error {
 		if time.Now().After(deadline) {
 			return fmt.Errorf("bridge port %s is %s after %v", link.Attrs().Name, state, settleTime)
 		}
-		if err := sleep(ctx, settleInterval); err != nil {
+		if err := sleep.For(ctx, settleInterval); err != nil {
 			return err
 		}
 	}

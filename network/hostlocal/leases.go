@@ -15,6 +15,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/sleep"
 )
 
 // DefaultDir is the data directory of configurations without dataDir.
@@ -55,21 +57,10 @@ func (l Leases) Lock(ctx context.Context) (unlock func(), err error) {
 			_ = f.Close()
 			return nil, err
 		}
-		if err := sleep(ctx, lockInterval); err != nil {
+		if err := sleep.For(ctx, lockInterval); err != nil {
 			_ = f.Close()
 			return nil, err
 		}
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 }
 
