@@ -66,12 +66,12 @@ func (s *Service) recover(ctx context.Context) ([]recovery, []leftover, error) {
 		s.events.OpenGap()
 	}
 	// Containers first: a pod's tear-down waits for its containers' recoveries.
-	todo := append(settleAll(ctx, s.containers.All(), f, s.settleContainer), settleAll(ctx, s.pods.All(), f, s.settlePod)...)
+	work := append(settleAll(ctx, s.containers.All(), f, s.settleContainer), settleAll(ctx, s.pods.All(), f, s.settlePod)...)
 	found, err := s.leftovers(f.alive)
 	if err != nil {
 		klog.FromContext(ctx).Error(err, "Search for leftovers is incomplete")
 	}
-	return todo, found, nil
+	return work, found, nil
 }
 
 // settleAll settles objects concurrently, and returns the remaining work.

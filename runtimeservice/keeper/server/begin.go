@@ -59,7 +59,7 @@ func (c *container) readStart(ctx context.Context, fd int) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	c.mu.Lock()
-	pidfd := c.pidfd // -1 for an adopted process whose exit another keeper collects
+	pidfd := c.pidfd // -1 for an orphan whose process is gone
 	c.mu.Unlock()
 	for {
 		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(pidfd), Events: unix.POLLIN}}
