@@ -135,7 +135,7 @@ func (s *Service) execProcess(c *Container, run execRun) (*specs.Process, error)
 func (s *Service) runningContainer(action, id string) (*Container, error) {
 	c, err := s.containers.Get(id)
 	if err != nil {
-		return nil, fmt.Errorf("cannot %s container: %w", action, err)
+		return nil, fmt.Errorf("%s container: %w", action, err)
 	}
 	return c, c.Require(action, state.Running)
 }

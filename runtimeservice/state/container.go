@@ -214,5 +214,5 @@ func (c *Container) Require(action string, phases ...Phase) error {
 	if slices.Contains(phases, got) {
 		return nil
 	}
-	return fmt.Errorf("cannot %s container %q (%s): %s: %w", action, c.Config().GetMetadata().GetName(), c.ID(), got, errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("%s container %q (%s): it is %s: %w", action, c.Config().GetMetadata().GetName(), c.ID(), got, errdefs.ErrFailedPrecondition)
 }

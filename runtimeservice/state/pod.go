@@ -140,7 +140,7 @@ func (p *Pod) Update(f func(*PodState) error) error {
 // RequireReady returns ErrFailedPrecondition unless the pod is ready.
 func (p *Pod) RequireReady(action string) error {
 	if got := p.State().Phase; got != PodReady {
-		return fmt.Errorf("cannot %s pod %q (%s): %s: %w", action, p.Metadata().GetName(), p.ID(), got, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("%s pod %q (%s): it is %s: %w", action, p.Metadata().GetName(), p.ID(), got, errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }

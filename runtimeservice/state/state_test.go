@@ -98,7 +98,7 @@ func TestPhaseFollowsFromState(t *testing.T) {
 func TestRequireNamesContainerAndPhase(t *testing.T) {
 	c := testContainer(t)
 	err := c.Require("exec in", Running)
-	const want = `cannot exec in container "web" (c1): creating: failed precondition`
+	const want = `exec in container "web" (c1): it is creating: failed precondition`
 	if !errors.Is(err, errdefs.ErrFailedPrecondition) || err.Error() != want {
 		t.Errorf("require = %q, want %q", err, want)
 	}
