@@ -33,9 +33,14 @@ func (n *node) waiting(runtime, startPipe, script string) *waiting {
 // waitingFor is waiting with a time limit for each step.
 func (n *node) waitingFor(runtime, startPipe, script string, limit time.Duration) *waiting {
 	n.t.Helper()
+	return n.waitingAs(runtime, startPipe, spec{script: script}, limit)
+}
+
+func (n *node) waitingAs(runtime, startPipe string, as spec, limit time.Duration) *waiting {
+	n.t.Helper()
 	w := &waiting{node: n}
 	w.program, w.calls = n.recorded(runtime)
-	a := n.args(n.newID(), spec{script: script})
+	a := n.args(n.newID(), as)
 	a.Timeout = limit
 	a.Runtime[0], a.StartPipe = w.program, startPipe
 	w.id, w.log = n.create(a), a.LogPath
@@ -198,6 +203,44 @@ func TestStartByPipeHasADeadline(t *testing.T) {
 	}
 	if err := w.client.Delete(t.Context(), w.id); err != nil {
 		t.Error(err)
+	}
+}
+
+// After Start, a signal reaches the container's program, which may ignore it, as the first process
+// of a PID namespace does. runc's own process would end with exit code 2.
+func TestStartByPipeEndsWithTheExec(t *testing.T) {
+	for _, runtime := range []string{"runc", "crun"} {
+		t.Run(runtime, func(t *testing.T) {
+			as := spec{script: "exec sleep 1000", hook: "sleep 0.5"}
+			w := newNode(t).waitingAs(runtime, pipeOf(t, runtime), as, time.Minute)
+			if err := w.client.Start(t.Context(), w.id); err != nil {
+				t.Fatal(err)
+			}
+			for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+				if err := w.client.Kill(t.Context(), w.id, sig, false); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if exit := w.exit(w.id); exit.Signal != 9 {
+				t.Errorf("exit = %+v, want that of SIGKILL: SIGTERM is ignored", exit)
+			}
+		})
+	}
+}
+
+// A process that does not reach its program within the time limit counts as started, as with the
+// runtime's start.
+func TestStartByPipeOfALongHook(t *testing.T) {
+	as := spec{script: "exec sleep 1000", hook: "sleep 1000"}
+	w := newNode(t).waitingAs("runc", "read", as, time.Second)
+	if err := w.client.Start(t.Context(), w.id); err != nil {
+		t.Error(err)
+	}
+	if err := w.client.Kill(t.Context(), w.id, syscall.SIGKILL, false); err != nil {
+		t.Error(err)
+	}
+	if exit := w.exit(w.id); exit.Signal != 9 {
+		t.Errorf("exit = %+v", exit)
 	}
 }
 

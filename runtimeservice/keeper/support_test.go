@@ -228,7 +228,8 @@ type spec struct {
 	script string
 	tty    bool
 	memory int64
-	hostNS bool // a PID namespace would hide the container's process IDs
+	hostNS bool   // a PID namespace would hide the container's process IDs
+	hook   string // a script that the runtime runs between start and the container's program
 }
 
 // bundle writes an OCI bundle that runs a shell script.
@@ -259,6 +260,10 @@ func (n *node) bundle(id string, s spec) string {
 			"terminal": s.tty, "cwd": "/", "user": map[string]int{"uid": 0, "gid": 0}, "noNewPrivileges": true,
 			"args": []string{"/bin/busybox", "sh", "-c", s.script}, "env": []string{"PATH=/bin"},
 		},
+	}
+	if s.hook != "" {
+		hook := map[string]any{"path": "/bin/busybox", "args": []string{"busybox", "sh", "-c", s.hook}}
+		config["hooks"] = map[string]any{"startContainer": []any{hook}}
 	}
 	data, err := json.Marshal(config)
 	if err != nil {

@@ -47,7 +47,25 @@ func (s *Server) begin(ctx context.Context, c *container) (begun bool, err error
 	if begun {
 		_ = unix.Unlink(path)
 	}
+	if begun && c.rec.Create.StartPipe == wire.StartByReading {
+		c.waitForExec(ctx, fd)
+	}
 	return begun, err
+}
+
+// waitForExec waits until the process, which has written to runc's pipe, runs the container's
+// program, has ended, or has used up the time of a step. The pipe closes at the exec. Before that,
+// the process is still runc's own, and a signal that the program might ignore would end it.
+func (c *container) waitForExec(ctx context.Context, fd int) {
+	ctx, cancel := context.WithTimeout(ctx, c.rec.timeout())
+	defer cancel()
+	for ctx.Err() == nil {
+		fds := []unix.PollFd{{Fd: int32(fd)}}
+		_, err := unix.Poll(fds, int(beginInterval.Milliseconds()))
+		if err != nil && err != unix.EINTR || fds[0].Revents != 0 {
+			return
+		}
+	}
 }
 
 // readStart waits until the process has opened the pipe and written to it. It returns false if the
