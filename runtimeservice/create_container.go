@@ -20,6 +20,7 @@ import (
 	"github.com/micarun/mica/internal/jsonfile"
 	"github.com/micarun/mica/internal/operations"
 	"github.com/micarun/mica/overlay"
+	"github.com/micarun/mica/runtimeservice/cgroup"
 	"github.com/micarun/mica/runtimeservice/hooks"
 	"github.com/micarun/mica/runtimeservice/keeper"
 	"github.com/micarun/mica/runtimeservice/oci"
@@ -288,11 +289,20 @@ func (s *Service) createProcess(ctx context.Context, p *Pod, c *Container, ociSp
 	if ociSpec.Hooks == nil || len(ociSpec.Hooks.Poststart) == 0 { // which the OCI runtime's start may run
 		args.StartPipe = oci.StartPipe(h.features.oci)
 	}
+	args.RemoveState = s.endsPlain(h, ociSpec)
 	pid, err := s.keeper.Create(ctx, args)
 	if err != nil {
 		return 0, fmt.Errorf("create by OCI runtime: %w", s.nameFrozen(c, err))
 	}
 	return pid, nil
+}
+
+// endsPlain reports whether the OCI runtime's delete of the container has nothing to do but to remove
+// the cgroup and its own state.
+func (s *Service) endsPlain(h handler, ociSpec *specs.Spec) bool {
+	hooked := ociSpec.Hooks != nil && len(ociSpec.Hooks.Poststop) > 0
+	unit := s.cgroups.Driver() == cgroup.Systemd // which delete ends
+	return oci.PlainState(h.features.oci) && !hooked && !unit && ociSpec.Linux.IntelRdt == nil
 }
 
 // createArgs returns the arguments of the keeper for a container.

@@ -195,7 +195,10 @@ func (s *Service) releaseContainer(ctx context.Context, c *Container) error {
 	if err := s.untilDead(ctx, dying{cgroup: s.containerCgroup(c)}, remove); err != nil {
 		return fmt.Errorf("delete container %s: %w", c.ID(), err)
 	}
-	// The OCI runtime has removed the cgroup, unless it has lost its state of the container.
+	if err := failpoint.Hit("container-state-removed"); err != nil {
+		return err
+	}
+	// If the OCI runtime has deleted the container, it has removed the cgroup as well.
 	if err := s.removeCgroup(ctx, s.containerCgroup(c)); err != nil {
 		return fmt.Errorf("delete container %s: %w", c.ID(), err)
 	}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -29,14 +30,14 @@ type deletion struct {
 }
 
 // ended runs a container with a runtime until its process exits. With hostNS, the container leaves
-// a process in its cgroup.
-func ended(t *testing.T, runtime string, s spec) *deletion {
+// a process in its cgroup. remove is CreateArgs.RemoveState.
+func ended(t *testing.T, runtime string, s spec, remove bool) *deletion {
 	t.Helper()
 	n := newNode(t)
 	d := &deletion{node: n}
 	d.runtime, d.calls = n.recorded(runtime)
 	a := n.args(n.newID(), s)
-	a.Runtime[0] = d.runtime
+	a.Runtime[0], a.RemoveState = d.runtime, remove
 	d.id, d.bundle, d.state = a.ID, a.Bundle, filepath.Join(n.root, a.ID)
 	n.create(a)
 	n.start(d.id)
@@ -73,13 +74,16 @@ func (n *node) recorded(runtime string) (program, calls string) {
 }
 
 // forced reports whether the runtime was called to delete by force.
-func (d *deletion) forced() bool {
+func (d *deletion) forced() bool { return d.called("--force") }
+
+// called reports whether the runtime's command lines contain a word.
+func (d *deletion) called(word string) bool {
 	d.t.Helper()
 	calls, err := os.ReadFile(d.calls)
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	return strings.Contains(string(calls), "--force")
+	return slices.Contains(strings.Fields(string(calls)), word)
 }
 
 // freeze freezes the container's cgroup, where a version 1 freezer exists.
@@ -116,7 +120,7 @@ func TestDeleteEnded(t *testing.T) {
 	} {
 		for _, runtime := range []string{"runc", "crun"} {
 			t.Run(name+" by "+runtime, func(t *testing.T) {
-				d := ended(t, runtime, tc.spec)
+				d := ended(t, runtime, tc.spec, false)
 				if tc.change != nil {
 					tc.change(t, d)
 				}
@@ -139,6 +143,64 @@ func TestDeleteEnded(t *testing.T) {
 			})
 		}
 	}
+}
+
+// With RemoveState, the keeper removes the runtime's state without the runtime. What is not as
+// expected is left to the runtime's delete.
+func TestRemoveState(t *testing.T) {
+	once := spec{script: "true"}
+	for name, tc := range map[string]struct {
+		change   func(t *testing.T, d *deletion)
+		fallback bool
+	}{
+		"as usual":        {},
+		"without state":   {change: func(t *testing.T, d *deletion) { discard(t, d.state) }},
+		"half its state":  {change: func(t *testing.T, d *deletion) { d.cripple(t) }},
+		"keeper replaced": {change: func(_ *testing.T, d *deletion) { d.killKeeper() }},
+		"with a directory": {fallback: true, change: func(t *testing.T, d *deletion) {
+			if err := os.Mkdir(filepath.Join(d.state, "directory"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		for _, runtime := range []string{"runc", "crun"} {
+			t.Run(name+" by "+runtime, func(t *testing.T) {
+				d := ended(t, runtime, once, true)
+				if tc.change != nil {
+					tc.change(t, d)
+				}
+				if err := d.client.Delete(t.Context(), d.id); err != nil {
+					t.Fatal(err)
+				}
+				if d.called("delete") != tc.fallback {
+					t.Errorf("the runtime was called to delete: %v, want %v", !tc.fallback, tc.fallback)
+				}
+				if _, err := os.Stat(d.state); !os.IsNotExist(err) {
+					t.Errorf("the runtime's state is left: %v", err)
+				}
+				d.removeCgroup()
+			})
+		}
+	}
+}
+
+// A link in the place of the state is not followed: the runtime's delete gets it.
+func TestRemoveStateOfALink(t *testing.T) {
+	d := ended(t, "runc", spec{script: "true"}, true)
+	other := filepath.Join(t.TempDir(), "other")
+	if err := os.Rename(d.state, other); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(other, d.state); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.client.Delete(t.Context(), d.id); err != nil {
+		t.Fatal(err)
+	}
+	if !d.called("delete") {
+		t.Error("the keeper removed the state of the link")
+	}
+	d.removeCgroup()
 }
 
 func discard(t *testing.T, dir string) {

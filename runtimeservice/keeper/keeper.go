@@ -92,6 +92,11 @@ type CreateArgs struct {
 	// the runtime's start, which is also the fallback. It must be "" if the runtime's start has to
 	// do more, such as running hooks.
 	StartPipe string
+	// RemoveState makes Delete remove the container's directory below the runtime's --root instead
+	// of running the runtime's delete, which is the fallback. The caller must then kill what is left
+	// in the container's cgroup, and remove the cgroup. It must be false if the runtime's delete has
+	// to do more, such as running hooks.
+	RemoveState bool
 }
 
 // RestoreArgs describe a container that is restored from a checkpoint.

@@ -60,6 +60,12 @@ func StartPipe(f features.Features) string {
 	return ""
 }
 
+// PlainState reports whether the runtime's own state of a container that has ended is no more than the
+// files in the container's directory below --root. f are the runtime's Features.
+func PlainState(f features.Features) bool {
+	return f.Annotations[runcVersion] != "" || f.Annotations[crunVersion] != ""
+}
+
 // crunFeatures lists a crun version's features according to its release notes. Recursive mount
 // options were added in 1.4. 1.9 added the features command and recursive bind mounts in user
 // namespaces.

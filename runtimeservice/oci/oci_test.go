@@ -510,9 +510,15 @@ func TestFeatures(t *testing.T) {
 		if pipe := StartPipe(f); pipe != map[string]string{"runc": "read", "crun": "write"}[name] {
 			t.Errorf("%s starts by %q", name, pipe)
 		}
+		if !PlainState(f) {
+			t.Errorf("%s is not known to have a plain state", name)
+		}
 	}
 	if pipe := StartPipe(crunFeatures("")); pipe != "" {
 		t.Errorf("an unknown runtime starts by %q", pipe)
+	}
+	if PlainState(crunFeatures("")) {
+		t.Error("an unknown runtime has a plain state")
 	}
 	for version, want := range map[string]bool{"crun version 1.8.1": true, "crun version 0.21": false, "crun version 1.3": false, "": false} {
 		if got := slices.Contains(crunFeatures(version).MountOptions, "rro"); got != want {

@@ -3,8 +3,10 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -12,18 +14,61 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// deleteEnded has the runtime delete a container whose first process has exited: its cgroup, its
-// state and the processes that are left in the cgroup. With --force, runc from 1.2 on waits at least
+// deleteEnded removes the runtime's state of a container whose first process has exited. Unless the
+// keeper can remove it itself, it has the runtime delete the container: its state, its cgroup and the
+// processes that are left in the cgroup. With --force, runc from 1.2 on waits at least
 // 100 ms for the end of such a container. Force is therefore only the second try.
 // It is needed if the runtime takes the container for running or paused, as in a frozen cgroup, if
 // the cgroup still has processes, or if the runtime's state is incomplete. A runtime that did not
 // end in time is not tried again.
 func (s *Server) deleteEnded(ctx context.Context, rec record) error {
+	if s.removeState(rec) {
+		return nil
+	}
 	err := s.mustRun(ctx, command{rec: rec, args: []string{"delete", rec.ID}})
 	if e := new(wire.Error); err == nil || errors.As(err, &e) && e.Code == wire.CodeDeadline {
 		return err
 	}
 	return s.forceDelete(ctx, rec)
+}
+
+// removeState removes the directory of the runtime's state, where Create.RemoveState says that this is
+// all. It returns false if the runtime's delete must do it: an entry that is a directory could be a
+// mount point.
+func (s *Server) removeState(rec record) bool {
+	dir := rec.stateDir()
+	if !rec.Create.RemoveState || dir == "" {
+		return false
+	}
+	err := s.spare.lend(func() error { return removeFlat(dir) })
+	return err == nil || errors.Is(err, fs.ErrNotExist)
+}
+
+// removeFlat removes a directory with its files. If an entry is a directory, it removes nothing and
+// returns an error.
+func removeFlat(dir string) error {
+	st, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	if !st.IsDir() {
+		return fmt.Errorf("remove %s: %w", dir, unix.ENOTDIR)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			return fmt.Errorf("remove %s: %s is a directory", dir, e.Name())
+		}
+	}
+	for _, e := range entries {
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return os.Remove(dir)
 }
 
 // forceDelete has the runtime delete a container in any state. A container that it does not know is

@@ -33,6 +33,16 @@ type record struct {
 	OOMKills uint64 `json:"oomKills,omitempty"`
 }
 
+// stateDir returns the container's directory below the runtime's root, "" if that is not known.
+func (r record) stateDir() string {
+	for i, arg := range r.Create.Runtime {
+		if arg == "--root" && i+1 < len(r.Create.Runtime) {
+			return filepath.Join(r.Create.Runtime[i+1], r.ID)
+		}
+	}
+	return ""
+}
+
 const (
 	recordName = "container.json"
 	exitName   = "exit.json"

@@ -83,10 +83,9 @@ func (c *container) unblockStart() (release func()) {
 // startPipe returns the path of the pipe at which the process of a created container waits, "" if
 // the runtime's root is not known.
 func (c *container) startPipe() string {
-	for i, arg := range c.rec.Create.Runtime {
-		if arg == "--root" && i+1 < len(c.rec.Create.Runtime) {
-			return filepath.Join(c.rec.Create.Runtime[i+1], c.id(), execFifo)
-		}
+	dir := c.rec.stateDir()
+	if dir == "" {
+		return ""
 	}
-	return ""
+	return filepath.Join(dir, execFifo)
 }

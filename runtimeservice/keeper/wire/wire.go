@@ -175,6 +175,7 @@ type Create struct {
 	UID          int           `json:"uid,omitempty"`
 	GID          int           `json:"gid,omitempty"`
 	StartPipe    string        `json:"startPipe,omitempty"`
+	RemoveState  bool          `json:"removeState,omitempty"`
 }
 
 // Values of Create.StartPipe. An empty one, and any other, means the runtime's start.
