@@ -128,6 +128,8 @@ func TestCompletions(t *testing.T) {
 		"mica stop --k":                  "--keeper",
 		"mica events --follow --pod x -": "--json",
 		"mica config du":                 "dump",
+		"mica debug pro":                 "profile",
+		"mica debug profile gor":         "goroutine",
 	} {
 		words := strings.Fields(line)
 		got := output(t, "bash", append([]string{"-c", bash, "bash"}, words...)...)

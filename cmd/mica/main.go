@@ -1,6 +1,6 @@
 // Command mica is the node tool. It shows the daemon's state and operations, checks the node for
-// damage and leftovers, shows and checks the configuration, and stops the daemon. Pods and images
-// are managed by CRI tools such as crictl.
+// damage and leftovers, profiles the daemon, shows and checks the configuration, and stops the
+// daemon. Pods and images are managed by CRI tools such as crictl.
 //
 // Results go to standard output, everything else to standard error. The exit code is 0 on success,
 // 1 on a failure (a check found problems, the daemon does not answer), and 2 for an invalid command
@@ -52,6 +52,7 @@ func commands() []command {
 		{"info", "", "show version, directories and sockets of the running daemon", (*tool).info},
 		{"check", "[--content]", "check the whole node for damage and leftovers", (*tool).check},
 		{"events", "[--follow] [--running] [--pod NAME] [--json]", "show running and recent operations with their stages", (*tool).events},
+		{"debug", "profile KIND [--seconds N] [--output FILE]", "write a profile of the daemon to a file; kinds: cpu, heap, goroutine, trace", (*tool).debug},
 		{"config", "default|dump|check", "print a commented configuration file, print the settings in force, or check the files", (*tool).config},
 		{"stop", "[--all|--keeper]", "end the daemon; with --keeper also the keeper and the embedded network, with --all also all pods", (*tool).stop},
 		{"version", "", "print the version", (*tool).version},

@@ -1,5 +1,5 @@
 // Package admin is the protocol by which the node tool queries and controls a running daemon: its
-// state, its operations, checks of its stores, and stopping it. Pods and images are managed through
+// state, its operations, checks of its stores, profiles, and stopping it. Pods and images are managed through
 // the CRI instead.
 //
 // It is HTTP with JSON on a unix socket that only root may open. Both ends come from the same
@@ -8,6 +8,7 @@ package admin
 
 import (
 	"context"
+	"io"
 	"time"
 )
 
@@ -17,7 +18,8 @@ const (
 	pathCheck = "/check"
 	pathStop  = "/stop"
 
-	pathEvents = "/events"
+	pathEvents  = "/events"
+	pathProfile = "/profile"
 )
 
 // Info describes a running daemon.
@@ -96,6 +98,14 @@ type EventsArgs struct {
 	Follow bool
 }
 
+// ProfileArgs selects a profile of the daemon's process.
+type ProfileArgs struct {
+	// Kind is cpu, heap, goroutine or trace.
+	Kind string `json:"kind"`
+	// Seconds is how long a profile of kind cpu or trace is collected.
+	Seconds int `json:"seconds"`
+}
+
 // Daemon is the daemon behind the API. Its methods must be safe for concurrent use.
 type Daemon interface {
 	Info(ctx context.Context) (Info, error)
@@ -104,6 +114,10 @@ type Daemon interface {
 	// Events calls emit for each recent and each running operation, and with args.Follow for later
 	// ones until ctx ends. It returns emit's error, if there is one.
 	Events(ctx context.Context, args EventsArgs, emit func(Event) error) error
+	// Profile writes a profile to w, in the format of `go tool pprof` or `go tool trace`. When ctx
+	// ends or w returns an error, it ends early. It returns an error before it has written anything
+	// if args are invalid or another profile of this kind is being collected.
+	Profile(ctx context.Context, args ProfileArgs, w io.Writer) error
 	// Stop begins to stop the daemon and returns, or returns why it cannot stop.
 	Stop(ctx context.Context, args StopArgs) error
 }

@@ -1,8 +1,10 @@
 package admin
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"path/filepath"
 	"strings"
@@ -15,7 +17,8 @@ import (
 )
 
 type fakeDaemon struct {
-	stop func(StopArgs) error
+	stop      func(StopArgs) error
+	profiling func() // is called during each profile
 }
 
 func (fakeDaemon) Info(context.Context) (Info, error) {
@@ -37,6 +40,22 @@ func (fakeDaemon) Events(ctx context.Context, args EventsArgs, emit func(Event) 
 		return errors.New("the end")
 	}
 	<-ctx.Done()
+	return nil
+}
+
+// Profile writes a first part, and then fails or waits for ctx.
+func (d fakeDaemon) Profile(ctx context.Context, args ProfileArgs, w io.Writer) error {
+	if args.Kind == "unknown" {
+		return errors.New("no such kind")
+	}
+	if _, err := io.WriteString(w, "samples"); err != nil {
+		return err
+	}
+	if args.Seconds > 0 {
+		d.profiling()
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	return nil
 }
 
@@ -116,6 +135,47 @@ func TestFollowerDoesNotHoldTheDaemon(t *testing.T) {
 	go func() { ended <- Serve(ctx, l, fakeDaemon{}) }()
 	if err := NewClient(path).Events(t.Context(), EventsArgs{Follow: true}, func(Event) error { end(); return nil }); err != nil {
 		t.Errorf("events: %v", err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("serve: %v", err)
+	}
+}
+
+func TestProfile(t *testing.T) {
+	c := serve(t, fakeDaemon{})
+	var got bytes.Buffer
+	if err := c.Profile(t.Context(), ProfileArgs{Kind: "heap"}, &got); err != nil || got.String() != "samples" {
+		t.Errorf("got %q, %v", got.String(), err)
+	}
+	got.Reset()
+	err := c.Profile(t.Context(), ProfileArgs{Kind: "unknown"}, &got)
+	if err == nil || err.Error() != "no such kind" || got.Len() > 0 {
+		t.Errorf("got %q, %v", got.String(), err)
+	}
+}
+
+// Neither a client that disconnects nor the daemon's end waits for a profile, and the client never
+// takes an incomplete profile for a complete one.
+func TestProfileEndsEarly(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, end := context.WithCancel(t.Context())
+	asked, disconnect := context.WithCancel(t.Context())
+	defer disconnect()
+	interrupt := make(chan func(), 2)
+	interrupt <- disconnect
+	interrupt <- end
+	ended := make(chan error, 1)
+	go func() { ended <- Serve(ctx, l, fakeDaemon{profiling: func() { (<-interrupt)() }}) }()
+	args := ProfileArgs{Kind: "cpu", Seconds: 1}
+	if err := NewClient(path).Profile(asked, args, io.Discard); !errors.Is(err, context.Canceled) {
+		t.Errorf("a client that disconnects gets %v", err)
+	}
+	if err := NewClient(path).Profile(t.Context(), args, io.Discard); err == nil {
+		t.Error("an incomplete profile is no error")
 	}
 	if err := <-ended; err != nil {
 		t.Errorf("serve: %v", err)

@@ -85,6 +85,26 @@ func (c *Client) Events(ctx context.Context, args EventsArgs, emit func(Event) e
 	}
 }
 
+// Profile requests a profile and copies it to w. It takes args.Seconds for some kinds.
+func (c *Client) Profile(ctx context.Context, args ProfileArgs, w io.Writer) error {
+	data, err := json.Marshal(args)
+	if err != nil {
+		return fmt.Errorf("encode request: %w", err)
+	}
+	resp, err := c.send(ctx, http.MethodPost, pathProfile, data)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		return answeredError(resp, http.MethodPost, pathProfile)
+	}
+	if _, err := io.Copy(w, resp.Body); err != nil {
+		return fmt.Errorf("receive profile: %w", err)
+	}
+	return nil
+}
+
 func (c *Client) call(ctx context.Context, method, path string, body, answer any) error {
 	data, err := json.Marshal(body)
 	if err != nil {

@@ -17,6 +17,9 @@ const (
 	headerTimeout = 5 * time.Second
 	stopTimeout   = 5 * time.Second
 	maxRequest    = 1 << 20
+	// sendTimeout bounds how long a client may leave a part of a profile unread. The process
+	// buffers a trace while it cannot be sent.
+	sendTimeout = 5 * time.Second
 )
 
 // Serve answers requests on l until ctx ends, gives requests in progress five seconds to end, and
@@ -29,6 +32,7 @@ func Serve(ctx context.Context, l net.Listener, d Daemon) error {
 		return struct{}{}, d.Stop(ctx, args)
 	}))
 	mux.Handle("GET "+pathEvents, streamEvents(ctx, d))
+	mux.Handle("POST "+pathProfile, sendProfile(ctx, d))
 	srv := &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: headerTimeout,
@@ -62,11 +66,8 @@ type failure struct {
 func handle[Request, Answer any](serve func(context.Context, Request) (Answer, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var req Request
-		if r.Method == http.MethodPost {
-			if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest)).Decode(&req); err != nil {
-				reply(w, http.StatusBadRequest, failure{"decode request: " + err.Error()})
-				return
-			}
+		if r.Method == http.MethodPost && !decode(w, r, &req) {
+			return
 		}
 		answer, err := serve(r.Context(), req)
 		if err != nil {
@@ -75,6 +76,15 @@ func handle[Request, Answer any](serve func(context.Context, Request) (Answer, e
 		}
 		reply(w, http.StatusOK, answer)
 	})
+}
+
+// decode decodes the request's body, or replies why it cannot.
+func decode(w http.ResponseWriter, r *http.Request, req any) bool {
+	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest)).Decode(req)
+	if err != nil {
+		reply(w, http.StatusBadRequest, failure{"decode request: " + err.Error()})
+	}
+	return err == nil
 }
 
 // message is one line of the event stream: an event, or the error that ends the stream.
@@ -103,6 +113,44 @@ func streamEvents(ctx context.Context, d Daemon) http.Handler {
 			_ = out.Encode(message{Failure: &failure{err.Error()}}) // a failure means that the client has disconnected
 		}
 	})
+}
+
+// sendProfile sends a profile, or an error if there is one before the first byte. After a later
+// error it breaks the connection. The profile ends with ctx.
+func sendProfile(ctx context.Context, d Daemon) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var args ProfileArgs
+		if !decode(w, r, &args) {
+			return
+		}
+		asked, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		defer context.AfterFunc(ctx, cancel)()
+		out := &promptWriter{to: w}
+		w.Header().Set("Content-Type", "application/octet-stream")
+		w.Header().Set("Connection", "close") // the write deadline would apply to later responses
+		err := d.Profile(asked, args, out)    //nolint:contextcheck // asked ends with ctx
+		switch {
+		case err != nil && out.began:
+			panic(http.ErrAbortHandler)
+		case err != nil:
+			reply(w, http.StatusInternalServerError, failure{err.Error()})
+		}
+	})
+}
+
+// promptWriter is a response whose client has to read each part within sendTimeout.
+type promptWriter struct {
+	to    http.ResponseWriter
+	began bool // something was written
+}
+
+func (p *promptWriter) Write(b []byte) (int, error) {
+	p.began = true
+	if err := http.NewResponseController(p.to).SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
+		return 0, err
+	}
+	return p.to.Write(b)
 }
 
 func reply(w http.ResponseWriter, code int, body any) {

@@ -19,13 +19,18 @@ _mica() {
 		_filedir toml
 		return
 		;;
-	--pod) return ;;
+	--pod | --seconds) return ;;
+	--output)
+		_filedir
+		return
+		;;
 	esac
 	local choices
 	case $command in
-	'') choices='--config --help info check events config stop version' ;;
+	'') choices='--config --help info check events debug config stop version' ;;
 	check) choices='--content --help' ;;
 	events) choices='--follow --running --pod --json --help' ;;
+	debug) choices='profile cpu heap goroutine trace --seconds --output --help' ;;
 	config) choices='default dump check' ;;
 	stop) choices='--all --keeper --help' ;;
 	*) choices='--help' ;;
