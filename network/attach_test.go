@@ -482,8 +482,8 @@ func TestPluginBeingInstalled(t *testing.T) {
 		t.Fatalf("Add did not wait: %v", err)
 	case <-time.After(300 * time.Millisecond):
 	}
+	must(t, os.Rename(script, path)) // before the close, after which the executable could be run
 	must(t, f.Close())
-	must(t, os.Rename(script, path))
 	must(t, <-done)
 	if got := commands(t, log); got != "ADD" {
 		t.Errorf("plugin saw %q", got)

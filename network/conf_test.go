@@ -238,9 +238,8 @@ func TestUpdateRuntimeConfig(t *testing.T) {
 		t.Errorf("files written: %v", left)
 	}
 	for _, cidr := range []string{"10.5.0.0/24", "10.1.0.0/24, fd01::/64,10.2.0.0/24"} { // the second replaces the first
-		before := n.current()
 		must(t, n.UpdateRuntimeConfig(t.Context(), cidr))
-		eventually(t, "configuration read", func() bool { return n.current() != before })
+		n.awaitConf()
 	}
 	var got struct {
 		Name    string

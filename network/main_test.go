@@ -347,17 +347,33 @@ func read(t testing.TB, path string) string {
 // it.
 func (n *node) configure(name, text string) {
 	n.t.Helper()
-	before := n.current()
 	// By a rename, so that the network never reads the beginning of the file.
 	written := filepath.Join(n.t.TempDir(), filepath.Base(name))
 	must(n.t, os.WriteFile(written, []byte(text), 0o644))
 	must(n.t, os.Rename(written, filepath.Join(n.opts.ConfDir, name)))
-	eventually(n.t, "configuration read", func() bool { return n.current() != before })
+	n.awaitConf()
 }
 
 func (n *node) unconfigure(name string) {
 	n.t.Helper()
-	before := n.current()
 	must(n.t, os.Remove(filepath.Join(n.opts.ConfDir, name)))
-	eventually(n.t, "configuration read", func() bool { return n.current() != before })
+	n.awaitConf()
+}
+
+// awaitConf waits until the network has loaded what is in the configuration directory. Another load
+// than that of the last change is not enough: the network may load once more for a change before.
+func (n *node) awaitConf() {
+	n.t.Helper()
+	eventually(n.t, "configuration read", func() bool {
+		return n.current().describe() == loadConf(n.opts.ConfDir, n.Network.opts.Default).describe()
+	})
+}
+
+// describe returns everything that a configuration has.
+func (c *conf) describe() string {
+	text := fmt.Sprint(c.source, c.err, c.broken)
+	if c.list != nil {
+		text += string(c.list.Bytes)
+	}
+	return text
 }
