@@ -33,12 +33,14 @@ func TestExecStreamTakesLateOutput(t *testing.T) {
 			t.Errorf("%s: error %v, output %q", protocol, err, s.stdout.String())
 		}
 	}
-	response, err := f.Runtime.Exec(f.ctx, &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", "sleep 1000 & echo first"}, Stdout: true, Stderr: true})
+	// The container is stopped once the command has ended: until then, the stop would kill it.
+	const left = "(while kill -0 $$ 2>/dev/null; do sleep 0.05; done; echo ended; exec sleep 1000) &"
+	response, err := f.Runtime.Exec(f.ctx, &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", left}, Stdout: true, Stderr: true})
 	f.no(err)
 	s := &streams{stdout: received{each: func(string) {
 		go func() { _ = f.Runtime.StopContainer(f.ctx, id, 0) }()
 	}}}
-	if err := f.stream("spdy", response.Url, s); err != nil || s.stdout.String() != "first\n" {
+	if err := f.stream("spdy", response.Url, s); err != nil || s.stdout.String() != "ended\n" {
 		t.Errorf("stopped container: error %v, output %q", err, s.stdout.String())
 	}
 	f.await(id)
