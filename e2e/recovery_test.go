@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/micarun/mica/internal/failpoint"
 	"github.com/micarun/mica/internal/patience"
 )
 
@@ -215,6 +216,30 @@ func TestEvents(t *testing.T) {
 	for _, s := range subscribers {
 		f.endStreams(s.ended)
 	}
+}
+
+// A container is removed as soon as its status shows the exit. The event of the removal still comes
+// after that of the exit.
+func TestEventsKeepTheirOrder(t *testing.T) {
+	f := start(t)
+	f.no(f.StopDaemon())
+	f.Env = []string{failpoint.Variable + "=exit-recorded=sleep:500ms"} // longer than the removal
+	_, err := f.StartDaemon(f.ctx)
+	f.no(err)
+	events, ended := f.events()
+	id := f.start(f.runPod(f.podConfig()), f.containerConfig(busyboxImage, "sh", "-c", "exit 5"))
+	f.await(id)
+	f.no(f.Runtime.RemoveContainer(f.ctx, id))
+	for _, want := range []runtimeapi.ContainerEventType{
+		runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT,
+		runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT,
+	} {
+		if event := f.event(events, id); event.ContainerEventType != want {
+			t.Errorf("event is %v, want %v", event.ContainerEventType, want)
+			break
+		}
+	}
+	f.endStreams(ended)
 }
 
 // Exit events without a subscriber, for example in a daemon's last moments, are sent again by later

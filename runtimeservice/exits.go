@@ -11,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
+	"github.com/micarun/mica/internal/failpoint"
 	"github.com/micarun/mica/runtimeservice/keeper"
 	"github.com/micarun/mica/runtimeservice/state"
 )
@@ -85,6 +86,9 @@ func (s *Service) recordExit(c *Container, exit keeper.Exit) error {
 	if err != nil || !ended {
 		return err
 	}
+	if err := failpoint.Hit("exit-recorded"); err != nil {
+		return err
+	}
 	s.noteExit(c)
 	pod, err := s.pods.Get(c.PodID())
 	if err != nil {
@@ -111,6 +115,13 @@ func (s *Service) noteExit(c *Container) {
 // caller holds c.publishing.
 func (s *Service) publishStopped(c *Container, pod *Pod) {
 	c.undelivered = !s.emit(c.ID(), pod, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+}
+
+// awaitPublished waits until the event of the recorded exit is published, so that later events come
+// after it.
+func (c *Container) awaitPublished() {
+	c.publishing.Lock()
+	defer c.publishing.Unlock()
 }
 
 // recordUndelivered persists that the exit event reached no subscriber, so that it is sent again

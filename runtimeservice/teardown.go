@@ -184,6 +184,7 @@ func (s *Service) endContainer(ctx context.Context, c *Container) error {
 	if err := s.killContainer(ctx, c); err != nil {
 		return err
 	}
+	c.awaitPublished()
 	operations.Enter(ctx, "delete container")
 	s.notifyExit(ctx, c)
 	return failpoint.Hit("container-killed")
