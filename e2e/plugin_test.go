@@ -283,7 +283,13 @@ func TestBadHookFile(t *testing.T) {
 
 // gate is an NRI plugin that delays the creation of pods and containers.
 type gate struct {
-	entered, open chan string // the ID of the object being created
+	joined        chan struct{} // closed when the plugin joins
+	entered, open chan string   // the ID of the object being created
+}
+
+func (g *gate) Synchronize(context.Context, []*api.PodSandbox, []*api.Container) ([]*api.ContainerUpdate, error) {
+	close(g.joined)
+	return nil, nil
 }
 
 func (g *gate) pass(ctx context.Context, id string) error {
@@ -309,11 +315,12 @@ func (g *gate) CreateContainer(ctx context.Context, _ *api.PodSandbox, c *api.Co
 func TestRetriesJoinCancelledCalls(t *testing.T) {
 	f := start(t)
 	f.pull(busyboxImage)
-	g := &gate{entered: make(chan string, 10), open: make(chan string)}
+	g := &gate{joined: make(chan struct{}), entered: make(chan string, 10), open: make(chan string)}
 	s, err := stub.New(g, stub.WithPluginName("gate"), stub.WithPluginIdx("10"), stub.WithSocketPath(f.PluginSocket()))
 	f.no(err)
 	f.no(s.Start(f.ctx))
 	t.Cleanup(s.Stop)
+	<-g.joined // the plugin gets no events before
 
 	config := f.podConfig()
 	p := pod{id: f.giveUpAndRetry(g, func(ctx context.Context) (string, error) { return f.Runtime.RunPodSandbox(ctx, config, "") }), config: config}
