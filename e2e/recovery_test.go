@@ -218,8 +218,8 @@ func TestEvents(t *testing.T) {
 	}
 }
 
-// A container is removed as soon as its status shows the exit. The event of the removal still comes
-// after that of the exit.
+// A container is removed as soon as its status shows the exit. The event of the exit still comes
+// before the event of the removal.
 func TestEventsKeepTheirOrder(t *testing.T) {
 	f := start(t)
 	f.no(f.StopDaemon())

@@ -360,8 +360,8 @@ func (n *node) unconfigure(name string) {
 	n.awaitConf()
 }
 
-// awaitConf waits until the network has loaded what is in the configuration directory. Another load
-// than that of the last change is not enough: the network may load once more for a change before.
+// awaitConf waits until the network has loaded what is in the configuration directory. A new
+// load alone does not show that: it may be for an earlier change.
 func (n *node) awaitConf() {
 	n.t.Helper()
 	eventually(n.t, "configuration read", func() bool {
