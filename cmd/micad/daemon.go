@@ -85,6 +85,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		"metrics": func(ctx context.Context) error { return serveMetrics(ctx, metricsListener, d.node.registry()) },
 		"reload":  d.reloadOnSignal,
 		"manager": d.notifyManager,
+		"memory":  d.node.memory.releaseWhenQuiet,
 	}
 	ended := make(chan error, len(parts))
 	for name, serve := range parts {

@@ -48,14 +48,15 @@ type node struct {
 
 	operations *operations.Tracker
 	counted    *operationMetrics
+	memory     *memory
 	tracing    *tracing // nil if tracing is disabled
 }
 
 // open opens all components, independent ones concurrently, and returns when clients may connect.
 // On an error it closes everything again.
 func open(ctx context.Context, c config.Config) (*node, error) {
-	n := &node{counted: newOperationMetrics()}
-	observers := []operations.Observer{n.counted}
+	n := &node{counted: newOperationMetrics(), memory: newMemory()}
+	observers := []operations.Observer{n.counted, n.memory}
 	var err error
 	if n.tracing, err = startTracing(ctx); err != nil {
 		return nil, err
