@@ -21,13 +21,13 @@ import (
 	"log"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strconv"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/micarun/mica/internal/reaper"
+	"github.com/micarun/mica/internal/residency"
 	"github.com/micarun/mica/runtimeservice/keeper/wire"
 	"golang.org/x/sys/unix"
 )
@@ -90,7 +90,7 @@ func Run(ctx context.Context, o Options) error {
 		o: o, instance: newInstance(), lock: -1, settled: make(chan struct{}), quit: make(chan struct{}),
 		containers: map[string]*container{}, making: map[string]bool{}, sessions: map[*session]bool{},
 	}
-	s.work.rest = relax
+	s.work.rest = s.relax
 	s.spare, s.runs = newReserve(spareSteps), newReserve(spareRuns)
 	var err error
 	if s.exe, err = wire.FileID("/proc/self/exe"); err != nil {
@@ -109,7 +109,7 @@ func Run(ctx context.Context, o Options) error {
 	if o.Serving != nil {
 		o.Serving()
 	}
-	relax()
+	s.relax()
 	select {
 	case <-s.quit:
 	case <-ctx.Done():
@@ -123,8 +123,12 @@ func newInstance() string {
 	return strconv.Itoa(os.Getpid()) + "." + strconv.FormatInt(time.Now().UnixNano(), 36)
 }
 
-// relax returns memory to the kernel that only a burst of requests needed.
-func relax() { debug.FreeOSMemory() }
+// relax returns memory to the kernel that only the start or a burst of requests needed.
+func (s *Server) relax() {
+	if err := residency.Release(); err != nil {
+		s.logf("%v", err)
+	}
+}
 
 // open locks the directory and starts the goroutines.
 //
