@@ -151,7 +151,7 @@ func (v *view) makeInitFile(root int, f initFile) error {
 			return err
 		}
 	default:
-		fd, err := createFile(dir, base)
+		fd, err := createFile(dir, base, 0o600)
 		if err != nil {
 			return err
 		}

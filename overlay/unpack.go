@@ -263,7 +263,7 @@ func (u *unpacker) setTimes(d dirTimes) error {
 }
 
 func (u *unpacker) regular(parent int, base string, m meta, content io.Reader) (err error) {
-	fd, err := createFile(parent, base)
+	fd, err := createFile(parent, base, 0o600)
 	if err != nil {
 		return fmt.Errorf("create file: %w", err)
 	}

@@ -33,7 +33,7 @@ func nest(tb testing.TB, top string, depth int) {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	file, err := createFile(fd, "f")
+	file, err := createFile(fd, "f", 0o600)
 	if err != nil {
 		tb.Fatal(err)
 	}

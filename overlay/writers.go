@@ -5,10 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc64"
 	"sync"
 
-	"github.com/vbatts/tar-split/tar/storage"
 	"golang.org/x/sys/unix"
 )
 
@@ -105,7 +103,7 @@ func (w *writers) recycle(c chunk) {
 
 // write creates one file. It is an error if the name exists.
 func (w *writers) write(j *fileJob) (err error) {
-	fd, err := createFile(j.dir.fd, j.base)
+	fd, err := createFile(j.dir.fd, j.base, j.meta.mode)
 	if err != nil {
 		return fmt.Errorf("create file: %w", err)
 	}
@@ -123,9 +121,11 @@ func (w *writers) write(j *fileJob) (err error) {
 	return futimens(fd, j.meta.times.access, j.meta.times.modify)
 }
 
-func createFile(dirfd int, base string) (int, error) {
+// createFile creates a file for writing. The umask and default access control lists may change its
+// mode.
+func createFile(dirfd int, base string, mode uint32) (int, error) {
 	for {
-		fd, err := unix.Openat(dirfd, base, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		fd, err := unix.Openat(dirfd, base, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode&0o777)
 		if !errors.Is(err, unix.EINTR) {
 			return fd, err
 		}
@@ -140,7 +140,7 @@ func (w *writers) content(fd int, j *fileJob) error {
 	var crc uint64
 	if j.chunks == nil {
 		data := j.chunk.bytes()
-		crc = crc64.Update(crc, storage.CRCTable, data)
+		crc = updateCRC(crc, data)
 		if err := out.write(data); err != nil {
 			return err
 		}
@@ -166,7 +166,7 @@ func (w *writers) stream(out *fileWriter, j *fileJob, crc *uint64) error {
 			if j.sparse {
 				out.pos = c.at
 			} else {
-				*crc = crc64.Update(*crc, storage.CRCTable, c.bytes())
+				*crc = updateCRC(*crc, c.bytes())
 			}
 			err := out.write(c.bytes())
 			w.recycle(c)
