@@ -13,7 +13,6 @@ import (
 	"sync/atomic"
 
 	"github.com/containerd/errdefs"
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/therootcompany/xz"
 )
@@ -140,7 +139,7 @@ func (p *Pool) open(ctx context.Context, s *Stream, in *bufio.Reader) error {
 	magic, _ := in.Peek(magicSize)
 	switch formatOf(magic) {
 	case gzipFormat:
-		z, err := gzip.NewReader(in)
+		z, err := newGzipReader(in)
 		if err != nil {
 			return fmt.Errorf("gzip: %w", err)
 		}
@@ -186,7 +185,8 @@ func NewReader(in io.Reader, maxWindow uint64) (io.ReadCloser, error) {
 	}
 	switch formatOf(magic) {
 	case gzipFormat:
-		return gzip.NewReader(buffered)
+		z, err := newGzipReader(buffered)
+		return io.NopCloser(z), err
 	case zstdFormat:
 		z, err := zstd.NewReader(buffered, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderMaxMemory(maxWindow))
 		if err != nil {
