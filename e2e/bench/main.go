@@ -132,5 +132,5 @@ func buildImages(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return images.Build(ctx, dir, root, append(images.Basic(), images.Python()), func(testimage.Built) {})
+	return images.Build(ctx, dir, root, append(images.Basic(), images.Pythons()...), func(testimage.Built) {})
 }

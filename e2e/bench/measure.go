@@ -124,31 +124,6 @@ func execs(ctx context.Context, s settings, peers []*peer) ([]row, error) {
 	return []row{pair("ExecSync, p50", 0.5, took), pair("ExecSync, p99", 0.99, took)}, nil
 }
 
-// pulls pulls the python image repeatedly, and removes it in between.
-func pulls(ctx context.Context, s settings, peers []*peer) ([]row, error) {
-	var took [2]samples
-	for range s.pulls {
-		for n, p := range peers {
-			spec := &runtimeapi.ImageSpec{Image: python}
-			err := took[n].timed(func() error {
-				_, err := p.images.PullImage(ctx, spec, nil, nil)
-				return err
-			})
-			if err != nil {
-				return nil, fmt.Errorf("%s: pull: %w", p.name, err)
-			}
-			if err := p.images.RemoveImage(ctx, spec); err != nil {
-				return nil, fmt.Errorf("%s: remove image: %w", p.name, err)
-			}
-			// All writes are flushed, so that one peer's writes do not delay the other.
-			if err := command(ctx, "sync"); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return []row{pair("pull of the python image (323 MB, 6 layers, gzip), p50", 0.5, took)}, nil
-}
-
 // crowd measures the memory per running pod, as the slope between few pods and many, and the
 // restart of a killed daemon with the many pods.
 func crowd(ctx context.Context, s settings, peers []*peer) ([]row, error) {

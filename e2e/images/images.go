@@ -61,6 +61,18 @@ func Python() testimage.Image {
 	}
 }
 
+// Pythons are Python and variants of it for benchmarks of pulls: with zstd, and with another
+// application on the same layers.
+func Pythons() []testimage.Image {
+	zstd, app := Python(), Python()
+	zstd.Names, app.Names = []string{"mica/python:zstd"}, []string{"mica/python:app"}
+	for n := range zstd.Layers {
+		zstd.Layers[n].Compression = testimage.Zstd
+	}
+	app.Layers[len(app.Layers)-1] = testimage.Layer{Files: []testimage.File{{Path: "/app/main.py", Content: "print('another application')\n"}}}
+	return []testimage.Image{Python(), zstd, app}
+}
+
 // shell is the config of an image whose default command is a shell.
 func shell() ocispec.ImageConfig {
 	return ocispec.ImageConfig{Env: []string{searchPath}, Cmd: []string{"sh"}}
