@@ -3,6 +3,7 @@ package e2e
 import (
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -354,6 +355,40 @@ func (f *fixture) endStreams(ended <-chan struct{}) {
 	case <-ended:
 	case <-time.After(patience.Of(time.Minute)):
 		f.t.Error("the event stream did not end with its connection")
+	}
+}
+
+// The check finds running pods whose network is no longer as the daemon made it.
+func TestCheckSeesChangedNetwork(t *testing.T) {
+	f := start(t)
+	untouched := f.runPod(f.podConfig())
+	want := map[string]string{}
+	for change, what := range map[string]string{
+		"ip route del default":                       "no route to 0.0.0.0/0",
+		"ip addr flush dev eth0":                     "interface eth0 does not have the address ",
+		"ip link set eth0 address 02:00:00:00:00:01": "interface eth0 has the hardware address 02:00:00:00:00:01",
+	} {
+		p := f.runPod(f.podConfig())
+		ns := filepath.Join(f.State, "pods", p.id, "net")
+		enter := append([]string{"--net=" + ns}, strings.Fields(change)...)
+		if out, err := exec.CommandContext(f.ctx, "nsenter", enter...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", change, err, out)
+		}
+		want[filepath.Join(f.Data, "cri", "pods", p.id)+": network has changed: "] = what
+		defer func() { f.no(f.Runtime.StopPodSandbox(f.ctx, p.id)) }()
+	}
+	out, err := f.Mica(f.ctx, "check")
+	if err == nil {
+		t.Error("the check succeeds")
+	}
+	for path, what := range want {
+		_, rest, _ := strings.Cut(out, path)
+		if line, _, _ := strings.Cut(rest, "\n"); !strings.Contains(line, what) {
+			t.Errorf("check does not report %q of %s:\n%s", what, path, out)
+		}
+	}
+	if strings.Contains(out, untouched.id) {
+		t.Errorf("check reports a pod without a change:\n%s", out)
 	}
 }
 

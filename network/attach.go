@@ -244,6 +244,13 @@ func hostLocal(list *libcni.NetworkConfigList) []hostlocal.Leases {
 	return found
 }
 
+// InProcess reports whether the daemon itself attached the pod, without executed plugins. It is
+// false for a pod that is not attached. It is safe for concurrent use.
+func (n *Network) InProcess(id string) bool {
+	rec, err := n.records.read(id)
+	return err == nil && rec.InProcess
+}
+
 // Check asks the plugins whether the pod's attachment is still as they made it. It uses only
 // pod.ID. It succeeds without a check for configurations older than CNI 0.4.0 and those that
 // disable it. A pod that is not attached is errdefs.ErrNotFound.

@@ -51,6 +51,7 @@ func (s *Service) Check(ctx context.Context) ([]overlay.Problem, error) {
 	}
 	problems = append(problems, s.unsettled(alive)...)
 	problems = append(problems, s.lacking()...)
+	problems = append(problems, s.changedNetworks(ctx)...)
 	left, leftErr := s.network.Leftovers(s.networked())
 	live, liveErr := s.network.LiveLeftovers(ctx, s.networked())
 	return append(problems, networkProblems(append(left, live...))...), errors.Join(err, leftErr, liveErr)
@@ -65,6 +66,26 @@ func (s *Service) lacking() []overlay.Problem {
 		}
 		if what := s.podLacks(p); what != "" {
 			problems = append(problems, overlay.Problem{Path: p.Dir(), What: "pod is ready but lacks its " + what})
+		}
+	}
+	return problems
+}
+
+// changedNetworks finds ready pods whose network is no longer as the daemon made it. Pods of executed
+// plugins are not checked: the CHECK of some fails for healthy pods, such as that of portmap 1.1.1
+// for host ports of one address family.
+func (s *Service) changedNetworks(ctx context.Context) []overlay.Problem {
+	ctx, cancel := context.WithTimeout(ctx, checkPatience)
+	defer cancel()
+	var problems []overlay.Problem
+	for _, p := range s.pods.All() {
+		ready := func() bool { return p.State().Phase == state.PodReady }
+		if !ready() || p.hostNetwork() || !s.network.InProcess(p.ID()) {
+			continue
+		}
+		// A stop during the check takes the network away.
+		if err := s.network.Check(ctx, s.networkPod(p)); err != nil && ready() {
+			problems = append(problems, overlay.Problem{Path: p.Dir(), What: "network has changed: " + err.Error()})
 		}
 	}
 	return problems

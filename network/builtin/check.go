@@ -130,8 +130,9 @@ func (b bridgeConf) checkHost(h *netlink.Handle, c call, pod netlink.Link) error
 	if br == nil {
 		return fmt.Errorf("bridge %s is not in the result", b.Bridge)
 	}
-	if promiscuous := br.Attrs().Promisc != 0; promiscuous != b.PromiscMode {
-		return fmt.Errorf("promiscuous mode of %s is %t, not %t", b.Bridge, promiscuous, b.PromiscMode)
+	// Whoever captures packets on the bridge makes it promiscuous, too.
+	if b.PromiscMode && br.Attrs().Promisc == 0 {
+		return fmt.Errorf("bridge %s is not promiscuous", b.Bridge)
 	}
 	for _, i := range c.prev.Interfaces {
 		if i.Sandbox != "" || i.Name == b.Bridge {
