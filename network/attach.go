@@ -252,8 +252,9 @@ func (n *Network) InProcess(id string) bool {
 }
 
 // Check asks the plugins whether the pod's attachment is still as they made it. It uses only
-// pod.ID. It succeeds without a check for configurations older than CNI 0.4.0 and those that
-// disable it. A pod that is not attached is errdefs.ErrNotFound.
+// pod.ID. It succeeds without a check for configurations older than CNI 0.4.0, those that disable
+// it, and attachments whose cached result is lost: there is nothing to compare with. A pod that is
+// not attached is errdefs.ErrNotFound.
 func (n *Network) Check(ctx context.Context, pod Pod) error {
 	end, err := n.begin(ctx, pod.ID)
 	if err != nil {
@@ -277,6 +278,9 @@ func (n *Network) check(ctx context.Context, id string) error {
 	list, err := rec.list()
 	if err != nil {
 		return err
+	}
+	if _, err := n.cached(rec); err != nil {
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, n.opts.Timeout)
 	defer cancel()
