@@ -130,7 +130,7 @@ func (b bridgeConf) checkHost(h *netlink.Handle, c call, pod netlink.Link) error
 	if br == nil {
 		return fmt.Errorf("bridge %s is not in the result", b.Bridge)
 	}
-	// Whoever captures packets on the bridge makes it promiscuous, too.
+	// A packet capture on the bridge makes it promiscuous, too.
 	if b.PromiscMode && br.Attrs().Promisc == 0 {
 		return fmt.Errorf("bridge %s is not promiscuous", b.Bridge)
 	}
