@@ -17,6 +17,10 @@ import (
 	"github.com/micarun/mica/runtimeservice/oci"
 )
 
+// shortStep is a time limit for each step that a test waits out. It is long enough for the creation
+// on a busy machine.
+const shortStep = 10 * time.Second
+
 // waiting is a created container of a runtime that records its command lines.
 type waiting struct {
 	*node
@@ -195,7 +199,7 @@ func TestStartByPipeOfALateProcess(t *testing.T) {
 
 // A process that does not come to the pipe within the time limit is an error that names the pipe.
 func TestStartByPipeHasADeadline(t *testing.T) {
-	w := newNode(t).waitingFor("runc", "read", "sleep 1000", 2*time.Second)
+	w := newNode(t).waitingFor("runc", "read", "sleep 1000", shortStep)
 	w.pause()
 	err := w.client.Start(t.Context(), w.id)
 	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "exec.fifo") {
@@ -232,7 +236,7 @@ func TestStartByPipeEndsWithTheExec(t *testing.T) {
 // runtime's start.
 func TestStartByPipeOfALongHook(t *testing.T) {
 	as := spec{script: "exec sleep 1000", hook: "sleep 1000"}
-	w := newNode(t).waitingAs("runc", "read", as, time.Second)
+	w := newNode(t).waitingAs("runc", "read", as, shortStep)
 	if err := w.client.Start(t.Context(), w.id); err != nil {
 		t.Error(err)
 	}
