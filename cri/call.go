@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"k8s.io/klog/v2"
+
+	"github.com/micarun/mica/internal/sent"
 )
 
 // The klog verbosity of successful calls. call.end sets the rules for failed ones.
@@ -78,10 +80,10 @@ func (c *call) reads() bool {
 // unary is the interceptor of unary calls.
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (answer any, err error) {
 	c := s.begin(info.FullMethod, false, req)
+	ctx, watched := sent.Watch(ctx)
 	defer func() {
-		if err = c.end(err, recover()); err != nil {
-			answer = nil
-		}
+		err = c.end(err, recover())
+		answer = track(answer, err, watched)
 	}()
 	if s.opts.Incoming != nil {
 		ctx = s.opts.Incoming(ctx)
@@ -94,6 +96,20 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 		err = s.checkSize(c.method, answer)
 	}
 	return answer, err
+}
+
+// track returns what gRPC sends of an answer: nothing after an error, and an answer whose handler
+// waits for it in the form that reports when it is sent.
+func track(answer any, err error, watched *sent.Answer) any {
+	message, ok := answer.(proto.Message)
+	if err == nil && ok && watched.Awaited() {
+		return &tracked{message, watched}
+	}
+	watched.Sent()
+	if err != nil {
+		return nil
+	}
+	return answer
 }
 
 // checkSize rejects a list that exceeds the message limit. gRPC would reject it too, with an error

@@ -12,6 +12,8 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/micarun/mica/internal/sent"
 )
 
 // Limits of requests. The kubelet's requests describe one pod or container, which the API server
@@ -62,6 +64,38 @@ func (l *limits) Unmarshal(data mem.BufferSlice, request any) error {
 	}
 	return l.CodecV2.Unmarshal(data, request)
 }
+
+// tracked is an answer whose handler waits until it has been sent.
+type tracked struct {
+	proto.Message
+	answer *sent.Answer
+}
+
+// Marshal encodes an answer. The buffer of a tracked one reports that it has been sent.
+func (l *limits) Marshal(v any) (mem.BufferSlice, error) {
+	t, ok := v.(*tracked)
+	if !ok {
+		return l.CodecV2.Marshal(v)
+	}
+	data, err := proto.Marshal(t.Message)
+	if err != nil || mem.IsBelowBufferPoolingThreshold(cap(data)) { // gRPC does not release a small buffer
+		t.answer.Sent()
+		return mem.BufferSlice{mem.SliceBuffer(data)}, err
+	}
+	return mem.BufferSlice{mem.NewBuffer(&data, released{t.answer})}, nil
+}
+
+// released is the pool of one buffer, to which gRPC returns the buffer once it is written.
+type released struct{ answer *sent.Answer }
+
+// Get implements mem.BufferPool.
+func (released) Get(length int) *[]byte {
+	data := make([]byte, length)
+	return &data
+}
+
+// Put implements mem.BufferPool.
+func (r released) Put(*[]byte) { r.answer.Sent() }
 
 // violation returns ErrInvalidArgument for a request that exceeds a limit. It must be called once for
 // every request.

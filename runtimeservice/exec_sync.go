@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/micarun/mica/internal/sent"
 	"github.com/micarun/mica/runtimeservice/streams"
 )
 
@@ -20,6 +22,9 @@ const maxExecSyncOutput = 16<<20 - 4<<10
 
 // largeOutput is the size of both streams in bytes beyond which answers wait for each other.
 const largeOutput = 1 << 20
+
+// unsentLimit is how long after the end of its call an answer may be unsent before the next large one.
+const unsentLimit = 10 * time.Second
 
 // errExecTimeout is the cause when the time limit of an ExecSync request ends.
 var errExecTimeout = errors.New("timed out")
@@ -71,18 +76,20 @@ func (s *Service) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest)
 	return resp, nil
 }
 
-// awaitLargeAnswer waits until no other call answers with large output. ctx must end with the call,
-// when its answer has been sent. Up to three copies of the answer exist until then, so the memory
-// is returned before the next answer.
+// awaitLargeAnswer waits until no other call answers with large output. ctx must be the call's. Up to
+// three copies of the answer exist until it has been sent, so the memory is returned before the next
+// answer. A client that does not take its answer holds up the others for unsentLimit.
 func (s *Service) awaitLargeAnswer(ctx context.Context) error {
 	select {
 	case s.largeAnswer <- struct{}{}:
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	context.AfterFunc(ctx, func() {
+	done := sync.OnceFunc(func() {
 		debug.FreeOSMemory()
 		<-s.largeAnswer
 	})
+	sent.Then(ctx, done)
+	context.AfterFunc(ctx, func() { time.AfterFunc(unsentLimit, done) })
 	return nil
 }

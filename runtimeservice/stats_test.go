@@ -78,7 +78,7 @@ func TestListContainerStats(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			resp, err := m.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{Filter: tt.filter})
 			m.no(err)
-			stream := &sent[runtimeapi.StreamContainerStatsResponse]{ctx: t.Context()}
+			stream := &sentStream[runtimeapi.StreamContainerStatsResponse]{ctx: t.Context()}
 			m.no(m.StreamContainerStats(&runtimeapi.StreamContainerStatsRequest{Filter: tt.filter}, stream))
 			var streamed []*runtimeapi.ContainerStats
 			for _, msg := range stream.messages {
@@ -101,15 +101,15 @@ func TestListContainerStats(t *testing.T) {
 	}
 }
 
-// sent is the server's side of a streamed answer.
-type sent[T any] struct {
+// sentStream is the server's side of a streamed answer.
+type sentStream[T any] struct {
 	grpc.ServerStream
 	ctx      context.Context
 	messages []*T
 }
 
-func (s *sent[T]) Context() context.Context { return s.ctx }
-func (s *sent[T]) Send(m *T) error          { s.messages = append(s.messages, m); return nil }
+func (s *sentStream[T]) Context() context.Context { return s.ctx }
+func (s *sentStream[T]) Send(m *T) error          { s.messages = append(s.messages, m); return nil }
 
 func TestPodStats(t *testing.T) {
 	m := newMeasured(t)
@@ -140,7 +140,7 @@ func TestPodStats(t *testing.T) {
 		if got := list.GetStats(); len(got) != 1 || got[0].GetAttributes().GetId() != p.ID() {
 			t.Errorf("filter by %s has %d pods, want the ready one", name, len(got))
 		}
-		stream := &sent[runtimeapi.StreamPodSandboxStatsResponse]{ctx: t.Context()}
+		stream := &sentStream[runtimeapi.StreamPodSandboxStatsResponse]{ctx: t.Context()}
 		m.no(m.StreamPodSandboxStats(&runtimeapi.StreamPodSandboxStatsRequest{Filter: f}, stream))
 		if len(stream.messages) != 1 || len(stream.messages[0].GetPodSandboxStats()) != 1 {
 			t.Errorf("filter by %s streams %v", name, stream.messages)
@@ -182,7 +182,7 @@ func TestPodMetrics(t *testing.T) {
 	if values["container_processes"] != 1 {
 		t.Errorf("container_processes is %d, want 1", values["container_processes"])
 	}
-	stream := &sent[runtimeapi.StreamPodSandboxMetricsResponse]{ctx: t.Context()}
+	stream := &sentStream[runtimeapi.StreamPodSandboxMetricsResponse]{ctx: t.Context()}
 	m.no(m.StreamPodSandboxMetrics(nil, stream))
 	if len(stream.messages) != 1 || len(stream.messages[0].GetPodSandboxMetrics()) != 1 {
 		t.Errorf("%d messages with metrics, want 1", len(stream.messages))
