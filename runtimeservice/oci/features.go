@@ -17,8 +17,11 @@ const ShallowBinds = "run.mica.shallow-binds"
 
 // Features returns the features that the runtime reports. For a crun without the features command
 // it returns what that version is known to support. For any other runtime without the command it
-// returns no optional features.
+// returns no optional features. It runs the executable, unless Options.Features is set.
 func (r *Runtime) Features(ctx context.Context) (features.Features, error) {
+	if r.options.Features != nil {
+		return *r.options.Features, nil
+	}
 	out, err := r.run(ctx, nil, "features")
 	if err == nil {
 		var f features.Features

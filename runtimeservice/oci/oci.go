@@ -20,6 +20,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go/features"
+
 	"github.com/micarun/mica/internal/reaper"
 )
 
@@ -56,6 +58,8 @@ type Options struct {
 	Unfreeze func(pids []int) error
 	// Timeout bounds one run of the runtime; 0 means two minutes.
 	Timeout time.Duration
+	// Features are the features that the executable reports, if they are known already.
+	Features *features.Features
 }
 
 // Runtime runs one OCI runtime. It is safe for concurrent use.
