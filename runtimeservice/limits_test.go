@@ -1,6 +1,7 @@
 package runtimeservice
 
 import (
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -53,5 +54,32 @@ func TestCurrentSpec(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got.Linux.Resources); diff != "" || *got.Process.OOMScoreAdj != later {
 		t.Errorf("score %d, limits (-want +got):\n%s", *got.Process.OOMScoreAdj, diff)
+	}
+}
+
+// Only the seccomp filter is missing.
+func TestCurrentSpecWithoutSeccomp(t *testing.T) {
+	text, err := os.ReadFile("spec/testdata/confined.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, specFile), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var st state.ContainerState
+	pids := int64(7)
+	st.Limits = &state.Limits{Resources: &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &pids}}}
+	want, err := currentSpec(st, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want.Linux.Seccomp == nil {
+		t.Fatal("the specification has no seccomp filter")
+	}
+	want.Linux.Seccomp = nil
+	got, err := currentSpecWithoutSeccomp(st, dir)
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("%v, (-want +got):\n%s", err, diff)
 	}
 }

@@ -2,9 +2,11 @@ package runtimeservice
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
@@ -24,15 +26,27 @@ func (s *Service) startPlugins(ctx context.Context) error {
 			present.Pods = append(present.Pods, s.pluginPod(p, st))
 		}
 	}
-	for _, c := range s.containers.All() {
-		out, err := s.livingContainer(c)
-		if err != nil {
-			klog.FromContext(ctx).Error(err, "Container is not shown to NRI plugins", "container", c.ID())
-		} else if out.Spec != nil {
-			present.Containers = append(present.Containers, out)
-		}
-	}
+	present.Containers = s.livingContainers(ctx)
 	return s.plugins.Start(ctx, present, nri.Runtime{Update: s.updateForPlugin, Evict: s.evict, InjectCDI: s.injectCDI})
+}
+
+// livingContainers describes the containers of earlier runs of the daemon that plugins need.
+func (s *Service) livingContainers(ctx context.Context) []nri.Container {
+	all := s.containers.All()
+	found := make([]nri.Container, len(all))
+	var group errgroup.Group
+	group.SetLimit(settleWorkers)
+	for i, c := range all {
+		group.Go(func() error {
+			var err error
+			if found[i], err = s.livingContainer(c); err != nil {
+				klog.FromContext(ctx).Error(err, "Container is not shown to NRI plugins", "container", c.ID())
+			}
+			return nil
+		})
+	}
+	_ = group.Wait()
+	return slices.DeleteFunc(found, func(c nri.Container) bool { return c.Spec == nil })
 }
 
 // livingContainer describes a container of an earlier run of the daemon for plugins. Spec is nil if
@@ -43,7 +57,7 @@ func (s *Service) livingContainer(c *Container) (nri.Container, error) {
 	if err != nil || pod.State().Phase != state.PodReady || (st.Phase() != state.Created && st.Phase() != state.Running) {
 		return nri.Container{}, nil //nolint:nilerr // without its pod, a container is not living
 	}
-	ociSpec, err := currentSpec(st, s.paths.Bundle(c.ID()))
+	ociSpec, err := currentSpecWithoutSeccomp(st, s.paths.Bundle(c.ID()))
 	if err != nil {
 		return nri.Container{}, err
 	}

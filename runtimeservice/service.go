@@ -189,9 +189,16 @@ func Open(ctx context.Context, o Options, d Deps) (*Service, error) {
 
 // begin recovers pods and containers, and starts the work in the background.
 func (s *Service) begin(ctx context.Context) error {
+	// The probe waits for a program, meanwhile the records are read.
+	var probe sync.WaitGroup
+	probe.Go(func() { s.noUserNS = s.probeUserNamespaces(ctx) })
 	todo, found, err := s.recover(ctx)
+	probe.Wait()
 	if err != nil {
 		return fmt.Errorf("recover runtime service: %w", err)
+	}
+	if s.noUserNS != nil {
+		klog.FromContext(ctx).Info("Pods with user namespaces will be refused", "reason", s.noUserNS.Error())
 	}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = cancel
@@ -220,9 +227,6 @@ func (s *Service) prepare(ctx context.Context, runtimes map[string]*oci.Runtime)
 	var err error
 	if s.bootID, err = readBootID(); err != nil {
 		return err
-	}
-	if s.noUserNS = s.probeUserNamespaces(ctx); s.noUserNS != nil {
-		klog.FromContext(ctx).Info("Pods with user namespaces will be refused", "reason", s.noUserNS.Error())
 	}
 	if err := s.hooks.Check(); err != nil {
 		klog.FromContext(ctx).Error(err, "Containers will be refused until the hook files can be used")
