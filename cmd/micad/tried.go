@@ -148,7 +148,10 @@ func (n *node) trialConditions(c config.Config, installed map[string]oci.Handler
 	}
 	for _, path := range files {
 		id, err := wire.FileID(path)
-		if err != nil && !(path == libraries && errors.Is(err, fs.ErrNotExist)) {
+		if path == libraries && errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
 			return "", err
 		}
 		conditions.Programs[path] = id
