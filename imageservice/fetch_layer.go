@@ -63,7 +63,7 @@ func (s *Service) fetchLayer(ctx context.Context, a layerArgs) (*overlay.Draft, 
 func (s *Service) extract(ctx context.Context, a layerArgs) (*overlay.Draft, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	pipe := newChunkPipe()
+	pipe := newChunkPipe(a.blob.Size)
 	downloaded := make(chan error, 1)
 	go func() {
 		err := a.repository.Blob(ctx, a.blob, counted{pipe, &s.fetched}, &a.progress.done)

@@ -12,17 +12,20 @@ type chunkPipe struct {
 	free    chan []byte
 	gone    chan struct{} // closed by abandon
 	err     error         // the reader gets it after the last chunk; set before chunks is closed
+	size    int           // maximum bytes of a chunk
 	current []byte        // chunk that is being read; goes to free when it is empty
 	rest    []byte        // unread part of current
 }
 
 const (
-	chunkSize  = 128 << 10 // bytes
+	chunkSize  = 128 << 10 // bytes of a chunk, unless the whole stream has fewer
 	chunkSlack = 8         // chunks between writer and reader
 )
 
-func newChunkPipe() *chunkPipe {
+// newChunkPipe returns a pipe for size bytes; for more it is slower.
+func newChunkPipe(size int64) *chunkPipe {
 	return &chunkPipe{
+		size:   int(min(chunkSize, max(size, 1))),
 		chunks: make(chan []byte, chunkSlack),
 		free:   make(chan []byte, chunkSlack+2),
 		gone:   make(chan struct{}),
@@ -32,12 +35,12 @@ func newChunkPipe() *chunkPipe {
 // Write passes on a copy of b. It returns io.ErrClosedPipe after abandon.
 func (p *chunkPipe) Write(b []byte) (int, error) {
 	written := 0
-	for part := range slices.Chunk(b, chunkSize) {
+	for part := range slices.Chunk(b, p.size) {
 		var c []byte
 		select {
 		case c = <-p.free:
 		default:
-			c = make([]byte, 0, chunkSize)
+			c = make([]byte, 0, p.size)
 		}
 		select {
 		case p.chunks <- append(c[:0], part...):

@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -105,7 +106,7 @@ func (s *Store) pipeline(ctx context.Context, x *extractor, in io.Reader, split 
 	var input sync.WaitGroup
 	defer src.recycle(&s.buffers, &input)
 	var err error
-	if x.pack, err = startPacker(ctx, cancel, split); err != nil {
+	if x.pack, err = startPacker(ctx, cancel, split, &s.splits); err != nil {
 		return "", err
 	}
 	x.writers = startWriters(ctx, cancel, &s.buffers)
@@ -176,11 +177,12 @@ func tarError(err error) error {
 // trailer records the bytes after the end of the archive in tar-split.
 func (x *extractor) trailer() error {
 	x.pack.segment(x.record.take())
+	buf := x.writers.buffer()
+	defer x.writers.recycle(chunk{buf: buf})
 	for total := 0; ; {
-		buf := make([]byte, bufferSize)
 		x.record.off = true
-		n, err := x.record.Read(buf)
-		if err := x.keepRaw(buf[:n]); err != nil {
+		n, err := x.record.Read(*buf)
+		if err := x.keepRaw(bytes.Clone((*buf)[:n])); err != nil {
 			return fmt.Errorf("read trailer: %w", err)
 		}
 		if total += n; total > maxTrailer {
@@ -201,7 +203,7 @@ func (x *extractor) trailer() error {
 // finish completes the directory and fills in the draft.
 func (x *extractor) finish(ctx context.Context, d *Draft, split string) error {
 	if x.names.twice || len(x.moved) > 0 {
-		if err := repack(ctx, repackArgs{path: split, shadow: x.shadow, moved: x.moved, names: &x.names, budget: x.budget}); err != nil {
+		if err := repack(ctx, repackArgs{path: split, shadow: x.shadow, moved: x.moved, names: &x.names, budget: x.budget, splits: x.pack.splits}); err != nil {
 			return fmt.Errorf("write tar-split: %w", err)
 		}
 	}

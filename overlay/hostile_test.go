@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -425,7 +426,7 @@ func TestImpliedDirectoriesOfManyLayers(t *testing.T) {
 func TestLargeHeadersDoNotQueue(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	p, err := startPacker(ctx, cancel, t.TempDir()+"/split")
+	p, err := startPacker(ctx, cancel, t.TempDir()+"/split", new(sync.Pool))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,6 +28,7 @@ type Store struct {
 	names   names
 	lock    *os.File    // open directory overlay2, flocked
 	buffers sync.Pool   // *[]byte of bufferSize, shared by all Apply calls
+	splits  sync.Pool   // *splitWriter that is closed, shared by all Apply calls
 	oldAPI  atomic.Bool // the kernel has no fsconfig "lowerdir+": use mount(2)
 	// noMapping is set once a probe found that the layers cannot be ID-mapped.
 	noMapping atomic.Bool

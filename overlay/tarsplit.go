@@ -34,19 +34,30 @@ type splitWriter struct {
 	line     []byte
 	position int64
 	content  []byte // buffer of shadowed
+	pool     *sync.Pool
 }
 
-func newSplitWriter(path string) (*splitWriter, error) {
+// maxKeptLine bounds the buffer that a closed splitWriter keeps for the next file, in bytes.
+const maxKeptLine = 64 << 10
+
+// newSplitWriter creates a file. It takes the buffers and the compressor, half a megabyte, from a
+// pool of closed splitWriters.
+func newSplitWriter(path string, pool *sync.Pool) (*splitWriter, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	buf := bufio.NewWriterSize(f, 64<<10)
-	gz, err := gzip.NewWriterLevel(buf, gzip.BestSpeed)
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
+	w, ok := pool.Get().(*splitWriter)
+	if !ok {
+		w = &splitWriter{buf: bufio.NewWriterSize(nil, 64<<10), pool: pool}
+		if w.gz, err = gzip.NewWriterLevel(nil, gzip.BestSpeed); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
 	}
-	return &splitWriter{file: f, buf: buf, gz: gz}, nil
+	w.file, w.position = f, 0
+	w.buf.Reset(f)
+	w.gz.Reset(w.buf)
+	return w, nil
 }
 
 func (w *splitWriter) segment(raw []byte) error {
@@ -92,8 +103,16 @@ func (w *splitWriter) finishLine() error {
 	return err
 }
 
+// close must be called exactly once; w belongs to the pool after it.
 func (w *splitWriter) close() error {
-	return errors.Join(w.gz.Close(), w.buf.Flush(), w.file.Close())
+	err := errors.Join(w.gz.Close(), w.buf.Flush(), w.file.Close())
+	w.file = nil
+	w.buf.Reset(nil)
+	if cap(w.line) > maxKeptLine {
+		w.line = nil
+	}
+	w.pool.Put(w)
+	return err
 }
 
 // packItem is a range of raw bytes, or an entry.
@@ -110,6 +129,7 @@ type packer struct {
 	ctx     context.Context // of one Apply call, which this value does not outlive
 	fail    context.CancelCauseFunc
 	out     *splitWriter
+	splits  *sync.Pool // where out belongs
 	items   chan packItem
 	room    *semaphore.Weighted // bytes of queued items
 	count   int64               // of items, which is the position of the next one
@@ -123,12 +143,12 @@ const packQueue = 4 << 20
 // cost is the memory that an item takes from the queue's limit.
 func (i packItem) cost() int64 { return min(packQueue, int64(len(i.raw)+len(i.name))+256) }
 
-func startPacker(ctx context.Context, fail context.CancelCauseFunc, path string) (*packer, error) {
-	out, err := newSplitWriter(path)
+func startPacker(ctx context.Context, fail context.CancelCauseFunc, path string, splits *sync.Pool) (*packer, error) {
+	out, err := newSplitWriter(path, splits)
 	if err != nil {
 		return nil, err
 	}
-	p := &packer{ctx: ctx, fail: fail, out: out, items: make(chan packItem, 256), room: semaphore.NewWeighted(packQueue)}
+	p := &packer{ctx: ctx, fail: fail, out: out, splits: splits, items: make(chan packItem, 256), room: semaphore.NewWeighted(packQueue)}
 	p.running.Go(p.run)
 	return p, nil
 }
@@ -300,6 +320,7 @@ type repackArgs struct {
 	moved  []replaced
 	names  *nameTable
 	budget *budget
+	splits *sync.Pool
 }
 
 // repack rewrites the tar-split file of a tar that repeats a name. Readers of the format accept
@@ -307,7 +328,7 @@ type repackArgs struct {
 // earlier ones become raw bytes.
 func repack(ctx context.Context, a repackArgs) error {
 	moved := newMovedTree(a.moved)
-	out, err := newSplitWriter(a.path + ".new")
+	out, err := newSplitWriter(a.path+".new", a.splits)
 	if err != nil {
 		return err
 	}

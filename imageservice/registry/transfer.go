@@ -18,6 +18,13 @@ import (
 // resetAfter is the minimum number of bytes that an attempt transfers to count as progress.
 const resetAfter = 1 << 20
 
+// Bounds of the buffer of a transfer, in bytes. Within them it has one byte more than the blob, so
+// that a blob that is too long is noticed.
+const (
+	minBuffer = 512
+	maxBuffer = 128 << 10
+)
+
 // Blob writes the blob of a descriptor to dst and checks its size and digest. It resumes a transfer
 // that breaks, on the same host or the next one. If every host fails, it asks the URLs of a layer
 // that registries may not distribute.
@@ -31,7 +38,7 @@ func (r *Repository) Blob(ctx context.Context, want ocispec.Descriptor, dst io.W
 		received = new(atomic.Int64)
 	}
 	received.Store(0)
-	d := &download{repository: r, want: want, dst: dst, received: received, hash: want.Digest.Algorithm().Digester(), buffer: make([]byte, 128<<10)}
+	d := &download{repository: r, want: want, dst: dst, received: received, hash: want.Digest.Algorithm().Digester(), buffer: make([]byte, min(maxBuffer, max(want.Size+1, minBuffer)))}
 	may := func(h *host) bool { return h.pull }
 	err := r.eachHost(ctx, may, func(h *host) error { return d.resume(ctx, blobOpener(h, want.Digest)) }, d.progressed)
 	if err != nil && ctx.Err() == nil && !errdefs.IsDataLoss(err) {

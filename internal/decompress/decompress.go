@@ -126,7 +126,7 @@ func (r *receivedReader) Read(p []byte) (int, error) {
 // error of blob gets that class too, so the caller must report the blob's error in its place.
 func (p *Pool) Open(ctx context.Context, blob io.Reader, size int64) (*Stream, error) {
 	s := &Stream{blob: &receivedReader{Reader: blob}, size: size}
-	in := bufio.NewReaderSize(s.blob, 64<<10)
+	in := bufio.NewReaderSize(s.blob, int(min(64<<10, max(size, 4<<10))))
 	if err := p.open(ctx, s, in); err != nil {
 		s.Close()
 		return nil, invalidStream(fmt.Errorf("decompress: %w", err))

@@ -54,7 +54,7 @@ type inflater struct {
 }
 
 func newInflater(in *bufio.Reader) *inflater {
-	return &inflater{in: in, window: make([]byte, 0, history)}
+	return &inflater{in: in}
 }
 
 // reset begins the next stream of the input.
