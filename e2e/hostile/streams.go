@@ -30,6 +30,7 @@ func streams() []Image {
 		{Name: "gzip-1gb-replaced", build: layered(replacedZeros)},
 		{Name: "gzip-after-the-end", build: layered(func() packed { return (&packer{}).add(make([]byte, 16<<20), 600).whole() })},
 		{Name: "gzip-empty-members", Quick: true, build: layered(emptyMembers)},
+		{Name: "gzip-empty-blocks", Quick: true, build: layered(emptyBlocks)},
 		{Name: "gzip-long-name", Says: "gzip: invalid header: invalid argument", build: layered(longGzipName)},
 		{Name: "zstd-10gb", build: layered(func() packed { return packed{zstdZeros(begin, 128<<20, 600*16), unhashed()} })},
 		{Name: "zstd-300gb", build: layered(func() packed { return packed{zstdZeros(begin, 8<<20, 18_000*16), unhashed()} })},
@@ -61,6 +62,41 @@ func emptyMembers() packed {
 	p.add(item{kind: tar.TypeReg, name: "f"}.bytes(), 1)
 	p.addMember(empty, 1_000_000/len(empty)*8)
 	return p.end()
+}
+
+// emptyBlocks are before a small tar: blocks that contain nothing but need code tables, some with the
+// fixed codes of RFC 1951 and some with codes of their own.
+func emptyBlocks() packed {
+	member := append([]byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255}, bytes.Repeat([]byte{0x02, 0x08, 0x20, 0x80, 0x00}, 4<<20/5)...)
+	member = append(member, bytes.Repeat(emptyDynamicBlocks(), 4<<20/len(emptyDynamicBlocks()))...)
+	member = append(member, 0x03, 0x00)           // the last block, which is empty too
+	member = append(member, make([]byte, 2*4)...) // checksum and size
+	p := hashed()
+	p.addMember(member, 1)
+	return p.add(item{kind: tar.TypeReg, name: "f"}.bytes(), 1).end()
+}
+
+// emptyDynamicBlocks returns eight blocks, which are whole bytes. In each, the end of the block and
+// one distance have a code.
+func emptyDynamicBlocks() []byte {
+	// Type 2, no more codes than needed, and 18 lengths of the codes for the lengths. In their order,
+	// 18 (a run of zeros) is the third, and 1 the last.
+	block := "0" + "01" + "00000" + "00000" + "0111"
+	for n := range 18 {
+		if n == 2 || n == 17 {
+			block += "100"
+		} else {
+			block += "000"
+		}
+	}
+	block += "1" + "1111111" + "1" + "1101011" // 138 zeros, then 118: symbols 0 to 255
+	block += "0" + "0"                         // symbol 256 and distance 0 have one bit
+	block += "0"                               // symbol 256
+	out := make([]byte, len(block))
+	for n, bit := range []byte(strings.Repeat(block, 8)) {
+		out[n/8] |= (bit - '0') << (n % 8)
+	}
+	return out
 }
 
 // longGzipName makes a header with a file name of eight megabytes.

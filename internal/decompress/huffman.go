@@ -1,6 +1,9 @@
 package decompress
 
-import "math/bits"
+import (
+	"math/bits"
+	"sync"
+)
 
 // A Huffman table decodes the next bits of a deflate stream (RFC 1951) with one look-up, or with
 // two if the code is longer than the table's width: the first entry then refers to a subtable.
@@ -85,6 +88,35 @@ func newSymbols() *symbols {
 	return s
 }
 
+// codeTables are the tables of a block.
+type codeTables struct {
+	lit  literalTable
+	dist distanceTable
+}
+
+// fixedTables returns the tables of RFC 1951, section 3.2.6, which nobody changes. A stream can have
+// a block of them in ten bits, so they are made only once.
+var fixedTables = sync.OnceValue(func() *codeTables {
+	var lengths [literals]uint8
+	for n := range lengths {
+		switch {
+		case n < 144, n >= 280:
+			lengths[n] = 8
+		case n < 256:
+			lengths[n] = 9
+		default:
+			lengths[n] = 7
+		}
+	}
+	t := new(codeTables)
+	buildTable(tableArgs{t.lit[:], literalBits, alphabet.literals[:], lengths[:]})
+	for n := range distances {
+		lengths[n] = 5
+	}
+	buildTable(tableArgs{t.dist[:], distanceBits, alphabet.distances[:], lengths[:distances]})
+	return t
+})
+
 // tableArgs describes a table to build.
 type tableArgs struct {
 	table   []entry
@@ -121,11 +153,12 @@ func buildTable(a tableArgs) bool {
 		if used > 1 || used == 1 && count[1] == 0 {
 			return false
 		}
-		for n := range 1 << a.width {
-			a.table[n] = entryInvalid
-			if used == 1 && n&1 == 0 {
-				a.table[n] = a.symbols[sorted[0]] + 1 + 1<<8
-			}
+		a.table[0], a.table[1] = entryInvalid, entryInvalid
+		if used == 1 {
+			a.table[0] = a.symbols[sorted[0]] + 1 + 1<<8
+		}
+		for n := uint(1); n < a.width; n++ {
+			copy(a.table[1<<n:2<<n], a.table[:1<<n])
 		}
 		return true
 	}

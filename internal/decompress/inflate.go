@@ -47,10 +47,13 @@ type inflater struct {
 	left    int // of a stored block or of the current match
 	back    int // distance of the current match
 	offset  int64
-	window  []byte // the last output before the current Read
-	lit     literalTable
-	dist    distanceTable
+	window  []byte         // the last output before the current Read
+	lit     *literalTable  // of the current block: dynamicLit, or a table of RFC 1951
+	dist    *distanceTable // of the current block
 	lengths lengthTable
+
+	dynamicLit  literalTable
+	dynamicDist distanceTable
 }
 
 func newInflater(in *bufio.Reader) *inflater {
@@ -185,7 +188,8 @@ func (f *inflater) block() error {
 		f.left, f.state = int(size&0xffff), inStored
 		return nil
 	case 1:
-		f.fixed()
+		fixed := fixedTables()
+		f.lit, f.dist = &fixed.lit, &fixed.dist
 	case 2:
 		if err := f.dynamic(); err != nil {
 			return err
@@ -195,29 +199,6 @@ func (f *inflater) block() error {
 	}
 	f.state = inHuffman
 	return nil
-}
-
-// fixed makes the tables of RFC 1951, section 3.2.6.
-func (f *inflater) fixed() {
-	var lengths [literals]uint8
-	for n := range lengths {
-		switch {
-		case n < 144, n >= 280:
-			lengths[n] = 8
-		case n < 256:
-			lengths[n] = 9
-		default:
-			lengths[n] = 7
-		}
-	}
-	buildTable(tableArgs{f.lit[:], literalBits, alphabet.literals[:], lengths[:]})
-	for n := range distances {
-		lengths[n] = 5
-	}
-	buildTable(tableArgs{f.dist[:], distanceBits, alphabet.distances[:], lengths[:distances]})
-	for n := range distances {
-		lengths[n] = 8
-	}
 }
 
 // dynamic reads the codes of a block and makes their tables (RFC 1951, section 3.2.7).
@@ -245,6 +226,7 @@ func (f *inflater) dynamic() error {
 	if err := f.codeLengths(lengths[:nlit+ndist]); err != nil {
 		return err
 	}
+	f.lit, f.dist = &f.dynamicLit, &f.dynamicDist
 	if !buildTable(tableArgs{f.lit[:], literalBits, alphabet.literals[:], lengths[:nlit]}) ||
 		!buildTable(tableArgs{f.dist[:], distanceBits, alphabet.distances[:], lengths[nlit : nlit+ndist]}) {
 		return f.corrupt()
@@ -411,7 +393,7 @@ func (f *inflater) symbol(p []byte, n int) (int, error) {
 // bits of a refill suffice for three literals, or for a length with its distance.
 func (f *inflater) fast(p []byte, n int) (_ int, ok bool) {
 	buf, pos, bits, count := f.buf, f.pos, f.bits&(1<<f.count-1), f.count
-	lit, dist, limit := &f.lit, &f.dist, len(p)-fastRoom
+	lit, dist, limit := f.lit, f.dist, len(p)-fastRoom
 	for n <= limit && len(buf)-pos >= fastInput {
 		bits, pos, count = loadBits(buf, pos, bits, count)
 		e := lit[bits&(1<<literalBits-1)]
