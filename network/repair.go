@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/containerd/errdefs"
+	"github.com/containernetworking/cni/libcni"
 	"github.com/vishvananda/netlink"
 )
 
@@ -20,7 +21,7 @@ func (n *Network) Lacks(id string) string {
 	if err != nil {
 		return "attachment record"
 	}
-	result, err := n.cached(rec)
+	result, err := n.cachedOf(rec, list)
 	if err != nil {
 		return "" // DEL works without the cached result, and without it the leases are unknown
 	}
@@ -108,6 +109,11 @@ func (n *Network) cached(rec record) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
+	return n.cachedOf(rec, list)
+}
+
+// cachedOf is cached for a caller that has parsed the record's configuration.
+func (n *Network) cachedOf(rec record, list *libcni.NetworkConfigList) (Result, error) {
 	got, err := n.cni.GetNetworkListCachedResult(list, rec.runtimeConf())
 	if err == nil && got == nil {
 		err = errdefs.ErrNotFound
