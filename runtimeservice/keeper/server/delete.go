@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -71,21 +72,29 @@ func removeFlat(dir string) error {
 	return os.Remove(dir)
 }
 
-// forceDelete has the runtime delete a container in any state. A container that it does not know is
-// no error.
+// forceDelete has the runtime delete a container in any state. A container that it does not know, or
+// of which it has lost a part of the state, is no error; forceDelete removes the other part.
 func (s *Server) forceDelete(ctx context.Context, rec record) error {
 	err := s.mustRun(ctx, command{rec: rec, args: []string{"delete", "--force", rec.ID}})
-	if err != nil && absent(err) {
-		return nil
+	if err == nil || !absent(err) {
+		return err
 	}
-	return err
+	if dir := rec.stateDir(); dir != "" {
+		_ = s.spare.lend(func() error { return removeFlat(dir) }) // the directory is usually absent, too
+	}
+	return nil
 }
 
-// absent reports whether a runtime's error means that the container does not exist. Runtimes have
-// no exit code for it.
+// absent reports whether a runtime's error means that the container, or a file of its state, does not
+// exist. Runtimes have no exit code for it.
 func absent(err error) bool {
 	text := err.Error()
-	return strings.Contains(text, "does not exist") || strings.Contains(text, "No such file or directory") || strings.Contains(text, "error opening file")
+	return slices.ContainsFunc([]string{
+		"does not exist",            // runc
+		"No such file or directory", // crun
+		"error opening file",        // crun 1.8, of config.json
+		"cannot read the file",      // crun 1.28
+	}, func(s string) bool { return strings.Contains(text, s) })
 }
 
 // unmake cleans up after a failed creation.
