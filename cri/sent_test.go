@@ -33,6 +33,7 @@ func (s *stalled) Read(p []byte) (int, error) {
 func TestAnswersAreSentWhenTheClientHasThem(t *testing.T) {
 	e := start(t, nil)
 	ended, taken := make(chan struct{}), make(chan struct{})
+	e.runtime.list = func(context.Context) ([]*runtimeapi.Container, error) { return nil, nil }
 	e.runtime.version = func(ctx context.Context, _ *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
 		sent.Then(ctx, func() { close(taken) })
 		context.AfterFunc(ctx, func() { close(ended) })
@@ -55,6 +56,10 @@ func TestAnswersAreSentWhenTheClientHasThem(t *testing.T) {
 		answered <- err
 	}()
 	<-ended
+	// Another call takes longer than what follows the end of the first one.
+	if _, err := runtimeapi.NewRuntimeServiceClient(e.conn()).ListContainers(t.Context(), &runtimeapi.ListContainersRequest{}); err != nil {
+		t.Fatal(err)
+	}
 	select {
 	case <-taken:
 		t.Error("an answer counts as sent before the client has taken it")
