@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -25,6 +26,7 @@ type Container struct {
 
 	op    *state.Lock // held while it is created, started, released or removed
 	usage stats.Sampler
+	execs atomic.Pointer[execTemplate] // nil before the first exec
 
 	// waiter is the executable that the container's first process ran before its own; guarded by
 	// op. Zero if this daemon has not started the container.

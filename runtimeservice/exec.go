@@ -2,21 +2,14 @@ package runtimeservice
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 
-	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	"k8s.io/klog/v2"
 
 	"github.com/micarun/mica/runtimeservice/keeper/wire"
 	"github.com/micarun/mica/runtimeservice/oci"
-	"github.com/micarun/mica/runtimeservice/spec"
 	"github.com/micarun/mica/runtimeservice/state"
 	"github.com/micarun/mica/runtimeservice/streams"
 )
@@ -85,16 +78,24 @@ func (s *Service) exec(ctx context.Context, c *Container, run execRun) (int, err
 	if err != nil {
 		return 0, err
 	}
-	process, err := s.execProcess(c, run)
+	template, err := s.execTemplate(c)
 	if err != nil {
 		return 0, err
+	}
+	process, err := template.with(run)
+	if err != nil {
+		return 0, err
+	}
+	direct := s.directExec(c, h, template.profile)
+	if direct != nil {
+		defer direct.Init.Close()
 	}
 	uid, gid := s.rootOf(c)
 	start, cancel := context.WithTimeout(ctx, s.opts.ContainerTimeout)
 	defer cancel()
 	p, err := h.Exec(start, oci.ExecArgs{
 		ID: c.ID(), Process: process, UID: uid, GID: gid,
-		Stdin: run.stdin, Stdout: run.stdout, Stderr: run.stderr, OutputUntil: run.outputUntil,
+		Stdin: run.stdin, Stdout: run.stdout, Stderr: run.stderr, OutputUntil: run.outputUntil, Direct: direct,
 	})
 	if err != nil {
 		return 0, wire.NameLimit(err, "micad", "micad.service")
@@ -109,25 +110,6 @@ func (s *Service) exec(ctx context.Context, c *Container, run execRun) (int, err
 		})
 	}
 	return p.Wait(ctx)
-}
-
-// execProcess is what the container's own process is, with another command line.
-func (s *Service) execProcess(c *Container, run execRun) (*specs.Process, error) {
-	data, err := os.ReadFile(filepath.Join(s.paths.Bundle(c.ID()), specFile))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("the container has just ended: %w", errdefs.ErrFailedPrecondition)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read bundle: %w", err)
-	}
-	// Only this part: the whole document is mostly a seccomp profile.
-	var own struct {
-		Process *specs.Process `json:"process"`
-	}
-	if err := json.Unmarshal(data, &own); err != nil {
-		return nil, fmt.Errorf("read bundle: %w", err)
-	}
-	return spec.Process(spec.ProcessArgs{Spec: &specs.Spec{Process: own.Process}, Args: run.cmd, Terminal: run.tty})
 }
 
 // runningContainer finds a container. It returns ErrFailedPrecondition, with the action, unless the

@@ -107,7 +107,14 @@ func TestExecProcess(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(bundle, specFile), data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p, err := s.execProcess(c, execRun{cmd: []string{"ls", "-l"}, tty: true})
+	process := func(run execRun) (*specs.Process, error) {
+		template, err := s.execTemplate(c)
+		if err != nil {
+			return nil, err
+		}
+		return template.with(run)
+	}
+	p, err := process(execRun{cmd: []string{"ls", "-l"}, tty: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,13 +124,13 @@ func TestExecProcess(t *testing.T) {
 	if p.Cwd != "/srv" || p.User.UID != 7 || p.User.GID != 8 || !p.NoNewPrivileges || !slices.Contains(p.Env, "A=b") {
 		t.Errorf("process %+v is not confined as the container's own", p)
 	}
-	if _, err := s.execProcess(c, execRun{}); !errdefs.IsInvalidArgument(err) {
+	if _, err := process(execRun{}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("no command: %v", err)
 	}
 	if err := os.WriteFile(filepath.Join(bundle, specFile), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.execProcess(c, execRun{cmd: []string{"ls"}}); err == nil || errdefs.IsFailedPrecondition(err) {
+	if _, err := process(execRun{cmd: []string{"ls"}}); err == nil || errdefs.IsFailedPrecondition(err) {
 		t.Errorf("damaged bundle: %v", err)
 	}
 }

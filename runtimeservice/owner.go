@@ -42,6 +42,11 @@ func (s *Service) makePodCgroup(ctx context.Context, p *Pod) error {
 		_, err := s.cgroups.EnsureParent(ctx, p.CgroupParent())
 		return err
 	}
+	return s.makeOwnCgroup(ctx, p.CgroupParent())
+}
+
+// makeOwnCgroup makes a cgroup below the default parent, and marks it.
+func (s *Service) makeOwnCgroup(ctx context.Context, path string) error {
 	owner, err := s.owner()
 	if err != nil {
 		return err
@@ -49,10 +54,10 @@ func (s *Service) makePodCgroup(ctx context.Context, p *Pod) error {
 	if err := s.cgroups.EnsureDefault(ctx, owner); err != nil {
 		return err
 	}
-	if _, err := s.cgroups.EnsureParent(ctx, p.CgroupParent()); err != nil {
+	if _, err := s.cgroups.EnsureParent(ctx, path); err != nil {
 		return err
 	}
-	return s.cgroups.Mark(p.CgroupParent(), owner)
+	return s.cgroups.Mark(path, owner)
 }
 
 // removeDefaultCgroup removes the default parent of pods' cgroups, unless another daemon or other

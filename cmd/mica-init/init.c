@@ -14,9 +14,11 @@
  * entering a user namespace, or being the first process in one.
  *
  *     mica-init hold    keeps the namespaces that it was started in until the end of stdin
+ *     mica-init wait    writes a byte to stdout, then does the same
  *     mica-init join    enters the namespaces of descriptors 3, 4, …, the user namespace
  *                       first; starts process 1 of a new PID namespace as a child of its
  *                       own parent; writes that process's pid to stderr, four bytes; exits
+ *     mica-init exec    starts a program in a running container (exec.c)
  *
  * It uses no libc, only system calls of x86-64 and arm64 Linux, and allocates nothing.
  * If a start-up step below fails, the exit status is the number of the step.
@@ -30,6 +32,11 @@ enum {
 	SYS_setuid = 105, SYS_setgid = 106, SYS_setgroups = 116, SYS_rt_sigtimedwait = 128,
 	SYS_pivot_root = 155, SYS_prctl = 157, SYS_mount = 165, SYS_umount2 = 166,
 	SYS_exit_group = 231, SYS_unshare = 272, SYS_setns = 308, SYS_close_range = 436,
+	/* exec.c */
+	SYS_brk = 12, SYS_rt_sigaction = 13, SYS_execve = 59, SYS_fcntl = 72, SYS_getcwd = 79, SYS_fchown = 93,
+	SYS_umask = 95, SYS_setsid = 112, SYS_setresuid = 117, SYS_setresgid = 119, SYS_capset = 126, SYS_keyctl = 250,
+	SYS_openat = 257,
+	SYS_prlimit64 = 302, SYS_seccomp = 317, SYS_clone3 = 435,
 };
 
 static long call(long n, long a, long b, long c, long d, long e)
@@ -53,6 +60,11 @@ enum {
 	SYS_read = 63, SYS_write = 64, SYS_exit_group = 94, SYS_unshare = 97, SYS_rt_sigprocmask = 135,
 	SYS_rt_sigtimedwait = 137, SYS_setgid = 144, SYS_setuid = 146, SYS_setgroups = 159,
 	SYS_prctl = 167, SYS_clone = 220, SYS_wait4 = 260, SYS_setns = 268, SYS_close_range = 436,
+	/* exec.c */
+	SYS_getcwd = 17, SYS_fcntl = 25, SYS_fchown = 55, SYS_openat = 56, SYS_capset = 91, SYS_rt_sigaction = 134,
+	SYS_setresuid = 147, SYS_setresgid = 149, SYS_setsid = 157, SYS_umask = 166, SYS_brk = 214, SYS_keyctl = 219,
+	 SYS_execve = 221,
+	SYS_prlimit64 = 261, SYS_seccomp = 277, SYS_clone3 = 435,
 };
 
 static long call(long n, long a, long b, long c, long d, long e)
@@ -81,6 +93,7 @@ enum {
 	MS_RDONLY = 1, MS_NOSUID = 2, MS_NODEV = 4, MS_NOEXEC = 8, MS_REMOUNT = 32,
 	MS_REC = 0x4000, MS_PRIVATE = 1 << 18,
 	MNT_DETACH = 2,
+	F_SETFD = 2, FD_CLOEXEC = 1,
 	PR_SET_DUMPABLE = 4, PR_SET_NAME = 15, PR_SET_NO_NEW_PRIVS = 38,
 	SIG_BLOCK = 0, SIGINT = 2, SIGTERM = 15, SIGCHLD = 17,
 	WNOHANG = 1,
@@ -134,6 +147,8 @@ static void drop(void)
 	step(25, call(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0));
 }
 
+#include "exec.c"
+
 /* hold keeps the namespaces of the process until the other end of stdin is closed. */
 static _Noreturn void hold(void)
 {
@@ -172,10 +187,14 @@ __attribute__((used)) _Noreturn void run(const long *stack)
 	/* The kernel queues blocked signals even for process 1, and drops the others. */
 	const unsigned long wanted = SIGNAL(SIGCHLD) | SIGNAL(SIGTERM) | SIGNAL(SIGINT);
 
-	if (stack[0] > 1 && *(const char *)stack[2] == 'h')
+	if (stack[0] > 1 && *(const char *)stack[2] == 'w')
+		step(41, call(SYS_write, 1, (long)"R", 1, 0, 0));
+	if (stack[0] > 1 && (*(const char *)stack[2] == 'h' || *(const char *)stack[2] == 'w'))
 		hold();
 	if (stack[0] > 1 && *(const char *)stack[2] == 'j')
 		join();
+	if (stack[0] > 1 && *(const char *)stack[2] == 'e')
+		exec_in_container();
 	step(1, call(SYS_rt_sigprocmask, SIG_BLOCK, (long)&wanted, 0, sizeof wanted, 0));
 	step(2, call(SYS_prctl, PR_SET_NAME, (long)"mica-init", 0, 0, 0));
 	hide();

@@ -49,9 +49,14 @@ func (n *node) openRuntimes(ctx context.Context, c config.Config) (map[string]*o
 	for _, refusal := range tried.Refusals {
 		log.Info("OCI runtime cannot run containers on this host", "reason", refusal)
 	}
+	starter, err := helper(c.Pods.InitBinary, initName)
+	if err != nil {
+		return nil, err
+	}
 	runtimes := map[string]*oci.Runtime{}
 	for name, h := range installed {
 		options := n.runtimeOptions()
+		options.Helper = starter
 		if f, ok := tried.Features[name]; ok {
 			options.Features = &f
 		}

@@ -139,3 +139,16 @@ func (m Mode) dirs(path string) []string {
 	}
 	return out
 }
+
+// Dirs returns the absolute directories of a cgroup: in the v2 hierarchy, "" if there is none, and
+// in the v1 hierarchies.
+func (m *Manager) Dirs(path string) (unified string, v1 []string) {
+	for _, dir := range m.mode.dirs(path) {
+		if m.mode.Unified != "" && strings.HasPrefix(dir, m.mode.Unified+"/") {
+			unified = dir
+		} else {
+			v1 = append(v1, dir)
+		}
+	}
+	return unified, v1
+}

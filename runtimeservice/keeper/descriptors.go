@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/micarun/mica/runtimeservice/keeper/wire"
+	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 )
 
@@ -208,6 +210,26 @@ func (c *Client) copyOf(id string) (*storedDescriptors, error) {
 		return nil, nameLimit(err)
 	}
 	return &storedDescriptors{k.body, fds}, nil
+}
+
+// Init returns a pidfd of the container's first process, which the caller closes. It returns nil if
+// the daemon has no copy of the keeper's, because too few descriptors were free.
+func (c *Client) Init(id string) (*os.File, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k := c.held[id]
+	if k == nil {
+		return nil, nil
+	}
+	fd, ok := k.fds[wire.FDPid]
+	if !ok {
+		return nil, nil
+	}
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(dup), "init"), nil
 }
 
 // allHeld returns the IDs of the containers with stored descriptors.

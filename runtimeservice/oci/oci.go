@@ -60,13 +60,18 @@ type Options struct {
 	Timeout time.Duration
 	// Features are the features that the executable reports, if they are known already.
 	Features *features.Features
+	// Helper is the path of mica-init, by which Exec starts processes without the runtime if
+	// ExecArgs.Direct is set; "" for never.
+	Helper string
 }
 
 // Runtime runs one OCI runtime. It is safe for concurrent use.
 type Runtime struct {
 	handler     Handler
 	options     Options
-	makeWorkDir func() error // runs once, at the first exec
+	makeWorkDir func() error             // runs once, at the first exec
+	helper      func() (*os.File, error) // opens Options.Helper once
+	filters     filters
 }
 
 // New returns a Runtime for h. It does not run the executable.
@@ -79,7 +84,13 @@ func New(h Handler, o Options) *Runtime {
 	if o.Unfreeze == nil {
 		o.Unfreeze = func([]int) error { return nil }
 	}
-	return &Runtime{handler: h, options: o, makeWorkDir: sync.OnceValue(func() error { return emptyDir(o.WorkDir) })}
+	r := &Runtime{
+		handler: h, options: o,
+		makeWorkDir: sync.OnceValue(func() error { return emptyDir(o.WorkDir) }),
+		helper:      sync.OnceValues(func() (*os.File, error) { return openHelper(o.Helper) }),
+	}
+	_, _ = r.helper() // early, since a node's descriptors are expected to stay the same; Exec gets the error
+	return r
 }
 
 // emptyDir makes an empty directory, removing any leftovers of a killed daemon.

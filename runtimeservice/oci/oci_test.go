@@ -40,10 +40,36 @@ type container struct {
 	id   string
 	root string // the root filesystem
 	work string // the runtime's WorkDir
+
+	place *Direct // where execs are started directly; nil: the OCI runtime starts them
+}
+
+// directEnv selects direct starts of execs. The test sets it when it runs its own binary.
+const directEnv = "MICA_TEST_OCI_DIRECT"
+
+// Exec is the runtime's Exec, with a direct start if directEnv is set.
+func (c container) Exec(ctx context.Context, a ExecArgs) (*ExecProcess, error) {
+	if c.place == nil || a.ID != c.id || a.Process == nil || a.Process.Terminal {
+		return c.Runtime.Exec(ctx, a)
+	}
+	process := *a.Process
+	process.Capabilities, process.Env = &specs.LinuxCapabilities{}, append(slices.Clone(process.Env), "HOME=/")
+	a.Process, a.Direct = &process, c.place
+	p, err := c.Runtime.Exec(ctx, a)
+	if err == nil && p.indirect != nil {
+		err = fmt.Errorf("not started directly: %w", p.indirect)
+	}
+	return p, err
 }
 
 // newContainer runs a container that sleeps. The end of the test removes it.
 func newContainer(t testing.TB) container {
+	t.Helper()
+	return newContainerOf(t, func(*specs.Spec) {})
+}
+
+// newContainerOf is newContainer with a specification that change has changed.
+func newContainerOf(t testing.TB, change func(*specs.Spec)) container {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("containers need root")
@@ -61,13 +87,26 @@ func newContainer(t testing.TB) container {
 	}
 	t.Cleanup(r.Close)
 	dir := t.TempDir()
+	for _, d := range []string{dir, filepath.Dir(dir)} { // root of a user namespace goes through them
+		if err := os.Chmod(d, 0o711); err != nil {
+			t.Fatal(err)
+		}
+	}
 	c := container{
 		id: "mica-ocitest-" + strconv.FormatUint(rand.Uint64(), 36), root: filepath.Join(dir, "bundle/rootfs"),
 		// A socket in this directory has a path too long for a socket address.
 		work: filepath.Join(dir, strings.Repeat("long", 30)),
 	}
-	c.Runtime = New(Handler{Path: path, Root: filepath.Join(dir, "state")}, Options{WorkDir: c.work, Reaper: r})
-	c.bundle(t, filepath.Dir(c.root))
+	options := Options{WorkDir: c.work, Reaper: r}
+	if os.Getenv(directEnv) != "" {
+		options.Helper = buildHelper(t)
+	}
+	c.Runtime = New(Handler{Path: path, Root: filepath.Join(dir, "state")}, options)
+	var spec specs.Spec
+	c.bundle(t, filepath.Dir(c.root), func(s *specs.Spec) {
+		change(s)
+		spec = *s
+	})
 	args := append(c.Args(), "run", "--detach", "--bundle", filepath.Dir(c.root), c.id)
 	cmd := exec.Command(args[0], args[1:]...)
 	log, err := os.Create(filepath.Join(dir, "log"))
@@ -90,10 +129,13 @@ func newContainer(t testing.TB) container {
 			t.Error(err)
 		}
 	})
+	if os.Getenv(directEnv) != "" {
+		c.place = c.placeOf(t, &spec)
+	}
 	return c
 }
 
-func (c container) bundle(t testing.TB, dir string) {
+func (c container) bundle(t testing.TB, dir string, change func(*specs.Spec)) {
 	t.Helper()
 	for _, d := range []string{"bin", "proc", "dev", "tmp"} {
 		if err := os.MkdirAll(filepath.Join(c.root, d), 0o755); err != nil {
@@ -119,6 +161,7 @@ func (c container) bundle(t testing.TB, dir string) {
 		Destination: "/dev/pts", Type: "devpts", Source: "devpts",
 		Options: []string{"newinstance", "ptmxmode=0666", "mode=0620"},
 	})
+	change(s)
 	config, err := json.Marshal(s)
 	if err != nil {
 		t.Fatal(err)
@@ -614,6 +657,21 @@ func TestWithCrun(t *testing.T) {
 	args := testcgroup.Command(os.Args[0], "-test.run", "TestExec|TestState|TestProbe", "-test.timeout=5m")
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), crunEnv+"=crun")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestWithDirectStarts runs this package's tests of exec with direct starts.
+func TestWithDirectStarts(t *testing.T) {
+	if os.Getenv(directEnv) != "" || os.Getenv(crunEnv) != "" {
+		t.Skip("already")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	cmd := exec.Command(os.Args[0], "-test.run", "TestExec", "-test.skip", "TestExecDirectly", "-test.timeout=5m")
+	cmd.Env = append(os.Environ(), directEnv+"=1")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}

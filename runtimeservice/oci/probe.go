@@ -31,6 +31,8 @@ type ProbeArgs struct {
 	SystemdCgroup bool
 	// CgroupsPath is the probe container's cgroup; "" means a new cgroup at the top of the tree.
 	CgroupsPath string
+	// Seccomp is the probe container's profile; nil for none.
+	Seccomp *specs.LinuxSeccomp
 }
 
 // Probe runs a container with each candidate in turn and returns the first one that works on this
@@ -118,6 +120,7 @@ func probeSpec(dir, id string, a ProbeArgs) *specs.Spec {
 		},
 		Linux: &specs.Linux{
 			CgroupsPath: cgroup,
+			Seccomp:     a.Seccomp,
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.MountNamespace},
 				{Type: specs.PIDNamespace},

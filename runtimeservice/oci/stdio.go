@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -58,16 +59,13 @@ type output struct {
 	err  error // valid after done
 }
 
-func newStdio(a ExecArgs, dir string) (*stdio, error) {
+func newStdio(a ExecArgs) (*stdio, error) {
 	s := &stdio{}
-	var err error
-	if a.Process.Terminal {
+	if a.Process.Terminal { // its listener is in the directory of the runtime's run
 		s.stdin, s.stdout = a.Stdin, a.Stdout
-		s.console, err = listenConsole(dir)
-	} else {
-		err = s.pipes(a)
+		return s, nil
 	}
-	if err != nil {
+	if err := s.pipes(a); err != nil {
 		s.close()
 		s.closeChild()
 		return nil, err
@@ -116,6 +114,17 @@ func (a ExecArgs) own(end *os.File) error {
 		return nil
 	}
 	return end.Chown(a.UID, a.GID)
+}
+
+// owned returns which of the child's ends get the process's user as their owner: bit n for stream n.
+// Those are the pipes, not files that the caller has given.
+func (s *stdio) owned() (mask uint64) {
+	for n, end := range s.child {
+		if end != nil && slices.Contains(s.ours, end) {
+			mask |= 1 << n
+		}
+	}
+	return mask
 }
 
 // giveTo sets the child's ends as the command's streams. Streams without one stay /dev/null.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/micarun/mica/internal/osthread"
+	"github.com/micarun/mica/internal/sealed"
 	"github.com/micarun/mica/runtimeservice/keeper/wire"
 )
 
@@ -107,13 +108,13 @@ func forkInit(a wire.Init) (int, error) {
 		return 0, err
 	}
 	defer func() { _ = r.Close() }()
-	program, err := sealed(a.Binary)
+	program, err := sealed.Open(a.Binary)
 	if err != nil {
 		_ = w.Close()
 		return 0, fmt.Errorf("start init %s: %w", a.ID, err)
 	}
 	defer func() { _ = program.Close() }()
-	cmd := &exec.Cmd{Path: execPath(program), Args: []string{a.Binary}}
+	cmd := &exec.Cmd{Path: sealed.Path(program), Args: []string{a.Binary}}
 	cmd.Env = []string{}
 	cmd.Dir = "/"
 	cmd.Stdout = w
@@ -148,13 +149,13 @@ func joinInit(a wire.Init) (int, error) {
 		return 0, err
 	}
 	defer func() { _ = pids.Close() }()
-	program, err := sealed(a.Binary)
+	program, err := sealed.Open(a.Binary)
 	if err != nil {
 		closeFiles([]*os.File{readyEnd, pidsEnd})
 		return 0, fmt.Errorf("start init %s: %w", a.ID, err)
 	}
 	defer func() { _ = program.Close() }()
-	cmd := &exec.Cmd{Path: execPath(program), Args: []string{a.Binary, "join"}}
+	cmd := &exec.Cmd{Path: sealed.Path(program), Args: []string{a.Binary, "join"}}
 	cmd.Env = []string{}
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = readyEnd, pidsEnd

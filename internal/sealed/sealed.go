@@ -1,22 +1,26 @@
-package server
+// Package sealed protects a program of the host from processes of containers that can see it run.
+//
+// Such a process may open /proc/PID/exe and write to it once the program has ended (CVE-2019-5736).
+// That must not be the program on the host, so a copy is run that no process can modify. The keeper
+// uses this package, so it imports only the standard library and x/sys.
+package sealed
 
 import (
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
 
-// sealed opens a copy of the program that no process can modify, to be executed by its descriptor.
-// Processes of a pod may open /proc/1/exe of mica-init and write to it once mica-init has ended;
-// that must not be the program on the host.
+// Open opens a copy of the program that no process can modify, to be executed by its Path.
 //
 // The copy is a sealed memfd. Where sysctl vm.memfd_noexec=2 forbids executable memfds, it is the
 // program's own file on a read-only mount.
-func sealed(program string) (*os.File, error) {
-	f, err := sealedCopy(program)
+func Open(program string) (*os.File, error) {
+	f, err := memfd(program)
 	if errors.Is(err, unix.EACCES) {
 		f, err = readOnlyClone(program)
 	}
@@ -26,21 +30,26 @@ func sealed(program string) (*os.File, error) {
 	return f, nil
 }
 
-func sealedCopy(program string) (*os.File, error) {
+// Path returns the path of an open file for execve. It is also valid in a child process, until the
+// descriptor is closed on exec.
+func Path(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
+
+func memfd(program string) (*os.File, error) {
 	from, err := os.Open(program)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = from.Close() }()
 	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
-	fd, err := unix.MemfdCreate("mica-init", flags|unix.MFD_EXEC)
+	name := filepath.Base(program)
+	fd, err := unix.MemfdCreate(name, flags|unix.MFD_EXEC)
 	if errors.Is(err, unix.EINVAL) { // Linux before 6.3, where every memfd is executable
-		fd, err = unix.MemfdCreate("mica-init", flags)
+		fd, err = unix.MemfdCreate(name, flags)
 	}
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)
 	}
-	f := os.NewFile(uintptr(fd), "mica-init")
+	f := os.NewFile(uintptr(fd), name)
 	_, err = io.Copy(f, from)
 	if err == nil {
 		const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
@@ -65,7 +74,3 @@ func readOnlyClone(program string) (*os.File, error) {
 	}
 	return f, nil
 }
-
-// execPath returns the path of an open file for execve. It is also valid in the child, until the
-// descriptor is closed on exec.
-func execPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }

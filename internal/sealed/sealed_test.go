@@ -1,4 +1,4 @@
-package server
+package sealed
 
 import (
 	"bytes"
@@ -28,7 +28,7 @@ func TestProtectedProgramCannotBeChanged(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, protect := range map[string]func(string) (*os.File, error){
-		"sealed": sealed, "memfd": sealedCopy, "read-only mount": readOnlyClone,
+		"sealed": Open, "memfd": memfd, "read-only mount": readOnlyClone,
 		"negative control": func(path string) (*os.File, error) { return os.Open(path) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -59,7 +59,7 @@ func TestProtectedProgramCannotBeChanged(t *testing.T) {
 // program has ended.
 func exeAfterItsEnd(t *testing.T, f *os.File) *os.File {
 	t.Helper()
-	cmd := &exec.Cmd{Path: execPath(f), Args: []string{"cat"}}
+	cmd := &exec.Cmd{Path: Path(f), Args: []string{"cat"}}
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
