@@ -286,3 +286,29 @@ func difference(want, got seen) string {
 	}
 	return out.String()
 }
+
+// A working directory that is a descriptor of the starting process is not entered, also where the
+// container sees this machine's processes.
+func TestExecDirectlyStaysInside(t *testing.T) {
+	helper := buildHelper(t)
+	var spec specs.Spec
+	c := newContainerOf(t, func(s *specs.Spec) {
+		s.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.MountNamespace}}
+		s.Hostname = ""
+		spec = *s
+	})
+	direct, place := c.directly(t, helper), c.placeOf(t, &spec)
+	for fd := range 20 {
+		p := &specs.Process{
+			Args: []string{"true"}, Env: []string{"PATH=/bin", "HOME=/"}, Capabilities: &specs.LinuxCapabilities{},
+			Cwd: fmt.Sprintf("/proc/self/fd/%d", fd),
+		}
+		if code, err := direct.do(t, ExecArgs{Process: p, Direct: place}); err == nil {
+			t.Errorf("working directory %s: exit code %d", p.Cwd, code)
+		}
+	}
+	p := &specs.Process{Args: []string{"true"}, Env: []string{"PATH=/bin", "HOME=/"}, Capabilities: &specs.LinuxCapabilities{}, Cwd: "/proc"}
+	if code, err := direct.do(t, ExecArgs{Process: p, Direct: place}); err != nil || code != 0 {
+		t.Errorf("working directory /proc: %d, %v", code, err)
+	}
+}
