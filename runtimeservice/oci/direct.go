@@ -68,6 +68,8 @@ func openHelper(program string) (*os.File, error) {
 // startDirect starts the process by mica-init exec and returns its PID. The process is a child of
 // this process. If the error is not that of ctx, the program has not run, and the OCI runtime can
 // still start it.
+//
+//nolint:contextcheck // a filter that is read for the next execs may take longer than this one
 func (r *Runtime) startDirect(ctx context.Context, a ExecArgs, s *stdio) (int, error) {
 	if a.Direct == nil || s.console != nil {
 		return 0, errIndirect
