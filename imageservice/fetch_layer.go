@@ -37,6 +37,9 @@ func (s *Service) fetchLayer(ctx context.Context, a layerArgs) (*overlay.Draft, 
 	}
 	defer release()
 	a.progress.state.Store(int32(LayerFetching))
+	if draft := s.copyLayer(ctx, a); draft != nil {
+		return draft, nil
+	}
 	draft, err := s.extract(ctx, a)
 	for errdefs.IsDataLoss(err) && a.repository.Hosts() > 1 {
 		a.repository, a.allowances = a.repository.WithoutFirst(), a.allowances[1:]
@@ -55,6 +58,27 @@ func (s *Service) fetchLayer(ctx context.Context, a layerArgs) (*overlay.Draft, 
 	a.progress.state.Store(int32(LayerFetched))
 	klog.FromContext(ctx).V(4).Info("Fetched layer", "blob", a.blob.Digest, "bytes", a.blob.Size)
 	return draft, nil
+}
+
+// copyLayer copies a layer that the store has on top of other layers. It returns nil if there is
+// none, or an error that fetching the layer may avoid. Only a blob from which the layer was extracted
+// before is known to hold it. A repeated layer is not copied, because an image may repeat it hundreds
+// of times.
+func (s *Service) copyLayer(ctx context.Context, a layerArgs) *overlay.Draft {
+	if a.repeated || !s.store.HasSource(a.blob.Digest, a.diffID) {
+		return nil
+	}
+	log := klog.FromContext(ctx)
+	draft, err := s.layers.Copy(ctx, a.diffID)
+	if err != nil {
+		if !errdefs.IsNotFound(err) && ctx.Err() == nil {
+			log.Info("Cannot copy layer, fetching it", "blob", a.blob.Digest, "err", err)
+		}
+		return nil
+	}
+	a.progress.state.Store(int32(LayerFetched))
+	log.V(4).Info("Copied layer", "blob", a.blob.Digest, "diffID", a.diffID)
+	return draft
 }
 
 // extract downloads and extracts in parallel. If both fail, the error of the download is the cause,

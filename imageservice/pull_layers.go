@@ -198,7 +198,7 @@ func (j *pullJob) commit(ctx context.Context, fetched []fetchedLayer) error {
 func (j *pullJob) remember(fetched []fetchedLayer) error {
 	var sources []imagestore.LayerSource
 	for i, f := range fetched {
-		if f.own {
+		if f.own && !f.draft.Copied {
 			sources = append(sources, imagestore.LayerSource{
 				DiffID: j.diffIDs[i], Blob: j.manifest.Layers[i].Digest, Repository: j.repository.Reference().Name(),
 			})

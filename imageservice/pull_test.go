@@ -537,3 +537,56 @@ func BenchmarkPull(b *testing.B) {
 		})
 	}
 }
+
+// A layer that the store has on top of another one is copied, unless the image repeats it or its blob
+// is not known to hold it.
+func TestPullCopiesLayers(t *testing.T) {
+	e := newEnv(t, nil)
+	shared := layerSpec{files: []file{{"shared", incompressible(1<<20, 8)}}}
+	base := func(name string) layerSpec { return layerSpec{files: []file{{name, name}}} }
+	a := e.push(e.build(imageSpec{layers: []layerSpec{base("a"), shared}}), "a", "v1")
+	e.push(e.build(imageSpec{layers: []layerSpec{base("b"), shared}}), "b", "v1")
+	e.push(e.build(imageSpec{layers: []layerSpec{base("c"), shared, shared}}), "c", "v1")
+	for _, step := range []struct {
+		name    string
+		fetches int // of the shared blob so far
+	}{{"a:v1", 1}, {"b:v1", 1}, {"c:v1", 2}} {
+		e.pull(step.name)
+		if n := e.requests("GET", a.blobs[1].String()); n != step.fetches {
+			t.Errorf("after %s the shared layer was fetched %d times, want %d", step.name, n, step.fetches)
+		}
+	}
+	if n := len(e.layers.Layers()); n != 2+2+3 {
+		t.Errorf("%d layers", n)
+	}
+	// Without the record of the blob, nothing says that it holds the layer.
+	if err := os.RemoveAll(filepath.Join(e.root, "image", "overlay2", "distribution")); err != nil {
+		t.Fatal(err)
+	}
+	e.push(e.build(imageSpec{layers: []layerSpec{base("d"), shared}}), "d", "v1")
+	e.pull("d:v1")
+	if n := e.requests("GET", a.blobs[1].String()); n != 3 {
+		t.Errorf("the shared layer was fetched %d times, want 3", n)
+	}
+}
+
+// A layer whose files have changed is fetched again, not copied.
+func TestPullDoesNotCopyChangedLayers(t *testing.T) {
+	e := newEnv(t, nil)
+	shared := layerSpec{files: []file{{"shared", "content"}}}
+	a := e.push(e.build(imageSpec{layers: []layerSpec{{files: []file{{"a", "a"}}}, shared}}), "a", "v1")
+	e.push(e.build(imageSpec{layers: []layerSpec{{files: []file{{"b", "b"}}}, shared}}), "b", "v1")
+	e.pull("a:v1")
+	l := must(e.layers.Layer(imagestore.ChainIDs(a.diffIDs)[1]))
+	name := filepath.Join(e.root, "overlay2", l.CacheID, "diff", "shared")
+	if err := os.WriteFile(name, []byte("CONTENT"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	e.pull("b:v1")
+	if n := e.requests("GET", a.blobs[1].String()); n != 2 {
+		t.Errorf("the shared layer was fetched %d times, want 2", n)
+	}
+	if err := os.WriteFile(name, []byte("content"), 0o644); err != nil { // what the check at the end expects
+		t.Fatal(err)
+	}
+}

@@ -192,11 +192,14 @@ func (b *budget) keep(size int) error {
 // layers. One goroutine may use it at a time.
 type lookups struct{ work, may, count int64 }
 
-// newLookups begins with the work of extracting the drafts.
+// newLookups begins with the work of extracting the drafts. Copied layers have no part in it.
 func (s *Store) newLookups(drafts []*Draft) *lookups {
 	var l lookups
 	var all transferred
 	for _, d := range drafts {
+		if d.Copied {
+			continue
+		}
 		l.work += d.budget.work
 		all.add(d.budget)
 	}

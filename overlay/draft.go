@@ -25,6 +25,7 @@ type Draft struct {
 	DiffID  digest.Digest // digest of the tar that was read
 	Size    int64         // as Layer.Size
 	CacheID string
+	Copied  bool // by Copy
 
 	store   *Store
 	implied impliedDir // directories that the tar did not list

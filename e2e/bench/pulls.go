@@ -27,6 +27,7 @@ func pulls(ctx context.Context, s settings, peers []*peer) ([]row, error) {
 		{what: "pull of the python image (323 MB, 6 layers, gzip)", image: python, resources: true},
 		{what: "the same image with zstd", image: "registry.test/mica/python:zstd", resources: true},
 		{what: "pull of 40 small layers", image: "registry.test/mica/layers40:latest"},
+		{what: "pull of the python image on another base, its layers present", image: "registry.test/mica/python:rebased", present: python, resources: true},
 		{what: "pull of one small layer on those of the python image", image: "registry.test/mica/python:app", present: python},
 	} {
 		more, err := pullsOf(ctx, s, peers, image)

@@ -61,16 +61,17 @@ func Python() testimage.Image {
 	}
 }
 
-// Pythons are Python and variants of it for benchmarks of pulls: with zstd, and with another
-// application on the same layers.
+// Pythons are Python and variants of it for benchmarks of pulls: with zstd, with another application
+// on the same layers, and with the same layers on another base.
 func Pythons() []testimage.Image {
-	zstd, app := Python(), Python()
-	zstd.Names, app.Names = []string{"mica/python:zstd"}, []string{"mica/python:app"}
+	zstd, app, rebased := Python(), Python(), Python()
+	zstd.Names, app.Names, rebased.Names = []string{"mica/python:zstd"}, []string{"mica/python:app"}, []string{"mica/python:rebased"}
+	rebased.Layers[0].Files = append(rebased.Layers[0].Files, testimage.File{Path: "/etc/base", Content: "another\n"})
 	for n := range zstd.Layers {
 		zstd.Layers[n].Compression = testimage.Zstd
 	}
 	app.Layers[len(app.Layers)-1] = testimage.Layer{Files: []testimage.File{{Path: "/app/main.py", Content: "print('another application')\n"}}}
-	return []testimage.Image{Python(), zstd, app}
+	return []testimage.Image{Python(), zstd, app, rebased}
 }
 
 // shell is the config of an image whose default command is a shell.

@@ -133,6 +133,12 @@ type LayerSource struct {
 	Repository string        // full name
 }
 
+// HasSource reports whether a blob is recorded as a source of a layer.
+func (s *Store) HasSource(blob, diffID digest.Digest) bool {
+	recorded, err := readFile(s.distribution.diffIDPath(blob), maxDigestSize)
+	return err == nil && digest.Digest(recorded) == diffID
+}
+
 // AddSources records the blobs from which layers were extracted and checked. The records are a
 // cache in Docker's form. When it returns they are on stable storage. Errors: those of the disk.
 func (s *Store) AddSources(sources ...LayerSource) error {
