@@ -115,7 +115,7 @@ func TestRestoreRefuses(t *testing.T) {
 		"not an archive": {"/etc/passwd", nil, codes.InvalidArgument, "/etc/passwd"},
 		"a directory":    {filepath.Dir(good), nil, codes.InvalidArgument, "not a file"},
 		"another runtime": {
-			rewrite(t, good, nil, in("config.dump", `"runtime":"runc"`, `"runtime":"runsc"`)), nil,
+			rewrite(t, good, nil, in("config.dump", `"runtime":"`, `"runtime":"runsc","before":"`)), nil,
 			codes.FailedPrecondition, `made by OCI runtime "runsc"`,
 		},
 		"image missing": {
