@@ -215,6 +215,8 @@ func (c container) look(t *testing.T, d *Direct, p specs.Process, command []stri
 // A process that is started directly is like one that the OCI runtime starts, in everything that it
 // can see of itself.
 func TestExecDirectlyIsLikeTheRuntime(t *testing.T) {
+	umask := unix.Umask(defaultUmask) // the daemon's; runc's execs inherit it
+	t.Cleanup(func() { unix.Umask(umask) })
 	helper := buildHelper(t)
 	for _, tc := range directCases() {
 		t.Run(tc.name, func(t *testing.T) {
