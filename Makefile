@@ -108,9 +108,12 @@ fuzz: ## run every fuzz target for FUZZTIME, a duration or, as in 2000x, a numbe
 		$(GO) test -timeout 0 -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5x "$$package"; \
 	done
 
+# Counts and measurements of the benchmark (see e2e/bench), and the directory of its JSON and charts.
+BENCH_FLAGS ?=
+BENCH_OUT ?= $(CURDIR)/bench-results/last
 .PHONY: bench
-bench: packages-bench build ## compare with Debian's containerd and print a table
-	$(GO) run ./e2e/bench -bin $(BIN)
+bench: packages-bench build ## compare with Debian's containerd; prints a table and writes charts; BENCH_FLAGS=, BENCH_OUT=
+	$(GO) run ./e2e/bench -bin $(BIN) -out '$(BENCH_OUT)' $(BENCH_FLAGS)
 
 # BENCH is a regular expression of benchmarks, COUNT the number of runs of each. Results are stored in
 # RESULTS, in a directory with the name of the commit.

@@ -1,5 +1,6 @@
 // Bench measures Mica and Debian's containerd in one run, alternately, with the same OCI runtime,
-// network configuration, registry and kind of file system. It prints a table in Markdown.
+// network configuration, registry and kind of file system. It prints a table in Markdown, and with
+// -out writes it as JSON, with charts.
 //
 //	bench -bin DIR [-rounds N] [-pulls N] [-pods N] [-parts LIST]
 //
@@ -39,6 +40,7 @@ type settings struct {
 	against string   // directory of another build of Mica; "" compares with containerd
 	runtime string   // OCI runtime of both builds, "" for the daemon's choice
 	parts   []string // names of the measurements, in their order
+	out     string   // directory of results.json and the charts, "" for none
 }
 
 func main() {
@@ -47,12 +49,13 @@ func main() {
 	klog.SetLogger(klog.Logger{}) // the CRI client logs every error that it returns
 	var s settings
 	flag.StringVar(&s.bin, "bin", "bin", "directory of the built binaries")
-	flag.IntVar(&s.rounds, "rounds", 50, "pods started by each, one at a time")
+	flag.IntVar(&s.rounds, "rounds", 40, "pods started by each, one at a time")
 	flag.IntVar(&s.pulls, "pulls", 5, "pulls of the python image by each")
 	flag.IntVar(&s.pods, "pods", 50, "running pods for the memory, restart and statistics rows")
 	flag.StringVar(&s.against, "against", "", "directory of another build of Mica to compare with, instead of containerd")
 	flag.StringVar(&s.runtime, "runtime", "", "OCI runtime for -against, runc or crun")
-	parts := flag.String("parts", "pulls,pods,execs,crowd", "what to measure; also calls, stats")
+	parts := flag.String("parts", "pulls,pods,calls,host network,execs,workers,logs,crowd,stats,idle", "what to measure")
+	flag.StringVar(&s.out, "out", "", "directory for the result as JSON and charts")
 	flag.Parse()
 	s.parts = strings.Split(*parts, ",")
 	if strings.Contains(filepath.Base(s.runtime), "crun") && testcgroup.Hybrid() {
@@ -96,9 +99,13 @@ func run(ctx context.Context, s settings) (err error) {
 	if err != nil {
 		return err
 	}
-	printConditions(ctx, s)
+	about := conditions(ctx, s)
+	fmt.Print(about, "\n\n")
 	printTable(other.name, rows)
-	return nil
+	if s.out == "" {
+		return nil
+	}
+	return resultOf(s, about, []*peer{mica, other}, rows).write(s.out)
 }
 
 // startOther starts the peer that Mica is compared with.

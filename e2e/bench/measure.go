@@ -16,6 +16,22 @@ type row struct {
 	what        string
 	unit        string
 	mica, other float64
+	more        bool // larger values are better
+}
+
+// of returns the value of one peer.
+func (r *row) of(peer int) *float64 { return []*float64{&r.mica, &r.other}[peer] }
+
+// ratio says how many times better Mica is.
+func (r row) ratio() string {
+	better, worse := r.mica, r.other
+	if r.more {
+		better, worse = worse, better
+	}
+	if better <= 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.1f×", worse/better)
 }
 
 // measure measures every row, alternating between the peers.
@@ -29,6 +45,7 @@ func measure(ctx context.Context, s settings, mica, other *peer) ([]row, error) 
 	var rows []row
 	all := map[string]func(context.Context, settings, []*peer) ([]row, error){
 		"pulls": pulls, "pods": pods, "execs": execs, "crowd": crowd, "calls": calls, "stats": statistics,
+		"host network": hostNetwork, "workers": workers, "logs": logs, "idle": idle,
 	}
 	for _, name := range s.parts {
 		part := all[name]
@@ -53,6 +70,14 @@ func (s samples) at(quantile float64) float64 {
 	return float64(sorted[rank].Microseconds()) / 1000
 }
 
+func (s samples) mean() float64 {
+	var sum time.Duration
+	for _, d := range s {
+		sum += d
+	}
+	return milliseconds(sum) / float64(len(s))
+}
+
 // timed appends the duration of f.
 func (s *samples) timed(f func() error) error {
 	begin := time.Now()
@@ -62,7 +87,7 @@ func (s *samples) timed(f func() error) error {
 }
 
 func pair(what string, quantile float64, of [2]samples) row {
-	return row{what, "ms", of[0].at(quantile), of[1].at(quantile)}
+	return row{what: what, unit: "ms", mica: of[0].at(quantile), other: of[1].at(quantile)}
 }
 
 // pods starts and removes pods, one at a time.
@@ -97,7 +122,7 @@ func pods(ctx context.Context, s settings, peers []*peer) ([]row, error) {
 
 // execs runs commands in one container of each peer.
 func execs(ctx context.Context, s settings, peers []*peer) ([]row, error) {
-	var took [2]samples
+	var took, busy [2]samples
 	var running, containers [2]string
 	for n, p := range peers {
 		var err error
@@ -105,15 +130,30 @@ func execs(ctx context.Context, s settings, peers []*peer) ([]row, error) {
 			return nil, fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
-	for range 2 * s.rounds {
+	for n, p := range peers { // warm-up
+		if _, _, err := p.runtime.ExecSync(ctx, containers[n], []string{"true"}, time.Minute); err != nil {
+			return nil, fmt.Errorf("%s: exec: %w", p.name, err)
+		}
+	}
+	const batch = 10 // processor time is counted in steps of 10 ms
+	for range 2 * s.rounds / batch {
 		for n, p := range peers {
-			err := took[n].timed(func() error {
-				_, _, err := p.runtime.ExecSync(ctx, containers[n], []string{"true"}, 10*time.Second)
-				return err
+			used, err := p.busyDuring(func() error {
+				for range batch {
+					err := took[n].timed(func() error {
+						_, _, err := p.runtime.ExecSync(ctx, containers[n], []string{"true"}, 10*time.Second)
+						return err
+					})
+					if err != nil {
+						return fmt.Errorf("exec: %w", err)
+					}
+				}
+				return nil
 			})
 			if err != nil {
-				return nil, fmt.Errorf("%s: exec: %w", p.name, err)
+				return nil, err
 			}
+			busy[n] = append(busy[n], used/batch)
 		}
 	}
 	for n, p := range peers {
@@ -121,31 +161,31 @@ func execs(ctx context.Context, s settings, peers []*peer) ([]row, error) {
 			return nil, fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
-	return []row{pair("ExecSync, p50", 0.5, took), pair("ExecSync, p99", 0.99, took)}, nil
+	return []row{
+		pair("ExecSync, p50", 0.5, took),
+		pair("ExecSync, p99", 0.99, took),
+		{what: "its processor time, mean", unit: "ms", mica: busy[0].mean(), other: busy[1].mean()},
+	}, nil
+}
+
+// fewPods is the smallest number of pods whose memory is measured.
+const fewPods = 5
+
+// crowdSizes are the numbers of pods whose memory is measured.
+func (s settings) crowdSizes() []int {
+	return slices.Compact([]int{fewPods, max(fewPods, s.pods/2), s.pods})
 }
 
 // crowd measures the memory per running pod, as the slope between few pods and many, and the
 // restart of a killed daemon with the many pods.
 func crowd(ctx context.Context, s settings, peers []*peer) ([]row, error) {
-	const few = 5
-	memory := row{what: fmt.Sprintf("memory per running pod (PSS, %d to %d pods)", few, s.pods), unit: "KiB"}
+	memory := row{what: fmt.Sprintf("memory per running pod (PSS, %d to %d pods)", fewPods, s.pods), unit: "KiB"}
 	base := row{what: fmt.Sprintf("memory of the runtime with %d pods (PSS)", s.pods), unit: "KiB"}
 	var restarted [2]samples
 	for n, p := range peers {
-		var at [2]float64
-		var running []string
-		for step, count := range []int{few, s.pods} {
-			for len(running) < count {
-				pod, _, err := p.startPod(ctx)
-				if err != nil {
-					return nil, fmt.Errorf("%s: %w", p.name, err)
-				}
-				running = append(running, pod)
-			}
-			var err error
-			if at[step], err = p.settledMemory(ctx); err != nil {
-				return nil, err
-			}
+		at, running, err := p.memoryOf(ctx, s.crowdSizes())
+		if err != nil {
+			return nil, err
 		}
 		for range 7 {
 			took, err := p.restart(ctx)
@@ -154,15 +194,33 @@ func crowd(ctx context.Context, s settings, peers []*peer) ([]row, error) {
 			}
 			restarted[n] = append(restarted[n], took)
 		}
-		for _, pod := range running {
-			if err := p.removePod(ctx, pod); err != nil {
-				return nil, fmt.Errorf("%s: %w", p.name, err)
-			}
+		if err := p.removePods(ctx, running); err != nil {
+			return nil, err
 		}
-		*[]*float64{&memory.mica, &memory.other}[n] = (at[1] - at[0]) / float64(s.pods-few)
-		*[]*float64{&base.mica, &base.other}[n] = at[1]
+		p.memory = at
+		*memory.of(n) = (at[len(at)-1] - at[0]) / float64(s.pods-fewPods)
+		*base.of(n) = at[len(at)-1]
 	}
 	return []row{memory, base, pair(fmt.Sprintf("ready after kill -9 with %d pods, p50", s.pods), 0.5, restarted)}, nil
+}
+
+// memoryOf starts pods and returns the memory of the runtime at several numbers of them, in KiB.
+func (p *peer) memoryOf(ctx context.Context, sizes []int) (at []float64, running []string, err error) {
+	for _, count := range sizes {
+		for len(running) < count {
+			pod, _, err := p.startPod(ctx)
+			if err != nil {
+				return nil, nil, fmt.Errorf("%s: %w", p.name, err)
+			}
+			running = append(running, pod)
+		}
+		kib, err := p.settledMemory(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		at = append(at, kib)
+	}
+	return at, running, nil
 }
 
 // settledMemory returns the memory of the runtime's processes, in KiB, once garbage could be

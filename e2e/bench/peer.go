@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,19 +24,25 @@ type peer struct {
 	images  internalapi.ImageManagerService
 	parent  string // parent cgroup of its pods
 	logs    string // directory of container logs
-	serial  int
+	serial  atomic.Int64
 	// pids returns the runtime's own processes.
 	pids func() ([]int, error)
 	// restart kills the daemon with SIGKILL and returns the time until the next one has listed its
 	// pods.
 	restart func(context.Context) (time.Duration, error)
 	stop    func(context.Context) error
+
+	// What parts leave for the charts.
+	starts starts    // of calls
+	memory []float64 // of crowd, in KiB, at settings.crowdSizes
 }
 
 const (
 	workload = "registry.test/mica/busybox:latest"
 	python   = "registry.test/mica/python:latest"
 )
+
+const logName = "container.log"
 
 // micaArgs describes one Mica.
 type micaArgs struct {
@@ -136,42 +143,73 @@ func (p *peer) startPod(ctx context.Context) (pod, container string, err error) 
 // starts are the times of the three calls that start a pod.
 type starts struct{ run, create, start samples }
 
+// podArgs describe a pod that differs from startPod's.
+type podArgs struct {
+	hostNetwork bool
+	command     []string // nil: sleep
+	times       *starts  // gets the time of each call; nil for none
+}
+
 // startPodTimed is startPod, and adds the time of each call to t.
 func (p *peer) startPodTimed(ctx context.Context, t *starts) (pod, container string, err error) {
-	p.serial++
-	name := fmt.Sprintf("bench-%d", p.serial)
+	pod, container, _, err = p.run(ctx, podArgs{times: t})
+	return pod, container, err
+}
+
+// start starts a pod and returns the path of its container's log.
+func (p *peer) start(ctx context.Context, a podArgs) (pod, log string, err error) {
+	pod, _, log, err = p.run(ctx, a)
+	return pod, log, err
+}
+
+func (p *peer) run(ctx context.Context, a podArgs) (pod, container, log string, err error) {
+	name := fmt.Sprintf("bench-%d", p.serial.Add(1))
+	namespaces := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
 	config := &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Uid: name, Namespace: "bench"},
 		Hostname: name, LogDirectory: filepath.Join(p.logs, name),
 		Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: p.parent + "/" + name},
+	}
+	if a.hostNetwork {
+		config.Hostname = ""
+		namespaces.Network = runtimeapi.NamespaceMode_NODE
+		config.Linux.SecurityContext = &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: namespaces}
+	}
+	t := a.times
+	if t == nil {
+		t = &starts{}
+	}
+	command := a.command
+	if command == nil {
+		command = []string{"sleep", "100000"}
 	}
 	err = t.run.timed(func() (err error) {
 		pod, err = p.runtime.RunPodSandbox(ctx, config, "")
 		return err
 	})
 	if err != nil {
-		return "", "", fmt.Errorf("run pod: %w", err)
+		return "", "", "", fmt.Errorf("run pod: %w", err)
 	}
 	err = t.create.timed(func() (err error) {
 		container, err = p.runtime.CreateContainer(ctx, pod, &runtimeapi.ContainerConfig{
 			Metadata: &runtimeapi.ContainerMetadata{Name: "sleep"},
 			Image:    &runtimeapi.ImageSpec{Image: workload},
-			Command:  []string{"sleep", "100000"},
-			LogPath:  "sleep.log",
+			Command:  command,
+			LogPath:  logName,
 			Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
 				Seccomp:          &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},
-				NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
+				NamespaceOptions: namespaces,
 			}},
 		}, config)
 		return err
 	})
 	if err != nil {
-		return "", "", fmt.Errorf("create container: %w", err)
+		return "", "", "", fmt.Errorf("create container: %w", err)
 	}
 	if err := t.start.timed(func() error { return p.runtime.StartContainer(ctx, container) }); err != nil {
-		return "", "", fmt.Errorf("start container: %w", err)
+		return "", "", "", fmt.Errorf("start container: %w", err)
 	}
-	return pod, container, nil
+	return pod, container, filepath.Join(config.LogDirectory, logName), nil
 }
 
 func (p *peer) removePod(ctx context.Context, pod string) error {

@@ -77,7 +77,7 @@ func pullsOf(ctx context.Context, s settings, peers []*peer, image pulled) ([]ro
 				return nil, err
 			}
 		}
-		rows = append(rows, pair("its processor time, p50", 0.5, busy), row{"its peak of memory (PSS)", "MiB", memory[0], memory[1]})
+		rows = append(rows, pair("its processor time, p50", 0.5, busy), row{what: "its peak of memory (PSS)", unit: "MiB", mica: memory[0], other: memory[1]})
 	}
 	if image.present != "" {
 		for _, p := range peers {

@@ -8,6 +8,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/micarun/mica/e2e/images"
 	"github.com/micarun/mica/e2e/node"
@@ -39,6 +42,8 @@ func newStage(ctx context.Context) (_ *stage, err error) {
 	}()
 	if err := os.MkdirAll(s.work, 0o711); err != nil {
 		return nil, err
+	}
+	for unix.Unmount(s.work, unix.MNT_DETACH) == nil { // of a killed benchmark
 	}
 	if err := s.mount(ctx, "-t", "tmpfs", "-o", "size=12g", "bench", s.work); err != nil {
 		return nil, err
@@ -118,12 +123,30 @@ func (s *stage) close(ctx context.Context) error {
 		errs = append(errs, s.registry.Close())
 	}
 	for n := len(s.mounts) - 1; n >= 0; n-- {
-		errs = append(errs, command(ctx, "umount", s.mounts[n]))
+		errs = append(errs, unmount(ctx, s.mounts[n]))
 	}
 	if _, err := os.Stat("/sys/class/net/" + s.slot.Name); err == nil {
 		errs = append(errs, command(ctx, "ip", "link", "delete", s.slot.Name))
 	}
 	return errors.Join(append(errs, os.RemoveAll(s.work), s.slot.Release())...)
+}
+
+// unmount waits while the mount is busy: the kernel closes the file of a loop device some time after
+// its file system is unmounted.
+func unmount(ctx context.Context, dir string) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for {
+		err := unix.Unmount(dir, 0)
+		if !errors.Is(err, unix.EBUSY) {
+			return os.NewSyscallError("unmount "+dir, err)
+		}
+		select {
+		case <-ctx.Done():
+			return os.NewSyscallError("unmount "+dir, err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 func command(ctx context.Context, name string, arguments ...string) error {
