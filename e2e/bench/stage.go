@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -123,7 +122,7 @@ func (s *stage) close(ctx context.Context) error {
 		errs = append(errs, s.registry.Close())
 	}
 	for n := len(s.mounts) - 1; n >= 0; n-- {
-		errs = append(errs, unmount(ctx, s.mounts[n]))
+		errs = append(errs, unmount(s.mounts[n]))
 	}
 	if _, err := os.Stat("/sys/class/net/" + s.slot.Name); err == nil {
 		errs = append(errs, command(ctx, "ip", "link", "delete", s.slot.Name))
@@ -131,22 +130,15 @@ func (s *stage) close(ctx context.Context) error {
 	return errors.Join(append(errs, os.RemoveAll(s.work), s.slot.Release())...)
 }
 
-// unmount waits while the mount is busy: the kernel closes the file of a loop device some time after
-// its file system is unmounted.
-func unmount(ctx context.Context, dir string) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	for {
-		err := unix.Unmount(dir, 0)
-		if !errors.Is(err, unix.EBUSY) {
-			return os.NewSyscallError("unmount "+dir, err)
-		}
-		select {
-		case <-ctx.Done():
-			return os.NewSyscallError("unmount "+dir, err)
-		case <-time.After(20 * time.Millisecond):
-		}
+// unmount also unmounts a busy file system, which the kernel then removes later. A mount namespace
+// made meanwhile, such as a test's, has a copy of the store's mount, which keeps its loop device's
+// file open.
+func unmount(dir string) error {
+	err := unix.Unmount(dir, 0)
+	if errors.Is(err, unix.EBUSY) {
+		err = unix.Unmount(dir, unix.MNT_DETACH)
 	}
+	return os.NewSyscallError("unmount "+dir, err)
 }
 
 func command(ctx context.Context, name string, arguments ...string) error {
