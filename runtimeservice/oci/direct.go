@@ -182,7 +182,7 @@ func (d *Direct) open(f *childFiles, request []byte) error {
 	f.child = append(f.child, d.Init)
 	dir := d.Unified
 	if dir == "" {
-		dir = "/" // keeps the descriptor's number; it is not used
+		dir = os.DevNull // keeps the descriptor's number; it is not used
 	}
 	unified, err := os.Open(dir)
 	if err != nil {

@@ -21,8 +21,9 @@ var order = binary.LittleEndian
 
 // Profile is what a container's specification says about every process in the container.
 type Profile struct {
-	direct  bool   // processes can be started without the OCI runtime
-	seccomp string // hash of the seccomp profile, "" for none
+	direct     bool   // processes can be started without the OCI runtime
+	seccomp    string // hash of the seccomp profile, "" for none
+	namespaces uint64 // CLONE_NEW… that the container may have for itself
 }
 
 // NewProfile returns the profile of a specification, which it neither modifies nor keeps.
@@ -38,9 +39,13 @@ func NewProfile(s *specs.Spec) (Profile, error) {
 			return Profile{}, nil
 		}
 	}
+	p := Profile{direct: true}
+	for _, ns := range s.Linux.Namespaces {
+		p.namespaces |= namespaceKinds()[ns.Type].flag
+	}
 	seccomp := s.Linux.Seccomp
 	if seccomp == nil {
-		return Profile{direct: true}, nil
+		return p, nil
 	}
 	if seccomp.ListenerPath != "" || seccomp.DefaultAction == specs.ActNotify {
 		return Profile{}, nil
@@ -55,7 +60,8 @@ func NewProfile(s *specs.Spec) (Profile, error) {
 		return Profile{}, fmt.Errorf("encode seccomp profile: %w", err)
 	}
 	sum := sha256.Sum256(text)
-	return Profile{direct: true, seccomp: string(sum[:])}, nil
+	p.seccomp = string(sum[:])
+	return p, nil
 }
 
 // header is struct request of cmd/mica-init/exec.c.
@@ -119,7 +125,7 @@ func (r *Runtime) request(a ExecArgs, s *stdio) ([]byte, error) {
 	if p.NoNewPrivileges {
 		h.flags |= noNewPrivs
 	}
-	if h.namespaces, err = foreignNamespaces(d.Init); err != nil {
+	if h.namespaces, err = d.foreignNamespaces(); err != nil {
 		return nil, err
 	}
 	if err := h.setCapabilities(p.Capabilities); err != nil {
@@ -167,33 +173,48 @@ func candidates(p *specs.Process) ([]string, error) {
 	return paths, nil
 }
 
-// namespaceKinds are the namespaces that a container may have for itself.
-func namespaceKinds() map[string]uint64 {
-	return map[string]uint64{
-		"user": unix.CLONE_NEWUSER, "mnt": unix.CLONE_NEWNS, "pid": unix.CLONE_NEWPID, "net": unix.CLONE_NEWNET,
-		"ipc": unix.CLONE_NEWIPC, "uts": unix.CLONE_NEWUTS, "cgroup": unix.CLONE_NEWCGROUP,
+// namespaceKind is a kind of namespace that a container may have for itself.
+type namespaceKind struct {
+	flag uint64
+	file string // below /proc/PID/ns
+}
+
+func namespaceKinds() map[specs.LinuxNamespaceType]namespaceKind {
+	return map[specs.LinuxNamespaceType]namespaceKind{
+		specs.UserNamespace:    {unix.CLONE_NEWUSER, "user"},
+		specs.MountNamespace:   {unix.CLONE_NEWNS, "mnt"},
+		specs.PIDNamespace:     {unix.CLONE_NEWPID, "pid"},
+		specs.NetworkNamespace: {unix.CLONE_NEWNET, "net"},
+		specs.IPCNamespace:     {unix.CLONE_NEWIPC, "ipc"},
+		specs.UTSNamespace:     {unix.CLONE_NEWUTS, "uts"},
+		specs.CgroupNamespace:  {unix.CLONE_NEWCGROUP, "cgroup"},
 	}
 }
 
-// foreignNamespaces returns the namespaces of the process that are not this process's. The PID may
-// have another owner if the process has ended; setns(2) by the pidfd then fails.
-func foreignNamespaces(init *os.File) (uint64, error) {
-	pid, err := pidOf(init)
+// foreignNamespaces returns the namespaces of the container's first process that are not this
+// process's. The PID may have another owner if the process has ended; setns(2) by the pidfd then
+// fails.
+//
+// The error is errIndirect if that process has left the container's namespaces for one of a kind
+// that the specification does not name, such as a user namespace. The runtimes differ then: runc
+// does not follow it, crun does.
+func (d *Direct) foreignNamespaces() (uint64, error) {
+	pid, err := pidOf(d.Init)
 	if err != nil {
 		return 0, err
 	}
 	var flags uint64
-	for name, flag := range namespaceKinds() {
-		same, err := sameNamespace(pid, name)
+	for _, kind := range namespaceKinds() {
+		same, err := sameNamespace(pid, kind.file)
 		if err != nil {
 			return 0, err
 		}
 		if !same {
-			flags |= flag
+			flags |= kind.flag
 		}
 	}
 	same, err := sameNamespace(pid, "time")
-	if err == nil && !same {
+	if err == nil && !same || flags&^d.Profile.namespaces != 0 {
 		return 0, errIndirect
 	}
 	return flags, nil

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -312,5 +313,44 @@ func TestExecDirectlyStaysInside(t *testing.T) {
 	p := &specs.Process{Args: []string{"true"}, Env: []string{"PATH=/bin", "HOME=/"}, Capabilities: &specs.LinuxCapabilities{}, Cwd: "/proc"}
 	if code, err := direct.do(t, ExecArgs{Process: p, Direct: place}); err != nil || code != 0 {
 		t.Errorf("working directory /proc: %d, %v", code, err)
+	}
+}
+
+// If a container's first process has moved to a user namespace of its own, the OCI runtime decides
+// whether execs follow it.
+func TestExecDirectlyKnowsTheNamespaces(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	cmd := exec.Command("sleep", "100000")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWUTS}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = cmd.Process.Kill(), cmd.Wait() }()
+	fd, err := unix.PidfdOpen(cmd.Process.Pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &Direct{Init: os.NewFile(uintptr(fd), "init")}
+	defer d.Init.Close()
+	for _, tc := range []struct {
+		types []specs.LinuxNamespaceType
+		want  uint64
+		err   error
+	}{
+		{[]specs.LinuxNamespaceType{specs.UTSNamespace, specs.UserNamespace}, unix.CLONE_NEWUSER | unix.CLONE_NEWUTS, nil},
+		{[]specs.LinuxNamespaceType{specs.UTSNamespace, specs.MountNamespace}, 0, errIndirect},
+	} {
+		linux := &specs.Linux{}
+		for _, kind := range tc.types {
+			linux.Namespaces = append(linux.Namespaces, specs.LinuxNamespace{Type: kind})
+		}
+		if d.Profile, err = NewProfile(&specs.Spec{Linux: linux}); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := d.foreignNamespaces(); got != tc.want || !errors.Is(err, tc.err) {
+			t.Errorf("container with %v: namespaces %#x, %v, want %#x, %v", tc.types, got, err, tc.want, tc.err)
+		}
 	}
 }
