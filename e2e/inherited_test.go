@@ -84,6 +84,7 @@ func TestRuntimesStartWithAllDescriptors(t *testing.T) {
 	var limits string
 	f := startOn(t, func(o *node.Options) {
 		o.Enter = []string{"/bin/sh", "-c", `ulimit -S -n 512; exec "$@"`, "sh"}
+		o.ExecByRuntime = true
 		limits = filepath.Join(o.Data, "limits")
 		program := filepath.Join(o.Data, "recorded-runc")
 		script := "#!/bin/sh\necho $(ulimit -S -n) $(ulimit -H -n) $* >>" + limits + "\nexec " + cmp.Or(o.OCIRuntime, "runc") + " \"$@\"\n"

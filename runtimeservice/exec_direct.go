@@ -74,7 +74,7 @@ func readBundle(file string) (*specs.Spec, error) {
 // start it. The caller closes its Init.
 func (s *Service) directExec(c *Container, h handler, profile oci.Profile) *oci.Direct {
 	// A runtime that is not known by name, such as one with virtual machines, may do more.
-	if oci.StartPipe(h.features.oci) == "" || s.refuseFrozen(c) != nil {
+	if s.opts.ExecByRuntime || oci.StartPipe(h.features.oci) == "" || s.refuseFrozen(c) != nil {
 		return nil
 	}
 	init, err := s.keeper.Init(c.ID())

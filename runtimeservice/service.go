@@ -74,6 +74,8 @@ type Options struct {
 	// ExecSyncLimit is the maximum number of bytes of each output stream that ExecSync returns; 16
 	// MiB by default, the limit of the CRI.
 	ExecSyncLimit int
+	// ExecByRuntime makes the OCI runtime's exec start every command, instead of mica-init.
+	ExecByRuntime bool
 	// Ulimits are the resource limits of containers, in the form of spec.ParseUlimits. For limits
 	// that are not listed, containers inherit the keeper's.
 	Ulimits []string

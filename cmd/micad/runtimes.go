@@ -49,9 +49,11 @@ func (n *node) openRuntimes(ctx context.Context, c config.Config) (map[string]*o
 	for _, refusal := range tried.Refusals {
 		log.Info("OCI runtime cannot run containers on this host", "reason", refusal)
 	}
-	starter, err := helper(c.Pods.InitBinary, initName)
-	if err != nil {
-		return nil, err
+	starter := "" // none
+	if !c.Pods.ExecByRuntime {
+		if starter, err = helper(c.Pods.InitBinary, initName); err != nil {
+			return nil, err
+		}
 	}
 	runtimes := map[string]*oci.Runtime{}
 	for name, h := range installed {

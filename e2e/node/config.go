@@ -36,6 +36,9 @@ func (n *Node) writeConfig() error {
 	if n.Criu != "" {
 		fmt.Fprintf(&b, "criu = %q\n", n.Criu)
 	}
+	if n.ExecByRuntime {
+		b.WriteString("exec_by_runtime = true\n")
+	}
 	if n.RestoreImages {
 		b.WriteString("restore_images = true\n")
 	}

@@ -58,6 +58,8 @@ type Options struct {
 	ConfDir string
 	// Criu is the CRIU to use instead of the one in PATH.
 	Criu string
+	// ExecByRuntime makes the OCI runtime start every exec.
+	ExecByRuntime bool
 	// RestoreImages lets the node restore containers from images.
 	RestoreImages bool
 	// Env are additional environment variables for the daemon.
