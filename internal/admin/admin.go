@@ -1,6 +1,6 @@
 // Package admin is the protocol by which the node tool queries and controls a running daemon: its
-// state, its operations, checks of its stores, profiles, and stopping it. Pods and images are managed through
-// the CRI instead.
+// state, its operations, checks of its stores, profiles, and stopping it. Pods and images are managed
+// through the CRI instead.
 //
 // It is HTTP with JSON on a unix socket that only root may open. Both ends come from the same
 // release, so there is no version negotiation; an unknown path is an error.

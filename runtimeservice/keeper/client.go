@@ -172,8 +172,9 @@ func (c *Client) Kill(ctx context.Context, id string, sig syscall.Signal, all bo
 }
 
 // Delete kills the container if it runs and removes the runtime's state of it: by the runtime's
-// delete, with --force if it is refused without, or as CreateArgs.RemoveState says. Then the keeper closes the container's descriptors and removes its exit record. If Delete
-// killed the container, its exit is still an Event. An unknown container is not an error.
+// delete, with --force if it is refused without, or as CreateArgs.RemoveState says. Then the keeper
+// closes the container's descriptors and removes its exit record. If Delete killed the container,
+// its exit is still an Event. An unknown container is not an error.
 func (c *Client) Delete(ctx context.Context, id string) error {
 	if err := c.again(ctx, wire.OpDelete, wire.Target{ID: id}, nil); err != nil {
 		return err

@@ -10,8 +10,8 @@
 // With ExecArgs.Direct, Exec starts a process by mica-init exec instead of the runtime, as a process
 // that has everything that the runtime would give it.
 //
-// On disk, each exec by the runtime has a directory in Options.WorkDir while it starts. The directory holds the
-// process description, the pid file, the runtime's log and the console socket.
+// On disk, each exec by the runtime has a directory in Options.WorkDir while it starts. The directory
+// holds the process description, the pid file, the runtime's log and the console socket.
 package oci
 
 import (
