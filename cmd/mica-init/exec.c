@@ -228,6 +228,12 @@ static void install_filter(const struct request *r)
 	need(20, call(SYS_seccomp, SECCOMP_SET_MODE_FILTER, r->filter_flags, (long)&program, 0, 0));
 }
 
+/* conceal makes the process not dumpable. A change of the user undoes that with sysctl fs.suid_dumpable=1. */
+static void conceal(int number)
+{
+	need(number, call(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0));
+}
+
 /* become gives the child its cgroups, its user and its capabilities. */
 static void become(const struct request *r)
 {
@@ -240,6 +246,7 @@ static void become(const struct request *r)
 	if (r->namespaces & CLONE_NEWUSER) { /* until here, the user was the node's root */
 		need(34, call(SYS_setresgid, 0, 0, 0, 0, 0));
 		need(35, call(SYS_setresuid, 0, 0, 0, 0, 0));
+		conceal(36);
 	}
 	if (r->keyring)
 		join_keyring((const char *)r + r->keyring);
@@ -253,6 +260,7 @@ static void become(const struct request *r)
 	need(26, call(SYS_prctl, PR_SET_KEEPCAPS, 1, 0, 0, 0));
 	need(27, call(SYS_setresgid, r->gid, r->gid, r->gid, 0, 0));
 	need(28, call(SYS_setresuid, r->uid, r->uid, r->uid, 0, 0));
+	conceal(37); /* before the child has no more capabilities than others of its user */
 	need(29, call(SYS_prctl, PR_SET_KEEPCAPS, 0, 0, 0, 0));
 	capset(30, r->effective, r->permitted, r->inheritable);
 	need(31, call(SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0));
@@ -289,7 +297,7 @@ static _Noreturn void exec_in_container(void)
 	struct request *r;
 	long pid;
 
-	need(6, call(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0));
+	conceal(6);
 	/* A name that no program's file can have: the daemon sees whether the program was executed. */
 	call(SYS_prctl, PR_SET_NAME, (long)"mica/exec", 0, 0, 0);
 	r = load();

@@ -104,9 +104,7 @@ func (r *Runtime) startDirect(ctx context.Context, a ExecArgs, s *stdio) (int, e
 		go func() { _, _ = h.Wait() }() // it may be in an uninterruptible sleep
 		return 0, ctx.Err()
 	}
-	if _, werr := h.Wait(); err == nil && werr != nil {
-		err = werr
-	}
+	_, _ = h.Wait()
 	if err != nil {
 		return 0, err
 	}

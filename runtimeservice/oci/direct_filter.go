@@ -24,8 +24,12 @@ import (
 const (
 	// maxFilters is the number of seccomp filters that a Runtime keeps; each takes 5 to 30 KiB.
 	maxFilters = 64
-	// filterRetry is the pause after a filter could not be captured.
-	filterRetry = time.Minute
+	// filterRetry is the pause after a filter could not be captured. It doubles with each failure, up
+	// to maxFilterRetry: some hosts never allow it.
+	filterRetry    = time.Minute
+	maxFilterRetry = time.Hour
+	// filterWait bounds how long an exec waits for the filter that it lacked after it has ended.
+	filterWait = 5 * time.Second
 	// maxFilter is the maximum number of instructions of a filter (BPF_MAXINSNS).
 	maxFilter = 4096
 )
@@ -47,8 +51,9 @@ type filters struct {
 type capture struct {
 	done chan struct{} // closed after the attempt; the rest is set before
 
-	filter *filter   // nil if the attempt failed
-	retry  time.Time // when to try again
+	filter *filter       // nil if the attempt failed
+	pause  time.Duration // until the next attempt; set at the beginning
+	retry  time.Time     // when to try again
 }
 
 // ended reports whether the attempt has ended.
@@ -71,11 +76,15 @@ func (f *filters) of(r *Runtime, d *Direct) (*filter, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	c := f.known[key]
+	if c == nil && !f.makeRoom() {
+		return nil, errIndirect
+	}
 	if c == nil || c.ended() && c.filter == nil && time.Now().After(c.retry) {
-		if f.known == nil || len(f.known) >= maxFilters {
-			f.known = map[string]*capture{}
+		pause := filterRetry
+		if c != nil {
+			pause = min(2*c.pause, maxFilterRetry)
 		}
-		c = &capture{done: make(chan struct{})}
+		c = &capture{done: make(chan struct{}), pause: pause}
 		f.known[key] = c
 		go c.run(r, d.Seccomp, d.ProbeCgroup)
 	}
@@ -86,6 +95,24 @@ func (f *filters) of(r *Runtime, d *Direct) (*filter, error) {
 		return nil, errIndirect
 	}
 	return c.filter, nil
+}
+
+// makeRoom forgets a filter if there are too many. It reports false if all of them are being read.
+// f.mu is held.
+func (f *filters) makeRoom() bool {
+	if f.known == nil {
+		f.known = map[string]*capture{}
+	}
+	if len(f.known) < maxFilters {
+		return true
+	}
+	for key, c := range f.known { // in random order
+		if c.ended() {
+			delete(f.known, key)
+			return true
+		}
+	}
+	return false
 }
 
 // unreadFilter is the errIndirect of a process whose seccomp filter is being read.
@@ -103,7 +130,7 @@ func (c *capture) run(r *Runtime, profile func() (*specs.LinuxSeccomp, error), c
 	if err == nil {
 		c.filter, err = r.readFilterOf(ctx, seccomp, cgroup)
 	}
-	c.retry = time.Now().Add(filterRetry)
+	c.retry = time.Now().Add(c.pause)
 	if err != nil {
 		klog.Background().Info("Execs use the OCI runtime, because a seccomp filter cannot be read", "reason", err.Error())
 	}
@@ -168,7 +195,9 @@ func (r *Runtime) filterOf(ctx context.Context, bundle, id string) (*filter, err
 	if _, err = io.ReadFull(out, make([]byte, 1)); err == nil {
 		var pid int
 		if pid, err = awaitPid(ctx, pidFile); err == nil {
+			owned := r.options.Reaper.Own(pid) // a reaper's wait would take the stop of a traced process
 			got, err = readFilter(ctx, pid)
+			owned()
 		}
 	}
 	_ = in.Close()

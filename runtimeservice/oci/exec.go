@@ -299,8 +299,9 @@ func (p *ExecProcess) Wait(ctx context.Context) (int, error) {
 	return p.code, nil
 }
 
-// awaitFilter waits until the seccomp filter has been read that an exec lacked, so that nothing of
-// the container for reading it exists when the exec returns.
+// awaitFilter waits until the seccomp filter has been read that an exec lacked, so that usually
+// nothing of the container for reading it exists when the exec returns. It waits for filterWait at
+// most.
 func awaitFilter(ctx context.Context, indirect error) {
 	var unread unreadFilter
 	if !errors.As(indirect, &unread) {
@@ -308,6 +309,7 @@ func awaitFilter(ctx context.Context, indirect error) {
 	}
 	select {
 	case <-unread.read:
+	case <-time.After(filterWait):
 	case <-ctx.Done():
 	}
 }
