@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -20,8 +21,9 @@ func TestExecByRuntime(t *testing.T) {
 			f := startOn(t, func(o *node.Options) {
 				o.ExecByRuntime = byRuntime
 				calls = filepath.Join(o.Data, "calls")
-				program := filepath.Join(o.Data, "recorded-runc")
-				script := "#!/bin/sh\necho \" $* \" >>" + calls + "\nexec runc \"$@\"\n"
+				runtime := cmp.Or(o.OCIRuntime, "runc")
+				program := filepath.Join(o.Data, "recorded-"+runtime)
+				script := "#!/bin/sh\necho \" $* \" >>" + calls + "\nexec " + runtime + " \"$@\"\n"
 				handler := fmt.Sprintf("[runtimes.recorded]\npath = %q\n", program)
 				for path, text := range map[string]string{program: script, filepath.Join(o.Data, "conf.d", "recorded.toml"): handler} {
 					if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o755)); err != nil {

@@ -258,10 +258,11 @@ func (c *conversation) run(ctx context.Context) error {
 }
 
 // executed reports whether the process has executed the program. It may have ended since, but is
-// not reaped.
+// not reaped. If this process cannot tell, for lack of descriptors, executed returns true: no program
+// may run twice.
 func (c *conversation) executed() bool {
 	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", c.pid))
-	return err == nil && strings.TrimSuffix(string(comm), "\n") != executingComm
+	return err != nil || strings.TrimSuffix(string(comm), "\n") != executingComm
 }
 
 // end kills and reaps the process.

@@ -15,6 +15,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/micarun/mica/internal/osthread"
 )
 
 // buildHelper builds mica-init.
@@ -352,5 +354,27 @@ func TestExecDirectlyKnowsTheNamespaces(t *testing.T) {
 		if got, err := d.foreignNamespaces(); got != tc.want || !errors.Is(err, tc.err) {
 			t.Errorf("container with %v: namespaces %#x, %v, want %#x, %v", tc.types, got, err, tc.want, tc.err)
 		}
+	}
+}
+
+// A process whose name cannot be read has perhaps run its program.
+func TestExecDirectlyRunsNothingTwice(t *testing.T) {
+	for comm, want := range map[string]bool{executingComm: false, "exec": true} {
+		err := osthread.Run(func() error {
+			name := filepath.Join("/proc/self/task", strconv.Itoa(unix.Gettid()), "comm")
+			if err := os.WriteFile(name, []byte(comm), 0); err != nil {
+				return err
+			}
+			if got := (&conversation{pid: unix.Gettid()}).executed(); got != want {
+				t.Errorf("process named %q: executed is %v", comm, got)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if none := (&conversation{pid: 1 << 30}); !none.executed() { // above the kernel's maximum
+		t.Error("process without a name was not executed")
 	}
 }
