@@ -101,14 +101,15 @@ func (s *Service) probeCgroup(ctx context.Context) (path string, release func(),
 	if err != nil {
 		return "", nil, err
 	}
-	if err := s.makeOwnCgroup(ctx, parent); err != nil {
-		return "", nil, err
-	}
 	release = func() {
 		err := s.removeCgroup(context.WithoutCancel(ctx), parent)
 		if err = errors.Join(err, s.removeDefaultCgroup()); err != nil {
 			klog.FromContext(ctx).Error(err, "Removing cgroup failed", "path", parent)
 		}
+	}
+	if err := s.makeOwnCgroup(ctx, parent); err != nil {
+		release()
+		return "", nil, err
 	}
 	return s.cgroups.ContainerPath(parent, id), release, nil
 }
