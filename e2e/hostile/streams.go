@@ -67,8 +67,8 @@ func emptyMembers() packed {
 // emptyBlocks are before a small tar: blocks that contain nothing but need code tables, some with the
 // fixed codes of RFC 1951 and some with codes of their own.
 func emptyBlocks() packed {
-	member := append([]byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255}, bytes.Repeat([]byte{0x02, 0x08, 0x20, 0x80, 0x00}, 8<<20/5)...)
-	member = append(member, bytes.Repeat(emptyDynamicBlocks(), 4<<20/len(emptyDynamicBlocks()))...)
+	member := append([]byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255}, bytes.Repeat([]byte{0x02, 0x08, 0x20, 0x80, 0x00}, 7<<20/5)...)
+	member = append(member, bytes.Repeat(emptyDynamicBlocks(), 2<<20/len(emptyDynamicBlocks()))...)
 	member = append(member, 0x03, 0x00)           // the last block, which is empty too
 	member = append(member, make([]byte, 2*4)...) // checksum and size
 	p := hashed()

@@ -212,7 +212,36 @@ func (c container) look(t *testing.T, d *Direct, p specs.Process, command []stri
 	p.Args = command
 	var stdout, stderr bytes.Buffer
 	code, err := c.do(t, ExecArgs{Process: &p, Stdout: &stdout, Stderr: &stderr, Stdin: strings.NewReader(""), Direct: d})
-	return seen{code, normal(shortStat(stdout.String())), normal(stderr.String()), err != nil}
+	out := normal(shortStat(stdout.String()))
+	if d == nil {
+		out = withoutInherited(t, out)
+	}
+	return seen{code, out, normal(stderr.String()), err != nil}
+}
+
+var ignoredSignals = regexp.MustCompile(`(?m)^SigIgn:\t([0-9a-f]+)$`)
+
+// withoutInherited clears the signals that this test ignores since its start. The OCI runtime's exec
+// passes them on, and a direct start does not. GNU make, for example, starts programs by
+// posix_spawn(3), after which they ignore signals 32 and 33.
+func withoutInherited(t *testing.T, status string) string {
+	t.Helper()
+	mask := func(text string) uint64 {
+		m, err := strconv.ParseUint(text, 16, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	own, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	inherited := mask(ignoredSignals.FindStringSubmatch(string(own))[1])
+	return ignoredSignals.ReplaceAllStringFunc(status, func(line string) string {
+		ignored := mask(ignoredSignals.FindStringSubmatch(line)[1])
+		return fmt.Sprintf("SigIgn:\t%016x", ignored&^inherited)
+	})
 }
 
 // A process that is started directly is like one that the OCI runtime starts, in everything that it
