@@ -20,16 +20,7 @@ func TestExecByRuntime(t *testing.T) {
 			var calls string
 			f := startOn(t, func(o *node.Options) {
 				o.ExecByRuntime = byRuntime
-				calls = filepath.Join(o.Data, "calls")
-				runtime := cmp.Or(o.OCIRuntime, "runc")
-				program := filepath.Join(o.Data, "recorded-"+runtime)
-				script := "#!/bin/sh\necho \" $* \" >>" + calls + "\nexec " + runtime + " \"$@\"\n"
-				handler := fmt.Sprintf("[runtimes.recorded]\npath = %q\n", program)
-				for path, text := range map[string]string{program: script, filepath.Join(o.Data, "conf.d", "recorded.toml"): handler} {
-					if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o755)); err != nil {
-						t.Fatal(err)
-					}
-				}
+				calls = recordRuntime(t, o, " $* ")
 			})
 			config := f.podConfig()
 			id, err := f.Runtime.RunPodSandbox(f.ctx, config, "recorded")
@@ -47,4 +38,20 @@ func TestExecByRuntime(t *testing.T) {
 			}
 		})
 	}
+}
+
+// recordRuntime adds the runtime handler "recorded": the node's OCI runtime behind a shell script that
+// first appends a line to the returned file. The script's echo gets text.
+func recordRuntime(t *testing.T, o *node.Options, text string) (file string) {
+	t.Helper()
+	runtime := cmp.Or(o.OCIRuntime, "runc")
+	file, program := filepath.Join(o.Data, "calls"), filepath.Join(o.Data, "recorded-"+runtime)
+	script := fmt.Sprintf("#!/bin/sh\necho \"%s\" >>%s\nexec %s \"$@\"\n", text, file, runtime)
+	handler := fmt.Sprintf("[runtimes.recorded]\npath = %q\n", program)
+	for path, content := range map[string]string{program: script, filepath.Join(o.Data, "conf.d", "recorded.toml"): handler} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return file
 }

@@ -1,13 +1,10 @@
 package e2e
 
 import (
-	"cmp"
-	"errors"
 	"fmt"
 	"math"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -85,15 +82,7 @@ func TestRuntimesStartWithAllDescriptors(t *testing.T) {
 	f := startOn(t, func(o *node.Options) {
 		o.Enter = []string{"/bin/sh", "-c", `ulimit -S -n 512; exec "$@"`, "sh"}
 		o.ExecByRuntime = true
-		limits = filepath.Join(o.Data, "limits")
-		program := filepath.Join(o.Data, "recorded-runc")
-		script := "#!/bin/sh\necho $(ulimit -S -n) $(ulimit -H -n) $* >>" + limits + "\nexec " + cmp.Or(o.OCIRuntime, "runc") + " \"$@\"\n"
-		handler := fmt.Sprintf("[runtimes.recorded]\npath = %q\n[pods]\nexec_by_runtime = true\n", program)
-		for path, text := range map[string]string{program: script, filepath.Join(o.Data, "conf.d", "recorded.toml"): handler} {
-			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o755)); err != nil {
-				t.Fatal(err)
-			}
-		}
+		limits = recordRuntime(t, o, "$(ulimit -S -n) $(ulimit -H -n) $* ")
 	})
 	config := f.podConfig()
 	id, err := f.Runtime.RunPodSandbox(f.ctx, config, "recorded")
