@@ -3,6 +3,7 @@ package keeper
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -230,6 +231,43 @@ func TestStartByPipeEndsWithTheExec(t *testing.T) {
 			}
 		})
 	}
+}
+
+// After Start, the process runs the container's program: runc closes its pipe shortly before the
+// exec, so the end of the pipe is not enough.
+func TestStartByPipeLeavesTheRuntime(t *testing.T) {
+	for _, runtime := range []string{"runc", "crun"} {
+		t.Run(runtime, func(t *testing.T) {
+			n := newNode(t)
+			for range 30 {
+				w := n.waiting(runtime, pipeOf(t, runtime), "exec sleep 1000")
+				before := w.executable()
+				if err := w.client.Start(t.Context(), w.id); err != nil {
+					t.Fatal(err)
+				}
+				if after := w.executable(); os.SameFile(before, after) {
+					t.Fatal("the process still runs the runtime")
+				}
+				if err := w.client.Delete(t.Context(), w.id); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+// executable returns the file that the container's process executes.
+func (w *waiting) executable() os.FileInfo {
+	w.t.Helper()
+	st, err := w.client.Get(w.t.Context(), w.id)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	info, err := os.Stat(fmt.Sprintf("/proc/%d/exe", st.Pid))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return info
 }
 
 // A process that does not reach its program within the time limit counts as started, as with the

@@ -2,14 +2,21 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/micarun/mica/runtimeservice/keeper/wire"
 	"golang.org/x/sys/unix"
 )
 
-// beginInterval is the interval at which the wait for a process looks whether it has ended.
-const beginInterval = 100 * time.Millisecond
+const (
+	// beginInterval is the interval at which the wait for a process looks whether it has ended.
+	beginInterval = 100 * time.Millisecond
+	// execTime is how long start waits for the exec of a process that runs no hooks. The exec takes
+	// less than a millisecond on an idle node, and more with a small CPU quota. If the container's
+	// program is the same file as the runtime's own program, the exec does not show.
+	execTime = 5 * time.Second
+)
 
 // begin starts the process of a created container without the runtime, where Create.StartPipe says
 // how. The process waits at a pipe in the container's directory below the runtime's root. Its
@@ -26,7 +33,7 @@ func (s *Server) begin(ctx context.Context, c *container) (begun bool, err error
 	default:
 		return false, nil
 	}
-	path, fd := c.startPipe(), -1
+	path, fd, own := c.startPipe(), -1, c.program()
 	if s.spare.lend(func() (err error) {
 		fd, err = unix.Open(path, flags, 0)
 		return err
@@ -46,26 +53,43 @@ func (s *Server) begin(ctx context.Context, c *container) (begun bool, err error
 	}
 	if begun {
 		_ = unix.Unlink(path)
-	}
-	if begun && c.rec.Create.StartPipe == wire.StartByReading {
-		c.waitForExec(ctx, fd)
+		c.waitForExec(ctx, fd, own)
 	}
 	return begun, err
 }
 
-// waitForExec waits until the process, which has written to runc's pipe, runs the container's
-// program, has ended, or has used up the time of a step. The pipe closes at the exec. Before that,
-// the process is still runc's own, and a signal that the program might ignore would end it.
-func (c *container) waitForExec(ctx context.Context, fd int) {
-	ctx, cancel := context.WithTimeout(ctx, c.rec.timeout())
+// waitForExec waits until the process, which has passed the pipe, runs the container's program, has
+// ended, or has used up its time. own is the runtime's own program. Until then, a signal that the
+// container's program might ignore would end the process.
+//
+// runc's process holds the pipe open while it runs startContainer hooks, and closes it shortly
+// before the exec or by it. crun's process does not show that it runs hooks.
+func (c *container) waitForExec(ctx context.Context, fd int, own programID) {
+	hooks, cancel := context.WithTimeout(ctx, c.rec.timeout())
 	defer cancel()
-	for ctx.Err() == nil {
+	for open := c.rec.Create.StartPipe == wire.StartByReading; open && hooks.Err() == nil; {
 		fds := []unix.PollFd{{Fd: int32(fd)}}
 		_, err := unix.Poll(fds, int(beginInterval.Milliseconds()))
-		if err != nil && err != unix.EINTR || fds[0].Revents != 0 {
-			return
-		}
+		open = fds[0].Revents == 0 && (err == nil || err == unix.EINTR)
 	}
+	ctx, cancel = context.WithTimeout(ctx, execTime)
+	defer cancel()
+	for pause := 20 * time.Microsecond; ctx.Err() == nil && own.known() && c.program() == own; pause = min(2*pause, 5*time.Millisecond) {
+		time.Sleep(pause)
+	}
+}
+
+// programID identifies the file that a process executes. It is zero for a process that has ended.
+type programID struct{ device, inode uint64 }
+
+func (p programID) known() bool { return p.inode != 0 }
+
+func (c *container) program() programID {
+	var st unix.Stat_t
+	if unix.Stat(fmt.Sprintf("/proc/%d/exe", c.state().Pid), &st) != nil {
+		return programID{}
+	}
+	return programID{uint64(st.Dev), st.Ino}
 }
 
 // readStart waits until the process has opened the pipe and written to it. It returns false if the
