@@ -63,8 +63,7 @@ enum {
 	/* exec.c */
 	SYS_getcwd = 17, SYS_fcntl = 25, SYS_fchown = 55, SYS_openat = 56, SYS_capset = 91, SYS_rt_sigaction = 134,
 	SYS_setresuid = 147, SYS_setresgid = 149, SYS_setsid = 157, SYS_umask = 166, SYS_brk = 214, SYS_keyctl = 219,
-	 SYS_execve = 221,
-	SYS_prlimit64 = 261, SYS_seccomp = 277, SYS_clone3 = 435,
+	SYS_execve = 221, SYS_prlimit64 = 261, SYS_seccomp = 277, SYS_clone3 = 435,
 };
 
 static long call(long n, long a, long b, long c, long d, long e)
