@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go/features"
@@ -31,9 +32,15 @@ type triedRuntimes struct {
 	Default string `json:"default"`
 	// Refusals say why handlers that the configuration prefers cannot be the default.
 	Refusals []string `json:"refusals,omitempty"`
+	// Confirmed says that two trials had these Refusals. One of them alone can have a passing cause,
+	// such as a full disk or a node that is too slow after a boot.
+	Confirmed bool `json:"confirmed,omitempty"`
 	// Features are the features of the runtimes, by handler.
 	Features map[string]features.Features `json:"features"`
 }
+
+// final reports whether later starts need no trial.
+func (t triedRuntimes) final() bool { return t.Confirmed || len(t.Refusals) == 0 }
 
 // trialConditions is what decides whether and how OCI runtimes run containers on this host.
 type trialConditions struct {
@@ -76,7 +83,7 @@ func (n *node) triedRuntimes(ctx context.Context, c config.Config, installed map
 	}
 	path := filepath.Join(c.StateDir, "probe", "result.json")
 	var earlier triedRuntimes
-	if err := jsonfile.Read(path, &earlier); err == nil && earlier.Conditions == conditions {
+	if err := jsonfile.Read(path, &earlier); err == nil && earlier.Conditions == conditions && earlier.final() {
 		return earlier, nil
 	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		log.Error(err, "Result of an earlier trial of OCI runtimes cannot be used")
@@ -86,6 +93,7 @@ func (n *node) triedRuntimes(ctx context.Context, c config.Config, installed map
 		return triedRuntimes{}, err
 	}
 	tried.Conditions = conditions
+	tried.Confirmed = earlier.Conditions == conditions && slices.Equal(earlier.Refusals, tried.Refusals)
 	if err := jsonfile.Write(path, tried); err != nil {
 		log.Error(err, "The next start has to try the OCI runtimes again")
 	}
