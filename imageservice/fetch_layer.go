@@ -22,6 +22,7 @@ import (
 type layerArgs struct {
 	repository *registry.Repository
 	allowances []*overlay.Allowance // one for each host of repository
+	copies     *overlay.Allowance   // of copied layers
 	blob       ocispec.Descriptor
 	diffID     digest.Digest
 	repeated   bool // another layer of the image has the same blob, whose bytes add to the allowance once
@@ -69,7 +70,7 @@ func (s *Service) copyLayer(ctx context.Context, a layerArgs) *overlay.Draft {
 		return nil
 	}
 	log := klog.FromContext(ctx)
-	draft, err := s.layers.Copy(ctx, a.diffID)
+	draft, err := s.layers.Copy(ctx, a.diffID, a.copies)
 	if err != nil {
 		if !errdefs.IsNotFound(err) && ctx.Err() == nil {
 			log.Info("Cannot copy layer, fetching it", "blob", a.blob.Digest, "err", err)

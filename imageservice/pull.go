@@ -131,7 +131,7 @@ func (s *Service) pull(ctx context.Context, ref reference.Named, auth registry.A
 		return Image{}, err
 	}
 	j := &pullJob{
-		service: s, repository: repo, progress: p, manifest: manifest,
+		service: s, repository: repo, progress: p, manifest: manifest, copies: s.layers.NewAllowance(),
 		diffIDs: config.RootFS.DiffIDs, chains: imagestore.ChainIDs(config.RootFS.DiffIDs),
 	}
 	for range repo.Hosts() {

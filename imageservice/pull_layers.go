@@ -27,6 +27,8 @@ type pullJob struct {
 	// allowances bound the cost of all layers together. Element i applies after i hosts have sent
 	// something other than the blob: what these sent must not count against the image.
 	allowances []*overlay.Allowance
+	// copies bounds the cost of all layers that are copied instead of fetched.
+	copies *overlay.Allowance
 }
 
 // fetchedLayer is a layer on disk that was not part of the store when the fetch began.
@@ -134,7 +136,7 @@ func (j *pullJob) join(ctx context.Context, i int, suffix string) (c *layerCall,
 			defer cancel()
 			return j.service.fetchLayer(ctx, layerArgs{
 				repository: j.repository, allowances: j.allowances, blob: j.manifest.Layers[i], diffID: j.diffIDs[i],
-				repeated: j.repeated(i), progress: p,
+				repeated: j.repeated(i), progress: p, copies: j.copies,
 			})
 		},
 	})

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -13,19 +12,20 @@ import (
 
 // Copy makes a draft of a layer that is committed on top of another parent. It reads the layer's tar
 // and applies it, so that the copy shares no file with the layer, and content that has changed on
-// disk is noticed. It counts against no allowance: the layer was within one when it was committed.
+// disk is noticed. It counts against copies, the allowance of all copies for an image, to which its
+// bytes add nothing: an image can name any number of layers that the store has.
 //
 // Copy returns errdefs.ErrNotFound if no committed layer has the diff ID, and errdefs.ErrDataLoss if
 // the layer's content has changed. Otherwise its errors are those of Apply and TarStream.
-func (s *Store) Copy(ctx context.Context, diffID digest.Digest) (*Draft, error) {
-	d, err := s.copyLayer(ctx, diffID)
+func (s *Store) Copy(ctx context.Context, diffID digest.Digest, copies *Allowance) (*Draft, error) {
+	d, err := s.copyLayer(ctx, diffID, copies)
 	if err != nil {
 		return nil, fmt.Errorf("copy layer: %w", err)
 	}
 	return d, nil
 }
 
-func (s *Store) copyLayer(ctx context.Context, diffID digest.Digest) (_ *Draft, err error) {
+func (s *Store) copyLayer(ctx context.Context, diffID digest.Digest, copies *Allowance) (_ *Draft, err error) {
 	l, err := s.withDiffID(diffID)
 	if err != nil {
 		return nil, err
@@ -35,7 +35,7 @@ func (s *Store) copyLayer(ctx context.Context, diffID digest.Digest) (_ *Draft, 
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, tar.Close()) }()
-	d, err := s.ApplyWithin(ctx, unlimited(), struct{ io.Reader }{tar})
+	d, err := s.ApplyWithin(ctx, copies, untransferred{tar})
 	if err != nil {
 		return nil, err
 	}
@@ -62,7 +62,9 @@ func (s *Store) withDiffID(diffID digest.Digest) (found Layer, err error) {
 	return found, nil
 }
 
-// unlimited returns the allowance of a copied layer.
-func unlimited() *Allowance {
-	return newAllowance(floors{work: math.MaxInt64 / 2, kept: math.MaxInt64 / 2})
-}
+// untransferred is an input of which no byte was transferred.
+type untransferred struct{ io.Reader }
+
+func (untransferred) Received() int64 { return 0 }
+func (untransferred) Repeated() int64 { return 0 }
+func (untransferred) ByteCost() int64 { return 0 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -18,7 +19,7 @@ func TestCopy(t *testing.T) {
 	old := register(t, s, "", buildTar(t, file("a", "a")))
 	first := register(t, s, old.ID, content)
 	other := register(t, s, "", buildTar(t, file("b", "b")))
-	d, err := s.Copy(ctx, first.DiffID)
+	d, err := s.Copy(ctx, first.DiffID, s.NewAllowance())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +53,7 @@ func TestCopy(t *testing.T) {
 // Only a layer that exists and is unchanged is copied. After an error nothing is left.
 func TestCopyRefuses(t *testing.T) {
 	ctx, s := t.Context(), newStore(t)
-	if _, err := s.Copy(ctx, digest.FromString("none")); !errdefs.IsNotFound(err) {
+	if _, err := s.Copy(ctx, digest.FromString("none"), s.NewAllowance()); !errdefs.IsNotFound(err) {
 		t.Errorf("a diff ID without a layer: %v", err)
 	}
 	l := register(t, s, "", buildTar(t, file("f", "content")))
@@ -60,7 +61,7 @@ func TestCopyRefuses(t *testing.T) {
 	if err := os.WriteFile(name, []byte("CONTENT"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Copy(ctx, l.DiffID); err == nil {
+	if _, err := s.Copy(ctx, l.DiffID, s.NewAllowance()); err == nil {
 		t.Error("a changed layer was copied")
 	}
 	if err := os.WriteFile(name, []byte("content"), 0o644); err != nil { // what Check expects at the end
@@ -77,16 +78,27 @@ func TestCopyRefuses(t *testing.T) {
 	}
 }
 
-// A copied layer takes nothing of an allowance, neither for itself nor for the look-ups of the commit.
-func TestCopyTakesNoAllowance(t *testing.T) {
+// The copies for an image share an allowance, to which their bytes add nothing. They take nothing of
+// another one, neither for themselves nor for the look-ups of the commit.
+func TestCopiesHaveAnAllowance(t *testing.T) {
 	ctx, s := t.Context(), newStore(t)
-	l := register(t, s, "", buildTar(t, file("implied/f", "f")))
+	l := register(t, s, "", buildTar(t, file("implied/f", strings.Repeat("f", 1<<20))))
+	copies := newAllowance(floors{work: 3 * costLayer, kept: 1 << 20})
 	s.floors = floors{work: costLayer / 2, kept: 1}
-	d, err := s.Copy(ctx, l.DiffID)
+	d, err := s.Copy(ctx, l.DiffID, copies)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Commit(ctx, l.ID, d); err != nil {
 		t.Error(err)
 	}
+	for range 3 {
+		if d, err = s.Copy(ctx, l.DiffID, copies); err != nil {
+			return
+		}
+		if err := d.Discard(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Error("four copies of a layer are within three times the cost of one")
 }
